@@ -1,0 +1,467 @@
+"""Every error this project raises, in one tree: a stable code, whether a retry can help, and its facts as fields.
+
+An error crosses process and host borders as ``{"code", "fields"}`` (`to_wire`, `from_wire`), never as text, so the far side can
+still act on the facts.  ``tiler`` has an error file of its own, because it depends on nothing here.
+"""
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+
+class DistributedComfyError(Exception):
+    """Base of the tree; a subclass is a code, a retry rule and a sentence with a remedy."""
+
+    code: ClassVar[str] = "error"
+    """Stable name for scripts, logs and the wire."""
+    retryable: ClassVar[bool] = False
+    """True where the same item can succeed elsewhere or later."""
+    exit_code: ClassVar[int] = 1
+    """Exit status of the command line: 1 failed, 2 bad input, 3 no worker or no Redis."""
+    sentence: ClassVar[str] = "{reason}"
+    """Message with one ``{field}`` for each fact the raiser must give."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(self.sentence.format(**fields))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["fields"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_wire, (self.to_wire(),))
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """The facts that `sentence` names, in order."""
+        return tuple(dict.fromkeys(name.split("[")[0] for _, name, _, _ in string.Formatter().parse(cls.sentence) if name))
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as plain JSON values."""
+        return {"code": self.code, "fields": self.fields}
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------------
+class BadInput(DistributedComfyError):
+    """The caller gave something that cannot work; nothing was queued."""
+
+    code = "bad_input"
+    exit_code = 2
+
+
+class SettingInvalid(BadInput):
+    """A setting has a value that cannot be used."""
+
+    code = "setting_invalid"
+    sentence = "{name}: {reason}"
+
+
+class PromptUnreadable(BadInput):
+    """The prompt file is missing, unreadable or not JSON."""
+
+    code = "prompt_unreadable"
+    sentence = "cannot read the prompt {source}: {reason}"
+
+
+class PromptIsWorkflow(BadInput):
+    """A UI workflow was given where a prompt is needed."""
+
+    code = "prompt_is_workflow"
+    sentence = "{source} is a workflow saved for ComfyUI's editor, not a prompt; in ComfyUI use Workflow > Export (API) and pass that file"
+
+
+class PromptMalformed(BadInput):
+    """The JSON is not an API-format graph."""
+
+    code = "prompt_malformed"
+    sentence = "{source} is not an API-format prompt: {reason}; export one with Workflow > Export (API)"
+
+
+class PromptHasCycle(BadInput):
+    """The graph feeds a node from itself."""
+
+    code = "prompt_has_cycle"
+    sentence = "the prompt has a cycle through nodes {nodes}; break one of these links"
+
+
+class PromptHasNoOutput(BadInput):
+    """Nothing in the prompt saves, shows or collects anything."""
+
+    code = "prompt_has_no_output"
+    sentence = "the prompt has no output node; add SaveImage, PreviewImage or DistributedCollector"
+
+
+class CollectorsNested(BadInput):
+    """One collector feeds another."""
+
+    code = "collectors_nested"
+    sentence = "collector {inner} feeds collector {outer}; collect once, or set pass_through on the second one"
+
+
+class NothingToVary(BadInput):
+    """More than one item was asked for, or a seed, but the prompt has nothing that takes it."""
+
+    code = "nothing_to_vary"
+    sentence = "{option} was given, but the prompt has no {needed}; add one in ComfyUI (or leave {option} out)"
+
+
+class ItemsOutOfRange(BadInput):
+    """The number of items is not one this project queues."""
+
+    code = "items_out_of_range"
+    sentence = "items must be from 1 to {limit}, not {items}"
+
+
+class SeedOutOfRange(BadInput):
+    """A seed, or the last seed of the batch, is outside what ComfyUI samples with."""
+
+    code = "seed_out_of_range"
+    sentence = "seed {seed} with {items} items ends outside 0..{limit}; choose a smaller seed"
+
+
+class InputUnknown(BadInput):
+    """``--set`` names a node or input that the prompt does not have."""
+
+    code = "input_unknown"
+    sentence = "--set {target}: {reason}"
+
+
+class InputFileMissing(BadInput):
+    """The prompt loads a file that is not in the input folder."""
+
+    code = "input_file_missing"
+    sentence = "node {node_id} loads {name!r}, which is not in {folders}; put the file there or name it with its path"
+
+
+class JobUnknown(BadInput):
+    """No job has this id."""
+
+    code = "job_unknown"
+    sentence = "no job {job_id}; `distributed-comfy jobs list` shows the known ones"
+
+
+class JobStateInvalid(BadInput):
+    """The job is in a state in which the order makes no sense."""
+
+    code = "job_state_invalid"
+    sentence = "job {job_id} is {state}; {order} needs {needed}"
+
+
+class OutputUnwritable(BadInput):
+    """The output folder cannot be written."""
+
+    code = "output_unwritable"
+    sentence = "cannot write to {path}: {reason}; free space there or choose another folder with --out"
+
+
+# -- the cluster is not there -------------------------------------------------------------------------------------------
+class ClusterUnavailable(DistributedComfyError):
+    """No Redis, no worker, or none that can run this."""
+
+    code = "cluster_unavailable"
+    exit_code = 3
+
+
+class NoWorker(ClusterUnavailable):
+    """No live worker is registered."""
+
+    code = "no_worker"
+    sentence = "no worker is running; start one with `distributed-comfy worker`, or add --workers 2 to let this command start its own"
+
+
+class NoCapableWorker(ClusterUnavailable):
+    """Live workers exist, but each lacks something the prompt needs."""
+
+    code = "no_capable_worker"
+    sentence = "no live worker can run this prompt: {lacks}; install what is missing, or use --wait SECONDS to queue it all the same"
+
+
+class RedisUnreachable(ClusterUnavailable):
+    """Redis does not answer."""
+
+    code = "redis_unreachable"
+    retryable = True
+    sentence = "cannot reach Redis at {url}: {reason}; is it running, and is {setting} right?"
+
+
+class RedisRefused(ClusterUnavailable):
+    """Redis answers and refuses the password or user."""
+
+    code = "redis_refused"
+    sentence = "Redis at {url} refuses the user or password: {reason}; check {setting}"
+
+
+class RedisTooOld(ClusterUnavailable):
+    """The server lacks commands the scripts use."""
+
+    code = "redis_too_old"
+    sentence = "Redis at {url} is version {version}; {needed} or later is needed"
+
+
+class NoRedisServer(ClusterUnavailable):
+    """No provider of the embedded Redis works on this system."""
+
+    code = "no_redis_server"
+    sentence = "no Redis server found on this system ({tried}); {remedy}"
+
+
+class WorkerNameTaken(ClusterUnavailable):
+    """A live worker already has this name."""
+
+    code = "worker_name_taken"
+    sentence = "a live worker is already called {name!r}; stop it or choose another --name"
+
+
+class ForeignPackage(ClusterUnavailable):
+    """A package of another project stands where one of ours is needed."""
+
+    code = "foreign_package"
+    sentence = "the Python package {package!r} comes from {path}, not from distributed-comfy; remove it or use a clean environment"
+
+
+# -- frames and blobs ---------------------------------------------------------------------------------------------------
+class FrameError(DistributedComfyError):
+    """A frame cannot be read as what it claims to be."""
+
+    code = "frame_error"
+    retryable = True
+
+
+class FrameTruncated(FrameError):
+    """The bytes end before the header says."""
+
+    code = "frame_truncated"
+    sentence = "frame ends after {have_bytes} bytes, its header says {need_bytes}; the sender or the blob was cut off"
+
+
+class FrameMalformed(FrameError):
+    """Not a frame of ours, or its header contradicts itself."""
+
+    code = "frame_malformed"
+    sentence = "not a tensor frame: {reason}"
+
+
+class FrameVersionUnknown(FrameError):
+    """The frame was written by another version of this project."""
+
+    code = "frame_version_unknown"
+    retryable = False
+    sentence = "frame version {version} is not among {known}; run the same version of distributed-comfy on all hosts"
+
+
+class FrameDtypeUnknown(FrameError):
+    """The element type is not one we carry."""
+
+    code = "frame_dtype_unknown"
+    retryable = False
+    sentence = "frame has element type {dtype!r}; known are {known}"
+
+
+class FrameChecksumWrong(FrameError):
+    """The payload differs from what was written."""
+
+    code = "frame_checksum_wrong"
+    sentence = "frame checksum is {found}, its header says {expected}; the blob was damaged on the way"
+
+
+class FrameTooLarge(FrameError):
+    """The tensor is larger than the limit on one blob."""
+
+    code = "frame_too_large"
+    retryable = False
+    sentence = "tensor of {size_bytes} bytes is over the limit of {limit_bytes}; raise DC_BLOB_LIMIT_BYTES or make smaller images or batches"
+
+
+class BlobMissing(DistributedComfyError):
+    """A blob that a record points to is not in the blob store any more."""
+
+    code = "blob_missing"
+    retryable = True
+    sentence = "blob {blob} is gone from the blob Redis (restarted, expired or evicted)"
+
+
+class ResultCollected(DistributedComfyError):
+    """The pixels were fetched by the job's collector and are not in the blob store any more."""
+
+    code = "result_collected"
+    sentence = "the result of item {item_id} was collected by {host} into {folder}; read it there"
+
+
+# -- items --------------------------------------------------------------------------------------------------------------
+class ItemError(DistributedComfyError):
+    """An item could not be finished."""
+
+    code = "item_error"
+
+
+class NodeFailed(ItemError):
+    """A node raised: the user's own error, reported whole."""
+
+    code = "node_failed"
+    sentence = "node {node_id} ({class_type}) raised {exception_type}: {exception_message}"
+
+
+class ValidationRefused(ItemError):
+    """The engine's validation refuses the prompt on every worker alike."""
+
+    code = "validation_refused"
+    sentence = "the prompt is not valid: {details}"
+
+
+class WorkerLacks(ItemError):
+    """Validation refuses the prompt because of something that this worker does not have."""
+
+    code = "worker_lacks"
+    retryable = True
+    sentence = "worker {worker} lacks {lacks}"
+
+
+class OutOfMemory(ItemError):
+    """The device ran out of memory."""
+
+    code = "out_of_memory"
+    retryable = True
+    sentence = "{device} ran out of memory in node {node_id}: {exception_message}"
+
+
+class SinkDidNotRun(ItemError):
+    """The engine reports success, but a node that must hand over its result never ran."""
+
+    code = "sink_did_not_run"
+    sentence = "node {node_id} did not run although the engine reports success; this is a fault of the engine, please report it"
+
+
+class EngineDied(ItemError):
+    """The engine process ended while it had an item."""
+
+    code = "engine_died"
+    retryable = True
+    sentence = "the engine process ended with {status}; its last lines: {log_tail}"
+
+
+class EngineStalled(ItemError):
+    """The engine shows no sign of life."""
+
+    code = "engine_stalled"
+    retryable = True
+    sentence = "the engine gave no sign of life for {seconds} s and was ended; raise DC_STALL_TIMEOUT_S if a model takes longer to load"
+
+
+class EngineStartFailed(ItemError):
+    """The engine never became ready."""
+
+    code = "engine_start_failed"
+    sentence = "the engine did not start: {reason}"
+
+
+class WorkerLost(ItemError):
+    """The worker's lease ran out while it had the item."""
+
+    code = "worker_lost"
+    retryable = True
+    sentence = "worker {worker} disappeared while it had the item"
+
+
+class ConnectionLost(ItemError):
+    """The worker lost its connection while it shipped the result."""
+
+    code = "connection_lost"
+    retryable = True
+    sentence = "lost the connection to {target}: {reason}"
+
+
+class ItemInterrupted(ItemError):
+    """The item was cancelled or taken back while it ran."""
+
+    code = "item_interrupted"
+    retryable = True
+    sentence = "item {item_id} was interrupted"
+
+
+class ClaimLost(ItemError):
+    """The table of truth says that this claim is not (or no longer) the caller's."""
+
+    code = "claim_lost"
+    sentence = "claim {claim_id} is no longer valid; the item went elsewhere"
+
+
+class AttemptsExhausted(ItemError):
+    """The item failed as often as is allowed."""
+
+    code = "attempts_exhausted"
+    sentence = "item {item_id} failed {attempts} times, last on {worker}: {last}; `distributed-comfy jobs retry {job_id}` tries again"
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------------------
+class JobError(DistributedComfyError):
+    """A job did not finish with every item accounted for."""
+
+    code = "job_error"
+
+
+class JobFailed(JobError):
+    """At least one item failed for good."""
+
+    code = "job_failed"
+    sentence = "job {job_id} failed: item {index} on worker {worker}: {last}"
+
+
+class JobCancelled(JobError):
+    """The job was cancelled."""
+
+    code = "job_cancelled"
+    exit_code = 130
+    sentence = "job {job_id} was cancelled: {reason}"
+
+
+class ItemsMissing(JobError):
+    """The job ended with items that nobody can account for."""
+
+    code = "items_missing"
+    sentence = "job {job_id} ended without items {indexes}; nothing was assembled"
+
+
+class SizesDiffer(JobError):
+    """Images of one batch have different sizes."""
+
+    code = "sizes_differ"
+    sentence = "item {index} has images of {size}, item {first} of {first_size}; one batch needs one size, so make them equal or save inside each item"
+
+
+class MessageVersionUnknown(DistributedComfyError):
+    """A record was written by another version of this project."""
+
+    code = "message_version_unknown"
+    sentence = "a {kind} of version {version} cannot be read here (known: {known}); run the same version of distributed-comfy on all hosts"
+
+
+class RemoteError(DistributedComfyError):
+    """An error with a code this version does not know."""
+
+    code = "remote_error"
+    sentence = "{original_code}: {details}"
+
+
+def all_errors(base: type[DistributedComfyError] = DistributedComfyError) -> Iterator[type[DistributedComfyError]]:
+    """Every class of the tree, the base first."""
+    yield base
+    for child in base.__subclasses__():
+        yield from all_errors(child)
+
+
+def from_wire(wire: dict[str, Any]) -> DistributedComfyError:
+    """The error that `DistributedComfyError.to_wire` wrote; one of an unknown code becomes a `RemoteError`.
+
+    Args:
+        wire: ``{"code": str, "fields": {...}}``.
+    """
+    code, fields = str(wire.get("code")), dict(wire.get("fields") or {})
+    known = {error.code: error for error in all_errors()}
+    cls = known.get(code)
+    if cls is None or any(name not in fields for name in cls.field_names()):
+        return RemoteError(original_code=code, details=fields)
+    return cls(**fields)

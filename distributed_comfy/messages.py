@@ -1,0 +1,343 @@
+"""The records that cross process and host borders: frozen, versioned, JSON (never pickle).
+
+`dump` and `load` are the only way in and out; a record of another version is refused by name.  Seeds and ids inside stay exact,
+because Lua scripts treat a record as an opaque string and never decode it.
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+from pydantic import TypeAdapter, ValidationError
+
+from distributed_comfy.errors import MessageVersionUnknown, PromptMalformed
+
+MESSAGE_VERSION = 1
+"""Version of every record below; a change that old code cannot read raises it."""
+
+Prompt = dict[str, dict[str, Any]]
+"""API-format graph: ``{node_id: {"class_type": str, "inputs": {name: literal or [node_id, slot]}, "_meta"?: {...}}}``."""
+
+ItemKind = Literal["generate", "whole", "last"]
+"""``generate``: one seed of a distributed job; ``whole``: a prompt without distributed nodes; ``last``: what follows the collector."""
+
+T = TypeVar("T")
+
+
+# -- results ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TensorRef:
+    """Where a tensor's frame lies."""
+
+    blob: str
+    """Blob id in the blob store; holds the claim id, so no two executions share it."""
+    dtype: str
+    """Element type, as in the frame header (``float32``, ``bfloat16``...)."""
+    shape: tuple[int, ...]
+    """Dimensions; an image is [B, H, W, C]."""
+    size_bytes: int
+    """Payload bytes, without the header."""
+
+
+@dataclass(frozen=True)
+class LiteralValue:
+    """A number, string, boolean, None or plain list of these, carried in the record."""
+
+    literal: Any
+
+
+@dataclass(frozen=True)
+class MappingValue:
+    """A dict of values, such as a LATENT ``{"samples": tensor}`` or an AUDIO ``{"waveform": tensor, "sample_rate": int}``."""
+
+    entries: dict[str, "Value"]
+
+
+Value = Union[TensorRef, LiteralValue, MappingValue]
+"""What can travel along an edge of the graph."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One value that a sink took from the graph."""
+
+    node_id: str
+    """The sink's id: the collector's own, or ``<node>~<slot>`` for an edge that crosses the cut."""
+    slot: str
+    """Input of the collector (``images``, ``audio``), or ``value``."""
+    list_index: int
+    """Position in the list that ComfyUI passes (INPUT_IS_LIST); 0 for a single value."""
+    value: Value
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A file by content: an input to bring to a worker, or an output to bring home."""
+
+    name: str
+    """Path relative to its folder, with ``/``."""
+    media_type: str
+    """MIME type, guessed from the name; ``application/octet-stream`` when unknown."""
+    sha256: str
+    """Hex digest of the content."""
+    size_bytes: int
+    blob: str
+    """Blob id in the blob store."""
+    folder: Literal["input", "output", "temp"] = "output"
+    """Which of ComfyUI's folders it belongs to."""
+    node_id: str = ""
+    """The output node that wrote it; empty for an input."""
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What one execution of one item gave."""
+
+    captures: tuple[Capture, ...] = ()
+    files: tuple[FileRef, ...] = ()
+    outputs: dict[str, Any] = field(default_factory=dict)
+    """ComfyUI's ``outputs`` of the history, node id -> ui dict."""
+    blocked: tuple[str, ...] = ()
+    """Sinks that got nothing because something upstream was blocked or lazily skipped."""
+    worker: str = ""
+    device_class: str = ""
+    """GPU model, driver, torch build, engine version and flags: results are comparable bit for bit only within one."""
+    engine: str = ""
+    seconds: float = 0.0
+    """Engine time of the item, without queueing and shipping."""
+    version: int = MESSAGE_VERSION
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that lie in the blob store for this result."""
+        return sum(_value_bytes(capture.value) for capture in self.captures) + sum(file.size_bytes for file in self.files)
+
+
+def _value_bytes(value: Value) -> int:
+    if isinstance(value, TensorRef):
+        return value.size_bytes
+    if isinstance(value, MappingValue):
+        return sum(_value_bytes(entry) for entry in value.entries.values())
+    return 0
+
+
+# -- jobs and items -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Patch:
+    """One input of one node replaced by a literal."""
+
+    node_id: str
+    input: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class ItemSpec:
+    """What an engine needs to know about one item, beside the stage's prompt."""
+
+    index: int
+    """0-based; items of one stage come first to last, the last stage has the highest."""
+    kind: ItemKind
+    prompt_hash: str
+    """`prompt_hash` of the stage's prompt, stored once per job."""
+    targets: tuple[str, ...]
+    """Output nodes (sinks included) to execute."""
+    patches: tuple[Patch, ...] = ()
+    """Literals of this item alone, such as its seed."""
+    seed: str = ""
+    """The item's seed in decimal, for people; empty where nothing varies."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a worker must have to run a stage; equal requirements share one signature."""
+
+    engine: str
+    """``comfyui``, ``builtin`` or empty for any."""
+    node_classes: tuple[str, ...]
+    """Sorted class names."""
+    choices: tuple[tuple[str, str, str], ...] = ()
+    """Sorted (class, input, value) of string literals; binding where the worker's class offers a list for that input."""
+    tags: tuple[str, ...] = ()
+    """Sorted tags that the worker must carry."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a worker can run; equal capabilities share one hash."""
+
+    engine: str
+    engine_version: str
+    node_classes: tuple[str, ...]
+    """Sorted."""
+    output_classes: tuple[str, ...] = ()
+    """The node classes that are output nodes, sorted."""
+    choice_lists: tuple[tuple[str, ...], ...] = ()
+    """Distinct value lists (model files, samplers...), separators normalised to ``/``."""
+    choices: dict[str, dict[str, int]] = field(default_factory=dict)
+    """class -> input -> index into `choice_lists`, where validation demands a value of the list."""
+    file_inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """class -> input -> folder (``input``), for inputs that name a file to bring along."""
+    seed_limits: dict[str, dict[str, str]] = field(default_factory=dict)
+    """class -> INT input -> its maximum in decimal, where one is declared."""
+    output_types: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """class -> types of its outputs (``IMAGE``, ``MODEL``...), to tell which edges can travel."""
+    device: str = "cpu"
+    device_class: str = ""
+    tags: tuple[str, ...] = ()
+    version: int = MESSAGE_VERSION
+
+
+@dataclass(frozen=True)
+class CollectorPlan:
+    """One collector of a job, as the master must assemble it."""
+
+    node_id: str
+    slots: tuple[str, ...]
+    """The inputs that are wired: ``images``, ``audio``."""
+    consumed: bool
+    """True where nodes of the last stage use it."""
+    saved: bool
+    """True where an output node of the last stage saves or shows what it collects."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input file of the prompt and the node that loads it."""
+
+    node_id: str
+    input: str
+    file: FileRef
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One submitted prompt; never changes after submission."""
+
+    job_id: str
+    """12 hexadecimal digits, new each time."""
+    submitter: str
+    priority: int
+    """0 (last) to 9 (first), 5 by default."""
+    items: int
+    """All items, the last stage included."""
+    prompts: tuple[str, ...]
+    """Hashes of the stage prompts; the texts are stored beside the record."""
+    original_prompt_hash: str
+    """The user's prompt, for image metadata."""
+    collectors: tuple[CollectorPlan, ...] = ()
+    edges: tuple[str, ...] = ()
+    """Sink ids (``<node>~<slot>``) of edges that cross the cut; item 0's value is used."""
+    input_files: tuple[InputFile, ...] = ()
+    extra_pnginfo: dict[str, Any] = field(default_factory=dict)
+    """What ComfyUI writes into image metadata beside the prompt, such as the workflow."""
+    requirement: Requirement | None = None
+    last_requirement: Requirement | None = None
+    has_last_stage: bool = False
+    resume_key: str = ""
+    """Hash of everything that decides the result; equal keys may share a spool."""
+    host: str = ""
+    """Host of the submitter."""
+    title: str = ""
+    version: int = MESSAGE_VERSION
+
+
+def item_id(job_id: str, index: int) -> str:
+    """The Celery task id of an item."""
+    return f"{job_id}-{index}"
+
+
+# -- engine process -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RunRequest:
+    """One item, ready to run: what a consumer sends to its engine process."""
+
+    claim_id: str
+    job_id: str
+    index: int
+    kind: ItemKind
+    prompt: Prompt
+    """The stage's prompt with the item's patches applied."""
+    targets: tuple[str, ...]
+    original_prompt: Prompt
+    extra_pnginfo: dict[str, Any] = field(default_factory=dict)
+    input_files: tuple[InputFile, ...] = ()
+    feed: dict[str, dict[str, tuple[Value, ...]]] = field(default_factory=dict)
+    """Last stage only: source node id -> slot -> list of values; blobs appear while the item runs, see `collector.feed`."""
+    attempt: int = 1
+    version: int = MESSAGE_VERSION
+
+
+# -- wire ---------------------------------------------------------------------------------------------------------------
+@functools.lru_cache(maxsize=None)
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls)
+
+
+def dump(record: Any) -> str:
+    """A record as compact JSON."""
+    return _adapter(type(record)).dump_json(record).decode()
+
+
+def load(cls: type[T], text: str | bytes) -> T:
+    """The record of class ``cls`` in ``text``.
+
+    Raises:
+        MessageVersionUnknown: written by another version of this project, or not such a record at all.
+    """
+    try:
+        record: Any = _adapter(cls).validate_json(text)
+    except ValidationError as error:
+        raise MessageVersionUnknown(kind=cls.__name__, version=_version_of(text), known=[MESSAGE_VERSION]) from error
+    if getattr(record, "version", MESSAGE_VERSION) != MESSAGE_VERSION:
+        raise MessageVersionUnknown(kind=cls.__name__, version=record.version, known=[MESSAGE_VERSION])
+    return record  # type: ignore[no-any-return]
+
+
+def to_plain(record: Any) -> Any:
+    """A record as plain dicts, lists and scalars (for msgpack frames)."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+def from_plain(cls: type[T], plain: Any) -> T:
+    """The record that `to_plain` took apart; errors as `load`."""
+    try:
+        return _adapter(cls).validate_python(plain)
+    except ValidationError as error:
+        raise MessageVersionUnknown(kind=cls.__name__, version="?", known=[MESSAGE_VERSION]) from error
+
+
+def _version_of(text: str | bytes) -> Any:
+    try:
+        plain = json.loads(text)
+    except ValueError:
+        return "?"
+    return plain.get("version", "?") if isinstance(plain, dict) else "?"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(value: Any) -> str:
+    """First 32 hex digits of SHA-256 over `canonical_json`; used for prompts, requirements and capabilities."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:32]
+
+
+def apply_patches(prompt: Prompt, patches: tuple[Patch, ...]) -> Prompt:
+    """A copy of ``prompt`` with each patch's literal in place; nodes without patches are shared.
+
+    Raises:
+        PromptMalformed: a patch names a node that the prompt does not have.
+    """
+    patched = dict(prompt)
+    for patch in patches:
+        if patch.node_id not in patched:
+            raise PromptMalformed(source="the stored prompt", reason=f"node {patch.node_id} is missing")
+        node = patched[patch.node_id]
+        patched[patch.node_id] = {**node, "inputs": {**node["inputs"], patch.input: patch.value}}
+    return patched

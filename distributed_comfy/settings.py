@@ -1,0 +1,186 @@
+"""All settings, read once from the environment and then passed as an argument; no other module reads the environment."""
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from distributed_comfy.errors import SettingInvalid
+
+EngineName = Literal["comfyui", "builtin"]
+
+
+class Settings(BaseSettings):
+    """Every ``DC_`` setting (and ComfyUI's own ``COMFYUI_PATH``) with its default."""
+
+    model_config = SettingsConfigDict(env_prefix="DC_", frozen=True, env_ignore_empty=True, populate_by_name=True)
+
+    redis_url: str = ""
+    """State Redis: queues, jobs, items, leases. Empty: the embedded one."""
+    blob_url: str = ""
+    """Blob Redis: tensors and files, no persistence. Empty: the embedded second server, or the state Redis where that one is configured."""
+    key_prefix: str = Field("dc:", pattern=r"^[A-Za-z0-9_.-]+:$")
+    """First part of every Redis key."""
+    comfyui_path: Path | None = Field(None, validation_alias=AliasChoices("comfyui_path", "COMFYUI_PATH"))
+    """ComfyUI's folder; without it ``~/comfy/ComfyUI`` if that exists."""
+    comfyui_python: str = ""
+    """Interpreter for ComfyUI; without it the tree's own venv or python_embeded, else this one."""
+    engine: EngineName | None = None
+    """Engine of a worker: ``comfyui`` or ``builtin``; without it ``comfyui`` where a tree is found."""
+    device: str = ""
+    """Device of a worker, ``cuda:0`` or ``cpu``; without it the first GPU, else the CPU."""
+    worker_name: str = ""
+    """Name of a worker; without it host, device and a free number."""
+    worker_tags: str = ""
+    """Comma-separated tags of a worker."""
+    comfyui_args: str = ""
+    """Extra ComfyUI arguments of a worker, as in a shell."""
+    comfyui_base_directory: Path | None = None
+    """ComfyUI's --base-directory (models, custom_nodes, input); without it the tree itself."""
+    host: str = ""
+    """This host's name in worker names; without it the system's."""
+    user: str = ""
+    """Submitter for fairness between users; without it the login name."""
+    slots: int = Field(1, ge=1, le=16)
+    """Claims a worker holds at once; above 1 the next item is ready while the last one ships."""
+
+    lease_ttl_s: float = Field(6.0, gt=0)
+    """A worker not heard of for this long is dead."""
+    renew_interval_s: float = Field(1.5, gt=0)
+    """How often a worker renews its lease."""
+    reaper_interval_s: float = Field(1.0, gt=0)
+    """How often one elected process looks for expired leases."""
+    owner_ttl_s: float = Field(10.0, gt=0)
+    """A job whose owner is not heard of for this long is parked."""
+    ownerless_ttl_s: float = Field(600.0, ge=0)
+    """A parked job is cancelled after this long."""
+    warm_slice_s: float = Field(30.0, ge=0)
+    """How long a worker may prefer the job it served last while others wait, so that models stay loaded."""
+    priority_aging_s: float = Field(60.0, gt=0)
+    """A waiting job gains one priority step per this time."""
+    retry_backoff_s: float = Field(1.0, ge=0)
+    """First wait before an item that failed for a passing reason runs again; doubles each time."""
+    max_attempts: int = Field(3, ge=1)
+    """Executions of one item per class of error before it counts as failed."""
+    stall_timeout_s: float = Field(900.0, gt=0)
+    """An engine that gives no sign of life for this long is ended; longer than the slowest model load."""
+    describe_interval_s: float = Field(60.0, gt=0)
+    """How often a worker looks again at its models and node classes."""
+    drain_timeout_s: float = Field(60.0, ge=0)
+    """How long a worker that is asked to stop may finish its item before it gives it back."""
+    job_ttl_s: int = Field(86_400, ge=60)
+    """How long an ended job stays in the listing."""
+
+    blob_limit_bytes: int = Field(2**33, ge=2**20)
+    """Largest single tensor or file."""
+    chunk_bytes: int = Field(4 * 2**20, ge=2**16, le=64 * 2**20)
+    """A blob is stored in pieces of this size, so that no client of the Redis waits long for another."""
+    blob_ttl_s: int = Field(86_400, ge=60)
+    """A blob that nobody fetched or deleted vanishes after this long."""
+    job_bytes_in_flight: int = Field(2**30, ge=2**20)
+    """Results of one job that may wait in the blob store or be under way."""
+    bytes_in_flight: int = Field(0, ge=0)
+    """The same for all jobs; 0: half of the blob server's maxmemory, or 4 GiB where it has none."""
+
+    runtime_dir: Path | None = None
+    """Folder of the embedded Redis, sockets and locks; without it a per-user folder."""
+    cache_dir: Path | None = None
+    """Input files by hash, engine temp folders; without it a per-user folder."""
+    execution_log: Path | None = None
+    """File to which each engine appends one line per execution it begins (for tests of lost and doubled work)."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Detail of the logs."""
+
+    @field_validator("redis_url", "blob_url")
+    @classmethod
+    def _is_redis_url(cls, url: str) -> str:
+        if url and not re.match(r"^(rediss?|unix)://", url):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        if device and not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+", device):
+            raise ValueError("must be cpu, mps or like cuda:0")
+        return device
+
+    @cached_property
+    def host_name(self) -> str:
+        """`host`, or the system's name, in the characters a worker name may have."""
+        return slug(self.host or socket.gethostname().split(".")[0]) or "host"
+
+    @cached_property
+    def submitter(self) -> str:
+        """`user`, or the login name."""
+        return self.user or _login_name()
+
+    @cached_property
+    def runtime_folder(self) -> Path:
+        """Per-user folder for the embedded Redis, created on demand by its users."""
+        return self.runtime_dir or _user_folder("run")
+
+    @cached_property
+    def cache_folder(self) -> Path:
+        """Per-user folder for cached inputs and engine temp folders."""
+        return self.cache_dir or _user_folder("cache")
+
+    @cached_property
+    def tags(self) -> tuple[str, ...]:
+        """`worker_tags` split and sorted."""
+        return tuple(sorted(tag for tag in re.split(r"[,\s]+", self.worker_tags) if tag))
+
+
+def read_settings(**overrides: object) -> Settings:
+    """The settings of this process.
+
+    Args:
+        overrides: values that win over the environment (command-line options); None means not given.
+
+    Raises:
+        SettingInvalid: names the variable, its value and what it must be.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        variable = "COMFYUI_PATH" if field.lower() == "comfyui_path" else f"DC_{field.upper()}"
+        raise SettingInvalid(name=variable, reason=f"{first['msg']} (it is {_shown(field, first.get('input'))})") from error
+
+
+def _shown(field: str, value: object) -> str:
+    """A URL may hold a password, so only its scheme is shown."""
+    return f"{str(value).split(':')[0]}:..." if field.endswith("_url") else repr(value)
+
+
+def slug(text: str) -> str:
+    """``text`` in the characters that queue and worker names may have: ``[a-z0-9_-]``."""
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-")
+
+
+def redact_url(url: str) -> str:
+    """``url`` without its password, for logs and messages."""
+    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container user without a name
+        return f"uid{os.getuid()}" if hasattr(os, "getuid") else "user"
+
+
+def _user_folder(kind: str) -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "distributed-comfy" / kind
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "distributed-comfy" / kind
