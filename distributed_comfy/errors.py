@@ -273,7 +273,7 @@ class FrameTooLarge(FrameError):
 
     code = "frame_too_large"
     retryable = False
-    sentence = "tensor of {size_bytes} bytes is over the limit of {limit_bytes}; raise DC_BLOB_LIMIT_BYTES or make smaller images or batches"
+    sentence = "tensor of {size_bytes} bytes is over the limit of {limit_bytes}; raise DC_BLOB_LIMIT_BYTES or use smaller batches"
 
 
 class BlobMissing(DistributedComfyError):
@@ -429,7 +429,7 @@ class SizesDiffer(JobError):
     """Images of one batch have different sizes."""
 
     code = "sizes_differ"
-    sentence = "item {index} has images of {size}, item {first} of {first_size}; one batch needs one size, so make them equal or save inside each item"
+    sentence = "item {index} has images of {size}, item {first} of {first_size}; one batch needs one size; make them equal"
 
 
 class MessageVersionUnknown(DistributedComfyError):

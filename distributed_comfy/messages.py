@@ -53,7 +53,7 @@ class LiteralValue:
 class MappingValue:
     """A dict of values, such as a LATENT ``{"samples": tensor}`` or an AUDIO ``{"waveform": tensor, "sample_rate": int}``."""
 
-    entries: dict[str, "Value"]
+    entries: dict[str, Value]
 
 
 Value = Union[TensorRef, LiteralValue, MappingValue]
@@ -272,7 +272,7 @@ class RunRequest:
 
 
 # -- wire ---------------------------------------------------------------------------------------------------------------
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _adapter(cls: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(cls)
 
