@@ -396,6 +396,35 @@ class AttemptsExhausted(ItemError):
     sentence = "item {item_id} failed {attempts} times, last on {worker}: {last}; `distributed-comfy jobs retry {job_id}` tries again"
 
 
+# -- the pipe between a consumer and its engine ---------------------------------------------------------------------------
+class PipeError(ItemError):
+    """The pipe carries something that is not a message of ours."""
+
+    code = "pipe_error"
+    retryable = True
+
+
+class PipeTruncated(PipeError):
+    """The pipe closed inside a message."""
+
+    code = "pipe_truncated"
+    sentence = "the engine pipe closed inside a message: {have_bytes} of {need_bytes} bytes came"
+
+
+class PipeMessageTooLarge(PipeError):
+    """A message is longer than either side may send."""
+
+    code = "pipe_message_too_large"
+    sentence = "a message of {size_bytes} bytes is over the engine pipe's limit of {limit_bytes}"
+
+
+class PipeMalformed(PipeError):
+    """A message cannot be decoded."""
+
+    code = "pipe_malformed"
+    sentence = "the engine pipe carries something that is no message: {reason}"
+
+
 # -- jobs ---------------------------------------------------------------------------------------------------------------
 class JobError(DistributedComfyError):
     """A job did not finish with every item accounted for."""
