@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -272,9 +273,7 @@ class RunRequest:
 
 
 # -- wire ---------------------------------------------------------------------------------------------------------------
-@functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def dump(record: Any) -> str:
@@ -294,7 +293,7 @@ def load(cls: type[T], text: str | bytes) -> T:
         raise MessageVersionUnknown(kind=cls.__name__, version=_version_of(text), known=[MESSAGE_VERSION]) from error
     if getattr(record, "version", MESSAGE_VERSION) != MESSAGE_VERSION:
         raise MessageVersionUnknown(kind=cls.__name__, version=record.version, known=[MESSAGE_VERSION])
-    return record  # type: ignore[no-any-return]
+    return cast("T", record)
 
 
 def to_plain(record: Any) -> Any:
@@ -305,7 +304,7 @@ def to_plain(record: Any) -> Any:
 def from_plain(cls: type[T], plain: Any) -> T:
     """The record that `to_plain` took apart; errors as `load`."""
     try:
-        return _adapter(cls).validate_python(plain)
+        return cast("T", _adapter(cls).validate_python(plain))
     except ValidationError as error:
         raise MessageVersionUnknown(kind=cls.__name__, version="?", known=[MESSAGE_VERSION]) from error
 

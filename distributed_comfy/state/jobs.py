@@ -1,0 +1,319 @@
+"""A submitter's, collector's and person's side of the table: submit, watch, steer."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import redis
+
+from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown, RedisUnreachable
+from distributed_comfy.messages import ItemResult, ItemSpec, JobRecord, Prompt, canonical_json, dump, load
+from distributed_comfy.settings import Settings
+from distributed_comfy.state import celery_meta
+from distributed_comfy.state.matching import Matching
+from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState
+from distributed_comfy.state.scripts import Scripts
+from distributed_comfy.state.specs import pack_specs, unpack_spec
+from distributed_comfy.state.workers import to_ms
+
+TEMPLATES = "templates"
+"""Field beside the prompts that holds the shared parts of the item specs."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Everything that enters the table with a job."""
+
+    record: JobRecord
+    specs: Sequence[ItemSpec]
+    prompts: Mapping[str, Prompt]
+    """By hash; the stages and the user's own."""
+    signature: str
+    last_signature: str = ""
+
+
+class JobTable:
+    """Access to jobs for one process; safe to use from several threads."""
+
+    def __init__(self, scripts: Scripts, matching: Matching, settings: Settings) -> None:
+        self._scripts = scripts
+        self._matching = matching
+        self._settings = settings
+        self._client = scripts.client
+        self._keys = scripts.keys
+
+    # -- submit --------------------------------------------------------------------------------------------------------
+    def submit(self, submission: Submission, owner: str) -> None:
+        """Enter a job with all its items and call idle workers; the same job id again changes nothing.
+
+        Args:
+            owner: who holds the owner lease.
+        """
+        record = submission.record
+        templates, packed = pack_specs(submission.specs)
+        last = max(spec.index for spec in submission.specs) if record.has_last_stage else None
+        args: list[str | int] = [
+            record.job_id,
+            dump(record),
+            record.submitter,
+            record.priority,
+            submission.signature,
+            submission.last_signature,
+            self._settings.job_bytes_in_flight,
+            to_ms(self._settings.priority_aging_s),
+            self._settings.job_ttl_s,
+            "" if last is None else last,
+            record.host,
+            owner,
+            to_ms(self._settings.owner_ttl_s),
+            record.title,
+            dump(record.requirement),
+            dump(record.last_requirement) if record.last_requirement else "",
+            len(packed),
+        ]
+        for index, text in packed:
+            args += [index, text]
+        for name, prompt in submission.prompts.items():
+            args += [name, canonical_json(prompt)]
+        args += [TEMPLATES, canonical_json(templates)]
+        if self._scripts.transition("submit", *args) == "new":
+            self._matching.match_signatures((submission.signature, submission.last_signature))
+
+    def set_byte_limit(self, limit: int) -> None:
+        """Cap on the bytes in flight of all jobs."""
+        self._client.hset(self._keys("limits"), "all", limit)
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+    def record(self, job_id: str) -> JobRecord:
+        """The job as it was submitted.
+
+        Raises:
+            JobUnknown: no such job, or it ended too long ago.
+        """
+        text = self._client.hget(self._keys("job", job_id), "record")
+        if text is None:
+            raise JobUnknown(job_id=job_id)
+        return load(JobRecord, text)
+
+    def prompts(self, job_id: str) -> tuple[dict[str, Prompt], list[str]]:
+        """The job's prompts by hash, and its spec templates."""
+        stored = self._client.hgetall(self._keys("prompts", job_id))
+        templates = json.loads(stored.pop(TEMPLATES, "[]"))
+        return {name: json.loads(text) for name, text in stored.items()}, templates
+
+    def specs(self, job_id: str) -> dict[int, ItemSpec]:
+        """Every item's spec."""
+        _, templates = self.prompts(job_id)
+        stored = self._client.hgetall(self._keys("spec", job_id))
+        specs = (unpack_spec(templates, int(index), text) for index, text in stored.items())
+        return {spec.index: spec for spec in sorted(specs, key=lambda spec: spec.index)}
+
+    def feed(self, job_id: str) -> str:
+        """The feed of the last stage, as `unblock` stored it; empty before."""
+        return str(self._client.hget(self._keys("job", job_id), "feed") or "")
+
+    def job_state(self, job_id: str) -> JobState:
+        """The truth about a job.
+
+        Raises:
+            JobUnknown: no such job.
+        """
+        fields = self._client.hgetall(self._keys("job", job_id))
+        if "state" not in fields:
+            raise JobUnknown(job_id=job_id)
+        error = None
+        if fields["state"] == "failed":
+            errors = self._client.hgetall(self._keys("error", job_id))
+            error = json.loads(errors[min(errors, key=int)]) if errors else None
+        return _job_state(fields, error)
+
+    def jobs(self) -> dict[str, JobState]:
+        """All known jobs, oldest first; those whose record expired are dropped from the listing."""
+        ids = self._client.zrange(self._keys("jobs"), 0, -1)
+        pipe = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(self._keys("job", job_id))
+        found = dict(zip(ids, pipe.execute(), strict=True))
+        gone = [job_id for job_id, fields in found.items() if "state" not in fields]
+        if gone:
+            self._client.zrem(self._keys("jobs"), *gone)
+        return {job_id: _job_state(fields, None) for job_id, fields in found.items() if "state" in fields}
+
+    def item_states(self, job_id: str) -> dict[int, ItemState]:
+        """The truth about every item."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hkeys(self._keys("spec", job_id))
+        pipe.hgetall(self._keys("item", job_id))
+        pipe.hgetall(self._keys("error", job_id))
+        indexes, items, errors = _reply(pipe.execute)
+        states = {int(index): ItemState("pending") for index in indexes}
+        for index, text in items.items():
+            states[int(index)] = _item_state(json.loads(text), errors.get(index))
+        return dict(sorted(states.items()))
+
+    def result(self, job_id: str, index: int) -> tuple[str, ItemResult] | None:
+        """Claim id and result of a done item; None where it is not done."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hget(self._keys("item", job_id), str(index))
+        pipe.hget(self._keys("result", job_id), str(index))
+        item, result = _reply(pipe.execute)
+        if item is None or result is None:
+            return None
+        return json.loads(item)["c"], load(ItemResult, result)
+
+    def wait_events(self, job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:
+        """Events after ``cursor`` (empty: from now on), waiting up to ``block_s`` for the first one; the new cursor and the events."""
+        key = self._keys("events", job_id)
+        if not cursor:
+            newest = _reply(lambda: self._client.xrevrange(key, count=1))
+            cursor = newest[0][0] if newest else "0"
+        block_ms = max(1, to_ms(block_s)) if block_s > 0 else None
+        reply = _reply(lambda: self._client.xread({key: cursor}, block=block_ms, count=500))
+        entries = (reply[key][0] if isinstance(reply, dict) else reply[0][1]) if reply else []
+        events = [_event(fields) for _, fields in entries]
+        return (entries[-1][0] if entries else cursor), events
+
+    # -- collect -------------------------------------------------------------------------------------------------------
+    def own(self, job_id: str, owner: str, take_over: bool = False) -> bool:
+        """Keep (or take over) the owner lease; False where another owner is alive."""
+        ttl_ms = to_ms(self._settings.owner_ttl_s)
+        return self._scripts.transition("collect", "own", job_id, owner, ttl_ms, "take" if take_over else "") == "ok"
+
+    def disown(self, job_id: str, owner: str) -> None:
+        """Give the owner lease back at once."""
+        key = self._keys("owner", job_id)
+        if self._client.get(key) == owner:
+            self._client.delete(key)
+
+    def mark_fetched(self, job_id: str, index: int, claim_id: str) -> None:
+        """The item's bytes are no longer in flight."""
+        self._scripts.transition("collect", "fetched", job_id, index, claim_id)
+
+    def reopen(self, job_id: str, index: int, claim_id: str) -> bool:
+        """A blob of this result is gone or damaged: run the item again; counts as an attempt."""
+        record = self.record(job_id)
+        wire = {**BlobMissing(blob=f"of item {index}").to_wire(), "worker": "", "index": index}
+        outcome = self._scripts.transition(
+            "collect", "reopen", job_id, index, claim_id, *_requirements(record), self._settings.max_attempts, json.dumps(wire)
+        )
+        if outcome == "new":
+            self._match(job_id)
+        return outcome in ("ok", "new")
+
+    def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
+        """Make the last stage claimable and keep its feed."""
+        return self._scripts.transition("collect", "unblock", job_id, index, feed_json) == "ok"
+
+    def settle(self, job_id: str) -> None:
+        """The owner has all it wants of an ended job: nothing of it is in flight any more."""
+        self._scripts.transition("collect", "settle", job_id)
+
+    # -- steer ---------------------------------------------------------------------------------------------------------
+    def cancel(self, job_id: str, reason: str) -> None:
+        """Stop everything of the job.
+
+        Raises:
+            JobUnknown: no such job.
+            JobStateInvalid: it has ended.
+        """
+        specs = [] if self._state_field(job_id) != "active" else self._client.hkeys(self._keys("spec", job_id))
+        self._steer("cancel", job_id, "a job that has not ended", reason)
+        done = self._client.hkeys(self._keys("result", job_id))
+        pipe = self._client.pipeline(transaction=False)
+        for index in set(specs) - set(done):
+            key = self._keys.celery_meta(f"{job_id}-{index}")
+            meta = celery_meta.cancelled(job_id, int(index))
+            pipe.setex(key, self._settings.job_ttl_s, meta)
+            pipe.publish(key, meta)
+        pipe.execute()
+
+    def pause(self, job_id: str) -> None:
+        """Hand out no further items; errors as `cancel`."""
+        self._steer("pause", job_id, "a job that has not ended")
+
+    def resume(self, job_id: str) -> None:
+        """Hand out items again; errors as `cancel`."""
+        self._steer("resume", job_id, "a job that has not ended")
+
+    def set_priority(self, job_id: str, priority: int) -> None:
+        """0 (last) to 9 (first); errors as `cancel`."""
+        self._steer("priority", job_id, "a job that has not ended", priority)
+
+    def retry(self, job_id: str) -> None:
+        """Run the failed and stopped items of a failed or cancelled job again; errors as `cancel`."""
+        record = self.record(job_id)
+        if self._steer("retry", job_id, "a failed or cancelled job", *_requirements(record)) == "new":
+            self._match(job_id)
+
+    def drain(self, worker: str, drained: bool = True) -> bool:
+        """Let a worker claim nothing more (or again); False where there is no such worker."""
+        return self._scripts.transition("steer", "drain" if drained else "undrain", worker, "") == "ok"
+
+    def _steer(self, order: str, job_id: str, needed: str, *args: str | int) -> str:
+        outcome = self._scripts.transition("steer", order, job_id, *args)
+        if outcome == "unknown":
+            raise JobUnknown(job_id=job_id)
+        if outcome not in ("ok", "new"):
+            raise JobStateInvalid(job_id=job_id, state=outcome, order=order, needed=needed)
+        return outcome
+
+    def _match(self, job_id: str) -> None:
+        sigs = self._client.hmget(self._keys("job", job_id), "sig", "last_sig")
+        self._matching.match_signatures(sig for sig in sigs if sig)
+
+    def _state_field(self, job_id: str) -> str:
+        return str(self._client.hget(self._keys("job", job_id), "state") or "")
+
+
+def _reply(call: Any) -> Any:
+    """The reply of a read, with a lost connection in our own words."""
+    try:
+        return call()
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise RedisUnreachable(url="the state Redis", reason=str(error), setting="DC_REDIS_URL") from error
+
+
+def _requirements(record: JobRecord) -> tuple[str, str]:
+    return dump(record.requirement), dump(record.last_requirement) if record.last_requirement else ""
+
+
+def _job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobState:
+    def number(name: str) -> int:
+        return int(float(fields.get(name) or 0))
+
+    stored = fields["state"]
+    shown: Literal["pending", "running", "paused", "parked", "done", "failed", "cancelled"]
+    if stored != "active":
+        shown = cast('Literal["done", "failed", "cancelled"]', stored)
+    elif number("parked"):
+        shown = "parked"
+    elif number("paused"):
+        shown = "paused"
+    else:
+        shown = "running" if number("running") or number("done") else "pending"
+    reason = "its owner is gone; `distributed-comfy jobs attach` takes it over" if shown == "parked" else fields.get("reason", "")
+    counts = {name: number(name) for name in ("total", "running", "done", "failed")}
+    counts["pending"] = counts["total"] - counts["running"] - counts["done"] - counts["failed"]
+    return JobState(
+        shown,
+        error,
+        reason,
+        counts,
+        fields.get("submitter", ""),
+        number("base"),
+        fields.get("title", ""),
+        fields.get("host", ""),
+        number("created_ms"),
+        number("ended_ms"),
+    )
+
+
+def _item_state(item: dict[str, Any], error: str | None) -> ItemState:
+    attempts = item.get("a") or {}
+    return ItemState(item["s"], item["c"], item["w"], sum(attempts.values()), json.loads(error) if error else None)
+
+
+def _event(fields: Mapping[str, str]) -> JobEvent:
+    return JobEvent(cast("EventKind", fields["k"]), int(fields["i"] or -1), fields["c"], fields["w"])

@@ -1,0 +1,100 @@
+"""What the table of truth says about a job, an item and a worker, as values; nothing here talks to Redis."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+EventKind = Literal["claimed", "done", "failed", "released", "job"]
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """A wake-up: it may be lost, doubled or late, so it says where to look and never what is true."""
+
+    kind: EventKind
+    index: int = -1
+    """The item; -1 for ``job``."""
+    claim_id: str = ""
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class ItemState:
+    """One row of the table."""
+
+    state: Literal["blocked", "pending", "waiting", "running", "done", "failed", "stopped"]
+    """``waiting``: failed for a passing reason and backing off; ``stopped``: was running when its job ended."""
+    claim_id: str = ""
+    """The claim that runs it or finished it; empty before the first."""
+    worker: str = ""
+    attempts: int = 0
+    """Executions that failed so far, over all classes of error."""
+    error: dict[str, Any] | None = None
+    """Wire form of the last error."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """The job as a whole."""
+
+    state: Literal["pending", "running", "paused", "parked", "done", "failed", "cancelled"]
+    error: dict[str, Any] | None = None
+    """Wire form of the error that ended it."""
+    reason: str = ""
+    """Why it is parked, failed or cancelled, for people."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """``pending``, ``running``, ``done``, ``failed`` and ``total``."""
+    submitter: str = ""
+    priority: int = 5
+    title: str = ""
+    host: str = ""
+    created_ms: int = 0
+    """Redis time."""
+    ended_ms: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """True where no item will run any more."""
+        return self.state in ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker tells about itself when it registers."""
+
+    name: str
+    host: str
+    device: str
+    engine: str
+    engine_version: str = ""
+    device_class: str = ""
+    pid: int = 0
+    tags: tuple[str, ...] = ()
+    package_version: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """A registered worker as the table sees it."""
+
+    facts: WorkerFacts
+    state: Literal["idle", "ticketed", "busy", "drained", "lost"]
+    """``lost``: its lease ran out and the reaper has not taken it off the table yet."""
+    claims: tuple[str, ...] = ()
+    """Items it has, as ``job-index``."""
+    capability: str = ""
+    """Capability hash."""
+    lease_ms: int = 0
+    """What is left of its lease."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An item that is this worker's to run."""
+
+    claim_id: str
+    job_id: str
+    index: int
+    packed_spec: str
+    attempt: int
+    """1 for the first execution."""

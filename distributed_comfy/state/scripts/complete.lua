@@ -1,0 +1,42 @@
+-- An item is done.  Idempotent: the same claim id again gets 'ok'; a claim that is not (or no longer) valid gets 'lost'.
+-- ARGV  worker, incarnation, claim id, job, index, result, bytes, meta
+-- Writes item, result, job counters, meta (with PUBLISH), events; frees the claim and calls workers.
+-- Gives  {'ok' | 'lost', worker...}
+local name, inc, claim, id, index = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local facts = worker_read(name)
+local job = job_read(id)
+local item = item_read(id, index)
+if item.s == 'done' and item.c == claim then
+  if facts.inc == inc and facts.tickets > 0 then return {'ok', name} end -- the first answer, and its ticket, may have been lost
+  return {'ok'}
+end
+if job.state ~= 'active' or item.s ~= 'running' or item.c ~= claim then
+  local out = {'lost'}
+  if facts.inc == inc then
+    call('HDEL', K.claims(name), claim)
+    call_self(name, facts, out)
+  end
+  return out
+end
+local bytes = num(ARGV[7])
+call('HSET', K.result(id), index, ARGV[6])
+stop_running(job, index, item)
+item.s, item.b = 'done', bytes
+item_write(id, index, item)
+job.done = job.done + 1
+job.unfetched = job.unfetched + bytes
+job.largest = math.max(job.largest, bytes)
+job_set(job, 'done', 'unfetched', 'largest')
+publish_meta(id, index, ARGV[8], call('HGET', K.job(id), 'ttl_s'))
+event(id, 'done', index, claim, name)
+local out = {'ok'}
+if job.done == job.total then
+  end_job(job, 'done', '', out)
+elseif call('ZSCORE', K.capped(), id) then
+  offer(job, out)
+else
+  place(job)
+end
+facts = worker_read(name)
+if facts.inc == inc then call_self(name, facts, out) end
+return out

@@ -1,0 +1,33 @@
+"""Packs item specs for the table: what all items of a stage share is stored once, so 100 000 pending items stay small."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from distributed_comfy.messages import ItemSpec, Patch, canonical_json, dump, load
+
+
+def pack_specs(specs: Sequence[ItemSpec]) -> tuple[list[str], list[tuple[int, str]]]:
+    """Templates (each an ItemSpec without its own values), and per item its index and a short JSON list.
+
+    The list is ``[template number, seed, node, input, value, node, input, value...]``.
+    """
+    templates: dict[str, int] = {}
+    packed: list[tuple[int, str]] = []
+    for spec in specs:
+        template = dump(replace(spec, index=0, seed="", patches=()))
+        number = templates.setdefault(template, len(templates))
+        flat: list[Any] = [number, spec.seed]
+        for patch in spec.patches:
+            flat += [patch.node_id, patch.input, patch.value]
+        packed.append((spec.index, canonical_json(flat)))
+    return list(templates), packed
+
+
+def unpack_spec(templates: Sequence[str], index: int, packed: str | bytes) -> ItemSpec:
+    """The spec that `pack_specs` packed."""
+    number, seed, *flat = json.loads(packed)
+    patches = tuple(Patch(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3))
+    return replace(load(ItemSpec, templates[number]), index=index, seed=seed, patches=patches)

@@ -1,0 +1,193 @@
+"""A worker's side of the table: register, claim, complete, give back, renew; and the reaper's."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from distributed_comfy.errors import DistributedComfyError, WorkerLost, WorkerNameTaken
+from distributed_comfy.messages import Capability, ItemResult, dump, item_id, load
+from distributed_comfy.settings import Settings
+from distributed_comfy.state import celery_meta
+from distributed_comfy.state.matching import Matching
+from distributed_comfy.state.records import Claim, WorkerFacts, WorkerState
+from distributed_comfy.state.scripts import Scripts
+
+GiveBackReason = Literal["release", "retry", "lacks", "final"]
+
+
+def to_ms(seconds: float) -> int:
+    """Seconds as whole milliseconds."""
+    return round(seconds * 1000)
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What the table answers to a sign of life."""
+
+    alive: bool
+    """False: this worker was declared dead; interrupt, drop and register anew."""
+    lost: tuple[str, ...] = ()
+    """Claims among those held that are not valid any more."""
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What one tick of the reaper found."""
+
+    gone: tuple[str, ...] = ()
+    """Workers taken off the table; their Celery queues can go."""
+    abandoned: tuple[str, ...] = ()
+    """Ended jobs that nobody collects; their blobs can go."""
+
+
+class WorkerTable:
+    """One worker's (or reaper's) access to the table; safe to use from several threads."""
+
+    def __init__(self, scripts: Scripts, matching: Matching, settings: Settings) -> None:
+        self._scripts = scripts
+        self._matching = matching
+        self._settings = settings
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+    def register(self, facts: WorkerFacts, incarnation: str, capability_hash: str, capability: Capability) -> None:
+        """Make the worker known and able to claim; again whenever its capability changed.
+
+        Raises:
+            WorkerNameTaken: a live worker of another incarnation has the name; field ``lease_ms`` says how long its lease still runs.
+        """
+        lease_ms = to_ms(self._settings.lease_ttl_s)
+        text = json.dumps(asdict(facts))
+        outcome, *rest = self._scripts.run(
+            "register", facts.name, incarnation, capability_hash, self._settings.slots, lease_ms, text, "", dump(capability)
+        )
+        if outcome == "taken":
+            raise WorkerNameTaken(name=facts.name, lease_ms=int(rest[0]))
+        self._scripts.send_tickets(rest)
+        self._matching.match_capability(capability_hash, capability)
+
+    def renew(self, name: str, incarnation: str, held: Iterable[str]) -> Renewal:
+        """Say that the worker lives and holds these claims (those it is just asking for included)."""
+        tick_ms = to_ms(self._settings.reaper_interval_s)
+        outcome, count, *rest = self._scripts.run("renew", name, incarnation, to_ms(self._settings.lease_ttl_s), tick_ms, *held)
+        if outcome == "dead":
+            return Renewal(alive=False)
+        lost = tuple(rest[: int(count)])
+        self._scripts.send_tickets(rest[int(count) :])
+        return Renewal(alive=True, lost=lost)
+
+    # -- items ---------------------------------------------------------------------------------------------------------
+    def claim(self, name: str, incarnation: str, claim_id: str) -> Claim | None:
+        """The next item for this worker, or None; the same claim id gets the same answer.
+
+        Raises:
+            WorkerLost: this worker was declared dead and must register anew.
+        """
+        answer = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s))
+        if answer[0] == "dead":
+            raise WorkerLost(worker=name)
+        if answer[0] == "none":
+            return None
+        _, job_id, index, packed, attempt = answer
+        return Claim(claim_id, job_id, int(index), packed, int(attempt))
+
+    def complete(self, name: str, incarnation: str, claim: Claim, result: ItemResult) -> bool:
+        """Enter the result; False where the claim is no longer valid, and then the caller deletes its own blobs."""
+        meta = celery_meta.success(claim.job_id, claim.index, result)
+        outcome = self._scripts.transition(
+            "complete", name, incarnation, claim.claim_id, claim.job_id, claim.index, dump(result), result.size_bytes, meta
+        )
+        return outcome == "ok"
+
+    def give_back(self, name: str, incarnation: str, claim: Claim, how: GiveBackReason, error: DistributedComfyError | None = None) -> str:
+        """End the claim without a result.
+
+        Args:
+            how: ``release`` uses up no attempt; ``retry`` counts one of the error's class; ``lacks`` bars this worker from the job;
+                ``final`` fails the item and with it the job.
+            error: why; None only for ``release``.
+        Returns:
+            ``ok`` (it will run again), ``failed`` or ``lost`` (the claim was no longer valid).
+        """
+        wire = {**(error.to_wire() if error else {}), "worker": name, "index": claim.index}
+        meta = celery_meta.failure(claim.job_id, claim.index, error) if error else ""
+        return self._scripts.transition(
+            "give_back",
+            name,
+            incarnation,
+            claim.claim_id,
+            claim.job_id,
+            claim.index,
+            how,
+            json.dumps(wire, default=str),
+            error.code if error else "",
+            self._settings.max_attempts,
+            to_ms(self._settings.retry_backoff_s),
+            meta,
+        )
+
+    # -- reaper --------------------------------------------------------------------------------------------------------
+    def reap(self, process_id: str) -> Reaped:
+        """One tick; does nothing where another process was elected."""
+        interval_ms = to_ms(self._settings.reaper_interval_s)
+        error = WorkerLost(worker="(its lease ran out)")
+        run_id = str(self._scripts.client.info("server")["run_id"])
+        answer = self._scripts.run(
+            "reap",
+            process_id,
+            max(1, int(interval_ms * 0.9)),
+            interval_ms,
+            to_ms(self._settings.lease_ttl_s),
+            run_id,
+            to_ms(self._settings.ownerless_ttl_s),
+            self._settings.max_attempts,
+            to_ms(self._settings.retry_backoff_s),
+            json.dumps({**error.to_wire(), "worker": ""}),
+            celery_meta.template_failure(error),
+        )
+        gone, rest = _counted(answer)
+        abandoned, workers = _counted(rest)
+        self._scripts.send_tickets(workers)
+        return Reaped(gone, abandoned)
+
+    # -- listing -------------------------------------------------------------------------------------------------------
+    def workers(self) -> list[WorkerState]:
+        """All registered workers, by name."""
+        client, keys = self._scripts.client, self._scripts.keys
+        names = sorted(client.smembers(keys("workers")))
+        pipe = client.pipeline(transaction=False)
+        for name in names:
+            pipe.hgetall(keys("worker", name))
+            pipe.hvals(keys("claims", name))
+            pipe.pttl(keys("lease", name))
+        replies = pipe.execute()
+        rows = zip(names, replies[0::3], replies[1::3], replies[2::3], strict=True)
+        return [_worker_state(fields, claims, lease_ms) for _, fields, claims, lease_ms in rows if "facts" in fields]
+
+
+def _counted(parts: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    count = int(parts[0])
+    return tuple(parts[1 : 1 + count]), list(parts[1 + count :])
+
+
+def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int) -> WorkerState:
+    state: Literal["idle", "ticketed", "busy", "drained", "lost"] = "idle"
+    if lease_ms < 0:
+        state = "lost"
+    elif claims:
+        state = "busy"
+    elif fields.get("drained") == "1":
+        state = "drained"
+    elif int(fields.get("tickets", 0)) > 0:
+        state = "ticketed"
+    items = tuple(item_id(*_split(where)) for where in claims)
+    return WorkerState(load(WorkerFacts, fields["facts"]), state, items, fields.get("cap", ""), max(0, lease_ms))
+
+
+def _split(where: str) -> tuple[str, int]:
+    job_id, _, index = where.partition("|")
+    return job_id, int(index)
+
+
+__all__ = ["GiveBackReason", "Reaped", "Renewal", "WorkerTable", "to_ms"]
