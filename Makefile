@@ -1,0 +1,58 @@
+# Everything a newcomer and CI run.  Needs make, a Python 3.10 to 3.13 with venv, and a package index that pip reaches.
+#   make demo PYTHON=python3.12        another interpreter
+#   make demo TORCH_INDEX=URL          another build of torch (TORCH_SPEC=torch==VERSION for another version)
+#   make test ARGS="-k frames"         arguments for what the target runs
+ARGS ?=
+PYTHON ?=
+TORCH_SPEC ?=
+TORCH_INDEX ?=
+export PYTHON TORCH_SPEC TORCH_INDEX
+
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-comfyui check lint types contracts style docs bench clean clean-env
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+env: ## the environment with everything for development, in .venv
+	@$(ENVIRONMENT) --dev
+
+demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
+	@$(ENVIRONMENT)
+	@$(BIN)/distributed-comfy demo $(ARGS)
+
+test: env ## all tests but those that need a real ComfyUI
+	@$(BIN)/python -m pytest -m "not comfyui" $(ARGS)
+
+test-comfyui: env ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)
+	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
+		$(BIN)/python -m pytest -m comfyui $(ARGS)
+
+check: lint types contracts style ## all that needs no test run; what pre-commit runs
+
+lint: env ## ruff
+	@$(BIN)/python -m ruff check $(ARGS)
+
+types: env ## mypy, strict
+	@$(BIN)/python -m mypy $(ARGS)
+
+contracts: env ## the import layers
+	@$(BIN)/lint-imports --no-cache --no-logo $(ARGS)
+
+style: env ## sizes of files and functions, names of modules
+	@$(BIN)/python scripts/check_style.py $(ARGS)
+
+docs: env ## docs/errors.md and docs/settings.md, generated from the code
+	@$(BIN)/python scripts/write_reference.py
+
+bench: env ## benchmarks: a table and JSON
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## what runs and builds left behind
+	rm -rf build dist *.egg-info demo-output output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-env: ## the environment
+	rm -rf .venv .venv.lock

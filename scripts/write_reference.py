@@ -1,0 +1,110 @@
+"""Writes docs/errors.md and docs/settings.md from the code, so that they cannot disagree; a test compares them."""
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from distributed_comfy.errors import DistributedComfyError, all_errors  # noqa: E402
+from distributed_comfy.settings import Settings  # noqa: E402
+
+ERRORS_HEAD = """# Errors
+
+Written by `make docs` from `distributed_comfy/errors.py`. An error travels as its code and fields, never as text; the fields are the
+names in braces. *Retried* errors may succeed elsewhere or later and use up an attempt of the item. *Exit* is the exit status of the
+command line: 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled.
+
+| Code | When | Message | Retried | Exit |
+|---|---|---|---|---|
+"""
+
+SETTINGS_HEAD = """# Settings
+
+Written by `make docs` from `distributed_comfy/settings.py`. Every setting is an environment variable, read once at the start; an
+option of the command line wins over it. A wrong value stops the start and names the variable. An empty variable counts as not set.
+
+| Variable | Default | Values | Meaning |
+|---|---|---|---|
+"""
+
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def errors_page() -> str:
+    """docs/errors.md as it should be."""
+    return ERRORS_HEAD + "".join(f"| {' | '.join(_error_cells(error))} |\n" for error in all_errors())
+
+
+def _error_cells(error: type[DistributedComfyError]) -> tuple[str, ...]:
+    sentence = _cell(f"`{error.sentence}`") if error.__subclasses__() == [] else "(a family of errors)"
+    return f"`{error.code}`", _cell(inspect.getdoc(error) or ""), sentence, "yes" if error.retryable else "no", str(error.exit_code)
+
+
+def settings_page() -> str:
+    """docs/settings.md as it should be."""
+    meanings = dict(_field_docstrings())
+    rows = (f"| `{variable(name)}` | {_default(name)} | {_values(name)} | {_cell(meanings[name])} |\n" for name in Settings.model_fields)
+    return SETTINGS_HEAD + "".join(rows)
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    return "COMFYUI_PATH" if field == "comfyui_path" else f"DC_{field.upper()}"
+
+
+def _field_docstrings() -> Iterator[tuple[str, str]]:
+    body = ast.parse(inspect.getsource(Settings)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for field, text in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            yield field.target.id, inspect.cleandoc(str(text.value.value))
+
+
+def _default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    return "not set" if default in (None, "") else f"`{default}`"
+
+
+def _values(name: str) -> str:
+    field = Settings.model_fields[name]
+    literal = _literals(field.annotation)
+    if literal:
+        return ", ".join(f"`{value}`" for value in literal)
+    rules = [(sign, getattr(rule, key, None)) for rule in field.metadata for key, sign in BOUNDS.items()]
+    bounds = [f"{sign} {bound}" for sign, bound in rules if bound is not None]
+    kind = {int: "whole number", float: "number", bool: "true or false"}.get(typing.cast(type, field.annotation), "text")
+    if "Path" in str(field.annotation):
+        kind = "path"
+    return " ".join([kind, ", ".join(bounds)]).strip()
+
+
+def _literals(annotation: object) -> tuple[object, ...]:
+    """The allowed words of ``Literal[...]`` or ``Literal[...] | None``."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(value for part in typing.get_args(annotation) for value in _literals(part))
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("``", "`")
+
+
+def main() -> None:
+    """Write both pages."""
+    for name, page in (("errors", errors_page()), ("settings", settings_page())):
+        path = ROOT / "docs" / f"{name}.md"
+        path.write_text(page, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

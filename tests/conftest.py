@@ -1,0 +1,116 @@
+"""What all tests share: a private real Redis, and the rule that a missing service skips here and fails in CI.
+
+`redis_url` and `blob_url` give a test two empty databases; `redis_server` is the pair of servers behind them, one for the session.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import hypothesis
+import pytest
+import redis
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+START_TIMEOUT_S = 10.0
+
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if IN_CI else "here")
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """Two servers on loopback, as in production: state with an append-only file, blobs without any persistence."""
+
+    state_url: str
+    blob_url: str
+    program: str
+    """Absolute path of the server program, for tests that start one of their own."""
+
+
+@pytest.fixture(scope="session")
+def require_service() -> Callable[[str, str], NoReturn]:
+    """``require_service(what, remedy)``: call it where a service is missing; skips the test here and fails it in CI."""
+    return missing_service
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The session's private servers."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        missing_service("a redis-server or valkey-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
+    program = os.path.abspath(program)
+    folder = tmp_path_factory.mktemp("redis")
+    with _running(program, folder / "state", "--appendonly", "yes") as state, _running(program, folder / "blob") as blob:
+        yield RedisServer(state, blob, program)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of the state server, empty."""
+    return _emptied(redis_server.state_url)
+
+
+@pytest.fixture
+def blob_url(redis_server: RedisServer) -> str:
+    """URL of the blob server, empty."""
+    return _emptied(redis_server.blob_url)
+
+
+def missing_service(what: str, remedy: str) -> NoReturn:
+    """Skip the test, or fail it in CI, where everything must be there."""
+    line = f"needs {what}; {remedy}"
+    if IN_CI:
+        pytest.fail(line, pytrace=False)
+    pytest.skip(line)
+
+
+def _emptied(url: str) -> str:
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url
+
+
+@contextmanager
+def _running(program: str, folder: Path, *options: str) -> Iterator[str]:
+    """One server in ``folder`` on a free loopback port; gives its URL."""
+    folder.mkdir()
+    port = _free_port()
+    fixed = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--maxmemory-policy", "noeviction")
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, *fixed, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        url = f"redis://127.0.0.1:{port}/0"
+        _wait_until_it_answers(url, process, folder / "log")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=START_TIMEOUT_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with redis.Redis.from_url(url) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                client.ping()
+                return
+            except redis.ConnectionError:  # not listening yet, or still loading
+                time.sleep(0.02)
+    pytest.fail(f"redis-server did not start: {log.read_text(errors='replace')[-500:]}", pytrace=False)
