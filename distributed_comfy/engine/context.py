@@ -1,0 +1,150 @@
+"""The cluster as seen from the node classes of one engine: sinks leave values here, sources fetch theirs from the blob store."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from distributed_comfy.engine.base import CapturedValue
+from distributed_comfy.errors import BlobMissing, DistributedComfyError, SizesDiffer
+from distributed_comfy.messages import MappingValue, RunRequest, TensorRef, Value
+from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.values import load_value, value_blobs
+from distributed_comfy.workflow.classes import COLLECTOR_SLOTS
+
+_FIRST_WAIT_S = 0.002
+_LONGEST_WAIT_S = 0.05
+
+
+def _nothing() -> None:
+    pass
+
+
+class GraphContext:
+    """The `nodes.context.NodeContext` of both engines; an engine calls `begin` and `finish` round each run."""
+
+    def __init__(self, blobs: BlobStore, *, feed_timeout_s: float, on_wait: Callable[[], None] = _nothing) -> None:
+        """Args:
+        blobs: where the feed of a last stage appears.
+        feed_timeout_s: longest wait for one value of it.
+        on_wait: called while waiting, as a sign of life.
+        """
+        self._blobs = blobs
+        self._feed_timeout_s = feed_timeout_s
+        self._on_wait = on_wait
+        self._request: RunRequest | None = None
+        self._check: Callable[[], None] = _nothing
+        self._captures: list[CapturedValue] = []
+        self._reached: set[str] = set()
+        self._failure: DistributedComfyError | None = None
+
+    # -- for the engine -------------------------------------------------------------------------------------------------
+    def begin(self, request: RunRequest, *, check: Callable[[], None]) -> None:
+        """A run starts.
+
+        Args:
+            request: its feed is what sources supply.
+            check: raises the engine's own exception when the run is to stop; called while a source waits.
+        """
+        self._request, self._check = request, check
+        self._captures, self._reached, self._failure = [], set(), None
+
+    def finish(self) -> list[CapturedValue]:
+        """A run is over, well or not: what its sinks took; nothing is kept."""
+        captures, self._captures = self._captures, []
+        self._request, self._check = None, _nothing
+        return captures
+
+    @property
+    def reached(self) -> set[str]:
+        """Ids of the sinks that the last run executed, with or without values."""
+        return self._reached
+
+    @property
+    def failure(self) -> DistributedComfyError | None:
+        """The error with which a source of the last run failed: an engine that sees only its text can raise this instead."""
+        return self._failure
+
+    # -- for the node classes -------------------------------------------------------------------------------------------
+    def capture(self, node_id: str, slot: str, values: list[Any]) -> None:
+        """See `nodes.context.NodeContext.capture`."""
+        self._running()
+        self._reached.add(node_id)
+        self._captures += [CapturedValue(node_id, slot, position, value) for position, value in enumerate(values)]
+
+    def supply(self, node_id: str, slot: str) -> list[Any]:
+        """See `nodes.context.NodeContext.supply`; each blob is waited for and unlinked when it is read.
+
+        A collector's values become one: images are joined along the batch, audio along time.
+
+        Raises:
+            BlobMissing: a blob did not appear in time.
+            SizesDiffer: images or audio that cannot be joined.
+        """
+        values = self._running().feed.get(node_id, {}).get(slot, ())
+        try:
+            if slot not in COLLECTOR_SLOTS or not values:
+                return list(self._loaded(values))
+            return [self._joined_images(values) if slot == "images" else _joined_audio(list(self._loaded(values)))]
+        except DistributedComfyError as error:
+            self._failure = error
+            raise
+
+    def _running(self) -> RunRequest:
+        assert self._request is not None, "a node of the cluster was called outside a run"
+        return self._request
+
+    def _loaded(self, values: tuple[Value, ...]) -> Iterator[Any]:
+        for value in values:
+            self._wait_for(value_blobs(value))
+            yield load_value(self._blobs, value, as_torch=True)
+            self._blobs.unlink(value_blobs(value))
+
+    def _wait_for(self, blobs: list[str]) -> None:
+        """The master writes the blobs of a feed a few ahead of what is read."""
+        deadline, pause_s = time.monotonic() + self._feed_timeout_s, _FIRST_WAIT_S
+        while True:
+            missing = [blob for blob, there in zip(blobs, self._blobs.exists(blobs)) if not there] if blobs else []
+            if not missing:
+                return
+            if time.monotonic() >= deadline:
+                raise BlobMissing(blob=missing[0])
+            self._check()
+            self._on_wait()
+            time.sleep(pause_s)
+            pause_s = min(_LONGEST_WAIT_S, pause_s * 1.5)
+
+    def _joined_images(self, values: tuple[Value, ...]) -> Any:
+        """One batch, written image by image into memory that is taken once: the peak is the batch and one value."""
+        import torch
+
+        sizes = [_image_size(value) for value in values]
+        for index, size in enumerate(sizes):
+            if size[1:] != sizes[0][1:]:
+                raise SizesDiffer(index=index, size=list(size[1:]), first=0, first_size=list(sizes[0][1:]))
+        joined: torch.Tensor | None = None
+        end = 0
+        for images in self._loaded(values):
+            if joined is None:
+                joined = torch.empty((sum(size[0] for size in sizes), *images.shape[1:]), dtype=images.dtype)
+            joined[end : end + images.shape[0]] = images
+            end += images.shape[0]
+        return joined
+
+
+def _image_size(value: Value) -> tuple[int, ...]:
+    if not isinstance(value, TensorRef):
+        kind = "a dict" if isinstance(value, MappingValue) else "a literal"
+        raise BlobMissing(blob=f"of images ({kind} came instead)")
+    return tuple(value.shape)
+
+
+def _joined_audio(parts: list[Any]) -> dict[str, Any]:
+    """One sound after the other; as `DistributedCollector` promises, all must have one rate and one number of channels."""
+    import torch
+
+    kinds = [(part["sample_rate"], *part["waveform"].shape[:-1]) for part in parts]
+    for index, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise SizesDiffer(index=index, size=list(kind), first=0, first_size=list(kinds[0]))
+    return {**parts[0], "waveform": torch.cat([part["waveform"] for part in parts], dim=-1)}
