@@ -123,6 +123,13 @@ class SeedOutOfRange(BadInput):
     sentence = "seed {seed} with {items} items ends outside 0..{limit}; choose a smaller seed"
 
 
+class SeedNotLiteral(BadInput):
+    """A seed comes from a node, so the items cannot be numbered before the run."""
+
+    code = "seed_not_literal"
+    sentence = "DistributedSeed {node_id} takes its seed from node {feeder}, known only when it runs; type the number in or use --seed"
+
+
 class InputUnknown(BadInput):
     """``--set`` names a node or input that the prompt does not have."""
 
