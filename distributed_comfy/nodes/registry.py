@@ -1,0 +1,30 @@
+"""All node classes of this project under the names that prompts use."""
+from __future__ import annotations
+
+from distributed_comfy.nodes.collector import DistributedCollector
+from distributed_comfy.nodes.context import NodeContext
+from distributed_comfy.nodes.cut import DistributedSink, DistributedSource, bind
+from distributed_comfy.nodes.seed import DistributedSeed
+from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, SINK_CLASS, SOURCE_CLASS
+
+DISPLAY_NAMES = {
+    SEED_CLASS: "Distributed Seed",
+    COLLECTOR_CLASS: "Distributed Collector",
+    SINK_CLASS: "Distributed Sink (internal)",
+    SOURCE_CLASS: "Distributed Source (internal)",
+}
+"""class_type -> name in ComfyUI's editor."""
+
+
+def node_classes(context: NodeContext) -> dict[str, type]:
+    """class_type -> class, for ComfyUI's ``NODE_CLASS_MAPPINGS`` and the builtin engine.
+
+    Args:
+        context: where sinks put and sources get values; one per engine, so two engines in one process do not meet.
+    """
+    return {
+        SEED_CLASS: DistributedSeed,
+        COLLECTOR_CLASS: DistributedCollector,
+        SINK_CLASS: bind(DistributedSink, context),
+        SOURCE_CLASS: bind(DistributedSource, context),
+    }

@@ -1,0 +1,264 @@
+"""Turns one prompt into the items of a job: how many, what each runs, what workers need for it."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from distributed_comfy.errors import ItemsOutOfRange, NothingToVary, PromptHasNoOutput, PromptMalformed
+from distributed_comfy.messages import (
+    Capability,
+    CollectorPlan,
+    ItemKind,
+    ItemSpec,
+    Prompt,
+    Requirement,
+    content_hash,
+    to_plain,
+)
+from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
+from distributed_comfy.planning.facts import ClassFacts
+from distributed_comfy.planning.files import FileReference, find_files
+from distributed_comfy.planning.requirements import requirement_of
+from distributed_comfy.planning.seeds import Seeds, find_seeds, with_seed
+from distributed_comfy.workflow.classes import (
+    COLLECTOR_CLASS,
+    ITEMS_INPUT,
+    LEGACY_CLASSES,
+    LEGACY_INPUTS,
+    LOAD_BALANCE_INPUT,
+    SEED_CLASS,
+)
+from distributed_comfy.workflow.graph import Graph, as_link
+from distributed_comfy.workflow.parse import ParsedPrompt
+
+ITEMS_LIMIT = 10_000
+"""Most items of one job, the last stage not counted."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the submitter asks for."""
+
+    items: int | None = None
+    """Seeds to run; None: the collector's ``items`` input, else ``participants``."""
+    seed: int | None = None
+    """Item 0's seed, for every DistributedSeed; None: as in the prompt."""
+    engine: str = ""
+    """``comfyui``, ``builtin`` or empty for any."""
+    tags: tuple[str, ...] = ()
+    """Tags that a worker must carry."""
+    participants: int = 1
+    """Workers that take part by default, plus the master if it does."""
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """All that is known about a job before it is queued."""
+
+    original_prompt: Prompt
+    """The user's prompt, for image metadata; it holds the seed that was asked for."""
+    prompts: Mapping[str, Prompt]
+    """Stage prompts by `content_hash`."""
+    items: tuple[ItemSpec, ...]
+    """Items in order; the last stage, where there is one, at the end."""
+    collectors: tuple[CollectorPlan, ...]
+    edges: tuple[str, ...]
+    """Sink ids of the edges that item 0 captures for the last stage."""
+    requirement: Requirement
+    """What a worker needs for any item but the last stage."""
+    last_requirement: Requirement | None
+    """What a worker needs for the last stage; None where there is none."""
+    input_files: tuple[FileReference, ...]
+    """Files that nodes of either stage load."""
+    warnings: tuple[str, ...] = ()
+    """Sentences for the user about what was decided for them."""
+
+    @property
+    def original_prompt_hash(self) -> str:
+        """`content_hash` of the user's prompt."""
+        return content_hash(self.original_prompt)
+
+    @property
+    def has_last_stage(self) -> bool:
+        """True where the last of `items` runs what follows the collectors."""
+        return self.last_requirement is not None
+
+    @property
+    def generate_items(self) -> tuple[ItemSpec, ...]:
+        """`items` without the last stage."""
+        return self.items[:-1] if self.has_last_stage else self.items
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """A cut prompt, or a whole one in the same shape."""
+
+    cut: Cut
+    seeds: Seeds
+    repeated: tuple[str, ...]
+    """Targets of every item."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[Capability]) -> JobPlan:
+    """Plan a job from a checked prompt.
+
+    A prompt with collectors becomes N items and, where an output node follows one, a last stage.  A prompt with a DistributedSeed
+    and no collector is one item; asked for more, each runs the output nodes that see the seed.  Any other prompt is one item.
+
+    Args:
+        parsed: from `parse_prompt`.
+        options: what the submitter asks for.
+        capabilities: of the workers known now; a node class that none of them knows is judged by well-known names.
+
+    Raises:
+        PromptHasCycle, PromptHasNoOutput, CollectorsNested, PromptMalformed: the prompt cannot be planned.
+        NothingToVary: items or a seed were asked for, and no DistributedSeed takes them.
+        ItemsOutOfRange, SeedOutOfRange, SeedNotLiteral: the batch cannot be numbered.
+    """
+    original = parsed.prompt if options.seed is None else with_seed(parsed.prompt, options.seed)
+    facts = ClassFacts(capabilities, options.engine)
+    stages = _stages(original, facts)
+    if options.seed is not None and not stages.seeds.uses:
+        raise NothingToVary(option="--seed", needed=SEED_CLASS)
+    count = _item_count(original, options, stages)
+    stages.seeds.check_range(count)
+    return _assemble(original, stages, count, options, facts)
+
+
+def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
+    whole = Graph(_without_legacy_inputs(original))
+    whole.order()
+    outputs = [node_id for node_id in whole.prompt if facts.is_output(whole.class_of(node_id))]
+    collectors, warnings = _usable_collectors(whole, outputs)
+    if not outputs and not collectors:
+        raise PromptHasNoOutput()
+    graph = Graph(whole.prune([*outputs, *collectors]))
+    seeds = find_seeds(graph, facts)
+    prompt = seeds.replace_nodes(graph.prompt)
+    if not collectors:
+        varying = tuple(node_id for node_id in outputs if node_id in seeds.varying)
+        rest = tuple(node_id for node_id in outputs if node_id not in seeds.varying)
+        return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, varying, warnings)
+    cut = cut_prompt(prompt, collectors, seeds.varying, facts)
+    return _Stages(cut, seeds, cut.sinks, [*warnings, *cut.warnings])
+
+
+def _without_legacy_inputs(prompt: Prompt) -> Prompt:
+    return {
+        node_id: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name not in LEGACY_INPUTS}}
+        if node["class_type"] in LEGACY_CLASSES
+        else node
+        for node_id, node in prompt.items()
+    }
+
+
+def _usable_collectors(graph: Graph, outputs: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The collectors to cut at, without loose ones that nothing feeds and nothing uses; and what to say about those."""
+    usable, warnings = [], []
+    for node_id in find_collectors(graph):
+        if wired_slots(graph.prompt[node_id]["inputs"]):
+            usable.append(node_id)
+        elif graph.downstream([node_id]).isdisjoint(outputs):
+            warnings.append(f"collector {node_id} has neither images nor audio and is left out")
+        else:
+            raise PromptMalformed(source="the prompt", reason=f"collector {node_id} has neither images nor audio")
+    return tuple(usable), warnings
+
+
+def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
+    """How many seeds to run.
+
+    ``--items`` wins; then ``load_balance`` (one), the largest ``items`` of the collectors, and the participants.  Without anything
+    that differs between items, more than one is an error where it was asked for, and one where it would only be the default.
+    """
+    collectors = [node_id for node_id in stages.repeated if original[node_id]["class_type"] == COLLECTOR_CLASS]
+    varies = not stages.seeds.varying.isdisjoint(stages.repeated)
+    needed = f"{SEED_CLASS} that feeds the collector" if collectors else SEED_CLASS
+    if options.items is not None:
+        return _checked_count(options.items, "--items", varies, needed)
+    if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) is True for node_id in collectors):
+        return 1
+    asked = {node_id: _items_input(original, node_id, stages.warnings) for node_id in collectors}
+    largest = max(asked, key=lambda node_id: asked[node_id])
+    if asked[largest]:
+        return _checked_count(asked[largest], f"items={asked[largest]} on collector {largest}", varies, needed)
+    if options.participants > 1 and not varies:
+        stages.warnings.append(f"no {needed}: all items would be the same, so only one runs")
+        return 1
+    return min(max(options.participants, 1), ITEMS_LIMIT)
+
+
+def _checked_count(items: int, option: str, varies: bool, needed: str) -> int:
+    if not 1 <= items <= ITEMS_LIMIT:
+        raise ItemsOutOfRange(items=items, limit=ITEMS_LIMIT)
+    if items > 1 and not varies:
+        raise NothingToVary(option=option, needed=needed)
+    return items
+
+
+def _items_input(prompt: Prompt, collector: str, warnings: list[str]) -> int:
+    value = prompt[collector]["inputs"].get(ITEMS_INPUT, 0)
+    if as_link(value):
+        warnings.append(f"items of collector {collector} comes from another node and is not known before the run; it is ignored")
+        return 0
+    if not isinstance(value, int):
+        raise PromptMalformed(source="the prompt", reason=f"items of collector {collector} is {value!r}, not a whole number")
+    return value
+
+
+def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOptions, facts: ClassFacts) -> JobPlan:
+    cut = stages.cut
+    stage_prompts = [prompt for prompt in (cut.item_prompt, cut.last_prompt) if prompt]
+    needs = [requirement_of(prompt, facts, engine=options.engine, tags=options.tags) for prompt in stage_prompts]
+    items = _item_specs(stages, count)
+    if cut.last_targets:
+        items.append(ItemSpec(count, "last", content_hash(cut.last_prompt), cut.last_targets, seed=stages.seeds.label(0)))
+    return JobPlan(
+        original_prompt=original,
+        prompts={content_hash(prompt): prompt for prompt in stage_prompts},
+        items=tuple(items),
+        collectors=cut.collectors,
+        edges=cut.edges,
+        requirement=needs[0],
+        last_requirement=needs[1] if cut.last_targets else None,
+        input_files=find_files({**cut.item_prompt, **cut.last_prompt}, facts),
+        warnings=tuple(stages.warnings),
+    )
+
+
+def _item_specs(stages: _Stages, count: int) -> list[ItemSpec]:
+    prompt, seeds = stages.cut.item_prompt, stages.seeds
+    stage_hash = content_hash(prompt)
+    kind: ItemKind = "generate" if stages.cut.sinks or seeds.uses else "whole"
+    first = (*stages.repeated, *stages.cut.first_targets)
+    return [
+        ItemSpec(
+            index=index,
+            kind=kind,
+            prompt_hash=stage_hash,
+            targets=stages.repeated if index else first,
+            patches=seeds.patches(index, prompt),
+            seed=seeds.label(index),
+        )
+        for index in range(count)
+    ]
+
+
+def resume_key(plan: JobPlan, *, input_hashes: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    """Equal for jobs whose results are interchangeable: 32 hexadecimal digits.
+
+    Args:
+        plan: the job.
+        input_hashes: name of each input file -> sha256 of its content.
+        versions: whatever else decides the pixels, such as ``{"comfyui": "0.3.64", "pack": "1.2"}``.
+    """
+    return content_hash(
+        {
+            "prompts": sorted(plan.prompts),
+            "original": plan.original_prompt_hash,
+            "items": [to_plain(item) for item in plan.items],
+            "inputs": dict(input_hashes),
+            "versions": dict(versions),
+        }
+    )

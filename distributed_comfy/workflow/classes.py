@@ -1,0 +1,40 @@
+"""Names of the node classes and inputs that mean something to this project, shared by planning, nodes and engines."""
+from __future__ import annotations
+
+SEED_CLASS = "DistributedSeed"
+"""Its output differs from item to item: base seed + item index."""
+COLLECTOR_CLASS = "DistributedCollector"
+"""Joins what all items made; the prompt is cut here."""
+SINK_CLASS = "DistributedSink"
+"""Internal: takes a collector's place (or sits on a crossing edge) in the prompt of an item."""
+SOURCE_CLASS = "DistributedSource"
+"""Internal: takes a collector's place (or that of a crossing edge) in the prompt of the last stage."""
+
+OWN_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, SINK_CLASS, SOURCE_CLASS})
+"""Classes that every engine brings along."""
+
+CLAIM_INPUT = "claim_id"
+"""Literal input of sinks and sources; the engine writes the claim into it, so that these nodes are never served from a cache."""
+SLOTS_INPUT = "slots"
+"""Literal input of a source: the wired slots, comma-separated."""
+EDGE_SLOT = "value"
+"""Slot name of a sink or source that stands for a crossing edge."""
+COLLECTOR_SLOTS = ("images", "audio")
+"""Slots of a collector in the order of its outputs."""
+PASS_THROUGH_INPUT = "pass_through"
+ITEMS_INPUT = "items"
+LOAD_BALANCE_INPUT = "load_balance"
+
+LEGACY_INPUTS = frozenset(
+    {
+        "multi_job_id", "is_worker", "master_url", "enabled_worker_ids", "worker_batch_size", "worker_id", "delegate_only", "tile_indices",
+    }
+)
+"""Inputs that ComfyUI-Distributed writes into prompts while it runs; without meaning here."""
+LEGACY_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, "DistributedValue", "UltimateSDUpscaleDistributed"})
+"""Classes that carry `LEGACY_INPUTS`."""
+
+
+def edge_id(node_id: str, slot: int) -> str:
+    """Id of the sink and the source of an edge that crosses the cut."""
+    return f"{node_id}~{slot}"
