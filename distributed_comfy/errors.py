@@ -283,6 +283,60 @@ class FrameTooLarge(FrameError):
     sentence = "tensor of {size_bytes} bytes is over the limit of {limit_bytes}; raise DC_BLOB_LIMIT_BYTES or use smaller batches"
 
 
+class ValueNotSendable(FrameError):
+    """A value on an edge of the graph is of a kind that cannot leave its process."""
+
+    code = "value_not_sendable"
+    retryable = False
+    sentence = "{where} is {kind}, which cannot travel between workers; only tensors, finite numbers, text and dicts of these can"
+
+
+class FileTooLarge(FrameError):
+    """A file is larger than the limit on one blob."""
+
+    code = "file_too_large"
+    retryable = False
+    sentence = "file {name!r} of {size_bytes} bytes is over the limit of {limit_bytes}; raise DC_BLOB_LIMIT_BYTES"
+
+
+class FileDamaged(FrameError):
+    """A file's content differs from what its record says."""
+
+    code = "file_damaged"
+    sentence = "file {name!r} has {found}, its record says {expected}; the blob was damaged on the way"
+
+
+class FileNameUnsafe(FrameError):
+    """A file name would lead out of the folder it belongs to."""
+
+    code = "file_name_unsafe"
+    retryable = False
+    sentence = "file name {name!r} does not stay inside its folder; nothing was written"
+
+
+class FileUnreadable(FrameError):
+    """A file that must be shipped cannot be read."""
+
+    code = "file_unreadable"
+    sentence = "cannot read {path}: {reason}"
+
+
+class CacheUnwritable(DistributedComfyError):
+    """The folder for input files cannot be written."""
+
+    code = "cache_unwritable"
+    retryable = True
+    sentence = "cannot write to {path}: {reason}; free space there or set DC_CACHE_DIR"
+
+
+class BlobStoreFull(DistributedComfyError):
+    """The blob Redis is at its memory limit and takes nothing more."""
+
+    code = "blob_store_full"
+    retryable = True
+    sentence = "the blob Redis at {target} is full ({reason}); raise its maxmemory or lower DC_BYTES_IN_FLIGHT"
+
+
 class BlobMissing(DistributedComfyError):
     """A blob that a record points to is not in the blob store any more."""
 
@@ -466,6 +520,27 @@ class SizesDiffer(JobError):
 
     code = "sizes_differ"
     sentence = "item {index} has images of {size}, item {first} of {first_size}; one batch needs one size; make them equal"
+
+
+class AudioDiffers(JobError):
+    """Audio of one batch cannot be joined."""
+
+    code = "audio_differs"
+    sentence = "item {index} has audio of {format}, item {first} of {first_format}; one track needs one format; make them equal"
+
+
+class PictureUnsavable(JobError):
+    """A collected value is not an image that a PNG can hold."""
+
+    code = "picture_unsavable"
+    sentence = "item {index} collected images of shape {shape}; a PNG needs [batch, height, width, 1 to 4 channels]"
+
+
+class SpoolUnusable(JobError):
+    """The folder for a job's fetched results cannot be opened."""
+
+    code = "spool_unusable"
+    sentence = "cannot collect into {folder}: {reason}; stop the other collector, or choose another folder"
 
 
 class MessageVersionUnknown(DistributedComfyError):
