@@ -1,0 +1,128 @@
+"""Values on edges of the graph, into the blob store and back: tensors become frames, dicts are walked, the rest stays in the record.
+
+    engine value -> store_value -> messages.Value + blobs -> load_value -> the same value
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Union
+
+import numpy as np
+
+from distributed_comfy.errors import FrameMalformed, ValueNotSendable
+from distributed_comfy.messages import LiteralValue, MappingValue, TensorRef, Value
+from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.frames import (
+    decode_tensor,
+    decode_torch,
+    encode_tensor,
+    frame_size_bytes,
+    is_torch,
+    payload_size_bytes,
+    read_header,
+    tensor_dtype,
+)
+
+Literal = Union[None, bool, int, float, str, list["Literal"]]
+
+
+def store_value(store: BlobStore, name: str, value: Any, *, job_id: str, limit_bytes: int) -> Value:
+    """Store the tensors of a value and return the record that stands for it.
+
+    Args:
+        name: of the blobs; an entry of a dict adds ``.<key>``.  Holds the claim id, so that no two executions share a blob.
+        value: torch or numpy tensor; number, text, boolean, None or a list of these; a dict of values with text keys.  A tuple counts
+            as a list, a numpy scalar as its number.
+        limit_bytes: largest single tensor.
+    Raises:
+        ValueNotSendable: anything else, or a number that is not finite (JSON has none); checked before anything is stored.
+        FrameTooLarge, FrameDtypeUnknown, BlobStoreFull, ConnectionLost: what is stored by then goes with the job's blobs.
+    """
+    _check(value, "the value")
+    return _store(store, name, value, job_id, limit_bytes)
+
+
+def load_value(store: BlobStore, value: Value, *, as_torch: bool) -> Any:
+    """The value that `store_value` took: tensors as torch (CPU) or numpy, dicts as dicts.
+
+    Raises:
+        BlobMissing: a blob is gone.
+        FrameError: a blob is not what was stored; `FrameMalformed` where it is another tensor than the record says.
+    """
+    if isinstance(value, MappingValue):
+        return {key: load_value(store, entry, as_torch=as_torch) for key, entry in value.entries.items()}
+    if isinstance(value, LiteralValue):
+        return value.literal
+    return _load_tensor(store, value, as_torch=as_torch)
+
+
+def value_blobs(value: Value) -> list[str]:
+    """Ids of all blobs that a value refers to."""
+    if isinstance(value, MappingValue):
+        return [blob for entry in value.entries.values() for blob in value_blobs(entry)]
+    return [value.blob] if isinstance(value, TensorRef) else []
+
+
+def expected_ref(store: BlobStore, name: str, *, dtype: str, shape: Sequence[int]) -> TensorRef:
+    """The record that `store_value` will return for such a tensor, before it is stored.
+
+    Raises:
+        FrameDtypeUnknown, FrameMalformed: no such tensor travels.
+    """
+    size_bytes = frame_size_bytes(dtype, shape)
+    return _ref(store.blob_id(name, size_bytes), dtype, shape)
+
+
+def _check(value: Any, where: str) -> None:
+    """Walk a value before any of it is stored."""
+    if _is_tensor(value):
+        tensor_dtype(value)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise ValueNotSendable(where=f"a key of {where}", kind=type(key).__name__)
+            _check(entry, f"{where}[{key!r}]")
+    else:
+        _literal(value, where)
+
+
+def _store(store: BlobStore, name: str, value: Any, job_id: str, limit_bytes: int) -> Value:
+    if _is_tensor(value):
+        pieces = encode_tensor(value, limit_bytes=limit_bytes)
+        return _ref(store.put(name, pieces, job_id=job_id), tensor_dtype(value), value.shape)
+    if isinstance(value, dict):
+        return MappingValue({key: _store(store, f"{name}.{key}", entry, job_id, limit_bytes) for key, entry in value.items()})
+    return LiteralValue(_literal(value, name))
+
+
+def _load_tensor(store: BlobStore, ref: TensorRef, *, as_torch: bool) -> Any:
+    frame = store.get(ref.blob)
+    header = read_header(frame, limit_bytes=len(frame))
+    if (header.dtype, header.shape) != (ref.dtype, tuple(ref.shape)):
+        raise FrameMalformed(
+            reason=f"blob {ref.blob} holds {header.dtype} {list(header.shape)}, its record says {ref.dtype} {list(ref.shape)}"
+        )
+    return (decode_torch if as_torch else decode_tensor)(frame, limit_bytes=len(frame))
+
+
+def _ref(blob: str, dtype: str, shape: Sequence[int]) -> TensorRef:
+    sizes = tuple(int(size) for size in shape)
+    return TensorRef(blob=blob, dtype=dtype, shape=sizes, size_bytes=payload_size_bytes(dtype, sizes))
+
+
+def _is_tensor(value: Any) -> bool:
+    return is_torch(value) or isinstance(value, np.ndarray)
+
+
+def _literal(value: Any, where: str) -> Literal:
+    """A value that JSON holds exactly."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (list, tuple)):
+        return [_literal(element, f"{where}[{index}]") for index, element in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueNotSendable(where=where, kind=f"the number {value}")
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueNotSendable(where=where, kind=f"a {type(value).__name__}")
+    return value
