@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -73,7 +74,13 @@ def make_folder() -> None:
     if _serves():
         return
     print(f"environment: creating .venv with Python {sys.version.split()[0]} ({sys.executable})", flush=True)
-    _run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], "Python could not create it; delete .venv and try again")
+    whole = False
+    try:
+        _run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], "Python could not create it, see above")
+        whole = True
+    finally:
+        if not whole:  # half an environment may look like a whole one to the next call
+            shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def _serves() -> bool:
@@ -90,7 +97,7 @@ def install(*, dev: bool) -> None:
     _run([str(venv_python()), str(ROOT / "scripts/install_torch.py")], "torch is missing, see the line above")
     extras = ["worker", "embedded", *(["dev"] if dev else [])]
     print(f"environment: installing distributed-comfy with {', '.join(extras)}", flush=True)
-    command = [str(venv_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{ROOT}[{','.join(extras)}]"]
+    command = [str(venv_python()), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-e", f"{ROOT}[{','.join(extras)}]"]
     _run(command, "pip failed, see above; does it reach a package index (pip config, a proxy)?")
 
 

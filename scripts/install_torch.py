@@ -112,7 +112,7 @@ def install(choice: Choice) -> bool:
     """Let pip do what ``choice`` says; False if it could not."""
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", choice.spec]
     command += ["--index-url", choice.index] if choice.index else []
-    command += [] if sys.stdout.isatty() else ["--quiet"]
+    command += [] if sys.stdout.isatty() else ["-qq"]
     return subprocess.run(command, check=False).returncode == 0
 
 
@@ -131,4 +131,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
