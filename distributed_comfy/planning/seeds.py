@@ -7,7 +7,7 @@ from typing import Any
 from distributed_comfy.errors import PromptMalformed, SeedNotLiteral, SeedOutOfRange
 from distributed_comfy.messages import Patch, Prompt, apply_patches
 from distributed_comfy.planning.facts import SEED_LIMIT, ClassFacts
-from distributed_comfy.workflow.classes import SEED_CLASS
+from distributed_comfy.workflow.classes import COLLECTOR_CLASS, COLLECTOR_SLOTS, SEED_CLASS
 from distributed_comfy.workflow.graph import Graph, as_link
 
 _NUMBER_NODES = {"PrimitiveInt": "value"}
@@ -71,19 +71,27 @@ def find_seeds(graph: Graph, facts: ClassFacts) -> Seeds:
 
     Raises:
         SeedNotLiteral: a seed comes from a node that only a worker can ask.
-        PromptMalformed: a seed is missing or no whole number, or something is linked to an output that the node does not have.
+        PromptMalformed: a seed is missing or no whole number, or is linked where it cannot be.
     """
     nodes = graph.of_class(SEED_CLASS)
     uses, limits = [], [SEED_LIMIT]
     for seed_node in nodes:
         base = _base(graph.prompt, seed_node)
         for node_id, name, slot in graph.consumers[seed_node]:
-            if slot:
-                reason = f"input {name} of node {node_id} is linked to output {slot} of node {seed_node}, which has one"
-                raise PromptMalformed(source="the prompt", reason=reason)
+            _check_link(graph, seed_node, node_id, name, slot)
             uses.append(SeedUse(node_id, name, base))
             limits.append(facts.seed_limit(graph.class_of(node_id), name))
     return Seeds(tuple(uses), frozenset(graph.downstream(nodes).difference(nodes)), min(limits))
+
+
+def _check_link(graph: Graph, seed_node: str, node_id: str, name: str, slot: int) -> None:
+    reason = ""
+    if slot:
+        reason = f"input {name} of node {node_id} is linked to output {slot} of node {seed_node}, which has one"
+    if graph.class_of(node_id) == COLLECTOR_CLASS and name in COLLECTOR_SLOTS:
+        reason = f"collector {node_id} takes images and audio, not the seed of node {seed_node}"
+    if reason:
+        raise PromptMalformed(source="the prompt", reason=reason)
 
 
 def _base(prompt: Prompt, seed_node: str) -> int:

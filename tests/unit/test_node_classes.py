@@ -37,7 +37,7 @@ def test_the_collector_keeps_its_contract() -> None:
     declared = DistributedCollector.INPUT_TYPES()
     assert list(declared["required"]) == ["images", "load_balance"]
     assert declared["required"]["load_balance"] == ("BOOLEAN", {"default": False})
-    assert list(declared["optional"])[0] == "audio"
+    assert next(iter(declared["optional"])) == "audio"
     defaults = {name: kind[1]["default"] for name, kind in declared["hidden"].items()}
     assert defaults == {
         "multi_job_id": "", "is_worker": False, "master_url": "", "enabled_worker_ids": "[]",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distributed_comfy.errors import PromptIsWorkflow, PromptMalformed, PromptUnreadable
+from distributed_comfy.errors import PromptIsWorkflow, PromptMalformed
 from distributed_comfy.workflow.parse import parse_prompt
 from tests.prompts import node, out, txt2img
 
