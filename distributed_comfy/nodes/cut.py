@@ -5,6 +5,7 @@ them while everything upstream of a sink stays cached.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from distributed_comfy.nodes.collector import empty_images, silence
@@ -59,6 +60,8 @@ class DistributedSource:
 
     context: ClassVar[NodeContext]
     """Set in the subclass that `bind` makes."""
+    nothing: ClassVar[Sequence[Any]] = ()
+    """What an output without any value gives: the engine's marker that stops everything behind it, where it has one."""
 
     # Output 0 is also any edge's type, so it must link with everything; to code that looks at the name it is what a collector gives.
     RETURN_TYPES: ClassVar[tuple[str, ...]] = (AnyType("IMAGE"), "AUDIO")
@@ -77,21 +80,20 @@ class DistributedSource:
         }
 
     def supply(self, claim_id: str, slots: str, unique_id: str) -> tuple[list[Any], list[Any]]:
-        """The lists that the graph would have delivered; one batch from a collector.
-
-        What the context supplies is passed on as it is, an engine's own marker for a blocked value too.
-        """
+        """The lists that the graph would have delivered; one batch from a collector, `nothing` where no item gave a value."""
         wired = slots.split(",")
         if wired == [EDGE_SLOT]:
-            return self.context.supply(unique_id, EDGE_SLOT), []
+            return self._supplied(unique_id, EDGE_SLOT), []
         images, audio = COLLECTOR_SLOTS
         return (
-            self.context.supply(unique_id, images) if images in wired else [empty_images()],
-            self.context.supply(unique_id, audio) if audio in wired else [silence()],
+            self._supplied(unique_id, images) if images in wired else [empty_images()],
+            self._supplied(unique_id, audio) if audio in wired else [silence()],
         )
 
+    def _supplied(self, unique_id: str, slot: str) -> list[Any]:
+        return self.context.supply(unique_id, slot) or list(self.nothing)
 
-def bind(node_class: type, context: NodeContext) -> type:
-    """A subclass of a sink or source class that reports to ``context``."""
-    body = {"context": context, "__doc__": node_class.__doc__, "__module__": node_class.__module__}
-    return type(node_class.__name__, (node_class,), body)
+
+def bind(node_class: type, **attributes: Any) -> type:
+    """A subclass of a sink or source class with ``context`` and ``nothing`` of one engine."""
+    return type(node_class.__name__, (node_class,), {**attributes, "__doc__": node_class.__doc__, "__module__": node_class.__module__})

@@ -1,6 +1,9 @@
 """All node classes of this project under the names that prompts use."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.nodes.cut import DistributedSink, DistributedSource, bind
@@ -16,15 +19,17 @@ DISPLAY_NAMES = {
 """class_type -> name in ComfyUI's editor."""
 
 
-def node_classes(context: NodeContext) -> dict[str, type]:
+def node_classes(context: NodeContext, *, nothing: Sequence[Any] = ()) -> dict[str, type]:
     """class_type -> class, for ComfyUI's ``NODE_CLASS_MAPPINGS`` and the builtin engine.
 
     Args:
         context: where sinks put and sources get values; one per engine, so two engines in one process do not meet.
+        nothing: the list that a source gives where no item delivered a value. ComfyUI needs ``[ExecutionBlocker(None)]``, which keeps
+            the nodes behind it from running; an empty list makes them fail.
     """
     return {
         SEED_CLASS: DistributedSeed,
         COLLECTOR_CLASS: DistributedCollector,
-        SINK_CLASS: bind(DistributedSink, context),
-        SOURCE_CLASS: bind(DistributedSource, context),
+        SINK_CLASS: bind(DistributedSink, context=context),
+        SOURCE_CLASS: bind(DistributedSource, context=context, nothing=nothing),
     }

@@ -103,6 +103,14 @@ def test_a_source_of_an_edge_gives_the_list_as_captured() -> None:
     assert classes["DistributedSource"]().supply(claim_id="d", slots="value", unique_id="4~1") == ([1, 2, 3], [])
 
 
+def test_a_source_without_values_gives_the_engines_marker() -> None:
+    board = Board()
+    board.values["9", "images"] = board.values["4~1", "value"] = []
+    source = node_classes(board, nothing=["blocked"])["DistributedSource"]
+    assert source().supply(claim_id="c", slots="images", unique_id="9")[0] == ["blocked"]
+    assert source().supply(claim_id="c", slots="value", unique_id="4~1")[0] == ["blocked"]
+
+
 def test_two_engines_do_not_share_a_context() -> None:
     first, second = Board(), Board()
     one, other = node_classes(first)["DistributedSink"], node_classes(second)["DistributedSink"]
