@@ -158,6 +158,13 @@ class JobStateInvalid(BadInput):
     sentence = "job {job_id} is {state}; {order} needs {needed}"
 
 
+class JobOwned(BadInput):
+    """Another live process collects the job."""
+
+    code = "job_owned"
+    sentence = "job {job_id} is collected by {owner}; stop that first, or wait until it is gone"
+
+
 class OutputUnwritable(BadInput):
     """The output folder cannot be written."""
 

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """This host's name in worker names; without it the system's."""
     user: str = ""
     """Submitter for fairness between users; without it the login name."""
+    threads: int = Field(0, ge=0, le=1024)
+    """CPU threads of a worker's engine; 0: shared evenly among workers that one command starts, else torch's own choice."""
     slots: int = Field(1, ge=1, le=16)
     """Claims a worker holds at once; above 1 the next item is ready while the last one ships."""
 

@@ -181,6 +181,10 @@ class JobTable:
         ttl_ms = to_ms(self._settings.owner_ttl_s)
         return self._scripts.transition("collect", "own", job_id, owner, ttl_ms, "take" if take_over else "") == "ok"
 
+    def owner(self, job_id: str) -> str:
+        """Who holds the owner lease; empty where nobody does."""
+        return str(self._client.get(self._keys("owner", job_id)) or "")
+
     def disown(self, job_id: str, owner: str) -> None:
         """Give the owner lease back at once."""
         key = self._keys("owner", job_id)

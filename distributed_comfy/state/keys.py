@@ -56,6 +56,7 @@ _TEMPLATES = {
     "claims": "worker:{}:claims",
     "barred": "worker:{}:barred",
     "lease": "worker:{}:lease",
+    "starting": "worker:{}:starting",  # STRING with PX: the name is being taken
     "idle": "idle:{}",  # SET of workers with this capability hash and a free slot
     "sig_caps": "sig:{}:caps",
     "cap_sigs": "cap:{}:sigs",

@@ -77,6 +77,18 @@ class WorkerTable:
         self._scripts.send_tickets(rest[int(count) :])
         return Renewal(alive=True, lost=lost)
 
+    def reserve_name(self, name: str, for_s: float = 120.0) -> bool:
+        """Keep a name free for a worker that is starting; False where another one is doing so."""
+        return bool(self._scripts.client.set(self._scripts.keys("starting", name), 1, nx=True, px=to_ms(for_s)))
+
+    def suspend(self, name: str, incarnation: str) -> None:
+        """Call the worker no more until it registers again: its engine is down, or it is about to end."""
+        self._scripts.transition("steer", "suspend", name, incarnation)
+
+    def leave(self, name: str, incarnation: str) -> None:
+        """End the lease at once; the next tick of the reaper takes the worker off the table."""
+        self._scripts.transition("steer", "leave", name, incarnation)
+
     # -- items ---------------------------------------------------------------------------------------------------------
     def claim(self, name: str, incarnation: str, claim_id: str) -> Claim | None:
         """The next item for this worker, or None; the same claim id gets the same answer.

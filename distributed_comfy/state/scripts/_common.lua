@@ -164,8 +164,8 @@ local function worker_free(name, facts) -- free slots, tickets under way counted
 end
 
 local function worker_read(name)
-  local v = call('HMGET', K.worker(name), 'inc', 'cap', 'slots', 'tickets', 'ticketed_ms', 'drained', 'warm_job', 'warm_ms')
-  return {inc = v[1] or '', cap = v[2] or '', slots = num(v[3]), tickets = num(v[4]), ticketed_ms = num(v[5]), drained = num(v[6]),
+  local v = call('HMGET', K.worker(name), 'inc', 'cap', 'slots', 'tickets', 'ticketed_ms', 'drained', 'warm_job', 'warm_ms', 'down')
+  return {inc = v[1] or '', cap = v[2] or '', slots = num(v[3]), tickets = num(v[4]), ticketed_ms = num(v[5]), drained = math.max(num(v[6]), num(v[9])),
     warm_job = v[7] or '', warm_ms = num(v[8])}
 end
 

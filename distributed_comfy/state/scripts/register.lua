@@ -31,8 +31,9 @@ end
 call('HSET', K.caps(), cap, ARGV[8])
 call('SADD', K.workers(), name)
 call('SADD', K.cap_workers(cap), name)
+call('DEL', K.starting(name))
 call('SET', K.lease(name), inc, 'PX', lease_ms)
-call('HSET', K.worker(name), 'cap', cap, 'slots', slots, 'facts', ARGV[6])
+call('HSET', K.worker(name), 'cap', cap, 'slots', slots, 'facts', ARGV[6], 'down', 0)
 if ARGV[7] ~= '' then call('HSET', K.worker(name), 'drained', ARGV[7]) end
 call_self(name, worker_read(name), out)
 return out

@@ -1,6 +1,7 @@
 -- What a person orders.  Idempotent.
 -- ARGV  what, job or worker, argument
---   cancel job reason | pause job | resume job | priority job n | retry job, requirement, last requirement | drain worker | undrain worker
+--   cancel job reason | pause job | resume job | priority job n | retry job, requirement, last requirement | drain worker | undrain worker |
+--   suspend worker incarnation (its engine is down or it is about to end) | leave worker incarnation
 -- Gives  {'ok' | 'new' (retry: match its signatures) | 'unknown' | state that does not allow it, worker...}
 local what, id = ARGV[1], ARGV[2]
 local out = {'ok'}
@@ -9,6 +10,14 @@ if what == 'drain' or what == 'undrain' then
   if call('SISMEMBER', K.workers(), id) == 0 then return {'unknown'} end
   call('HSET', K.worker(id), 'drained', what == 'drain' and 1 or 0)
   call_self(id, worker_read(id), out)
+  return out
+end
+
+if what == 'suspend' or what == 'leave' then
+  if call('HGET', K.worker(id), 'inc') ~= ARGV[3] then return {'unknown'} end
+  call('HSET', K.worker(id), 'down', 1)
+  if what == 'leave' then call('DEL', K.lease(id)) end
+  worker_index(id)
   return out
 end
 

@@ -1,0 +1,50 @@
+"""Which Redis this process uses: the configured one, else the embedded one of this user or a private one."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from distributed_comfy.settings import Settings, redact_url
+from distributed_comfy.state.embedded import start_embedded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where state and blobs lie."""
+
+    redis_url: str
+    blob_url: str
+    embedded: bool
+    """True where this project started the servers itself."""
+
+    @property
+    def shown(self) -> str:
+        """For people: no password."""
+        return f"embedded Redis at {redact_url(self.redis_url)}" if self.embedded else redact_url(self.redis_url)
+
+
+@contextmanager
+def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Servers]:
+    """The servers for as long as the context lasts.
+
+    Args:
+        settings: ``redis_url`` and ``blob_url``; without the first the embedded servers are used.
+        private: embedded servers of this process alone, whatever is configured.
+    Raises:
+        NoRedisServer: none is configured and none can be embedded.
+    """
+    if settings.redis_url and not private:
+        blob_url = settings.blob_url or settings.redis_url
+        if not settings.blob_url:
+            log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
+        yield Servers(settings.redis_url, blob_url, embedded=False)
+        return
+    embedded = start_embedded(settings.runtime_folder, private=private)
+    try:
+        yield Servers(embedded.state_url, embedded.blob_url, embedded=True)
+    finally:
+        embedded.stop()

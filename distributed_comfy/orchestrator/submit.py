@@ -1,0 +1,142 @@
+"""From a prompt to a queued job: set inputs, plan, check that somebody can run it, bring its files, enter it in the table."""
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.errors import ClusterUnavailable, NoCapableWorker, NoWorker
+from distributed_comfy.messages import Capability, JobRecord, Requirement
+from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
+from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job, resume_key
+from distributed_comfy.planning.requirements import lacks, signature
+from distributed_comfy.state.jobs import Submission
+from distributed_comfy.workflow.edit import set_input
+from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
+from tasks.cluster import Cluster
+
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What the submitter asks for, beside the prompt."""
+
+    items: int | None = None
+    """Seeds to run; None: the collector's own number, else one per live worker."""
+    seed: int | None = None
+    """Item 0's seed; None: as in the prompt."""
+    sets: Sequence[str] = ()
+    """``NODE.INPUT=VALUE`` changes."""
+    priority: int = 5
+    """0 (last) to 9 (first)."""
+    user: str = ""
+    """For fairness between users; empty: the login name."""
+    engine: str = ""
+    """Only workers with this engine; empty: any."""
+    tags: Sequence[str] = ()
+    """Only workers with all of these tags."""
+    wait_s: float = 0.0
+    """Queue the job even if no live worker can run it now, and wait this long for one."""
+    comfyui_path: Path | None = None
+    """Its ``input`` folder is searched for the files that the prompt loads."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that has entered the table."""
+
+    record: JobRecord
+    plan: JobPlan
+    inputs: JobInputs
+    owner: str
+
+
+def submit_prompt(cluster: Cluster, source: str | Path | Mapping[str, Any], options: SubmitOptions) -> QueuedJob:
+    """Queue a prompt.
+
+    Args:
+        cluster: open connections.
+        source: path, JSON text or parsed JSON of an API-format prompt.
+        options: what to run.
+    Raises:
+        BadInput: any of its kinds; nothing was queued.
+        NoWorker, NoCapableWorker: nobody can run it, within ``wait_s``; the message names what each worker lacks.
+    """
+    parsed = parse_prompt(source)
+    for assignment in options.sets:
+        parsed = replace(parsed, prompt=set_input(parsed.prompt, assignment))
+    give_up = time.monotonic() + options.wait_s
+    plan = _plan_with_workers(cluster, parsed, options, give_up)
+    job_id, owner = secrets.token_hex(6), f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
+    inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
+    folder = Path(source).parent if isinstance(source, (str, Path)) and not str(source).lstrip().startswith("{") else Path.cwd()
+    input_files = inputs.add(plan.input_files, input_folders(folder, options.comfyui_path))
+    record = JobRecord(
+        job_id=job_id,
+        submitter=options.user or cluster.settings.submitter,
+        priority=options.priority,
+        items=len(plan.items),
+        prompts=tuple(plan.prompts),
+        original_prompt_hash=plan.original_prompt_hash,
+        collectors=plan.collectors,
+        edges=plan.edges,
+        input_files=input_files,
+        extra_pnginfo=parsed.extra_pnginfo,
+        requirement=plan.requirement,
+        last_requirement=plan.last_requirement,
+        has_last_stage=plan.has_last_stage,
+        resume_key=_resume_key(cluster, plan, {entry.file.name: entry.file.sha256 for entry in input_files}),
+        host=cluster.settings.host_name,
+        title=Path(source).name if isinstance(source, Path) else "",
+    )
+    prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
+    last = signature(plan.last_requirement) if plan.last_requirement else ""
+    cluster.jobs.submit(Submission(record, plan.items, prompts, signature(plan.requirement), last), owner)
+    return QueuedJob(record, plan, inputs, owner)
+
+
+def live_capabilities(cluster: Cluster) -> dict[str, Capability]:
+    """Worker name -> capability, of workers whose lease runs."""
+    known = cluster.matching.capabilities()
+    return {
+        worker.facts.name: known[worker.capability]
+        for worker in cluster.workers.workers()
+        if worker.state != "lost" and worker.capability in known
+    }
+
+
+def check_capable(requirements: Sequence[Requirement], live: Mapping[str, Capability]) -> None:
+    """Raises NoCapableWorker, naming what each live worker lacks, unless each requirement is met by one of them."""
+    for requirement in requirements:
+        missing = {name: lacks(requirement, capability) for name, capability in live.items()}
+        if all(missing.values()):
+            words = "; ".join(f"{name} lacks {', '.join(what)}" for name, what in sorted(missing.items()))
+            raise NoCapableWorker(lacks=words)
+
+
+def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOptions, give_up: float) -> JobPlan:
+    """Plan against the live workers, waiting for the first one as long as the user allows."""
+    while True:
+        live = live_capabilities(cluster)
+        wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)))
+        plan = plan_job(parsed, wanted, list(live.values()))
+        try:
+            if not live:
+                raise NoWorker()
+            check_capable([need for need in (plan.requirement, plan.last_requirement) if need], live)
+            return plan
+        except ClusterUnavailable:
+            if live and options.wait_s > 0:
+                return plan  # queued all the same: a worker that gains what is missing starts it
+            if time.monotonic() >= give_up:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _resume_key(cluster: Cluster, plan: JobPlan, input_hashes: Mapping[str, str]) -> str:
+    versions = {capability.engine: capability.engine_version for capability in cluster.matching.capabilities().values()}
+    return resume_key(plan, input_hashes=input_hashes, versions=versions)

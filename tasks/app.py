@@ -1,0 +1,62 @@
+"""The Celery application: broker and result backend on the state Redis, JSON only, one queue per worker."""
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from distributed_comfy.settings import Settings
+
+RUN_ITEM = "tasks.run_item"
+"""Name of the one task; its only argument is the worker it is for."""
+
+_VISIBILITY_TIMEOUT_S = 7 * 86_400  # a ticket is never redelivered by the broker: leases decide who is dead
+
+
+def gpu_queue(worker: str) -> Queue:
+    """The queue that only this worker consumes; the default exchange needs no binding."""
+    name = f"gpu.{worker}"
+    return Queue(name, Exchange(""), routing_key=name, no_declare=True)
+
+
+def route_ticket(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any] | None:
+    """Celery router: a ticket goes to the queue of the worker it names."""
+    return {"queue": gpu_queue(args[0])} if name == RUN_ITEM and args else None
+
+
+def make_app(settings: Settings, redis_url: str) -> Celery:
+    """An application for this cluster; it connects when first used.
+
+    Args:
+        settings: key prefix and expiry.
+        redis_url: the state Redis.
+    """
+    app = Celery("distributed-comfy", set_as_current=False, broker=redis_url, backend=redis_url)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        task_routes=(route_ticket,),
+        task_default_queue="gpu.unassigned",
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_send_sent_event=False,
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # True revokes and loses tasks while Redis is down
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,  # Flower switches them on by remote control
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": f"{settings.key_prefix}celery:",
+            "visibility_timeout": _VISIBILITY_TIMEOUT_S,
+            "socket_keepalive": True,
+        },
+        result_backend_transport_options={"global_keyprefix": settings.key_prefix},
+        result_expires=settings.job_ttl_s,
+    )
+    return app

@@ -1,0 +1,73 @@
+"""One process's connection to the cluster: both Redis servers, the table's two sides, the blob store, the Celery app."""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import redis
+from celery import Celery
+from distributed_comfy.state.connection import connect
+
+from distributed_comfy.planning.requirements import matches
+from distributed_comfy.settings import Settings
+from distributed_comfy.state.jobs import JobTable
+from distributed_comfy.state.matching import Matching
+from distributed_comfy.state.scripts import Scripts
+from distributed_comfy.state.workers import WorkerTable
+from distributed_comfy.transport.redis_blobs import RedisBlobStore
+from tasks.app import make_app
+from tasks.dispatch import send_tickets
+
+_BYTES_IN_FLIGHT_UNLIMITED = 4 * 2**30  # where the blob server has no maxmemory
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Open connections; `close` ends them."""
+
+    settings: Settings
+    redis_url: str
+    blob_url: str
+    client: redis.Redis
+    """State Redis, replies decoded."""
+    blob_client: redis.Redis
+    blobs: RedisBlobStore
+    jobs: JobTable
+    workers: WorkerTable
+    matching: Matching
+    app: Celery
+
+    def close(self) -> None:
+        """Give the connections back; the cluster object is not used again."""
+        self.app.close()
+        self.client.close()
+        self.blob_client.close()
+
+
+def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
+    """Connect to both servers and check them.
+
+    Args:
+        settings: of this process.
+        redis_url: state Redis.
+        blob_url: blob Redis; may be the same server.
+    Raises:
+        RedisUnreachable, RedisRefused, RedisTooOld: named by setting.
+    """
+    client = connect(redis_url, "DC_REDIS_URL", decode_responses=True)
+    blob_client = connect(blob_url, "DC_BLOB_URL")
+    blobs = RedisBlobStore(blob_client, prefix=settings.key_prefix, chunk_bytes=settings.chunk_bytes, ttl_s=settings.blob_ttl_s)
+    app = make_app(settings, redis_url)
+    scripts = Scripts(client, settings.key_prefix, functools.partial(send_tickets, app))
+    matching = Matching(scripts, matches)
+    jobs = JobTable(scripts, matching, settings)
+    jobs.set_byte_limit(_byte_limit(settings, blobs))
+    workers = WorkerTable(scripts, matching, settings)
+    return Cluster(settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, matching, app)
+
+
+def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:
+    if settings.bytes_in_flight:
+        return settings.bytes_in_flight
+    memory = blobs.memory_limit()
+    return memory // 2 if memory else _BYTES_IN_FLIGHT_UNLIMITED

@@ -1,0 +1,20 @@
+"""Default names of workers: host, device, and a free number."""
+from __future__ import annotations
+
+from distributed_comfy.settings import slug
+from tasks.cluster import Cluster
+
+
+def free_worker_name(cluster: Cluster, device: str) -> str:
+    """``pc1-cuda0``, or ``pc1-cuda0-1`` and so on where live workers have the names before.
+
+    Two workers that start at the same time may choose the same name; the name is reserved for a moment so that they do not.
+    """
+    base = f"{cluster.settings.host_name}-{slug(device.replace(':', ''))}"
+    taken = {worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"}
+    number = 0
+    while True:
+        name = base if number == 0 else f"{base}-{number}"
+        if name not in taken and cluster.workers.reserve_name(name):
+            return name
+        number += 1

@@ -1,0 +1,40 @@
+"""One tick of the reaper, and the broker's leftovers of workers that are gone for good."""
+from __future__ import annotations
+
+import logging
+
+from distributed_comfy.settings import Settings
+from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+
+def reap_once(cluster: Cluster, process_id: str) -> None:
+    """Let the table act on expired leases, back-offs, owners and lost tickets; then clear the queues of workers that are gone.
+
+    Any process may call this at any time: the table elects one caller per tick.
+    """
+    found = cluster.workers.reap(process_id)
+    for worker in found.gone:
+        log.warning("worker %s is gone; its items went back", worker)
+        clear_broker(cluster, worker)
+    for job_id in found.abandoned:
+        log.info("job %s ended without a collector; its blobs are dropped", job_id)
+        cluster.blobs.drop_job(job_id)
+
+
+def queue_key(settings: Settings, worker: str) -> str:
+    """The Redis list in which kombu keeps a worker's tickets."""
+    return f"{settings.key_prefix}celery:gpu.{worker}"
+
+
+def clear_broker(cluster: Cluster, worker: str) -> None:
+    """Remove a gone worker's queue and its unacknowledged tickets; a ticket holds nothing that could be lost."""
+    prefix = f"{cluster.settings.key_prefix}celery:"
+    client = cluster.client
+    client.delete(queue_key(cluster.settings, worker))
+    routing = f'"gpu.{worker}"'
+    for tag, message in client.hscan_iter(f"{prefix}unacked"):
+        if routing in message:
+            client.hdel(f"{prefix}unacked", tag)
+            client.zrem(f"{prefix}unacked_index", tag)

@@ -1,0 +1,157 @@
+"""What a ticket does: claim one item, run it in the engine, enter its end in the table."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import redis
+
+from distributed_comfy.errors import (
+    ClusterUnavailable,
+    DistributedComfyError,
+    ItemInterrupted,
+    RemoteError,
+    WorkerLacks,
+    WorkerLost,
+)
+from distributed_comfy.messages import ItemResult, ItemSpec, RunRequest, apply_patches, item_id, load
+from distributed_comfy.state.records import Claim
+from distributed_comfy.state.specs import unpack_spec
+from distributed_comfy.state.workers import GiveBackReason
+from distributed_comfy.transport.feed_names import Feed, bind_feed
+from distributed_comfy.transport.values import value_blobs
+from tasks.runtime import WorkerRuntime
+
+log = logging.getLogger(__name__)
+
+NO_WORK = "no work"
+
+Announce = Callable[..., object]
+"""Sends a monitoring event for this task: ``announce("task-started", job=..., ...)``."""
+
+
+def run_ticket(runtime: WorkerRuntime, announce: Announce) -> str:
+    """Claim and run one item.
+
+    Args:
+        runtime: the worker.
+        announce: tells monitors which item this task turned out to be.
+    Returns:
+        The item's id and how it ended, or `NO_WORK`.
+    """
+    if runtime.draining.is_set() or not runtime.wait_able(0):
+        return NO_WORK
+    claim_id = runtime.held.new()
+    try:
+        claim = runtime.cluster.workers.claim(runtime.name, runtime.incarnation, claim_id)
+        if claim is None:
+            return NO_WORK
+        runtime.held.advance(claim_id, "reserved")
+        return f"{item_id(claim.job_id, claim.index)}: {_run_claim(runtime, claim, announce)}"
+    except WorkerLost:
+        log.warning("worker %s was declared dead while it asked for an item", runtime.name)
+        return NO_WORK
+    finally:
+        runtime.held.drop(claim_id)
+
+
+def _run_claim(runtime: WorkerRuntime, claim: Claim, announce: Announce) -> str:
+    incarnation = runtime.incarnation
+    try:
+        request, spec = _request(runtime, claim)
+        node_class = request.prompt[spec.targets[0]]["class_type"] if spec.targets else ""
+        announce("task-started", job=claim.job_id, item=claim.index, node_class=node_class, seed=spec.seed)
+        log.info("item %s starts (attempt %d, seed %s)", item_id(claim.job_id, claim.index), claim.attempt, spec.seed or "-")
+        future: Future[ItemResult] = runtime.engine.run(request)
+        runtime.held.advance(claim.claim_id, "started")
+        result = future.result()
+    except DistributedComfyError as error:
+        return _give_back(runtime, incarnation, claim, error)
+    except Exception as error:  # the task boundary: whatever it was, the item must not hang in the table
+        _give_back(runtime, incarnation, claim, RemoteError(original_code=type(error).__name__, details=str(error)))
+        raise
+    runtime.held.advance(claim.claim_id, "ending")
+    if runtime.cluster.workers.complete(runtime.name, incarnation, claim, result):
+        log.info("item %s is done in %.2f s", item_id(claim.job_id, claim.index), result.seconds)
+        return "done"
+    _unlink(runtime, result)
+    return "no longer ours"
+
+
+def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec]:
+    record, prompts, templates = runtime.job_texts(claim.job_id)
+    spec = unpack_spec(templates, claim.index, claim.packed_spec)
+    prompt = apply_patches(prompts[spec.prompt_hash], spec.patches)
+    request = RunRequest(
+        claim_id=claim.claim_id,
+        job_id=claim.job_id,
+        index=claim.index,
+        kind=spec.kind,
+        prompt=prompt,
+        targets=spec.targets,
+        original_prompt=prompts[record.original_prompt_hash],
+        extra_pnginfo=record.extra_pnginfo,
+        input_files=tuple(entry for entry in record.input_files if entry.node_id in prompt),
+        feed=_feed(runtime, claim) if spec.kind == "last" else {},
+        attempt=claim.attempt,
+    )
+    return request, spec
+
+
+def _feed(runtime: WorkerRuntime, claim: Claim) -> Feed:
+    text = runtime.cluster.jobs.feed(claim.job_id)
+    return bind_feed(load(Feed, text), claim.claim_id) if text else {}
+
+
+def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: DistributedComfyError) -> str:
+    runtime.held.advance(claim.claim_id, "ending")
+    how = _how(runtime, error)
+    if how == "release":
+        log.info("item %s is given back: %s", item_id(claim.job_id, claim.index), error)
+    else:
+        log.warning("item %s failed on %s (%s): %s", item_id(claim.job_id, claim.index), runtime.name, how, error)
+    try:
+        outcome = runtime.cluster.workers.give_back(runtime.name, incarnation, claim, how, error)
+    except (ClusterUnavailable, redis.RedisError) as lost:
+        log.warning("item %s could not be given back (%s); its lease or the next sign of life does it", claim.index, lost)
+        outcome = "lost"
+    if isinstance(error, WorkerLacks):
+        runtime.engine.describe()
+    return f"{how}, {outcome}"
+
+
+def _how(runtime: WorkerRuntime, error: DistributedComfyError) -> GiveBackReason:
+    if isinstance(error, ItemInterrupted):
+        return "release"
+    if isinstance(error, WorkerLacks):
+        return "lacks"
+    return "retry" if error.retryable or isinstance(error, RemoteError) else "final"
+
+
+def _unlink(runtime: WorkerRuntime, result: ItemResult) -> None:
+    """A refused result deletes its own blobs; their names hold the claim id, so nobody else's."""
+    blobs = [blob for capture in result.captures for blob in value_blobs(capture.value)]
+    runtime.cluster.blobs.unlink([*blobs, *(file.blob for file in result.files)])
+
+
+def ticket_body(runtime: WorkerRuntime, dispatcher: Callable[[], Any]) -> Callable[..., str]:
+    """The function behind the Celery task.
+
+    Args:
+        runtime: the worker.
+        dispatcher: gives Celery's event dispatcher, or None while there is none.
+    """
+
+    def run_item(task: Any, worker: str) -> str:
+        """Come and claim; the worker's name is only for the router."""
+
+        def announce(kind: str, **facts: object) -> None:
+            events = dispatcher()
+            if events is not None and events.enabled:
+                events.send(kind, uuid=task.request.id, **facts)
+
+        return run_ticket(runtime, announce)
+
+    return run_item

@@ -1,0 +1,247 @@
+"""One worker: its identity in the table, its engine, the claims it holds, and the threads that keep it alive."""
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import redis
+from distributed_comfy.engine.host import EngineEvent
+
+from distributed_comfy import __version__
+from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, WorkerNameTaken
+from distributed_comfy.messages import Capability, JobRecord, Prompt
+from distributed_comfy.planning.requirements import capability_hash
+from distributed_comfy.state.keys import Keys
+from distributed_comfy.state.records import WorkerFacts
+from tasks.cluster import Cluster
+from tasks.engine_link import EngineLink
+from tasks.held import HeldClaims
+from tasks.reaper import queue_key, reap_once
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_INTERVAL_S = 0.1
+_PREVIEW_INTERVAL_S = 0.5
+_UNREAD_TICKS = 3
+_JOBS_REMEMBERED = 16
+
+
+class WorkerRuntime:
+    """Created once per worker process; `start` after the Celery consumer is set up, `stop` when it ends."""
+
+    def __init__(self, cluster: Cluster, name: str, options: EngineOptions, restart_consumer: Callable[[], None]) -> None:
+        """
+        Args:
+            cluster: open connections.
+            name: of the worker; a valid queue name.
+            options: for the engine process.
+            restart_consumer: called when tickets lie in the queue and nobody reads them.
+        """
+        self.cluster = cluster
+        self.settings = cluster.settings
+        self.name = name
+        self.held = HeldClaims()
+        self.draining = threading.Event()
+        self.incarnation = uuid.uuid4().hex
+        self.failed: DistributedComfyError | None = None
+        self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self._on_capability, self._on_down, self._on_progress)
+        self.job_texts = lru_cache(maxsize=_JOBS_REMEMBERED)(self._read_job)
+        self._options = options
+        self._keys = Keys(cluster.settings.key_prefix)
+        self._capability: Capability | None = None
+        self._able = threading.Event()
+        self._registering = threading.Lock()
+        self._stopped = threading.Event()
+        self._restart_consumer = restart_consumer
+        self._unread = 0
+        self._shown_at: dict[str, float] = {}
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Start the engine and the threads; the worker registers when its engine is ready."""
+        self.engine.start()
+        for target, name in ((self._keep_lease, "lease"), (self._keep_reaping, "reaper"), (self._hear_orders, "orders")):
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def wait_able(self, timeout_s: float) -> bool:
+        """Wait until the engine is ready and the worker registered; False after ``timeout_s``."""
+        return self._able.wait(timeout_s)
+
+    def drain(self, timeout_s: float) -> None:
+        """Claim nothing more; let running items finish, and after ``timeout_s`` give them back."""
+        self.draining.set()
+        if self._able.is_set():
+            self._quietly("drain", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
+        deadline = time.monotonic() + timeout_s
+        while self.held.running() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for claim_id in self.held.running():
+            log.info("worker %s: claim %s is given back unfinished", self.name, claim_id)
+            self.engine.interrupt(claim_id)
+        while self.held.running() and time.monotonic() < deadline + 5:
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End the engine, leave the table, end the threads."""
+        self._stopped.set()
+        self.engine.close()
+        self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
+
+    def register(self) -> None:
+        """Enter the table (again) with the engine's present capability.
+
+        Raises:
+            WorkerNameTaken: another live worker has the name.
+        """
+        capability = self._capability
+        if capability is None or self._stopped.is_set() or self.draining.is_set():
+            return
+        with self._registering:
+            self.cluster.workers.register(self._facts(capability), self.incarnation, capability_hash(capability), capability)
+            self._able.set()
+
+    def _facts(self, capability: Capability) -> WorkerFacts:
+        return WorkerFacts(
+            name=self.name,
+            host=self.settings.host_name,
+            device=self._options.device,
+            engine=capability.engine,
+            engine_version=capability.engine_version,
+            device_class=capability.device_class,
+            pid=os.getpid(),
+            tags=capability.tags,
+            package_version=__version__,
+        )
+
+    # -- events of the engine --------------------------------------------------------------------------------------------
+    def _on_capability(self, capability: Capability) -> None:
+        changed = capability != self._capability
+        self._capability = capability
+        if not changed and self._able.is_set():
+            return
+        try:
+            self._register_patiently()
+            log.info("worker %s is ready: %s on %s", self.name, capability.engine, capability.device_class)
+        except WorkerNameTaken as error:
+            self.failed = error
+            log.error("%s", error)
+            self._able.set()
+        except (ClusterUnavailable, redis.RedisError) as error:
+            log.warning("worker %s could not register (%s); it tries again with its next sign of life", self.name, error)
+
+    def _register_patiently(self) -> None:
+        """A worker that was killed holds its name for one lease."""
+        give_up = time.monotonic() + self.settings.lease_ttl_s + 2 * self.settings.reaper_interval_s
+        while True:
+            try:
+                return self.register()
+            except WorkerNameTaken:
+                if time.monotonic() >= give_up:
+                    raise
+                self._stopped.wait(0.25)
+
+    def _on_down(self) -> None:
+        self._able.clear()
+        self._capability = None
+        self._quietly("suspend", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
+
+    def _on_progress(self, event: EngineEvent) -> None:
+        """Tell whoever watches the job, a few times a second at most."""
+        interval_s = _PREVIEW_INTERVAL_S if event.kind == "preview" else _PROGRESS_INTERVAL_S
+        now, key = time.monotonic(), f"{event.kind} {event.claim_id}"
+        if event.value != event.maximum and now - self._shown_at.get(key, 0.0) < interval_s:
+            return
+        self._shown_at = {**{k: at for k, at in self._shown_at.items() if now - at < 60}, key: now}
+        message: dict[str, Any] = {"index": event.index, "worker": self.name, "node": event.node_id}
+        if event.kind == "preview":
+            message["preview"] = base64.b64encode(event.image).decode()
+        else:
+            message.update(value=event.value, maximum=event.maximum)
+        self._quietly("publish", lambda: self.cluster.client.publish(self._keys("progress", event.job_id), json.dumps(message)))
+
+    # -- threads ---------------------------------------------------------------------------------------------------------
+    def _keep_lease(self) -> None:
+        describe_at = time.monotonic() + self.settings.describe_interval_s
+        while not self._stopped.wait(self.settings.renew_interval_s):
+            if not self._able.is_set() or self.failed:
+                if self._capability is not None and not self.failed:
+                    self._quietly("register", self.register)
+                continue
+            self._quietly("renew", self._renew)
+            if time.monotonic() >= describe_at:
+                self.engine.describe()
+                describe_at = time.monotonic() + self.settings.describe_interval_s
+
+    def _renew(self) -> None:
+        asked = self.held.all()
+        answer = self.cluster.workers.renew(self.name, self.incarnation, asked)
+        if not answer.alive:
+            log.warning("worker %s was declared dead; it drops what it has and registers anew", self.name)
+            for claim_id in self.held.running():
+                self.engine.interrupt(claim_id)
+            self.incarnation = uuid.uuid4().hex
+            self.register()
+            return
+        for claim_id in answer.lost:
+            if self.held.is_running(claim_id):
+                log.info("worker %s: claim %s was cancelled", self.name, claim_id)
+                self.engine.interrupt(claim_id)
+        self._check_queue()
+
+    def _check_queue(self) -> None:
+        """Tickets that lie unread although no item runs: the consumer's connection is stuck."""
+        waiting = self.cluster.client.llen(queue_key(self.settings, self.name))
+        self._unread = self._unread + 1 if waiting and not len(self.held) else 0
+        if self._unread >= _UNREAD_TICKS:
+            log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)
+            self._unread = 0
+            self._restart_consumer()
+
+    def _keep_reaping(self) -> None:
+        process_id = uuid.uuid4().hex
+        while not self._stopped.wait(self.settings.reaper_interval_s):
+            self._quietly("reap", lambda: reap_once(self.cluster, process_id))
+
+    def _hear_orders(self) -> None:
+        """Orders make faster what `renew` would notice anyway."""
+        while not self._stopped.is_set():
+            self._quietly("listen", self._listen)
+            self._stopped.wait(1.0)
+
+    def _listen(self) -> None:
+        with self.cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.subscribe(self._keys("orders", self.name))
+            while not self._stopped.is_set():
+                message = channel.get_message(timeout=1.0)
+                order, _, argument = str(message["data"]).partition(" ") if message else ("", "", "")
+                if order == "cancel" and self.held.is_running(argument):
+                    self.engine.interrupt(argument)
+                elif order == "look":
+                    self.engine.describe()
+
+    def _quietly(self, what: str, action: Callable[[], object]) -> None:
+        """Redis may be away: the next tick tries again."""
+        try:
+            action()
+        except (ClusterUnavailable, redis.RedisError) as error:
+            log.debug("worker %s: %s: %s", self.name, what, error)
+
+    def _read_job(self, job_id: str) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
+        prompts, templates = self.cluster.jobs.prompts(job_id)
+        return self.cluster.jobs.record(job_id), prompts, templates
+
+
+def with_folder(options: EngineOptions, name: str, settings_folder: Any) -> EngineOptions:
+    """Engine options for a worker of this name: its folder and log lie under ``settings_folder``."""
+    folder = settings_folder / "workers" / name
+    return replace(options, worker=name, folder=folder, log_file=folder / "engine.log")
