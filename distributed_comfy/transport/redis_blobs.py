@@ -22,6 +22,8 @@ T = TypeVar("T")
 Command = Sequence[BytesLike]
 
 _CHUNKS_ON_THE_WAY = 2
+_OVERHEAD_BYTES = 64
+"""What Redis adds to a value.  Its allocator would give 5 MiB to a value of 4 MiB and this header: a third more memory for nothing."""
 _KEYS_PER_COMMAND = 1000
 
 
@@ -31,14 +33,16 @@ class RedisBlobStore:
     Args:
         client: its replies must be bytes (``decode_responses=False``), as `state.connection.connect` gives.
         prefix: first part of every key, ``dc:``.
-        chunk_bytes: size of a chunk; readers and writers may use different ones.
+        chunk_bytes: memory of a chunk in the server, best a power of two; readers and writers may use different ones.
         ttl_s: a blob that nobody unlinked vanishes after this long.
     """
 
     def __init__(self, client: redis.Redis, *, prefix: str, chunk_bytes: int, ttl_s: int) -> None:
+        if chunk_bytes <= _OVERHEAD_BYTES:
+            raise ValueError(f"chunks of {chunk_bytes} bytes hold nothing")
         self._client = client
         self._keys = BlobKeys(prefix)
-        self._chunk_bytes = chunk_bytes
+        self._chunk_bytes = chunk_bytes - _OVERHEAD_BYTES
         self._ttl_s = ttl_s
         self._target = _target(client)
 
