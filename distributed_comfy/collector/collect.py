@@ -1,0 +1,284 @@
+"""The collector's loop: brings every result of a job home while the job runs, and feeds its last stage.
+
+Events say where to look; what is true is read from the table, at the start, after each outage (the next look) and every few seconds.
+Per item: fetch into the spool, unlink the blobs, mark as fetched; a result whose blob is gone or damaged is reopened, so it runs again.
+"""
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from distributed_comfy.collector.assemble import BatchCheck
+from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed
+from distributed_comfy.collector.patience import Patience
+from distributed_comfy.collector.spool import Spool, references
+from distributed_comfy.collector.table import JobTable
+from distributed_comfy.errors import BlobMissing, FrameError, ItemsMissing, JobCancelled, JobFailed, from_wire
+from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.state.records import ItemState, JobEvent, JobState
+from distributed_comfy.transport.blobs import BlobStore
+
+log = logging.getLogger(__name__)
+
+LONG_AGO = float("-inf")
+
+
+@dataclass(frozen=True)
+class CollectorOptions:
+    """How a collector works; the defaults suit every job."""
+
+    on_item: Callable[[int, ItemResult], None] = lambda index, result: None
+    """Called once per item in the loop's thread when it lies in the spool, in order of arrival; what lay there before comes first."""
+    ensure_inputs: Callable[[], None] = lambda: None
+    """Called every few seconds in a thread of its own: puts input files back that the blob store lost."""
+    fetch_threads: int = 4
+    """Items fetched at the same time."""
+    window_bytes: int = 256 * 2**20
+    """What a last stage may leave unread in the blob store."""
+    look_interval_s: float = 2.0
+    """How often the table is read without an event."""
+    inputs_interval_s: float = 5.0
+    """How often `ensure_inputs` is called."""
+
+
+class Collector:
+    """Collects one job.
+
+    Args:
+        job: its record.
+        table: the table of truth.
+        store: where results lie.
+        spool: where they go; open, and the job's.
+        options: callbacks and limits.
+    """
+
+    def __init__(self, job: JobRecord, table: JobTable, store: BlobStore, spool: Spool, options: CollectorOptions) -> None:
+        self._job = job
+        self._table = table
+        self._store = store
+        self._spool = spool
+        self._options = options
+        self._stop = threading.Event()
+        self._ask = Patience(f"job {job.job_id}", self._stop)
+        self._load = Patience(f"job {job.job_id}: blobs", self._stop)
+        self._threads = ThreadPoolExecutor(options.fetch_threads + 2, thread_name_prefix="collect")
+        self._wanted: dict[int, None] = {}
+        """Items to look after, in order; more than a few futures at a time would only have to be searched through."""
+        self._fetching: dict[int, Future[bool]] = {}
+        self._lost: dict[int, str] = {}
+        """Item -> the claim whose result could not be had."""
+        self._told: set[int] = set()
+        self._check = BatchCheck()
+        self._states: dict[int, ItemState] = {}
+        self._state = JobState("pending")
+        self._looked_at = self._inputs_at = LONG_AGO
+        self._inputs: Future[None] | None = None
+        self._plan: FeedPlan | None = None
+        self._feeding: _Feeding | None = None
+        self._generated = job.items - 1 if job.has_last_stage else job.items
+        self._missing = self._generated
+        """Generated items that are not here yet."""
+
+    def run(self) -> None:
+        """Collect until every item is in the spool.
+
+        Servers that cannot be reached are waited for.  Called once.
+
+        Raises:
+            JobFailed: an item failed for good; every finished one is in the spool.
+            JobCancelled: likewise, after a cancel.
+            ItemsMissing: the job ended, and the table cannot account for these items.
+            SizesDiffer, AudioDiffers: two items cannot be in one batch; the rest of the job is for the caller to cancel.
+            OutputUnwritable: the spool's disk is full; nothing is lost, the unfetched results stay where they are.
+            FrameVersionUnknown, MessageVersionUnknown: workers run another version.
+        """
+        try:
+            cursor, _ = self._ask.call(self._table.wait_events, self._job.job_id, "", 0.0)
+            self._look()
+            self._release_spooled()
+            while not self._finished():
+                cursor, events = self._ask.call(self._table.wait_events, self._job.job_id, cursor, self._pause_s())
+                self._heed(events)
+                self._reap()
+                self._fetch()
+                self._go_on()
+        finally:
+            self._end()
+
+    def _finished(self) -> bool:
+        """All home; raises where that will never be."""
+        if self._wanted or self._fetching:
+            return False
+        if len(self._told) < self._job.items and self._state.ended and self._looked_at > LONG_AGO and not self._unfetched():
+            self._raise_end()
+        return len(self._told) == self._job.items
+
+    def _pause_s(self) -> float:
+        """How long to wait for events; fetches under way are waited for here, because nothing wakes the other wait for them."""
+        if self._fetching:
+            wait(self._fetching.values(), timeout=0.02, return_when=FIRST_COMPLETED)
+            return 0.0
+        return max(0.0, min(1.0, self._looked_at + self._options.look_interval_s - time.monotonic()))
+
+    def _heed(self, events: list[JobEvent]) -> None:
+        """Look where events point."""
+        for event in events:
+            if event.kind == "done" and 0 <= event.index < self._job.items and event.claim_id != self._spool.claim_id(event.index):
+                self._wanted[event.index] = None
+        last_claimed = any(event.kind == "claimed" and event.index >= self._generated for event in events)
+        others = any(event.kind in ("failed", "released", "job") for event in events)
+        if last_claimed or others or time.monotonic() - self._looked_at >= self._options.look_interval_s:
+            self._look()
+
+    def _look(self) -> None:
+        """Read the truth and act on it; the job first, so that the items of an ended job are final."""
+        self._state = self._ask.call(self._table.job_state, self._job.job_id)
+        self._states = self._ask.call(self._table.item_states, self._job.job_id)
+        self._looked_at = time.monotonic()
+        self._wanted.update(dict.fromkeys(self._unfetched()))
+
+    def _unfetched(self) -> list[int]:
+        """Items that are done by a claim other than the spool's; in a job that has ended, those that were tried in vain do not count."""
+        done = [(index, item.claim_id) for index, item in self._states.items() if item.state == "done"]
+        lost = self._lost if self._state.ended else {}
+        return [index for index, claim_id in done if claim_id not in (self._spool.claim_id(index), lost.get(index))]
+
+    def _release_spooled(self) -> None:
+        """Items that an earlier collector spooled, but may have died before it said so, are fetched without moving a byte."""
+        for index in self._spool.items():
+            self._wanted[index] = None
+            self._tell(index)
+
+    # -- fetching
+    def _fetch(self) -> None:
+        """Begin to fetch what is wanted, a few at a time; what is under way and wanted again follows itself."""
+        for index in list(self._wanted):
+            if len(self._fetching) >= 2 * self._options.fetch_threads:
+                break
+            if index not in self._fetching:
+                self._wanted.pop(index)
+                self._fetching[index] = self._threads.submit(self._bring_home, index)
+
+    def _bring_home(self, index: int) -> bool:
+        """In a thread: one item from blob store to spool; events are not trusted, so the claim is read from the table.
+
+        Returns:
+            False where the item could not be had.
+        """
+        found = self._ask.call(self._table.result, self._job.job_id, index)
+        if found is None:
+            self._lost[index] = self._states[index].claim_id if index in self._states else ""
+            return False
+        claim_id, result = found
+        try:
+            self._load.call(self._spool.add, index, claim_id, result, self._store)
+        except (BlobMissing, FrameError) as error:
+            if not error.retryable:
+                raise
+            log.warning("job %s item %d: %s; it runs again", self._job.job_id, index, error)
+            self._ask.call(self._table.reopen, self._job.job_id, index, claim_id)
+            self._lost[index] = claim_id
+            return False
+        self._load.call(self._store.unlink, [ref.blob for ref in references(result)])
+        self._ask.call(self._table.mark_fetched, self._job.job_id, index, claim_id)
+        return True
+
+    def _reap(self) -> None:
+        """Take in finished fetches."""
+        for index in [index for index, future in self._fetching.items() if future.done()]:
+            if not self._fetching.pop(index).result():
+                self._looked_at = LONG_AGO  # the truth has changed, or the job is over without this item
+            self._tell(index)
+
+    def _tell(self, index: int) -> None:
+        if index not in self._told and self._spool.has(index):
+            self._told.add(index)
+            self._missing -= index < self._generated
+            result = self._spool.result(index)
+            log.info("job %s item %d: collected from %s", self._job.job_id, index, result.worker)
+            self._options.on_item(index, result)
+            self._check.add(index, result)
+
+    # -- the last stage
+    def _go_on(self) -> None:
+        """What follows from what is here: input files, last stage, feed."""
+        if self._inputs is not None and self._inputs.done():
+            self._inputs.result()
+            self._inputs = None
+        if self._inputs is None and time.monotonic() - self._inputs_at >= self._options.inputs_interval_s:
+            self._inputs_at = time.monotonic()
+            self._inputs = self._threads.submit(self._load.call, self._options.ensure_inputs)
+        if self._job.has_last_stage and not self._missing:
+            self._finish_stage()
+
+    def _finish_stage(self) -> None:
+        """Unblock the last stage once, and again where the table forgot; feed whoever runs it."""
+        last = self._states.get(self._generated, ItemState("blocked"))
+        if self._plan is None:
+            self._plan = plan_feed(self._job, self._spool, self._store)
+            self._unblock()
+        elif last.state == "blocked":
+            self._unblock()
+        self._feed(last.claim_id if last.state == "running" else "")
+
+    def _unblock(self) -> None:
+        assert self._plan is not None
+        if self._ask.call(self._table.unblock, self._job.job_id, self._generated, self._plan.json):
+            log.info("job %s: all %d items are here, the last stage may start", self._job.job_id, self._generated)
+        if self._states.get(self._generated, ItemState("blocked")).state == "blocked":
+            self._states[self._generated] = ItemState("pending")
+
+    def _feed(self, claim_id: str) -> None:
+        """Feed this claim and no other; none with an empty id."""
+        if self._feeding is not None and self._feeding.future.done():
+            self._feeding.future.result()
+        if self._feeding is not None and self._feeding.claim_id != claim_id:
+            self._feeding.end()
+            self._feeding = None
+        if claim_id and self._feeding is None:
+            assert self._plan is not None
+            feeder = Feeder(self._plan, self._spool, self._store, window_bytes=self._options.window_bytes)
+            self._feeding = _Feeding.begin(feeder, claim_id, self._threads)
+
+    # -- the end
+    def _raise_end(self) -> None:
+        """The error of a job that ended without all items here."""
+        failed = sorted(index for index, item in self._states.items() if item.state == "failed" and item.error)
+        if self._state.state == "failed" and failed:
+            item = self._states[failed[0]]
+            error = item.error or {}
+            raise JobFailed(job_id=self._job.job_id, index=failed[0], worker=item.worker, last=str(from_wire(error)), error=error)
+        if self._state.state == "failed" and self._state.error:
+            raise from_wire(self._state.error)
+        if self._state.state == "cancelled":
+            raise JobCancelled(job_id=self._job.job_id, reason=self._state.reason or "no reason was given")
+        raise ItemsMissing(job_id=self._job.job_id, indexes=[index for index in range(self._job.items) if index not in self._told])
+
+    def _end(self) -> None:
+        self._stop.set()
+        if self._feeding is not None:
+            self._feeding.end()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Feeding:
+    """A feeder at work."""
+
+    claim_id: str
+    stop: threading.Event
+    future: Future[bool]
+
+    @classmethod
+    def begin(cls, feeder: Feeder, claim_id: str, threads: ThreadPoolExecutor) -> _Feeding:
+        stop = threading.Event()
+        return cls(claim_id, stop, threads.submit(feeder.run, claim_id, stop))
+
+    def end(self) -> None:
+        """Stop it and wait until it cleaned up."""
+        self.stop.set()
+        wait([self.future])

@@ -1,0 +1,153 @@
+"""A job's table of truth in this process, with the rules of the Redis one: for tests of the collector's loop."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from distributed_comfy.messages import ItemResult
+from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState
+
+
+@dataclass
+class _Row:
+    state: ItemState
+    result: ItemResult | None = None
+    fetched: bool = False
+
+
+class MemoryJobTable:
+    """One job's table in this process; the methods below the protocol's play the workers.
+
+    Args:
+        items: number of items, the last stage included.
+        has_last_stage: the last item starts blocked.
+        max_attempts: reopened items fail after this many.
+    """
+
+    def __init__(self, items: int, *, has_last_stage: bool = False, max_attempts: int = 3) -> None:
+        self._rows = {index: _Row(ItemState("pending")) for index in range(items)}
+        if has_last_stage:
+            self._rows[items - 1] = _Row(ItemState("blocked"))
+        self._max_attempts = max_attempts
+        self._events: list[JobEvent] = []
+        self._job = JobState("pending")
+        self._changed = threading.Condition(threading.RLock())
+        self.feed_json = ""
+        """What `unblock` was given."""
+
+    # -- the protocol
+    def wait_events(self, job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:
+        """As `JobTable.wait_events`; the cursor is a position in the list."""
+        with self._changed:
+            start = int(cursor) if cursor else len(self._events)
+            self._changed.wait_for(lambda: len(self._events) > start, timeout=block_s)
+            return str(len(self._events)), self._events[start:]
+
+    def item_states(self, job_id: str) -> dict[int, ItemState]:
+        """As `JobTable.item_states`."""
+        with self._changed:
+            return {index: row.state for index, row in self._rows.items()}
+
+    def result(self, job_id: str, index: int) -> tuple[str, ItemResult] | None:
+        """As `JobTable.result`."""
+        with self._changed:
+            row = self._rows[index]
+            return (row.state.claim_id, row.result) if row.state.state == "done" and row.result is not None else None
+
+    def mark_fetched(self, job_id: str, index: int, claim_id: str) -> None:
+        """As `JobTable.mark_fetched`."""
+        with self._changed:
+            if self._is(index, "done", claim_id):
+                self._rows[index].fetched = True
+
+    def reopen(self, job_id: str, index: int, claim_id: str) -> bool:
+        """As `JobTable.reopen`."""
+        with self._changed:
+            if not self._is(index, "done", claim_id):
+                return False
+            if self._job.state in ("failed", "cancelled"):
+                return False
+            old = self._rows[index].state
+            if old.attempts >= self._max_attempts:
+                wire = {"code": "blob_missing", "fields": {"blob": f"of item {index}"}}
+                self._set(index, replace(old, state="failed", error=wire), "failed")
+                self.end("failed", error=wire)
+            else:
+                self._job = JobState("running")
+                self._set(index, ItemState("pending", attempts=old.attempts), "released")
+            return True
+
+    def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
+        """As `JobTable.unblock`."""
+        with self._changed:
+            if self._rows[index].state.state != "blocked":
+                return False
+            self.feed_json = feed_json
+            self._set(index, ItemState("pending"), "released")
+            return True
+
+    def job_state(self, job_id: str) -> JobState:
+        """As `JobTable.job_state`."""
+        with self._changed:
+            states = [row.state.state for row in self._rows.values()]
+            return replace(self._job, counts={state: states.count(state) for state in set(states)})
+
+    # -- the workers
+    def claim(self, index: int, claim_id: str, worker: str = "w0") -> bool:
+        """A worker takes a pending item."""
+        with self._changed:
+            old = self._rows[index].state
+            if old.state != "pending" or self._job.ended:
+                return False
+            self._set(index, ItemState("running", claim_id, worker, old.attempts + 1), "claimed")
+            return True
+
+    def complete(self, index: int, claim_id: str, result: ItemResult) -> bool:
+        """The worker of this claim hands in the result; the job is done with its last item."""
+        with self._changed:
+            if not self._is(index, "running", claim_id):
+                return False
+            self._rows[index].result, self._rows[index].fetched = result, False
+            self._set(index, replace(self._rows[index].state, state="done"), "done")
+            if all(row.state.state == "done" for row in self._rows.values()):
+                self.end("done")
+            return True
+
+    def fail(self, index: int, claim_id: str, error: dict[str, Any]) -> None:
+        """The item fails for good, and the job with it."""
+        with self._changed:
+            self._set(index, replace(self._rows[index].state, state="failed", claim_id=claim_id, error=error), "failed")
+            self.end("failed", error=error)
+
+    def lose_worker(self, index: int) -> None:
+        """What the reaper does: a running item goes back to pending."""
+        with self._changed:
+            if self._rows[index].state.state == "running":
+                self._set(index, ItemState("pending", attempts=self._rows[index].state.attempts), "released")
+
+    def end(self, state: Literal["done", "failed", "cancelled"], *, error: dict[str, Any] | None = None, reason: str = "") -> None:
+        """End the job."""
+        with self._changed:
+            self._job = JobState(state, error=error, reason=reason)
+            self.announce([JobEvent("job")])
+
+    def announce(self, events: Iterable[JobEvent]) -> None:
+        """Wake the collector, truthfully or not."""
+        with self._changed:
+            self._events.extend(events)
+            self._changed.notify_all()
+
+    def fetched(self, index: int) -> bool:
+        """True once the collector marked the item."""
+        with self._changed:
+            return self._rows[index].fetched
+
+    def _is(self, index: int, state: str, claim_id: str) -> bool:
+        row = self._rows[index].state
+        return row.state == state and row.claim_id == claim_id
+
+    def _set(self, index: int, state: ItemState, event: EventKind) -> None:
+        self._rows[index].state = state
+        self.announce([JobEvent(event, index, state.claim_id, state.worker)])

@@ -1,0 +1,129 @@
+"""File names for what a job leaves in a folder: safe, never taken twice, counted on as ComfyUI counts."""
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from distributed_comfy.errors import OutputUnwritable
+
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
+_COUNTED = re.compile(r"(?P<stem>.*_)(?P<count>\d{3,12})(?P<tail>_?)")
+PART_BYTES = 200
+"""Longest part of a path, leaving room for a counter below the usual 255."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating system error on writing ``path`` into `OutputUnwritable`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputUnwritable(path=str(path), reason=_reason(error)) from error
+
+
+def safe_relative(name: str) -> PurePosixPath:
+    """``name`` as a path that stays below its folder on every system.
+
+    Worker and graph choose this name, so ``..``, roots, drives, device names and control characters are taken out
+    rather than trusted; ordinary names stay as they are.
+    """
+    parts = [_safe_part(part) for part in re.split(r"[/\\]", name)]
+    return PurePosixPath(*([part for part in parts if part] or ["unnamed"]))
+
+
+class FolderNames:
+    """Gives names in one folder to several threads; remembers how far each counter went, so a large folder is listed once.
+
+    Args:
+        folder: where the files go; made when the first name is reserved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._counts: dict[tuple[Path, str], int] = {}
+        self._lock = threading.Lock()
+
+    def reserve(self, relative: PurePosixPath) -> Path:
+        """Create an empty file of this name, or of the next free one, and return its path.
+
+        ``a_00001_.png`` is counted on as ComfyUI counts; another name gets ``-1``, ``-2``...  The empty file keeps the name
+        against other processes until the caller replaces it.
+
+        Raises:
+            OutputUnwritable: the folder is full, may not be written, or a link in it leads outside.
+        """
+        wanted = self.folder / relative
+        with self._lock, writing(wanted):
+            self._make_parent(wanted.parent)
+            return next(path for path in self._candidates(wanted) if _create(path))
+
+    def reserve_next(self, prefix: str, suffix: str) -> Path:
+        """The next ``<prefix>_00001_<suffix>`` of ComfyUI's count, reserved as `reserve` does."""
+        wanted = self.folder / f"{prefix}_00000_{suffix}"
+        with self._lock, writing(wanted):
+            self._make_parent(wanted.parent)
+            return next(path for path in self._counted(wanted) if _create(path))
+
+    def _make_parent(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        if not parent.resolve().is_relative_to(self.folder.resolve()):
+            raise OutputUnwritable(path=str(parent), reason="a link on the way leads out of the folder")
+
+    def _candidates(self, wanted: Path) -> Iterator[Path]:
+        yield wanted
+        if _COUNTED.fullmatch(wanted.stem):
+            yield from self._counted(wanted)
+        for number in itertools.count(1):
+            yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+
+    def _counted(self, wanted: Path) -> Iterator[Path]:
+        match = _COUNTED.fullmatch(wanted.stem)
+        assert match is not None, wanted
+        key = (wanted.parent, match["stem"].lower())
+        if key not in self._counts:
+            self._counts[key] = _highest(wanted.parent, match["stem"])
+        while True:
+            self._counts[key] = max(self._counts[key], int(match["count"])) + 1
+            yield wanted.with_name(f"{match['stem']}{self._counts[key]:0{len(match['count'])}}{match['tail']}{wanted.suffix}")
+
+
+def _create(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _highest(folder: Path, stem: str) -> int:
+    """Highest number after ``stem`` among the files of ``folder``, whatever their ending; 0 without any."""
+    pattern = re.compile(re.escape(stem) + r"(\d{1,12})(?!\d)", re.IGNORECASE)
+    found = (pattern.match(name) for name in os.listdir(folder))
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _safe_part(part: str) -> str:
+    part = part.encode(errors="replace").decode()  # a lone surrogate cannot be in a file name
+    part = _FORBIDDEN.sub("_", part).rstrip(" .")  # Windows drops trailing dots and spaces, so ".. " would be ".."
+    if _DEVICES.fullmatch(part):
+        part = f"_{part}"
+    if len(part.encode()) <= PART_BYTES:
+        return part
+    stem, dot, suffix = part.rpartition(".")
+    suffix = f"{dot}{suffix}" if stem and len(suffix) <= 12 else ""
+    return part.encode()[: PART_BYTES - len(suffix)].decode(errors="ignore") + suffix
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    if error.errno == errno.EFBIG:
+        return "the file would be larger than this system allows"
+    return error.strerror or type(error).__name__

@@ -1,0 +1,48 @@
+"""What the collector asks of the table of truth; the Redis job table satisfies it, `MemoryJobTable` does so for tests."""
+from __future__ import annotations
+
+from typing import Protocol
+
+from distributed_comfy.messages import ItemResult
+from distributed_comfy.state.records import ItemState, JobEvent, JobState
+
+
+class JobTable(Protocol):
+    """The collector's view of the table; every call may raise `ConnectionLost` or `RedisUnreachable`, which are waited out.
+
+    Calls come from several threads.  All that change something are idempotent.
+    """
+
+    def wait_events(self, job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:
+        """Events after ``cursor``.
+
+        Args:
+            cursor: where the last call ended; empty for events from now on.
+            block_s: how long to wait for the first one; 0 returns at once.
+        Returns:
+            The new cursor and the events, oldest first; none after ``block_s``.
+        """
+
+    def item_states(self, job_id: str) -> dict[int, ItemState]:
+        """The truth about every item."""
+
+    def result(self, job_id: str, index: int) -> tuple[str, ItemResult] | None:
+        """Claim id and result of a done item; None where it is not done."""
+
+    def mark_fetched(self, job_id: str, index: int, claim_id: str) -> None:
+        """The item's blobs are unlinked: its bytes are no longer in flight."""
+
+    def reopen(self, job_id: str, index: int, claim_id: str) -> bool:
+        """A blob of this result is gone or damaged: run the item again.
+
+        Counts as an attempt, so that a result that is damaged each time fails the item in the end.
+
+        Returns:
+            False where the item is not done by this claim (any more).
+        """
+
+    def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
+        """Make the last stage claimable and keep its feed; False where it is not blocked any more."""
+
+    def job_state(self, job_id: str) -> JobState:
+        """The truth about the job."""
