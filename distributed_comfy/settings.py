@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -162,6 +163,11 @@ def read_settings(**overrides: object) -> Settings:
 def _shown(field: str, value: object) -> str:
     """A URL may hold a password, so only its scheme is shown."""
     return f"{str(value).split(':')[0]}:..." if field.endswith("_url") else repr(value)
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment for a child of ours, with other values for some variables."""
+    return {**os.environ, **changes}
 
 
 def slug(text: str) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import redis
 from celery import Celery
-from distributed_comfy.state.connection import connect
 
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
+from distributed_comfy.state.connection import connect
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts

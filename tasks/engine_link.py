@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
-from distributed_comfy.engine.host import EngineEvent, EngineProcess
+from distributed_comfy.engine.host import EngineProcess
 
 from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.engine.protocol import Described, Event, Failed, Finished, Preview, Progress, Ready, Shipping, Started
 from distributed_comfy.errors import DistributedComfyError, EngineStartFailed
 from distributed_comfy.messages import Capability, ItemResult, RunRequest
+from tasks.held import Phase
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,12 @@ class EngineLink:
     """Called from a thread of this link whenever the engine has described itself."""
     on_down: Callable[[], None]
     """The engine ended; nothing can run until `on_capability` is called again."""
-    on_progress: Callable[[EngineEvent], None]
-    """Steps and previews."""
+    on_progress: Callable[[RunRequest, Progress | Preview], None]
+    """Steps and previews of an item."""
+    on_phase: Callable[[str, Phase], None]
+    """A claim's execution began, or its result is on the way."""
     _process: EngineProcess | None = None
-    _waiting: dict[str, Future[ItemResult]] = field(default_factory=dict)
+    _waiting: dict[str, tuple[RunRequest, Future[ItemResult]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closing: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -49,7 +52,7 @@ class EngineLink:
         """Queue an item in the engine; the future gives its result or raises its error."""
         future: Future[ItemResult] = Future()
         with self._lock:
-            self._waiting[request.claim_id] = future
+            self._waiting[request.claim_id] = (request, future)
             process = self._process
         if process is None:
             self._settle(request.claim_id, error=EngineStartFailed(reason="it is restarting"))
@@ -83,21 +86,26 @@ class EngineLink:
             process.close()
 
     # -- events of the process -------------------------------------------------------------------------------------------
-    def _on_event(self, event: EngineEvent) -> None:
-        if event.kind in ("progress", "preview"):
-            self.on_progress(event)
-        elif event.kind == "result":
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, (Progress, Preview)):
+            with self._lock:
+                request, _ = self._waiting.get(event.claim_id, (None, None))
+            if request is not None:
+                self.on_progress(request, event)
+        elif isinstance(event, Finished):
             self._settle(event.claim_id, result=event.result)
-        elif event.kind == "failed":
+        elif isinstance(event, Failed):
             self._settle(event.claim_id, error=event.error)
-        elif event.kind in ("ready", "described") and event.capability is not None:
+        elif isinstance(event, Started):
+            self.on_phase(event.claim_id, "started")
+        elif isinstance(event, Shipping):
+            self.on_phase(event.claim_id, "shipping")
+        elif isinstance(event, (Ready, Described)):
             self.on_capability(event.capability)
-        elif event.kind == "ended":
-            self._ended.set()
 
     def _settle(self, claim_id: str, result: ItemResult | None = None, error: DistributedComfyError | None = None) -> None:
         with self._lock:
-            future = self._waiting.pop(claim_id, None)
+            _, future = self._waiting.pop(claim_id, (None, None))
         if future is None:
             return
         if error is not None:
@@ -135,7 +143,3 @@ class EngineLink:
         with self._lock:
             self._process = None
 
-
-def describe_error(error: BaseException) -> dict[str, Any]:
-    """An error for a log line."""
-    return error.to_wire() if isinstance(error, DistributedComfyError) else {"code": type(error).__name__, "fields": {"reason": str(error)}}

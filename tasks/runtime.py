@@ -14,12 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 import redis
-from distributed_comfy.engine.host import EngineEvent
 
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.engine.protocol import Preview, Progress
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, WorkerNameTaken
-from distributed_comfy.messages import Capability, JobRecord, Prompt
+from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import WorkerFacts
@@ -54,7 +54,7 @@ class WorkerRuntime:
         self.draining = threading.Event()
         self.incarnation = uuid.uuid4().hex
         self.failed: DistributedComfyError | None = None
-        self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self._on_capability, self._on_down, self._on_progress)
+        self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self._on_capability, self._on_down, self._on_progress, self.held.advance)
         self.job_texts = lru_cache(maxsize=_JOBS_REMEMBERED)(self._read_job)
         self._options = options
         self._keys = Keys(cluster.settings.key_prefix)
@@ -155,19 +155,19 @@ class WorkerRuntime:
         self._capability = None
         self._quietly("suspend", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
 
-    def _on_progress(self, event: EngineEvent) -> None:
-        """Tell whoever watches the job, a few times a second at most."""
-        interval_s = _PREVIEW_INTERVAL_S if event.kind == "preview" else _PROGRESS_INTERVAL_S
-        now, key = time.monotonic(), f"{event.kind} {event.claim_id}"
-        if event.value != event.maximum and now - self._shown_at.get(key, 0.0) < interval_s:
-            return
-        self._shown_at = {**{k: at for k, at in self._shown_at.items() if now - at < 60}, key: now}
-        message: dict[str, Any] = {"index": event.index, "worker": self.name, "node": event.node_id}
-        if event.kind == "preview":
+    def _on_progress(self, request: RunRequest, event: Progress | Preview) -> None:
+        """Tell whoever watches the job, a few times a second at most; a node's last step always."""
+        message: dict[str, Any] = {"index": request.index, "worker": self.name, "node": event.node_id}
+        if isinstance(event, Preview):
+            interval_s, last = _PREVIEW_INTERVAL_S, False
             message["preview"] = base64.b64encode(event.image).decode()
         else:
+            interval_s, last = _PROGRESS_INTERVAL_S, event.value == event.maximum
             message.update(value=event.value, maximum=event.maximum)
-        self._quietly("publish", lambda: self.cluster.client.publish(self._keys("progress", event.job_id), json.dumps(message)))
+        now, kind = time.monotonic(), type(event).__name__
+        if last or now - self._shown_at.get(kind, 0.0) >= interval_s:
+            self._shown_at[kind] = now
+            self._quietly("publish", lambda: self.cluster.client.publish(self._keys("progress", request.job_id), json.dumps(message)))
 
     # -- threads ---------------------------------------------------------------------------------------------------------
     def _keep_lease(self) -> None:
@@ -219,7 +219,7 @@ class WorkerRuntime:
             self._stopped.wait(1.0)
 
     def _listen(self) -> None:
-        with self.cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
+        with _subscriber(self.cluster.client) as channel:
             channel.subscribe(self._keys("orders", self.name))
             while not self._stopped.is_set():
                 message = channel.get_message(timeout=1.0)
@@ -239,6 +239,11 @@ class WorkerRuntime:
     def _read_job(self, job_id: str) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
         prompts, templates = self.cluster.jobs.prompts(job_id)
         return self.cluster.jobs.record(job_id), prompts, templates
+
+
+def _subscriber(client: Any) -> Any:
+    """redis-py leaves this method untyped."""
+    return client.pubsub(ignore_subscribe_messages=True)
 
 
 def with_folder(options: EngineOptions, name: str, settings_folder: Any) -> EngineOptions:

@@ -14,7 +14,6 @@ from types import TracebackType
 
 from distributed_comfy.errors import EngineStartFailed
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -50,7 +51,8 @@ class ProgressListener:
     def _listen(self) -> None:
         while not self._ended.is_set():
             try:
-                with self._cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
+                client: Any = self._cluster.client  # redis-py leaves pubsub untyped
+                with client.pubsub(ignore_subscribe_messages=True) as channel:
                     channel.subscribe(self._channel)
                     while not self._ended.is_set():
                         message = channel.get_message(timeout=0.2)
