@@ -54,7 +54,9 @@ class WorkerRuntime:
         self.draining = threading.Event()
         self.incarnation = uuid.uuid4().hex
         self.failed: DistributedComfyError | None = None
-        self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self._on_capability, self._on_down, self._on_progress, self.held.advance)
+        self.engine = EngineLink(
+            options, cluster.settings.stall_timeout_s, self._on_capability, self._on_down, self._on_progress, self.held.advance
+        )
         self.job_texts = lru_cache(maxsize=_JOBS_REMEMBERED)(self._read_job)
         self._options = options
         self._keys = Keys(cluster.settings.key_prefix)

@@ -42,8 +42,6 @@ class DeliveryOptions:
     """Called for each item that has arrived."""
     ensure_inputs: Callable[[], None] = lambda: None
     """Stores input files again that the blob store lost."""
-    save_previews: bool = True
-    """Files of PreviewImage count as files of the job."""
 
 
 class Courier:
@@ -81,7 +79,7 @@ class Courier:
 
                 def on_item(index: int, result: ItemResult) -> None:
                     saver.add(index)
-                    self._files += save_files(spool, index, names, folders=("output", "temp") if self._options.save_previews else ("output",))
+                    self._files += save_files(spool, index, names)
                     self._results[index] = result
                     self._options.on_item(index, result)
 

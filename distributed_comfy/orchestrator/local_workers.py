@@ -14,6 +14,7 @@ from types import TracebackType
 
 from distributed_comfy.errors import EngineStartFailed
 from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.settings import child_environment
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,12 @@ class LocalWorkers:
         command = [sys.executable, "-m", "distributed_comfy.cli.main", "worker", "--name", name, "--end-with-stdin"]
         with log_file.open("wb") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=self._environment(number), start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment(number),
+                start_new_session=True,  # Ctrl-C is for the master, which ends its workers itself
             )
         return LocalWorker(name, process, log_file)
 
@@ -99,7 +105,6 @@ class LocalWorkers:
         settings, options = self._cluster.settings, self._options
         threads = settings.threads or max(1, (os.cpu_count() or 1) // self._count)
         environment = {
-            **os.environ,
             "DC_REDIS_URL": self._servers.redis_url,
             "DC_BLOB_URL": self._servers.blob_url,
             "DC_THREADS": str(threads),
@@ -111,7 +116,7 @@ class LocalWorkers:
             environment["COMFYUI_PATH"] = str(options.comfyui_path)
         if options.devices:
             environment["DC_DEVICE"] = options.devices[number % len(options.devices)]
-        return environment
+        return child_environment(environment)
 
     def _wait_ready(self) -> None:
         """
