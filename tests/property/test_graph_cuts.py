@@ -43,7 +43,7 @@ def prompts(draw: st.DrawFn) -> Prompt:
     for index, class_type in enumerate(classes):
         unfit = ("Save", "DistributedSeed") if class_type == "DistributedCollector" else ("Save",)
         feeders = [node_id for node_id, one in prompt.items() if one["class_type"] not in unfit]
-        chosen = draw(st.lists(st.sampled_from(feeders), min_size=1, max_size=3)) if feeders else []
+        chosen = draw(st.lists(st.sampled_from(feeders), min_size=class_type == "DistributedCollector", max_size=3)) if feeders else []
         links = [out(feeder, draw(st.integers(0, SLOTS[prompt[feeder]["class_type"]] - 1))) for feeder in chosen]
         prompt[f"n{index}"] = _node(draw, class_type, links, prompt, f"n{index}")
     order = draw(st.permutations(list(prompt)))
@@ -146,7 +146,7 @@ def run_items(job: JobPlan) -> list[Machine]:
 def run_last(job: JobPlan, items: list[Machine]) -> Machine:
     def supply(node_id: str, slot: str) -> Any:
         if node_id in job.edges:
-            return items[0].results[node_id]["value"]
+            return items[0].results[node_id][slot]
         return tuple(item.results[node_id][slot] for item in items)
 
     last = job.items[-1]
