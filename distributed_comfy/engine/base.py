@@ -65,7 +65,9 @@ class Engine(Protocol):
         """Node classes, model lists, versions and device, read afresh."""
 
     def run(self, request: RunRequest, sink: Sink) -> RunOutcome:
-        """Execute a prompt.
+        """Execute a prompt, in which input files and claim are in place (`engine.inputs.place_inputs`).
+
+        The files of the outcome lie in the worker's ``outgoing/<claim id>``, out of the way of the next run.
 
         Raises:
             NodeFailed: a node raised; fields node_id, class_type, exception_type, exception_message, traceback.

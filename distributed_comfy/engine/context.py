@@ -1,13 +1,14 @@
 """The cluster as seen from the node classes of one engine: sinks leave values here, sources fetch theirs from the blob store."""
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed_comfy.engine.base import CapturedValue
-from distributed_comfy.errors import BlobMissing, DistributedComfyError, SizesDiffer
-from distributed_comfy.messages import MappingValue, RunRequest, TensorRef, Value
+from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameMalformed, SizesDiffer
+from distributed_comfy.messages import RunRequest, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.values import load_value, value_blobs
 from distributed_comfy.workflow.classes import COLLECTOR_SLOTS
@@ -104,7 +105,7 @@ class GraphContext:
         """The master writes the blobs of a feed a few ahead of what is read."""
         deadline, pause_s = time.monotonic() + self._feed_timeout_s, _FIRST_WAIT_S
         while True:
-            missing = [blob for blob, there in zip(blobs, self._blobs.exists(blobs)) if not there] if blobs else []
+            missing = [blob for blob, there in zip(blobs, self._blobs.exists(blobs), strict=True) if not there] if blobs else []
             if not missing:
                 return
             if time.monotonic() >= deadline:
@@ -118,25 +119,24 @@ class GraphContext:
         """One batch, written image by image into memory that is taken once: the peak is the batch and one value."""
         import torch
 
-        sizes = [_image_size(value) for value in values]
+        refs = [_tensor_ref(value) for value in values]
+        sizes = [tuple(ref.shape) for ref in refs]
         for index, size in enumerate(sizes):
             if size[1:] != sizes[0][1:]:
                 raise SizesDiffer(index=index, size=list(size[1:]), first=0, first_size=list(sizes[0][1:]))
-        joined: torch.Tensor | None = None
+        dtype = functools.reduce(torch.promote_types, [getattr(torch, ref.dtype) for ref in refs])
+        joined = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=dtype)
         end = 0
         for images in self._loaded(values):
-            if joined is None:
-                joined = torch.empty((sum(size[0] for size in sizes), *images.shape[1:]), dtype=images.dtype)
             joined[end : end + images.shape[0]] = images
             end += images.shape[0]
         return joined
 
 
-def _image_size(value: Value) -> tuple[int, ...]:
+def _tensor_ref(value: Value) -> TensorRef:
     if not isinstance(value, TensorRef):
-        kind = "a dict" if isinstance(value, MappingValue) else "a literal"
-        raise BlobMissing(blob=f"of images ({kind} came instead)")
-    return tuple(value.shape)
+        raise FrameMalformed(reason=f"images came as a {type(value).__name__}")
+    return value
 
 
 def _joined_audio(parts: list[Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distributed_comfy.engine.base import OutputFile
+from distributed_comfy.errors import FileUnreadable
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,26 @@ class WorkFolders:
 
     def create(self) -> WorkFolders:
         """Make all folders, empty but for ``input``, whose files are kept by content."""
-        for folder in (self.output, self.temp, self.outgoing):
-            shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self.input, self.output, self.temp, self.outgoing):
+        shutil.rmtree(self.outgoing, ignore_errors=True)
+        for folder in (self.input, self.outgoing):
             folder.mkdir(parents=True, exist_ok=True)
+        self.empty()
         return self
+
+    def empty(self) -> None:
+        """Drop what a failed run left in ``output`` and ``temp``; a finished run's files are in ``outgoing``."""
+        for folder in (self.output, self.temp):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: Literal["output", "temp"]) -> Path:
         """The folder that ComfyUI calls by this type."""
         return self.output if kind == "output" else self.temp
+
+
+def discard_outgoing(root: Path, claim_id: str) -> None:
+    """Delete the files of a claim that has been shipped, or never will be."""
+    shutil.rmtree(WorkFolders(root).outgoing / claim_id, ignore_errors=True)
 
 
 def written_files(outputs: dict[str, Any], folders: WorkFolders) -> list[OutputFile]:
@@ -82,12 +94,15 @@ def set_aside(files: list[OutputFile], folder: Path) -> list[OutputFile]:
     """Move a run's files into ``folder``, so that the next run starts with empty folders and cannot touch them.
 
     Raises:
-        FileNotFoundError: a node named a file that it did not write.
+        FileUnreadable: a node named a file that it did not write.
     """
     moved = []
     for number, file in enumerate(files):
         target = folder / str(number) / file.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file.path, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file.path, target)
+        except OSError as error:
+            raise FileUnreadable(path=str(file.path), reason=f"{error.strerror or error} (node {file.node_id} named it)") from error
         moved.append(replace(file, path=target))
     return moved

@@ -35,6 +35,18 @@ class ByteTarget(Protocol):
         """Pass on what is buffered."""
 
 
+def pack_message(message: dict[str, Any], *, limit_bytes: int = PIPE_LIMIT_BYTES) -> bytes:
+    """A message as it goes over the pipe, length included.
+
+    Raises:
+        PipeMessageTooLarge: over the limit.
+    """
+    payload: bytes = msgpack.packb(message)
+    if len(payload) > limit_bytes:
+        raise PipeMessageTooLarge(size_bytes=len(payload), limit_bytes=limit_bytes)
+    return _LENGTH.pack(len(payload)) + payload
+
+
 class MessageWriter:
     """Writes messages from any number of threads, each one whole."""
 
@@ -52,17 +64,15 @@ class MessageWriter:
             PipeMessageTooLarge: over the limit; nothing was written.
             OSError: the other side is gone.
         """
-        payload = msgpack.packb(message)
-        if len(payload) > self._limit_bytes:
-            raise PipeMessageTooLarge(size_bytes=len(payload), limit_bytes=self._limit_bytes)
-        with self._lock:
-            self._write_all(_LENGTH.pack(len(payload)) + payload)
-            self._stream.flush()
+        self.write_packed(pack_message(message, limit_bytes=self._limit_bytes))
 
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:  # an unbuffered pipe may take only a part
-            view = view[self._stream.write(bytes(view)) or 0 :]
+    def write_packed(self, packed: bytes) -> None:
+        """Send one message that `pack_message` packed."""
+        with self._lock:
+            view = memoryview(packed)
+            while view:  # an unbuffered pipe may take only a part
+                view = view[self._stream.write(bytes(view)) or 0 :]
+            self._stream.flush()
 
 
 class MessageReader:

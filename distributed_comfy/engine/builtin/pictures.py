@@ -67,25 +67,39 @@ class Plane:
     """Short side in samples."""
 
 
-class Picture:
-    """One picture of one seed, stirred by `steps` and coloured by `render` (at any time, for previews too)."""
+@dataclass(frozen=True)
+class Subject:
+    """What decides a picture, to the bit."""
 
-    def __init__(self, seed: int, position: int, *, width: int, height: int, style: str, device: str) -> None:
+    seed: int
+    """0 .. 2^64-1."""
+    position: int
+    """Index in the batch; each gives a picture of its own."""
+    width: int
+    """Pixels, as `height`."""
+    height: int
+    style: str = "auto"
+    """One of `STYLES`, or ``auto``."""
+
+
+class Picture:
+    """One picture, stirred by `steps` and coloured by `render` (at any time, for previews too)."""
+
+    def __init__(self, subject: Subject, *, device: str) -> None:
         """Args:
-        seed: 0 .. 2^64-1.
-        position: index in the batch; each gives a picture of its own.
-        width, height: pixels.
-        style: one of `STYLES`, or ``auto``.
-        device: a torch device.
+        subject: what to show.
+        device: where torch computes.
         """
-        self._random = random.Random(f"{seed}/{position}")  # text, because it is hashed: near seeds give far pictures
+        # The seed as text, because text is hashed: near seeds give far pictures.
+        self._random = random.Random(f"{subject.seed}/{subject.position}")
         # Neighbouring seeds are seen side by side, so these two walk through their lists instead of being drawn.
-        number = seed + 5 * position
+        number = subject.seed + 5 * subject.position
         self._palette = _PALETTES[number % len(_PALETTES)]
-        self.style = STYLES[(number + number // len(_PALETTES)) % len(STYLES)] if style == "auto" else style
+        self.style = STYLES[(number + number // len(_PALETTES)) % len(STYLES)] if subject.style == "auto" else subject.style
         self._device = device
-        self._aspect = (width / min(width, height), height / min(width, height))
-        self._plane = _plane(width * SUPERSAMPLING, height * SUPERSAMPLING, device)
+        short = min(subject.width, subject.height)
+        self._aspect = (subject.width / short, subject.height / short)
+        self._plane = _plane(subject.width * SUPERSAMPLING, subject.height * SUPERSAMPLING, device)
         self._pattern = tuple(self._random.random() for _ in range(8))
         if self.style == "rosette":
             self._plane = _folded(self._plane, petals=self._random.choice((5, 6, 7, 8, 9, 10, 12)))
@@ -241,7 +255,7 @@ def _colour_table(palette: tuple[str, ...], *, reverse: bool) -> torch.Tensor:
         place, part = divmod(entry / _LUT_SIZE * len(ring), 1)
         part = part * part * (3 - 2 * part)
         before, after = ring[int(place)], ring[(int(place) + 1) % len(ring)]
-        table.append([a * (1 - part) + b * part for a, b in zip(before, after)])
+        table.append([a * (1 - part) + b * part for a, b in zip(before, after, strict=True)])
     return torch.tensor(table, dtype=torch.float32)
 
 

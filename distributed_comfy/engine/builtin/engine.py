@@ -1,0 +1,132 @@
+"""The built-in engine: API-format prompts over a few torch and Pillow nodes, without ComfyUI."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from distributed_comfy.engine.base import RunOutcome, Sink
+from distributed_comfy.engine.builtin.declarations import describe_classes
+from distributed_comfy.engine.builtin.executor import Executor
+from distributed_comfy.engine.builtin.file_nodes import LoadImage, PreviewImage, SaveImage
+from distributed_comfy.engine.builtin.generator import SeededGenerator
+from distributed_comfy.engine.builtin.image_nodes import EmptyImage, ImageBatch, ImageInvert, ImageScale
+from distributed_comfy.engine.builtin.validation import check_prompt
+from distributed_comfy.engine.builtin.workbench import Workbench, WorkbenchNode
+from distributed_comfy.engine.context import GraphContext
+from distributed_comfy.engine.folders import WorkFolders, set_aside, written_files
+from distributed_comfy.engine.options import EngineOptions, NodeProvider
+from distributed_comfy.errors import EngineStartFailed, SinkDidNotRun
+from distributed_comfy.messages import Capability, Prompt, RunRequest
+from distributed_comfy.workflow.classes import SINK_CLASS
+
+BUILTIN_VERSION = "0.1.0"
+"""Raised when the same inputs give other bits: results are compared within one version only."""
+
+NODE_CLASSES: tuple[type[WorkbenchNode], ...] = (
+    EmptyImage,
+    ImageBatch,
+    ImageInvert,
+    ImageScale,
+    LoadImage,
+    PreviewImage,
+    SaveImage,
+    SeededGenerator,
+)
+
+
+class BuiltinEngine:
+    """An `engine.base.Engine` over `NODE_CLASSES`.
+
+    The prompt of a request comes with input files and claim in place (`engine.inputs.place_inputs`), the worker's folders exist.
+    """
+
+    name = "builtin"
+
+    def __init__(self, options: EngineOptions, context: GraphContext, provide_nodes: NodeProvider) -> None:
+        """See `engine.options.EngineFactory`."""
+        self._options = options
+        self._context = context
+        self._folders = WorkFolders(options.folder)
+        self._device = torch_device(options.device)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self._bench = Workbench(self._folders, self._device)
+        self._classes = {**_bound(self._bench), **provide_nodes(context)}
+        self._executor = Executor(self._classes, self._bench)
+
+    def describe(self) -> Capability:
+        """See `engine.base.Engine.describe`."""
+        capability = Capability(
+            engine=self.name,
+            engine_version=BUILTIN_VERSION,
+            node_classes=(),
+            device=self._options.device,
+            device_class=f"{device_name(self._device)}|torch {torch.__version__}|builtin {BUILTIN_VERSION}",
+            tags=self._options.tags,
+        )
+        return describe_classes(self._classes, capability)
+
+    def run(self, request: RunRequest, sink: Sink) -> RunOutcome:
+        """See `engine.base.Engine.run`; files of the outcome lie in ``outgoing/<claim id>``."""
+        self._bench.begin(request, sink)
+        self._context.begin(request, check=self._bench.check)
+        try:
+            self._bench.check()
+            self._folders.empty()
+            # Validation converts literals in place, and the request is not ours.
+            prompt = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in request.prompt.items()}
+            order = check_prompt(prompt, request.targets, self._classes, worker=self._options.worker)
+            outputs = self._executor.run(prompt, order, request)
+            return self._outcome(request, prompt, outputs)
+        finally:
+            self._context.finish()
+            self._bench.end()
+
+    def interrupt(self, claim_id: str) -> None:
+        """See `engine.base.Engine.interrupt`."""
+        self._bench.interrupt(claim_id)
+
+    def free(self) -> None:
+        """See `engine.base.Engine.free`."""
+        self._executor.clear()
+
+    def close(self) -> None:
+        """See `engine.base.Engine.close`."""
+        self._executor.clear()
+
+    def _outcome(self, request: RunRequest, prompt: Prompt, outputs: dict[str, Any]) -> RunOutcome:
+        captures = self._context.finish()
+        sinks = [target for target in request.targets if prompt[target]["class_type"] == SINK_CLASS]
+        for node_id in sinks:
+            if node_id not in self._context.reached:
+                raise SinkDidNotRun(node_id=node_id)
+        filled = {capture.node_id for capture in captures}
+        files = set_aside(written_files(outputs, self._folders), self._folders.outgoing / request.claim_id)
+        return RunOutcome(captures, files, outputs, tuple(node_id for node_id in sinks if node_id not in filled))
+
+
+def torch_device(device: str) -> str:
+    """The torch device of a worker's device; with ``cuda:1`` only that GPU is visible here, as the first one.
+
+    Raises:
+        EngineStartFailed: torch cannot use it.
+    """
+    if device == "cpu":
+        return "cpu"
+    kind = device.split(":")[0]
+    backend = getattr(torch, kind, None) or getattr(torch.backends, kind, None)
+    if backend is None or not backend.is_available():
+        remedy = "start the worker with --device cpu or install another torch"
+        raise EngineStartFailed(reason=f"torch {torch.__version__} cannot use {device}; {remedy}")
+    return kind
+
+
+def device_name(device: str) -> str:
+    """The device as a part of the device class."""
+    return str(torch.cuda.get_device_name(0)) if device == "cuda" else device
+
+
+def _bound(bench: Workbench) -> dict[str, type]:
+    """The node classes of one engine, with its workbench."""
+    return {cls.__name__: type(cls.__name__, (cls,), {"bench": bench, "__doc__": cls.__doc__}) for cls in NODE_CLASSES}

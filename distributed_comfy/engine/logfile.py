@@ -1,0 +1,33 @@
+"""The log of an engine process: everything that it and its nodes print, one file per worker."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LOG_LIMIT_BYTES = 5 * 2**20
+"""A longer log is put aside when the engine starts."""
+
+TAIL_LINES = 20
+_TAIL_BYTES = 16 * 2**10
+
+
+class EngineLog:
+    """One incarnation's part of the file; the one before is kept as ``<name>.1`` once it is long."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
+            os.replace(path, path.with_name(path.name + ".1"))
+        self._start = path.stat().st_size if path.exists() else 0
+
+    def tail(self) -> str:
+        """The last `TAIL_LINES` lines since this engine started; empty if it said nothing."""
+        try:
+            with self.path.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(self._start, end - _TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:  # somebody tidied up
+            return ""
+        return "\n".join(text.rstrip().splitlines()[-TAIL_LINES:])

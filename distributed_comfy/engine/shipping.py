@@ -1,0 +1,153 @@
+"""Brings what an execution gave into the blob store, in a thread of its own, so that the next item can already run."""
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from distributed_comfy.engine.base import CapturedValue, OutputFile, RunOutcome
+from distributed_comfy.engine.claims import ClaimBook, LifeSign
+from distributed_comfy.engine.folders import discard_outgoing
+from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.engine.protocol import Event, Failed, Finished
+from distributed_comfy.errors import ConnectionLost, DistributedComfyError, ItemInterrupted
+from distributed_comfy.messages import Capability, Capture, FileRef, ItemResult, RunRequest, item_id
+from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.files import FileSource, store_file
+from distributed_comfy.transport.values import store_value
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """One execution that ended well."""
+
+    request: RunRequest
+    outcome: RunOutcome
+    seconds: float
+    capability: Capability
+
+
+@dataclass
+class Harbour:
+    """What the shipping thread works with."""
+
+    blobs: BlobStore
+    options: EngineOptions
+    claims: ClaimBook
+    send: Callable[[Event], None]
+    life: LifeSign = field(default_factory=LifeSign)
+
+
+class Shipper:
+    """Ships one outcome after the other and answers each claim with `Finished` or `Failed`."""
+
+    def __init__(self, harbour: Harbour) -> None:
+        self._harbour = harbour
+        self._waiting: queue.SimpleQueue[Shipment | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="shipping", daemon=True)
+        self._thread.start()
+
+    def ship(self, shipment: Shipment) -> None:
+        """Queue an outcome; returns at once."""
+        self._waiting.put(shipment)
+
+    def close(self) -> None:
+        """Ship what is queued and end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (shipment := self._waiting.get()) is not None:
+            self._harbour.life.touch()
+            self._answer(shipment)
+            self._harbour.life.rest()
+
+    def _answer(self, shipment: Shipment) -> None:
+        claim_id = shipment.request.claim_id
+        crate = _Crate(self._harbour, shipment.request)
+        try:
+            event: Event = Finished(claim_id, crate.fill(shipment))
+            self._harbour.send(event)
+            log.info("shipped item %s (%d blobs)", item_id(shipment.request.job_id, shipment.request.index), len(crate.blobs))
+        except DistributedComfyError as error:
+            log.warning("item %s was not shipped: %s", item_id(shipment.request.job_id, shipment.request.index), error)
+            crate.discard()
+            self._harbour.send(Failed(claim_id, error))
+        finally:
+            self._harbour.claims.end(claim_id)
+            discard_outgoing(self._harbour.options.folder, claim_id)
+
+
+class _Crate:
+    """The blobs of one claim; all of them, or none."""
+
+    def __init__(self, harbour: Harbour, request: RunRequest) -> None:
+        self._harbour = harbour
+        self._request = request
+        self.blobs: list[str] = []
+
+    def fill(self, shipment: Shipment) -> ItemResult:
+        """Store everything.
+
+        Raises:
+            ItemInterrupted: the claim was interrupted meanwhile.
+            DistributedComfyError: what the transport raises.
+        """
+        outcome = shipment.outcome
+        captures = tuple(self._capture(number, capture) for number, capture in enumerate(outcome.captures))
+        files = tuple(self._file(number, file) for number, file in enumerate(outcome.files))
+        self._check()
+        return ItemResult(
+            captures=captures,
+            files=files,
+            outputs=json.loads(json.dumps(outcome.outputs, default=str)),  # a node's ui may hold anything
+            blocked=outcome.blocked,
+            worker=self._harbour.options.worker,
+            device_class=shipment.capability.device_class,
+            engine=shipment.capability.engine,
+            seconds=shipment.seconds,
+        )
+
+    def discard(self) -> None:
+        """Remove what was stored."""
+        try:
+            self._harbour.blobs.unlink(self.blobs)
+        except ConnectionLost as error:
+            log.warning("%d blobs of claim %s stay until they expire: %s", len(self.blobs), self._request.claim_id, error)
+
+    def put(self, *args: Any, **options: Any) -> str:
+        """`BlobStore.put`, remembering the blob: a value of several tensors may break off half way."""
+        blob = self._harbour.blobs.put(*args, **options)
+        self.blobs.append(blob)
+        self._harbour.life.touch()
+        return blob
+
+    def _capture(self, number: int, capture: CapturedValue) -> Capture:
+        self._check()
+        options, request = self._harbour.options, self._request
+        store = cast("BlobStore", self)  # of a store, storing uses `put` alone
+        name = self._name(f"value{number}")
+        value = store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+        return Capture(node_id=capture.node_id, slot=capture.slot, list_index=capture.list_index, value=value)
+
+    def _file(self, number: int, file: OutputFile) -> FileRef:
+        self._check()
+        options, request = self._harbour.options, self._request
+        source = FileSource(path=file.path, name=file.name, folder=file.folder, node_id=file.node_id)
+        name = self._name(f"file{number}")
+        store = cast("BlobStore", self)
+        return store_file(store, source, blob_name=name, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+
+    def _name(self, part: str) -> str:
+        """Holds the claim, so that a claim that came too late removes only its own blobs."""
+        return f"{self._request.job_id}:{self._request.index}:{self._request.claim_id}:{part}"
+
+    def _check(self) -> None:
+        if self._harbour.claims.is_interrupted(self._request.claim_id):
+            raise ItemInterrupted(item_id=item_id(self._request.job_id, self._request.index))
