@@ -1,0 +1,99 @@
+"""How node classes declare their inputs, old style (lists of values) and new style (``COMBO`` with options)."""
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+COMBO = "COMBO"
+UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload", "upload")
+"""Marks of inputs whose value is a file of the input folder."""
+
+Declaration = tuple[Any, Mapping[str, Any]]
+"""Type (a name, or the list of values) and options of one input."""
+
+
+def input_declarations(node_class: Any) -> dict[str, Declaration]:
+    """Required and optional inputs of a class, asked afresh: lists of files may have changed.
+
+    A class that cannot tell gives none: packs raise anything here, and one broken class must not take all others down.
+    """
+    try:
+        inputs = node_class.INPUT_TYPES()
+    except Exception as error:
+        log.info("node class %s cannot tell its inputs: %r", getattr(node_class, "__name__", node_class), error)
+        return {}
+    return {
+        name: (declared[0], declared[1] if len(declared) > 1 and isinstance(declared[1], Mapping) else {})
+        for category in ("required", "optional")
+        for name, declared in (inputs.get(category) or {}).items()
+        if isinstance(declared, list | tuple) and declared
+    }
+
+
+def listed_choices(declaration: Declaration) -> list[Any] | None:
+    """The values that an input offers; None for an input that is no list, or whose list lives in the browser."""
+    kind, options = declaration
+    if options.get("remote") or options.get("remote_combo"):
+        return None
+    if isinstance(kind, list | tuple):
+        return list(kind)
+    if kind == COMBO and isinstance(options.get("options"), list | tuple):
+        return list(options["options"])
+    return None
+
+
+def is_upload(declaration: Declaration) -> bool:
+    """True for an input that names a file of the input folder."""
+    _, options = declaration
+    return any(options.get(mark) for mark in UPLOADS) and options.get("image_folder") in (None, "input")
+
+
+def normalised(name: str) -> str:
+    """A path as all systems write it in records: with ``/``."""
+    return name.replace("\\", "/")
+
+
+def self_validated_inputs(node_class: Any) -> set[str] | None:
+    """Inputs that a class checks by itself, so that ComfyUI does not compare them with the list; None: all of them."""
+    function = getattr(node_class, "VALIDATE_INPUTS", None)
+    if function is None and _overrides_validation(node_class):
+        function = node_class.validate_inputs
+    if function is None:
+        return set()
+    signature = inspect.getfullargspec(function)
+    return None if signature.varkw is not None else set(signature.args)
+
+
+def _overrides_validation(node_class: Any) -> bool:
+    """True for a new-style class (they all inherit ``validate_inputs``) that has a method of its own."""
+    method = getattr(node_class, "validate_inputs", None)
+    if method is None or not hasattr(node_class, "define_schema"):
+        return False
+    return not getattr(method, "__func__", method).__module__.startswith("comfy_api.")
+
+
+def combos_are_validated(execution: Any, nodes: Any) -> bool:
+    """Whether this version refuses a new-style COMBO value that is not among its options (0.3.64 does not); found out by trying."""
+    name = "DistributedComfyComboProbe"
+    nodes.NODE_CLASS_MAPPINGS[name] = _ComboProbe
+    try:
+        prompt = {"1": {"class_type": name, "inputs": {"choice": "b"}}}
+        accepted = asyncio.run(execution.validate_inputs("", prompt, "1", {}))[0]
+    finally:
+        del nodes.NODE_CLASS_MAPPINGS[name]
+    return not accepted
+
+
+class _ComboProbe:
+    FUNCTION = "run"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"choice": (COMBO, {"options": ["a"]})}}

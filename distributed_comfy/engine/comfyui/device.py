@@ -1,0 +1,68 @@
+"""The device class: everything outside the prompt that can change the bits of a result."""
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.engine.comfyui.launch import PARTNER_NODES
+from distributed_comfy.engine.options import EngineOptions
+
+WITHOUT_EFFECT = ("--port", "--listen", "--verbose", "--preview-method", "--preview-size", "--log-stdout", PARTNER_NODES)
+"""ComfyUI arguments that do not touch results."""
+
+
+def device_class(options: EngineOptions, version: str, torch: Any) -> str:
+    """Device, driver, torch build, ComfyUI version and flags in one line; equal lines promise equal bytes.
+
+    Args:
+        options: for the device and the user's ComfyUI arguments.
+        version: of the ComfyUI tree.
+        torch: the torch module.
+    """
+    parts = [_hardware(options.device, torch), f"torch {torch.__version__}", f"ComfyUI {version}"]
+    flags = _flags(options.comfyui_args)
+    return ", ".join([*parts, *([flags] if flags else [])])
+
+
+def _hardware(device: str, torch: Any) -> str:
+    kind = device.split(":")[0]
+    if kind == "cuda" and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, driver {_driver()}"
+    if kind == "xpu" and hasattr(torch, "xpu") and torch.xpu.is_available():
+        return str(torch.xpu.get_device_name(0))
+    return f"{kind} {_processor()}, {torch.get_num_threads()} threads"
+
+
+def _driver() -> str:
+    """Version of the graphics driver; ``?`` where no tool tells it."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "?"
+    return answer.stdout.strip().split("\n")[0] or "?"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _flags(arguments: tuple[str, ...]) -> str:
+    """The arguments that matter, with their values."""
+    kept: list[str] = []
+    relevant = False
+    for word in arguments:
+        if word.startswith("--"):
+            name = word.split("=")[0]
+            relevant = name not in WITHOUT_EFFECT and not name.endswith("-directory")
+        if relevant:
+            kept.append(word)
+    return " ".join(kept)

@@ -1,0 +1,177 @@
+"""The engine that runs prompts in a real ComfyUI tree."""
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import time
+from typing import Any
+
+from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
+from distributed_comfy.engine.comfyui.capability import CapabilityReader
+from distributed_comfy.engine.comfyui.device import device_class
+from distributed_comfy.engine.comfyui.failures import INTERRUPTED, SUCCESS, FailureWatch, cached_nodes, ending
+from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
+from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
+from distributed_comfy.engine.comfyui.outputs import discard_files, plain_outputs, take_files, writing_expanders
+from distributed_comfy.engine.comfyui.scope import RunScope, install_scope
+from distributed_comfy.engine.comfyui.tree import open_tree
+from distributed_comfy.engine.comfyui.validation import check_prompt
+from distributed_comfy.engine.folders import WorkFolders
+from distributed_comfy.engine.options import EngineOptions, NodeProvider
+from distributed_comfy.errors import ItemInterrupted, OutOfMemory, SinkDidNotRun
+from distributed_comfy.messages import Capability, Prompt, RunRequest, item_id
+from distributed_comfy.workflow.classes import SINK_CLASS
+
+log = logging.getLogger(__name__)
+
+COLLECT_INTERVAL_S = 10.0
+"""How often garbage is collected after a run, as ComfyUI itself does."""
+
+
+class ComfyUIEngine:
+    """Runs one prompt at a time; models and node outputs stay loaded between runs.
+
+    Flow of a run: ComfyUI's validation -> its executor -> captures from the context, files set aside, ui dicts as in the history.
+    The prompt comes with input files and claim in place (`engine.inputs.place_inputs`).
+    """
+
+    name = "comfyui"
+
+    def __init__(self, options: EngineOptions, context: Any, provide_nodes: NodeProvider) -> None:
+        """Start ComfyUI; see `engine.options.EngineFactory` for arguments and errors."""
+        self._options = options
+        self._context = context
+        self._folders = WorkFolders(options.folder)
+        self._tree = open_tree(options)
+        self._scope = RunScope()
+        install_scope(self._tree.execution, self._tree.nodes.NODE_CLASS_MAPPINGS, self._scope)
+        self._listener = ClientListener()
+        self._listener.attach(self._tree.server)
+        self._failures = FailureWatch(self._tree.model_management)
+        self._failures.attach(self._tree.executor)
+        self._latch = InterruptLatch(self._tree.nodes.interrupt_processing)
+        self._register(provide_nodes(context))
+        self._device_class = self._describe_device()
+        self._capabilities = CapabilityReader(self._tree, self._folders.input)
+        self._collect_due = 0.0
+
+    def _register(self, classes: dict[str, type]) -> None:
+        """Add the cluster's classes; they win over a pack's classes of the same name, whose context would be another one."""
+        mappings = self._tree.nodes.NODE_CLASS_MAPPINGS
+        taken = sorted(name for name in classes if name in mappings)
+        if taken:
+            log.info("node packs of this ComfyUI also define %s; the worker uses its own", ", ".join(taken))
+        mappings.update(classes)
+
+    def _describe_device(self) -> str:
+        torch = importlib.import_module("torch")
+        if self._options.threads > 0:
+            torch.set_num_threads(self._options.threads)
+        return device_class(self._options, self._tree.version, torch)
+
+    def describe(self) -> Capability:
+        """See `Engine.describe`."""
+        return Capability(
+            engine=self.name,
+            engine_version=self._tree.version,
+            device=self._options.device,
+            device_class=self._device_class,
+            tags=self._options.tags,
+            **self._capabilities.read(),
+        )
+
+    def run(self, request: RunRequest, sink: Sink) -> RunOutcome:
+        """See `Engine.run`."""
+        self._scope.begin(request.claim_id, request.targets, request.original_prompt)
+        self._listener.begin(sink)
+        self._failures.begin()
+        try:
+            self._require_wanted(request, self._latch.begin(request.claim_id))
+            prompt = copy.deepcopy(request.prompt)  # ComfyUI converts values and leaves marks in it
+            check_prompt(self._tree, prompt, request.targets, self._options.worker)
+            captures = self._execute(prompt, request)
+            return self._outcome(request, captures)
+        finally:
+            self._latch.end()
+            self._listener.end()
+            self._scope.end()
+            self._collect()
+
+    def _require_wanted(self, request: RunRequest, wanted: bool) -> None:
+        if not wanted:
+            raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
+
+    def _execute(self, prompt: Prompt, request: RunRequest) -> list[CapturedValue]:
+        """Run to the end; what the sinks took, or the error."""
+        executor, server = self._tree.executor, self._tree.server
+        extra_data: dict[str, Any] = {"client_id": CLIENT_ID}
+        if request.extra_pnginfo:
+            extra_data["extra_pnginfo"] = request.extra_pnginfo
+        server.last_prompt_id = request.claim_id
+        executor.history_result = {}
+        done = False
+        self._context.begin(request, check=self._tree.model_management.throw_exception_if_processing_interrupted)
+        try:
+            executor.execute(prompt, request.claim_id, extra_data, list(request.targets))
+            self._require_success(request)
+            done = True
+        finally:
+            captures: list[CapturedValue] = self._context.finish()
+            if not done:
+                discard_files(executor.history_result, self._folders)
+        return captures
+
+    def _require_success(self, request: RunRequest) -> None:
+        event, facts = ending(self._tree.executor.status_messages)
+        if event == SUCCESS:
+            return
+        if self._context.failure is not None:
+            raise self._context.failure
+        self._require_wanted(request, not (event == INTERRUPTED and self._latch.requested))
+        error = self._failures.failure(event, facts, self._options.device)
+        if isinstance(error, OutOfMemory):
+            self.free()
+        raise error
+
+    def _outcome(self, request: RunRequest, captures: list[CapturedValue]) -> RunOutcome:
+        history = self._tree.executor.history_result
+        blocked = self._blocked(request, {capture.node_id for capture in captures if capture.value is not None})
+        self._scope.writing_expanders |= {request.prompt[node]["class_type"] for node in writing_expanders(history)}
+        outputs = plain_outputs(history, cached_nodes(self._tree.executor.status_messages), self._folders)
+        return RunOutcome(
+            captures=[capture for capture in captures if capture.value is not None],
+            files=take_files(outputs, self._folders, request.claim_id),
+            outputs=outputs,
+            blocked=blocked,
+        )
+
+    def _blocked(self, request: RunRequest, filled: set[str]) -> tuple[str, ...]:
+        """Sinks that got nothing: not called because a blocked value reached them, or called with what a lazy node left out.
+
+        Raises:
+            SinkDidNotRun: ComfyUI never came to a sink.
+        """
+        sinks = [node for node in request.targets if request.prompt[node]["class_type"] == SINK_CLASS]
+        for node in sinks:
+            if node not in self._context.reached and node not in self._listener.started:
+                raise SinkDidNotRun(node_id=node)
+        return tuple(node for node in sinks if node not in filled)
+
+    def _collect(self) -> None:
+        """Garbage, as often as ComfyUI itself would."""
+        if time.monotonic() >= self._collect_due:
+            self._tree.collect()
+            self._collect_due = time.monotonic() + COLLECT_INTERVAL_S
+
+    def interrupt(self, claim_id: str) -> None:
+        """See `Engine.interrupt`."""
+        self._latch.request(claim_id)
+
+    def free(self) -> None:
+        """See `Engine.free`."""
+        self._tree.unload()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._tree.close()
