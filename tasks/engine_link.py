@@ -4,16 +4,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from typing import Protocol
 
-from distributed_comfy.engine.host import EngineProcess
-
+from distributed_comfy.engine.host import Ended, EngineProcess, HostEvent
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.engine.protocol import Described, Event, Failed, Finished, Preview, Progress, Ready, Shipping, Started
-from distributed_comfy.errors import DistributedComfyError, EngineStartFailed
-from distributed_comfy.messages import Capability, ItemResult, RunRequest
+from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Shipping, Started
+from distributed_comfy.errors import DistributedComfyError, EngineDied, ItemInterrupted
+from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from tasks.held import Phase
 
 log = logging.getLogger(__name__)
@@ -22,86 +20,98 @@ _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 
 
-@dataclass
+class EngineListener(Protocol):
+    """Who is told about an engine."""
+
+    def on_capability(self, capability: Capability) -> None:
+        """The engine is ready, or has described itself again."""
+
+    def on_down(self) -> None:
+        """The engine has ended; nothing can run until `on_capability` is called again."""
+
+    def on_start_failed(self, error: DistributedComfyError) -> None:
+        """The engine did not start; it is tried again."""
+
+    def on_progress(self, request: RunRequest, event: Progress | Preview) -> None:
+        """A step or a preview of an item."""
+
+    def on_phase(self, claim_id: str, phase: Phase) -> None:
+        """A claim's execution began, or its result is on the way."""
+
+
 class EngineLink:
-    """One engine process after another; `start` keeps one running until `close`."""
+    """One engine process after another: `start` keeps one running until `close`."""
 
-    options: EngineOptions
-    start_timeout_s: float
-    on_capability: Callable[[Capability], None]
-    """Called from a thread of this link whenever the engine has described itself."""
-    on_down: Callable[[], None]
-    """The engine ended; nothing can run until `on_capability` is called again."""
-    on_progress: Callable[[RunRequest, Progress | Preview], None]
-    """Steps and previews of an item."""
-    on_phase: Callable[[str, Phase], None]
-    """A claim's execution began, or its result is on the way."""
-    _process: EngineProcess | None = None
-    _waiting: dict[str, tuple[RunRequest, Future[ItemResult]]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _closing: threading.Event = field(default_factory=threading.Event)
-    _ended: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, options: EngineOptions, start_timeout_s: float, listener: EngineListener) -> None:
+        """
+        Args:
+            options: for every process.
+            start_timeout_s: longest start, models not included.
+            listener: is told what happens; from threads of this link, so it must not block for long.
+        """
+        self.options = options
+        self.start_timeout_s = start_timeout_s
+        self._listener = listener
+        self._process = EngineProcess(options, self._on_event)
+        self._waiting: dict[str, tuple[RunRequest, Future[ItemResult]]] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._ended = threading.Event()
 
-    def start(self) -> threading.Thread:
-        """Keep an engine running, in a thread of its own (its children are tied to the thread's life)."""
-        thread = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
-        thread.start()
-        return thread
+    def start(self) -> None:
+        """Keep an engine running, from a thread of this link."""
+        threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True).start()
 
     def run(self, request: RunRequest) -> Future[ItemResult]:
-        """Queue an item in the engine; the future gives its result or raises its error."""
+        """Queue an item in the engine; the future gives its result or raises its error.
+
+        An item that finds no engine was not executed, so its error is `ItemInterrupted`, which uses up no attempt.
+        """
         future: Future[ItemResult] = Future()
         with self._lock:
             self._waiting[request.claim_id] = (request, future)
-            process = self._process
-        if process is None:
-            self._settle(request.claim_id, error=EngineStartFailed(reason="it is restarting"))
-        else:
-            process.run(request)
+        try:
+            self._process.run(request)
+        except EngineDied:
+            self._settle(request.claim_id, error=ItemInterrupted(item_id=item_id(request.job_id, request.index)))
         return future
 
     def interrupt(self, claim_id: str) -> None:
         """Stop the run of this claim at its next step."""
-        process = self._process
-        if process is not None:
-            process.interrupt(claim_id)
+        self._process.interrupt(claim_id)
 
     def describe(self) -> None:
         """Ask for the capability again; the answer comes to ``on_capability``."""
-        process = self._process
-        if process is not None:
-            process.describe()
+        self._process.describe()
 
     def free(self) -> None:
         """Unload models."""
-        process = self._process
-        if process is not None:
-            process.free()
+        self._process.free()
 
     def close(self) -> None:
         """End the engine and start no other."""
         self._closing.set()
-        process = self._process
-        if process is not None:
-            process.close()
+        self._process.close()
 
     # -- events of the process -------------------------------------------------------------------------------------------
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: HostEvent) -> None:
         if isinstance(event, (Progress, Preview)):
             with self._lock:
                 request, _ = self._waiting.get(event.claim_id, (None, None))
             if request is not None:
-                self.on_progress(request, event)
+                self._listener.on_progress(request, event)
         elif isinstance(event, Finished):
             self._settle(event.claim_id, result=event.result)
         elif isinstance(event, Failed):
             self._settle(event.claim_id, error=event.error)
         elif isinstance(event, Started):
-            self.on_phase(event.claim_id, "started")
+            self._listener.on_phase(event.claim_id, "started")
         elif isinstance(event, Shipping):
-            self.on_phase(event.claim_id, "shipping")
-        elif isinstance(event, (Ready, Described)):
-            self.on_capability(event.capability)
+            self._listener.on_phase(event.claim_id, "shipping")
+        elif isinstance(event, Described):
+            self._listener.on_capability(event.capability)
+        elif isinstance(event, Ended):
+            self._ended.set()
 
     def _settle(self, claim_id: str, result: ItemResult | None = None, error: DistributedComfyError | None = None) -> None:
         with self._lock:
@@ -120,26 +130,19 @@ class EngineLink:
             self._run_one()
             if self._closing.is_set():
                 return
-            self.on_down()
-            if time.monotonic() - began > _LONGEST_BACKOFF_S:
-                backoff_s = _FIRST_BACKOFF_S
-            if began + self.start_timeout_s < time.monotonic() or backoff_s > _FIRST_BACKOFF_S:
-                self._closing.wait(backoff_s)
-            backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+            self._listener.on_down()
+            lived_s = time.monotonic() - began
+            backoff_s = _FIRST_BACKOFF_S if lived_s > _LONGEST_BACKOFF_S else min(backoff_s * 2, _LONGEST_BACKOFF_S)
+            self._closing.wait(backoff_s - _FIRST_BACKOFF_S)  # the first restart is immediate
 
     def _run_one(self) -> None:
+        """One engine from start to end."""
         self._ended.clear()
-        process = EngineProcess(self.options, self._on_event)
         try:
-            process.start()
-            process.wait_ready(self.start_timeout_s)
-        except EngineStartFailed as error:
-            log.error("%s", error)
-            process.close()
+            capability = self._process.start(timeout_s=self.start_timeout_s)
+        except DistributedComfyError as error:
+            log.error("worker %s: %s", self.options.worker, error)
+            self._listener.on_start_failed(error)
             return
-        with self._lock:
-            self._process = process
+        self._listener.on_capability(capability)
         self._ended.wait()
-        with self._lock:
-            self._process = None
-

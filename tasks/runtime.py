@@ -25,7 +25,7 @@ from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import WorkerFacts
 from tasks.cluster import Cluster
 from tasks.engine_link import EngineLink
-from tasks.held import HeldClaims
+from tasks.held import HeldClaims, Phase
 from tasks.reaper import queue_key, reap_once
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,13 @@ class WorkerRuntime:
         self.draining = threading.Event()
         self.incarnation = uuid.uuid4().hex
         self.failed: DistributedComfyError | None = None
-        self.engine = EngineLink(
-            options, cluster.settings.stall_timeout_s, self._on_capability, self._on_down, self._on_progress, self.held.advance
-        )
+        self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self)
         self.job_texts = lru_cache(maxsize=_JOBS_REMEMBERED)(self._read_job)
         self._options = options
         self._keys = Keys(cluster.settings.key_prefix)
         self._capability: Capability | None = None
         self._able = threading.Event()
+        self._ever_able = False
         self._registering = threading.Lock()
         self._stopped = threading.Event()
         self._restart_consumer = restart_consumer
@@ -111,6 +110,7 @@ class WorkerRuntime:
         with self._registering:
             self.cluster.workers.register(self._facts(capability), self.incarnation, capability_hash(capability), capability)
             self._able.set()
+            self._ever_able = True
 
     def _facts(self, capability: Capability) -> WorkerFacts:
         return WorkerFacts(
@@ -126,7 +126,8 @@ class WorkerRuntime:
         )
 
     # -- events of the engine --------------------------------------------------------------------------------------------
-    def _on_capability(self, capability: Capability) -> None:
+    def on_capability(self, capability: Capability) -> None:
+        """See `EngineListener`: register with what the engine can do now."""
         changed = capability != self._capability
         self._capability = capability
         if not changed and self._able.is_set():
@@ -152,13 +153,23 @@ class WorkerRuntime:
                     raise
                 self._stopped.wait(0.25)
 
-    def _on_down(self) -> None:
+    def on_phase(self, claim_id: str, phase: Phase) -> None:
+        """See `EngineListener`."""
+        self.held.advance(claim_id, phase)
+
+    def on_start_failed(self, error: DistributedComfyError) -> None:
+        """See `EngineListener`: a worker whose engine has never started ends with the reason."""
+        if not self._ever_able:
+            self.failed = error
+
+    def on_down(self) -> None:
+        """See `EngineListener`: claim nothing until the engine is back."""
         self._able.clear()
         self._capability = None
         self._quietly("suspend", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
 
-    def _on_progress(self, request: RunRequest, event: Progress | Preview) -> None:
-        """Tell whoever watches the job, a few times a second at most; a node's last step always."""
+    def on_progress(self, request: RunRequest, event: Progress | Preview) -> None:
+        """See `EngineListener`: tell whoever watches the job, a few times a second at most; a node's last step always."""
         message: dict[str, Any] = {"index": request.index, "worker": self.name, "node": event.node_id}
         if isinstance(event, Preview):
             interval_s, last = _PREVIEW_INTERVAL_S, False

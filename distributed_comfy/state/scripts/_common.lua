@@ -369,7 +369,7 @@ local function give_back(job, index, item, class, max_attempts, wait_ms)
   if class ~= '' then
     item.a[class] = (item.a[class] or 0) + 1
     if item.a[class] >= max_attempts then return false end
-    wait_ms = wait_ms * 2 ^ (item.a[class] - 1)
+    wait_ms = item.a[class] == 1 and 0 or wait_ms * 2 ^ (item.a[class] - 2) -- the first retry is immediate
   end
   local claim, name = item.c, item.w
   item.s, item.c, item.w = 'pending', '', ''

@@ -23,7 +23,7 @@ if facts.cap ~= cap or facts.inc ~= inc then
   if facts.cap ~= '' then
     call('SREM', K.idle(facts.cap), name)
     call('SREM', K.cap_workers(facts.cap), name)
-    call('HINCRBY', K.ticketed(), facts.cap, -num(call('HGET', K.worker(name), 'tickets')))
+    call('HINCRBY', K.ticketed(), facts.cap, 0 - num(call('HGET', K.worker(name), 'tickets'))) -- Redis takes no "-0"
   end
   call('HINCRBY', K.ticketed(), cap, num(call('HGET', K.worker(name), 'tickets')))
   call('DEL', K.barred(name))
