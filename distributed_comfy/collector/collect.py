@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from distributed_comfy.collector.assemble import BatchCheck
@@ -95,12 +95,15 @@ class Collector:
             SizesDiffer, AudioDiffers: two items cannot be in one batch; the rest of the job is for the caller to cancel.
             OutputUnwritable: the spool's disk is full; nothing is lost, the unfetched results stay where they are.
             FrameVersionUnknown, MessageVersionUnknown: workers run another version.
+            CancelledError: `stop` was called.
         """
         try:
             cursor, _ = self._ask.call(self._table.wait_events, self._job.job_id, "", 0.0)
             self._look()
             self._release_spooled()
             while not self._finished():
+                if self._stop.is_set():
+                    raise CancelledError
                 cursor, events = self._ask.call(self._table.wait_events, self._job.job_id, cursor, self._pause_s())
                 self._heed(events)
                 self._reap()
@@ -108,6 +111,10 @@ class Collector:
                 self._go_on()
         finally:
             self._end()
+
+    def stop(self) -> None:
+        """Let `run` end within a second or so, whatever the servers do; what lies in the spool stays there.  From any thread."""
+        self._stop.set()
 
     def _finished(self) -> bool:
         """All home; raises where that will never be."""
@@ -119,7 +126,7 @@ class Collector:
 
     def _pause_s(self) -> float:
         """How long to wait for events; fetches under way are waited for here, because nothing wakes the other wait for them."""
-        if self._fetching:
+        if self._fetching or self._wanted:
             wait(self._fetching.values(), timeout=0.02, return_when=FIRST_COMPLETED)
             return 0.0
         return max(0.0, min(1.0, self._looked_at + self._options.look_interval_s - time.monotonic()))
