@@ -165,6 +165,13 @@ class JobOwned(BadInput):
     sentence = "job {job_id} is collected by {owner}; stop that first, or wait until it is gone"
 
 
+class WorkerUnknown(BadInput):
+    """No worker has this name."""
+
+    code = "worker_unknown"
+    sentence = "no worker {name!r}; `distributed-comfy workers list` shows the known ones"
+
+
 class OutputUnwritable(BadInput):
     """The output folder cannot be written."""
 
@@ -221,6 +228,13 @@ class NoRedisServer(ClusterUnavailable):
 
     code = "no_redis_server"
     sentence = "no Redis server found on this system ({tried}); {remedy}"
+
+
+class ServerStartFailed(ClusterUnavailable):
+    """A server program of the embedded Redis did not start."""
+
+    code = "server_start_failed"
+    sentence = "{program} did not start: {reason}"
 
 
 class WorkerNameTaken(ClusterUnavailable):
@@ -513,6 +527,14 @@ class JobCancelled(JobError):
     code = "job_cancelled"
     exit_code = 130
     sentence = "job {job_id} was cancelled: {reason}"
+
+
+class RunInterrupted(JobError):
+    """The user ended the run before a job was queued, or while no server answered."""
+
+    code = "run_interrupted"
+    exit_code = 130
+    sentence = "interrupted {when}"
 
 
 class ItemsMissing(JobError):

@@ -1,0 +1,89 @@
+"""Connections to Redis, opened one way everywhere and checked before anything is asked of them."""
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from distributed_comfy.errors import DistributedComfyError, RedisRefused, RedisTooOld, RedisUnreachable, SettingInvalid
+from distributed_comfy.settings import redact_url
+
+OLDEST_SERVER = (6, 2)
+"""The scripts and the blob store use commands that came with 6.2; Valkey reports itself as 7.2 or later."""
+
+_RETRIES = 4
+_RETRIES_AT_FIRST = 1
+"""A server that was never reached is more likely absent than restarting; nobody should wait long to hear it."""
+_SOCKET_TIMEOUT_S = 10.0
+
+
+def connect(url: str, setting: str, *, decode_responses: bool = False, socket_timeout_s: float = _SOCKET_TIMEOUT_S) -> redis.Redis:
+    """Open a client and check the server behind it.
+
+    A command is sent again when its connection breaks, up to four times within about a second, so whatever is sent must bear being
+    executed twice.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        setting: the variable the URL came from, for messages.
+        decode_responses: replies as text instead of bytes.
+        socket_timeout_s: longest wait for one reply; a blocking command must block for less.
+    Raises:
+        SettingInvalid: the URL is not one.
+        RedisUnreachable, RedisRefused, RedisTooOld: see `check_server`.
+    """
+    tcp = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": socket_timeout_s / 2}
+    try:
+        client = redis.Redis.from_url(
+            url,
+            decode_responses=decode_responses,
+            protocol=2,  # what the parsers of replies here are written for, whatever redis-py's default becomes
+            socket_timeout=socket_timeout_s,
+            # No health_check_interval: its PING has retries of its own, inside those of the command (25 tries instead of 5).
+            retry=_retry(_RETRIES_AT_FIRST),
+            **tcp,
+        )
+    except ValueError as error:
+        raise SettingInvalid(name=setting, reason=f"{error} (it is {redact_url(url)})") from error
+    try:
+        check_server(client, url, setting)
+    except DistributedComfyError:
+        client.close()
+        raise
+    client.set_retry(_retry(_RETRIES))
+    return client
+
+
+def check_server(client: redis.Redis, url: str, setting: str) -> None:
+    """Ask the server who it is.
+
+    Raises:
+        RedisUnreachable: nobody answers, or something that is not Redis, or one that is still loading its data.
+        RedisRefused: it does not accept the user or password, or does not allow this user to ask.
+        RedisTooOld: its version is below `OLDEST_SERVER`.
+        SettingInvalid: it accepts the user but not the rest of the URL, such as the database number.
+    """
+    shown = redact_url(url)
+    try:
+        server: Any = client.info("server")
+    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+        raise RedisRefused(url=shown, reason=str(error).rstrip("."), setting=setting) from error
+    except (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse) as error:
+        raise RedisUnreachable(url=shown, reason=str(error).rstrip(".") or type(error).__name__, setting=setting) from error
+    except redis.ResponseError as error:
+        raise SettingInvalid(name=setting, reason=f"{error} (it is {shown})") from error
+    version = str(server.get("redis_version", "unknown"))
+    if not is_recent_enough(version):
+        raise RedisTooOld(url=shown, version=version, needed=".".join(map(str, OLDEST_SERVER)))
+
+
+def is_recent_enough(version: str) -> bool:
+    """Whether ``version`` (``7.0.15``) is at least `OLDEST_SERVER`; False for what is no version."""
+    numbers = version.split(".")[: len(OLDEST_SERVER)]
+    return all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) >= OLDEST_SERVER
+
+
+def _retry(retries: int) -> Retry:
+    return Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries)

@@ -1,0 +1,204 @@
+"""The process that starts the two embedded Redis servers, watches them and ends them; started by `state.embedded`.
+
+Why a process of its own: the servers must end with their owner also when that is killed, and no process can see to that for itself.  The
+owner's end shows in its pipe, on every system; PDEATHSIG, which is Linux only and follows the thread that forked, guards only the
+short way from here to the servers.  Standard library only, so that it starts in a moment under any interpreter.
+
+    owner -- one JSON line: Order --> stdin      stdout -- one JSON line: Runtime or an error --> owner
+
+In the folder::
+
+    runtime.json    0600; while it is there the servers may be used, and removing it ends them
+    keeper.lock     held by the keeper
+    start.lock      held by whoever changes who owns the servers
+    owners/*.lock   each held by an owner
+    state/, blobs/  see `state.server_process`
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.errors import ServerStartFailed
+from distributed_comfy.file_lock import FileLock
+from distributed_comfy.state.server_process import ServerProcess, write_secret
+
+_POLL_INTERVAL_S = 0.1
+_OWNERS_INTERVAL_S = 1.0
+_STDIN = 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the owner wants."""
+
+    folder: str
+    """Absolute; exists."""
+    program: str
+    provider: str
+    private: bool
+    """End with the owner and remove the folder; else live on until no owner was seen for ``linger_s``."""
+    blob_memory_bytes: int
+    linger_s: float
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Two running servers, as other processes of the user find them."""
+
+    state_url: str
+    blob_url: str
+    provider: str
+    pids: tuple[int, ...]
+    """Of the keeper, the state server and the blob server."""
+
+
+class Keeper:
+    """Both servers of one folder, from start to end.
+
+    Args:
+        order: what the owner wants.
+        owner_gone: set when the owner's pipe closes.
+    """
+
+    def __init__(self, order: Order, owner_gone: threading.Event) -> None:
+        self._order = order
+        self._folder = Path(order.folder)
+        self._owner_gone = owner_gone
+        self._end_asked = threading.Event()
+        self._parent_pid = os.getppid()
+        self._last_owner_s = time.monotonic()
+        shared = not order.private
+        state = {"appendonly": "yes", "appendfsync": "everysec"}
+        blobs = {"appendonly": "no", "maxmemory": str(order.blob_memory_bytes)}
+        self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared)
+        self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False)
+
+    def start(self) -> Runtime:
+        """Start both servers and write the runtime file.
+
+        Raises:
+            ServerStartFailed: one did not start, or the owner is gone already.
+        """
+        for server in (self._state, self._blobs):
+            server.start(self._is_given_up)
+        if self._is_given_up():
+            raise ServerStartFailed(program=self._order.program, reason="the process that asked for it is gone")
+        pids = (os.getpid(), self._state.pid, self._blobs.pid)
+        runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
+        write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
+        self._last_owner_s = time.monotonic()
+        return runtime
+
+    def watch(self) -> None:
+        """Return when the servers are to end: asked for, without owners, or one of the two is gone (half a pair is of no use)."""
+        while self._state.is_running() and self._blobs.is_running() and runtime_file(self._folder).exists():
+            if self._end_asked.wait(_POLL_INTERVAL_S):
+                return
+            if self._is_given_up() if self._order.private else self._nobody_came_back():
+                return
+
+    def end(self) -> None:
+        """End both servers; of a private pair nothing stays."""
+        runtime_file(self._folder).unlink(missing_ok=True)
+        for server in (self._state, self._blobs):
+            server.end()
+        if self._order.private:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def ask_to_end(self) -> None:
+        """Make `watch` return soon; from a signal handler."""
+        self._end_asked.set()
+
+    def _is_given_up(self) -> bool:
+        # The pipe alone is not enough: a child that the owner forked without exec holds it open.
+        return self._owner_gone.is_set() or self._end_asked.is_set() or os.getppid() != self._parent_pid
+
+    def _nobody_came_back(self) -> bool:
+        """Whether no owner lived for so long that the servers end; owners that stop in good order do not leave it to this."""
+        waited_s = time.monotonic() - self._last_owner_s
+        if waited_s < min(_OWNERS_INTERVAL_S, self._order.linger_s):
+            return False
+        lock = FileLock(self._folder / "start.lock")
+        if not lock.try_acquire():
+            return False  # somebody is coming or going just now
+        try:
+            if live_owners(self._folder):
+                self._last_owner_s = time.monotonic()
+                return False
+            if waited_s >= self._order.linger_s:
+                runtime_file(self._folder).unlink(missing_ok=True)  # under the lock, so that nobody attaches any more
+                return True
+            return False
+        finally:
+            lock.release()
+
+
+def runtime_file(folder: Path) -> Path:
+    """Where the runtime is written."""
+    return folder / "runtime.json"
+
+
+def live_owners(folder: Path) -> int:
+    """How many owners live; the files of dead ones are removed.  Only under ``start.lock``."""
+    living = 0
+    for path in (folder / "owners").glob("*.lock"):
+        lock = FileLock(path)
+        if lock.try_acquire():
+            lock.release()
+            path.unlink(missing_ok=True)
+        else:
+            living += 1
+    return living
+
+
+def main() -> None:
+    """Do what the order on stdin says, and return when the servers have ended."""
+    order = Order(**json.loads(_read_line()))
+    owner_gone = threading.Event()
+    threading.Thread(target=_wait_for_the_end_of_stdin, args=(owner_gone,), daemon=True).start()
+    lock = FileLock(Path(order.folder) / "keeper.lock")
+    if not lock.try_acquire():
+        _reply(ServerStartFailed(program=order.program, reason=f"another keeper works in {order.folder}").to_wire())
+        return
+    keeper = Keeper(order, owner_gone)
+    signal.signal(signal.SIGTERM, lambda *_: keeper.ask_to_end())
+    try:
+        _reply(asdict(keeper.start()))
+        keeper.watch()
+    except ServerStartFailed as error:
+        keeper.end()
+        _reply(error.to_wire())
+    finally:
+        keeper.end()
+        lock.release()
+
+
+def _read_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (part := os.read(_STDIN, 65_536)):
+        line += part
+    return line
+
+
+def _wait_for_the_end_of_stdin(reached: threading.Event) -> None:
+    # Not through sys.stdin: its lock would be held by this thread when the interpreter shuts down.
+    while os.read(_STDIN, 65_536):
+        pass
+    reached.set()
+
+
+def _reply(answer: dict[str, Any]) -> None:
+    try:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the owner is gone, which `Keeper` sees by itself
+        pass
