@@ -219,8 +219,8 @@ def _create_engine(options: EngineOptions, context: GraphContext) -> Engine:
     sys.path += [path for path in options.import_paths if path not in sys.path]
     module, _, attribute = options.node_provider.partition(":")
 
-    def provide_nodes(node_context: Any) -> dict[str, type]:
-        classes: dict[str, type] = getattr(importlib.import_module(module), attribute)(node_context)
+    def provide_nodes(node_context: Any, **of_engine: Any) -> dict[str, type]:
+        classes: dict[str, type] = getattr(importlib.import_module(module), attribute)(node_context, **of_engine)
         return classes
 
     try:

@@ -30,9 +30,10 @@ class Comfy:
 
 
 def make_base_directory(comfy: Comfy, folder: Path) -> Path:
-    """Write the tiny model and both node packs into ``folder``."""
+    """Write the tiny model and the node packs into ``folder``."""
     subprocess.run([comfy.python, str(PROJECT / "examples" / "tiny_model.py"), str(folder)], check=True, timeout=START_TIMEOUT_S)
     shutil.copyfile(Path(__file__).with_name("probe_nodes.py"), folder / "custom_nodes" / "probe_nodes.py")
+    shutil.copyfile(PROJECT / "tests" / "rule_nodes.py", folder / "custom_nodes" / "rule_nodes.py")
     (folder / "input").mkdir()
     return folder
 
@@ -56,9 +57,8 @@ class EngineClient:
         (folder / "facts.json").write_text(json.dumps(facts))
         driver = str(Path(__file__).with_name("engine_driver.py"))
         self._log = self.options.log_file.open("wb")
-        self.process = subprocess.Popen(
-            [self.options.python, driver, str(folder / "facts.json")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
+        command = [self.options.python, driver, str(folder / "facts.json")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
         self.ready = self._answer()
 
     def _answer(self) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""A real ComfyUI tree, a base directory with the tiny model and the probe nodes, engines, and a plain ComfyUI to compare with."""
+"""Engines in a process of their own, and a plain ComfyUI to compare with; tree and base directory come from `tests.cluster_fixtures`."""
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from distributed_comfy.engine.options import EngineOptions
+from tests.cluster_fixtures import THREADS
 from tests.comfyui.comfy_process import Comfy, EngineClient, make_base_directory
 from tests.comfyui.plain_comfyui import PlainComfyUI, plain_comfyui
 
@@ -22,25 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def comfy(require_service: Callable[[str, str], NoReturn]) -> Comfy:
-    """The tree of COMFYUI_PATH, else ``~/comfy/ComfyUI``, with DC_COMFYUI_PYTHON, else the tree's own venv."""
-    root = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
-    own = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    python = os.environ.get("DC_COMFYUI_PYTHON") or str(own)
-    if not (root / "main.py").is_file():
-        require_service(f"a ComfyUI tree in {root}", "set COMFYUI_PATH")
-    if not Path(python).is_file():
-        require_service(f"ComfyUI's interpreter {python}", "set DC_COMFYUI_PYTHON")
-    return Comfy(root, python)
-
-
-@pytest.fixture(scope="session")
-def base_directory(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, custom nodes and an input folder, apart from those of the tree."""
-    return make_base_directory(comfy, tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="session")
 def start_engine(comfy: Comfy, base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., EngineClient]]:
     """``start_engine(*comfyui_args, **options)``: an engine of a test's own."""
     started: list[EngineClient] = []
@@ -50,7 +31,7 @@ def start_engine(comfy: Comfy, base_directory: Path, tmp_path_factory: pytest.Te
         facts: dict[str, Any] = {
             "engine": "comfyui", "worker": "pc1-cpu", "python": comfy.python, "folder": folder / "work", "log_file": folder / "log",
             "blob_url": "", "cache_folder": folder / "cache", "comfyui_path": comfy.root, "comfyui_base_directory": base_directory,
-            "comfyui_args": arguments,
+            "comfyui_args": arguments, "threads": THREADS,
         }  # fmt: skip
         started.append(EngineClient(EngineOptions(**{**facts, **changes})))
         return started[-1]
@@ -69,5 +50,5 @@ def engine(start_engine: Callable[..., EngineClient]) -> EngineClient:
 @pytest.fixture(scope="session")
 def plain(comfy: Comfy, base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainComfyUI]:
     """ComfyUI's own server over the same base directory."""
-    with plain_comfyui(comfy.root, comfy.python, base_directory, tmp_path_factory.mktemp("plain")) as server:
+    with plain_comfyui(comfy.root, comfy.python, base_directory, tmp_path_factory.mktemp("plain"), threads=THREADS) as server:
         yield server

@@ -17,6 +17,7 @@ sys.path += FACTS["library_paths"]
 
 from distributed_comfy.engine.comfyui import create_engine  # noqa: E402
 from distributed_comfy.engine.context import GraphContext  # noqa: E402
+from distributed_comfy.engine.folders import WorkFolders  # noqa: E402
 from distributed_comfy.engine.inputs import place_inputs  # noqa: E402
 from distributed_comfy.engine.options import EngineOptions  # noqa: E402
 from distributed_comfy.errors import DistributedComfyError  # noqa: E402
@@ -49,6 +50,7 @@ class Driver:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self._options = from_plain(EngineOptions, facts["options"])
+        WorkFolders(self._options.folder).create()
         self._arrays = Path(facts["arrays"])
         self._context = GraphContext(MemoryBlobStore(), feed_timeout_s=5)
         self.engine = create_engine(self._options, self._context, node_classes)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -69,8 +70,8 @@ class PlainComfyUI:
 
 
 @contextmanager
-def plain_comfyui(root: Path, python: str, base_directory: Path, folder: Path) -> Iterator[PlainComfyUI]:
-    """ComfyUI as a user would start it, on the CPU, with output, temp and database in ``folder``."""
+def plain_comfyui(root: Path, python: str, base_directory: Path, folder: Path, *, threads: int) -> Iterator[PlainComfyUI]:
+    """ComfyUI as a user would start it, on the CPU, with ``threads`` threads; output, temp and database in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -80,9 +81,10 @@ def plain_comfyui(root: Path, python: str, base_directory: Path, folder: Path) -
         "--output-directory", str(folder / "output"), "--temp-directory", str(folder), "--disable-auto-launch", "--disable-api-nodes",
         "--database-url", f"sqlite:///{(folder / 'comfyui.db').as_posix()}",
     ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     (folder / "output").mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
     try:
         plain = PlainComfyUI(f"http://127.0.0.1:{port}", folder / "output")
         _wait_until_it_answers(plain, process, folder / "log")

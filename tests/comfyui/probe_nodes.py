@@ -52,7 +52,8 @@ class ProbeRaise(Node):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"images": ("IMAGE",), "kind": (["ValueError", "OutOfMemoryError", "MemoryError", "allocator", "interrupt", "text"],)}}
+        kinds = ["ValueError", "OutOfMemoryError", "MemoryError", "allocator", "interrupt", "text"]
+        return {"required": {"images": ("IMAGE",), "kind": (kinds,)}}
 
     def run(self, images, kind):
         if kind == "OutOfMemoryError":
@@ -73,8 +74,8 @@ class ProbeSteps(Node):
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "images": ("IMAGE",), "steps": ("INT", {"default": 50, "min": 1, "max": 10_000}), "stubborn": ("BOOLEAN", {"default": False}),
-                "salt": ("INT", {"default": 0, "min": 0, "max": 2**50}),
+                "images": ("IMAGE",), "steps": ("INT", {"default": 50, "min": 1, "max": 10_000}),
+                "stubborn": ("BOOLEAN", {"default": False}), "salt": ("INT", {"default": 0, "min": 0, "max": 2**50}),
             }
         }  # fmt: skip
 
@@ -128,8 +129,8 @@ class ProbeWriter(OutputNode):
     def run(self, images):
         output, temp = Path(folder_paths.get_output_directory()), Path(folder_paths.get_temp_directory())
         (output / "deep" / "er").mkdir(parents=True, exist_ok=True)
-        contents = {output / "clip.mp4": b"m", output / "deep" / "er" / "sound.flac": b"f", temp / "shown.txt": b"t", output / "fixed.glb": b"g"}
-        for path, content in contents.items():
+        sound = output / "deep" / "er" / "sound.flac"
+        for path, content in ((output / "clip.mp4", b"m"), (sound, b"f"), (temp / "shown.txt", b"t"), (output / "fixed.glb", b"g")):
             path.write_bytes(content * 3)
         (output.parent / "secret.txt").write_text("not yours")
         return {
@@ -138,8 +139,10 @@ class ProbeWriter(OutputNode):
                 "audio": [{"filename": "sound.flac", "subfolder": os.path.join("deep", "er"), "type": "output"}],
                 "text": ["not a file", {"filename": "shown.txt", "subfolder": "", "type": "temp"}],
                 "3d": [
-                    {"filename": "fixed.glb", "subfolder": "", "type": "output"}, {"filename": "fixed.glb", "subfolder": "", "type": "output"},
-                    {"filename": "secret.txt", "subfolder": "..", "type": "output"}, {"filename": "gone.glb", "subfolder": "", "type": "output"},
+                    {"filename": "fixed.glb", "subfolder": "", "type": "output"},
+                    {"filename": "fixed.glb", "subfolder": "", "type": "output"},
+                    {"filename": "secret.txt", "subfolder": "..", "type": "output"},
+                    {"filename": "gone.glb", "subfolder": "", "type": "output"},
                 ],
                 "shown_inputs": [{"filename": "x.png", "subfolder": "", "type": "input"}],
                 "odd": [object],
@@ -162,7 +165,8 @@ class ProbeAnyInput(OutputNode):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"images": ("IMAGE",)}, "optional": AnyInputs(), "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}}
+        hidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+        return {"required": {"images": ("IMAGE",)}, "optional": AnyInputs(), "hidden": hidden}
 
     def run(self, prompt=None, extra_pnginfo=None, **inputs):
         return {"ui": {"inputs": sorted(inputs), "prompt": [prompt], "pnginfo": [extra_pnginfo]}}
@@ -263,7 +267,7 @@ class ForeignSink(OutputNode):
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
-        ProbeBlock, ProbeLazy, ProbeRaise, ProbeSteps, ProbeExpand, ProbeCollectorExpand, ProbeWriter, ProbeAnyInput, ProbeList, ProbeListing,
-        ProbeSelfValidated, ProbeRemote, ProbeBroken, ProbeV3,
+        ProbeBlock, ProbeLazy, ProbeRaise, ProbeSteps, ProbeExpand, ProbeCollectorExpand, ProbeWriter, ProbeAnyInput, ProbeList,
+        ProbeListing, ProbeSelfValidated, ProbeRemote, ProbeBroken, ProbeV3,
     )
 } | {"DistributedSink": ForeignSink}  # fmt: skip

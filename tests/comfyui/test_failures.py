@@ -94,7 +94,8 @@ def test_a_target_that_is_no_output_node_is_refused(engine: EngineClient) -> Non
 
 
 def test_a_seed_above_the_nodes_limit_is_refused(engine: EngineClient) -> None:
-    assert error_of(engine.run({**GOOD, "noise": node("TinyNoise", size=8, batch_size=1, seed=2**31 + 1)}, "sink"))[0] == "validation_refused"
+    noise = node("TinyNoise", size=8, batch_size=1, seed=2**31 + 1)
+    assert error_of(engine.run({**GOOD, "noise": noise}, "sink"))[0] == "validation_refused"
 
 
 def test_a_nodes_exception_is_reported_whole(engine: EngineClient) -> None:
@@ -173,3 +174,12 @@ def test_free_unloads_the_models(engine: EngineClient) -> None:
     engine.run(prompt, "sink")
     assert engine.send("free") == {"loaded": 0}
     assert engine.run(prompt, "sink")["loads"] == 1
+
+
+def test_a_deleted_model_folder_makes_no_prompt_invalid(engine: EngineClient, base_directory: Path) -> None:
+    folder = base_directory / "models" / "vae" / "short-lived"
+    folder.mkdir()
+    prompt = {"vae": node("VAELoader", vae_name="tiny_taesd16.safetensors"), **_decode("vae")}
+    engine.describe()
+    folder.rmdir()
+    assert "captures" in engine.run(prompt, "sink")

@@ -183,6 +183,15 @@ def test_an_empty_list_is_reported_blocked(engine: EngineClient) -> None:
     assert answer["blocked"] == ["sink"] and not answer["arrays"]
 
 
+def test_a_last_stage_works_on_what_it_is_fed_and_saves_nothing_of_an_empty_feed(engine: EngineClient) -> None:
+    prompt = {
+        "9": node("DistributedSource", slots="images"), "inv": node("ImageInvert", image=out("9")),
+        "save": node("SaveImage", images=out("inv"), filename_prefix="last"),
+    }  # fmt: skip
+    empty = engine.run(prompt, "save", kind="last", feed={"9": {"images": ()}})
+    assert empty["files"] == [] and empty["outputs"] == {} and "error" not in empty
+
+
 def test_progress_comes_step_by_step(engine: EngineClient) -> None:
     answer = engine.run(txt2img(31, steps=3), "9")
     assert [entry for entry in answer["progress"] if entry[0] == "7"][1:] == [["7", 1, 3], ["7", 2, 3], ["7", 3, 3]]

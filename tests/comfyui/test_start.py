@@ -17,7 +17,7 @@ def test_two_engines_on_one_base_directory_share_models_and_nothing_else(engine:
     prompt = {"noise": node("TinyNoise", size=8, batch_size=1, seed=1), "save": node("SaveImage", images=out("noise"), filename_prefix="x")}
     paths = [Path(one.run(prompt, "save")["files"][0][-1]) for one in (engine, other)]
     assert all(path.is_file() for path in paths)
-    assert all(one.options.folder in path.parents for one, path in zip((engine, other), paths))
+    assert all(one.options.folder in path.parents for one, path in zip((engine, other), paths, strict=True))
     assert to_plain(engine.describe()) == to_plain(other.describe())
     other.close()
 

@@ -12,9 +12,11 @@ from distributed_comfy.engine.comfyui.choices import (
     Declaration,
     combos_are_validated,
     input_declarations,
+    is_output_node,
     is_upload,
     listed_choices,
     normalised,
+    output_types,
     self_validated_inputs,
 )
 from distributed_comfy.engine.comfyui.tree import ComfyTree
@@ -42,16 +44,15 @@ class CapabilityReader:
         began = time.monotonic()
         classes = dict(self._tree.nodes.NODE_CLASS_MAPPINGS)
         catalogue = _Catalogue()
-        # Changes of a folder are noticed by its time stamp only, so a file that came within the same tick would stay unknown.
-        self._tree.folder_paths.filename_list_cache.clear()
+        self._tree.forget_listings()
         with self._one_listing_per_folder():
             for name, node_class in sorted(classes.items()):
                 self._read_class(catalogue, name, node_class)
         log.info("read %d node classes in %.2f s", len(classes), time.monotonic() - began)
         return {
             "node_classes": tuple(sorted(classes)),
-            "output_classes": tuple(sorted(name for name, cls in classes.items() if getattr(cls, "OUTPUT_NODE", False) is True)),
-            "output_types": {name: _type_names(cls) for name, cls in classes.items() if getattr(cls, "RETURN_TYPES", ())},
+            "output_classes": tuple(sorted(name for name, node_class in classes.items() if is_output_node(node_class))),
+            "output_types": {name: types for name, node_class in classes.items() if (types := output_types(node_class))},
             **catalogue.fields(),
         }
 
@@ -127,7 +128,3 @@ class _Catalogue:
             "file_inputs": self._file_inputs,
             "seed_limits": self._seed_limits,
         }
-
-
-def _type_names(node_class: Any) -> tuple[str, ...]:
-    return tuple(str(kind) if isinstance(kind, str) else "COMBO" for kind in node_class.RETURN_TYPES)

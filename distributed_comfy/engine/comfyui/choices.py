@@ -4,8 +4,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -13,20 +13,28 @@ COMBO = "COMBO"
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload", "upload")
 """Marks of inputs whose value is a file of the input folder."""
 
+T = TypeVar("T")
+
 Declaration = tuple[Any, Mapping[str, Any]]
 """Type (a name, or the list of values) and options of one input."""
 
 
-def input_declarations(node_class: Any) -> dict[str, Declaration]:
-    """Required and optional inputs of a class, asked afresh: lists of files may have changed.
-
-    A class that cannot tell gives none: packs raise anything here, and one broken class must not take all others down.
-    """
+def asked(node_class: Any, question: Callable[[Any], T], otherwise: T) -> T:
+    """What a class answers, or ``otherwise``: packs raise anything here, and one broken class must not take all others down."""
     try:
-        inputs = node_class.INPUT_TYPES()
-    except Exception as error:
-        log.info("node class %s cannot tell its inputs: %r", getattr(node_class, "__name__", node_class), error)
-        return {}
+        return question(node_class)
+    except Exception as error:  # noqa: BLE001
+        log.info("node class %s cannot tell about itself: %r", getattr(node_class, "__name__", node_class), error)
+        return otherwise
+
+
+def input_declarations(node_class: Any) -> dict[str, Declaration]:
+    """Required and optional inputs of a class, asked afresh: lists of files may have changed; none for a class that cannot tell."""
+    return asked(node_class, _declarations, {})
+
+
+def _declarations(node_class: Any) -> dict[str, Declaration]:
+    inputs = node_class.INPUT_TYPES()
     return {
         name: (declared[0], declared[1] if len(declared) > 1 and isinstance(declared[1], Mapping) else {})
         for category in ("required", "optional")
@@ -56,6 +64,17 @@ def is_upload(declaration: Declaration) -> bool:
 def normalised(name: str) -> str:
     """A path as all systems write it in records: with ``/``."""
     return name.replace("\\", "/")
+
+
+def is_output_node(node_class: Any) -> bool:
+    """Whether ComfyUI runs prompts for its sake."""
+    return asked(node_class, lambda cls: getattr(cls, "OUTPUT_NODE", False) is True, False)
+
+
+def output_types(node_class: Any) -> tuple[str, ...]:
+    """Names of the types of its outputs; a list of values counts as ``COMBO``."""
+    kinds: tuple[Any, ...] = asked(node_class, lambda cls: tuple(getattr(cls, "RETURN_TYPES", None) or ()), ())
+    return tuple(str(kind) if isinstance(kind, str) else COMBO for kind in kinds)
 
 
 def self_validated_inputs(node_class: Any) -> set[str] | None:

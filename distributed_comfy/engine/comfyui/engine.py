@@ -5,7 +5,7 @@ import copy
 import importlib
 import logging
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
 from distributed_comfy.engine.comfyui.capability import CapabilityReader
@@ -51,7 +51,7 @@ class ComfyUIEngine:
         self._failures = FailureWatch(self._tree.model_management)
         self._failures.attach(self._tree.executor)
         self._latch = InterruptLatch(self._tree.nodes.interrupt_processing)
-        self._register(provide_nodes(context))
+        self._register(provide_nodes(context, nothing=[self._tree.blocker()]))
         self._device_class = self._describe_device()
         self._capabilities = CapabilityReader(self._tree, self._folders.input)
         self._collect_due = 0.0
@@ -110,25 +110,25 @@ class ComfyUIEngine:
             extra_data["extra_pnginfo"] = request.extra_pnginfo
         server.last_prompt_id = request.claim_id
         executor.history_result = {}
-        done = False
         self._context.begin(request, check=self._tree.model_management.throw_exception_if_processing_interrupted)
+        succeeded = False
         try:
             executor.execute(prompt, request.claim_id, extra_data, list(request.targets))
-            self._require_success(request)
-            done = True
+            succeeded = ending(executor.status_messages)[0] == SUCCESS
         finally:
             captures: list[CapturedValue] = self._context.finish()
-            if not done:
+            if not succeeded:
+                captures.clear()  # they may hold device memory
                 discard_files(executor.history_result, self._folders)
+        if not succeeded:
+            self._raise_failure(request)
         return captures
 
-    def _require_success(self, request: RunRequest) -> None:
+    def _raise_failure(self, request: RunRequest) -> NoReturn:
         event, facts = ending(self._tree.executor.status_messages)
-        if event == SUCCESS:
-            return
+        self._require_wanted(request, not (event == INTERRUPTED and self._latch.requested))
         if self._context.failure is not None:
             raise self._context.failure
-        self._require_wanted(request, not (event == INTERRUPTED and self._latch.requested))
         error = self._failures.failure(event, facts, self._options.device)
         if isinstance(error, OutOfMemory):
             self.free()

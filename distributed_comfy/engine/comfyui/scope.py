@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from distributed_comfy.engine.comfyui.choices import is_output_node
 from distributed_comfy.errors import EngineStartFailed
 from distributed_comfy.messages import Prompt
 
@@ -18,24 +19,37 @@ class RunScope:
     claim_id: str = ""
     targets: frozenset[str] = frozenset()
     original_prompt: Prompt = field(default_factory=dict)
+    _decided: dict[str, bool] = field(default_factory=dict)
     writing_expanders: set[str] = field(default_factory=set)
     """Node classes seen to expand into graphs that write files: left in the cache, they would not write again.  Outlives a run."""
 
     def begin(self, claim_id: str, targets: tuple[str, ...], original_prompt: Prompt) -> None:
         """A run starts."""
         self.claim_id, self.targets, self.original_prompt = claim_id, frozenset(targets), original_prompt
+        self._decided = {}
 
     def end(self) -> None:
         """The run is over."""
-        self.claim_id, self.targets, self.original_prompt = "", frozenset(), {}
+        self.begin("", (), {})
 
-    def is_fresh(self, node_id: str, class_type: str, *, created: bool) -> bool:
+    def is_fresh(self, node_id: str, dynprompt: Any, classes: dict[str, Any]) -> bool:
         """True for a node that must run even if ComfyUI has its result in the cache.
 
+        Those are the targets, output nodes that an expansion created, and nodes that create such.
+
         Args:
-            created: it is an output node that another node's expansion created.
+            dynprompt: ComfyUI's running graph.
+            classes: ComfyUI's ``NODE_CLASS_MAPPINGS``.
         """
-        return bool(self.claim_id) and (created or node_id in self.targets or class_type in self.writing_expanders)
+        if not self.claim_id:
+            return False
+        if node_id not in self._decided:  # asked for each node once per node below it
+            class_type = dynprompt.get_node(node_id)["class_type"]
+            created = dynprompt.get_parent_node_id(node_id) is not None
+            self._decided[node_id] = (
+                node_id in self.targets or class_type in self.writing_expanders or (created and is_output_node(classes[class_type]))
+            )
+        return self._decided[node_id]
 
 
 def install_scope(execution: Any, classes: dict[str, Any], scope: RunScope) -> None:
@@ -67,9 +81,7 @@ def install_scope(execution: Any, classes: dict[str, Any], scope: RunScope) -> N
 
 def _fresh_targets(base: Any, classes: dict[str, Any], scope: RunScope) -> type:
     async def get(self: Any, node_id: str) -> Any:
-        class_type = self.dynprompt.get_node(node_id)["class_type"]
-        expanded = self.dynprompt.get_parent_node_id(node_id) is not None
-        if scope.is_fresh(node_id, class_type, created=expanded and getattr(classes[class_type], "OUTPUT_NODE", False) is True):
+        if scope.is_fresh(node_id, self.dynprompt, classes):
             return scope.claim_id
         return await base.get(self, node_id)
 

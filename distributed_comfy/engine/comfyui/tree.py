@@ -13,12 +13,12 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed_comfy.engine.comfyui.launch import tree_arguments, tree_commit, tree_root, web_folder
-from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import EngineStartFailed
 
@@ -56,6 +56,21 @@ class ComfyTree:
         gc.collect()
         self.model_management.soft_empty_cache()
 
+    def forget_listings(self) -> None:
+        """Let ComfyUI list its model folders afresh.
+
+        It compares the folders' time stamps only, so a file that came within the same tick stays unknown (a tick lasts two seconds on
+        some disks), and a subfolder that was deleted makes every class that lists files raise.  Entries are outdated and not removed:
+        another thread may be between ComfyUI's look whether there is one and its use.
+        """
+        listings = self.folder_paths.filename_list_cache
+        for name, entry in list(listings.items()):
+            listings[name] = (entry[0], {}, *entry[2:])
+
+    def blocker(self) -> Any:
+        """The value that keeps every node behind it from running."""
+        return importlib.import_module("comfy_execution.graph_utils").ExecutionBlocker(None)
+
     def close(self) -> None:
         """Stop the loop."""
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -68,8 +83,7 @@ def open_tree(options: EngineOptions) -> ComfyTree:
         EngineStartFailed: no tree there, refused arguments, or it ends during start-up.
     """
     root = tree_root(options)
-    WorkFolders(options.folder).create()
-    web_folder(options).mkdir(exist_ok=True)
+    web_folder(options).mkdir(parents=True, exist_ok=True)
     sys.argv = [str(root / "main.py"), *tree_arguments(options)]
     sys.path.insert(0, str(root))
     log.info("starting ComfyUI in %s with %s", root, " ".join(sys.argv[1:]))
@@ -104,12 +118,22 @@ def _import_main(root: Path) -> Any:
     for name, value in variables.items():
         os.environ.setdefault(name, value)  # noqa: TID251 - written for libraries, not read
     importlib.import_module("cuda_malloc")  # chooses the allocator, before torch is imported
-    main = importlib.import_module("main")
+    main = _once_logged(lambda: importlib.import_module("main"))
     for name in ("main", "execution", "nodes", "server", "utils"):
         path = sys.modules[name].__file__ or next(iter(sys.modules[name].__path__), "")
         if root not in Path(path).resolve().parents:
             raise EngineStartFailed(reason=f"module {name!r} comes from {path} and not from ComfyUI; remove that package from sys.path")
     return main
+
+
+def _once_logged(start: Callable[[], Any]) -> Any:
+    """Run ``start`` without letting it add a second handler for the same lines; its log level stays, the user's arguments set it."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    result = start()
+    if handlers:
+        root.handlers[:] = handlers
+    return result
 
 
 def _start(main: Any) -> tuple[asyncio.AbstractEventLoop, Any, Any]:

@@ -30,9 +30,8 @@ def check_prompt(tree: ComfyTree, prompt: Prompt, targets: tuple[str, ...], work
     _require_classes(tree, prompt, worker)
     spell_choices(tree, prompt)
     refusal = _refusal(tree, prompt, targets)
-    if refusal is not None and _lacking(refusal):
-        # A file may be newer than ComfyUI's listing of its folder, whose freshness depends on the clock of the file system.
-        tree.folder_paths.filename_list_cache.clear()
+    if refusal is not None:  # perhaps only by what ComfyUI remembers of its folders
+        tree.forget_listings()
         spell_choices(tree, prompt)
         refusal = _refusal(tree, prompt, targets)
     if refusal is None:
