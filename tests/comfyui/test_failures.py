@@ -176,8 +176,8 @@ def test_free_unloads_the_models(engine: EngineClient) -> None:
     assert engine.run(prompt, "sink")["loads"] == 1
 
 
-def test_a_deleted_model_folder_makes_no_prompt_invalid(engine: EngineClient, base_directory: Path) -> None:
-    folder = base_directory / "models" / "vae" / "short-lived"
+def test_a_model_folder_that_vanishes_makes_no_prompt_invalid(engine: EngineClient) -> None:
+    folder = engine.options.folder / "output" / "vae"  # ComfyUI looks for models there too
     folder.mkdir()
     prompt = {"vae": node("VAELoader", vae_name="tiny_taesd16.safetensors"), **_decode("vae")}
     engine.describe()

@@ -60,8 +60,8 @@ class ComfyTree:
         """Let ComfyUI list its model folders afresh.
 
         It compares the folders' time stamps only, so a file that came within the same tick stays unknown (a tick lasts two seconds on
-        some disks), and a subfolder that was deleted makes every class that lists files raise.  Entries are outdated and not removed:
-        another thread may be between ComfyUI's look whether there is one and its use.
+        some disks), and a model folder that vanished (its disk is gone) makes every class that lists it raise.  Entries are outdated
+        and not removed: another thread may be between ComfyUI's look whether there is one and its use.
         """
         listings = self.folder_paths.filename_list_cache
         for name, entry in list(listings.items()):
