@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -141,6 +142,7 @@ def _columns(count: int) -> int:
     return min((wanted, wanted - 1, wanted + 1), key=lambda columns: -count % columns + (99 if columns < 4 else 0))
 
 
+@lru_cache(maxsize=8)
 def _font(size_px: int) -> Font:
     return ImageFont.load_default(size_px)
 
@@ -209,10 +211,15 @@ def _thumbnail(path: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def _paste_rounded(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], radius: int) -> None:
-    scale = 4  # the mask is drawn larger and scaled down, because Pillow draws curves without smoothing
-    mask = Image.new("L", (picture.width * scale, picture.height * scale), 0)
+    sheet.paste(picture, corner, _rounded_mask(picture.size, radius))
+
+
+@lru_cache(maxsize=8)
+def _rounded_mask(size: tuple[int, int], radius: int) -> Image.Image:
+    scale = 4  # drawn larger and scaled down, because Pillow draws curves without smoothing
+    mask = Image.new("L", (size[0] * scale, size[1] * scale), 0)
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), radius * scale, fill=255)
-    sheet.paste(picture, corner, mask.resize(picture.size, Image.Resampling.LANCZOS))
+    return mask.resize(size, Image.Resampling.LANCZOS)
 
 
 def _dot(sheet: Image.Image, centre: tuple[int, int], radius: int, colour: Colour) -> None:

@@ -132,6 +132,11 @@ class ImageSaver:
             self._finish(self._next)
             self._next += 1
 
+    @property
+    def saved(self) -> list[SavedImage]:
+        """Every image that has its name by now, in the order of items, collectors, lists and batches."""
+        return self._saved
+
     def close(self) -> list[SavedImage]:
         """Wait for all images, name those that still had to wait for an item that never came, and end the threads.
 

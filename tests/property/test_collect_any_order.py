@@ -147,7 +147,8 @@ def test_any_window_order_and_number_of_deaths_feeds_the_same_values(
         assert not feeding.is_alive()
         expected = [image(index, (count, 4, 4, 3)) for index, count in enumerate(images) if count or not any(images)]
         assert [found.tobytes() for found in read[SLOTS[0]]] == [batch.tobytes() for batch in expected]
-        assert [found["waveform"].tobytes() for found in read[SLOTS[1]]] == [audio(i, n)["waveform"].tobytes() for i, n in enumerate(samples)]
+        tracks = [audio(index, count)["waveform"] for index, count in enumerate(samples)]
+        assert [found["waveform"].tobytes() for found in read[SLOTS[1]]] == [track.tobytes() for track in tracks]
         assert list(store._blobs) == []
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from distributed_comfy.errors import (
     ItemsMissing,
     JobCancelled,
     JobFailed,
+    NodeFailed,
     OutputUnwritable,
     RedisRefused,
     RedisUnreachable,
@@ -84,13 +86,14 @@ class Running:
     def __init__(self, call: Callable[[], None]) -> None:
         self._error: BaseException | None = None
         self._call = call
+        # Not a pool: its threads are waited for at exit, and a collector that hangs would hang the whole test run.
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
         try:
             self._call()
-        except Exception as error:  # handed on by `finish`
+        except BaseException as error:  # noqa: BLE001 - raised again by `finish`
             self._error = error
 
     def finish(self) -> None:
@@ -143,7 +146,7 @@ def test_results_are_fetched_unlinked_and_marked_while_the_job_runs(play: Play) 
     with play.collecting():
         for index in (2, 0):
             play.complete(index)
-            eventually(lambda index=index: play.table.fetched(index))
+            eventually(partial(play.table.fetched, index))
             assert left_in(play.store) == []
         for index in (3, 1):
             play.complete(index)
@@ -171,7 +174,11 @@ def test_an_item_arrives_long_before_the_next_look(play: Play) -> None:
 
 
 def test_without_any_event_everything_is_found_in_the_table(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(play.table, "wait_events", lambda job_id, cursor, block_s: (time.sleep(block_s / 20), ("0", []))[1])
+    def nothing(job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:
+        time.sleep(block_s / 20)
+        return "0", []
+
+    monkeypatch.setattr(play.table, "wait_events", nothing)
     with play.collecting():
         for index in range(4):
             play.complete(index)
@@ -181,7 +188,8 @@ def test_without_any_event_everything_is_found_in_the_table(play: Play, monkeypa
 def test_false_late_and_doubled_events_do_no_harm(play: Play) -> None:
     with play.collecting():
         for index in range(4):
-            play.table.announce([JobEvent("done", index, "nobody"), JobEvent("done", 99, "x"), JobEvent("failed", -1), JobEvent("claimed", 3, "y")])
+            play.table.announce([JobEvent("done", index, "nobody"), JobEvent("done", 99, "x")])
+            play.table.announce([JobEvent("failed", -1), JobEvent("claimed", 3, "y")])
             play.complete(index)
             play.table.announce([JobEvent("done", index, f"c{index}")] * 3)
     play.check_images(4)
@@ -243,7 +251,7 @@ def test_a_frame_of_another_version_ends_the_collection(play: Play) -> None:
 
 
 def test_a_failed_item_is_reported_after_every_finished_one_is_home(play: Play) -> None:
-    error = {"code": "node_failed", "fields": {"node_id": "5", "class_type": "KSampler", "exception_type": "ValueError", "exception_message": "no"}}
+    error = NodeFailed(node_id="5", class_type="KSampler", exception_type="ValueError", exception_message="no").to_wire()
     for index in (0, 2):
         play.complete(index)
     play.table.claim(3, "c3", "pc2-cuda0")

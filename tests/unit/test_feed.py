@@ -220,7 +220,8 @@ def test_a_feeder_that_is_stopped_while_the_store_is_away_ends(plan: FeedPlan, s
 
 
 def test_feed_values_travel_as_json_beside_tensors(spool: Spool, store: WatchedStore) -> None:
-    captures = tuple(capture(store, "c", EDGE, "value", value, list_index=position) for position, value in enumerate((1.5, True, None, ["a"])))
-    spool.add(0, "c", ItemResult(captures=captures), store)
+    values = (1.5, True, None, ["a"])
+    captures = [capture(store, "c", EDGE, "value", value, list_index=position) for position, value in enumerate(values)]
+    spool.add(0, "c", ItemResult(captures=tuple(captures)), store)
     plan = plan_feed(job_record(1, last_stage=True, slots=(), edges=(EDGE,)), spool, store)
-    assert bound(plan, "c")[EDGE]["value"] == tuple(LiteralValue(value) for value in (1.5, True, None, ["a"]))
+    assert bound(plan, "c")[EDGE]["value"] == tuple(LiteralValue(value) for value in values)

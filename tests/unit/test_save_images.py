@@ -79,7 +79,7 @@ def test_metadata_is_that_of_comfyui_and_the_items_seed(spool: Spool, store: Mem
         images.add(index)
     for saved in images.close():
         with Image.open(saved.path) as opened:
-            text = dict(opened.text)  # type: ignore[attr-defined]
+            text = dict(opened.text)
         assert list(text) == ["prompt", "workflow", "seed"]
         assert json.loads(text["prompt"]) == PROMPT
         assert json.loads(text["workflow"]) == METADATA.extra_pnginfo["workflow"]
@@ -91,7 +91,7 @@ def test_a_keyword_that_png_cannot_hold_is_left_out(spool: Spool, store: MemoryB
     with saver(spool, out, PictureMetadata(PROMPT, {"größe": 1, "": 2, "x" * 80: 3, "fine": 4})) as images:
         images.add(0)
     with Image.open(out / "ComfyUI_00001_.png") as opened:
-        assert list(opened.text) == ["prompt", "fine"]  # type: ignore[attr-defined]
+        assert list(opened.text) == ["prompt", "fine"]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
@@ -162,10 +162,9 @@ def test_what_no_png_can_hold_is_refused(spool: Spool, store: MemoryBlobStore, o
 def test_a_folder_that_cannot_be_made_is_an_error_and_the_threads_end(spool: Spool, store: MemoryBlobStore, tmp_path: Path) -> None:
     fill(spool, store, 2)
     (tmp_path / "file").write_text("")
-    images = saver(spool, tmp_path / "file" / "out")
-    images.add(0)
-    with pytest.raises(OutputUnwritable):
-        images.close()
+    with pytest.raises(OutputUnwritable), saver(spool, tmp_path / "file" / "out") as images:
+        images.add(0)
+        images.add(1)
     assert not any(thread.name.startswith("png") for thread in threading.enumerate())
 
 
