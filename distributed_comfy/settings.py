@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -70,7 +69,7 @@ class Settings(BaseSettings):
     priority_aging_s: float = Field(60.0, gt=0)
     """A waiting job gains one priority step per this time."""
     retry_backoff_s: float = Field(1.0, ge=0)
-    """First wait before an item that failed for a passing reason runs again; doubles each time."""
+    """Wait before an item that failed twice for a passing reason runs again; doubles each time. The first retry is immediate."""
     max_attempts: int = Field(3, ge=1)
     """Executions of one item per class of error before it counts as failed."""
     stall_timeout_s: float = Field(900.0, gt=0)
@@ -112,8 +111,8 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _is_device(cls, device: str) -> str:
-        if device and not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+", device):
-            raise ValueError("must be cpu, mps or like cuda:0")
+        if device and not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+(,\d+)*", device):
+            raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
         return device
 
     @cached_property
@@ -156,18 +155,29 @@ def read_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])
-        variable = "COMFYUI_PATH" if field.lower() == "comfyui_path" else f"DC_{field.upper()}"
-        raise SettingInvalid(name=variable, reason=f"{first['msg']} (it is {_shown(field, first.get('input'))})") from error
+        raise SettingInvalid(name=variable(field.lower()), reason=f"{first['msg']} (it is {_shown(field, first.get('input'))})") from error
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    return "COMFYUI_PATH" if field == "comfyui_path" else f"DC_{field.upper()}"
+
+
+def child_environment(settings: Settings, **changes: object) -> dict[str, str]:
+    """The environment of a program of ours that this one starts: its own, the settings that were given, and changes to those.
+
+    Args:
+        settings: of this process, however they were given.
+        changes: fields of `Settings` with other values for the child.
+    """
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    ours = {variable(name): str(value) for name, value in {**given, **changes}.items() if value is not None}
+    return {**os.environ, **ours}
 
 
 def _shown(field: str, value: object) -> str:
     """A URL may hold a password, so only its scheme is shown."""
     return f"{str(value).split(':')[0]}:..." if field.endswith("_url") else repr(value)
-
-
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment for a child of ours, with other values for some variables."""
-    return {**os.environ, **changes}
 
 
 def slug(text: str) -> str:

@@ -72,6 +72,20 @@ def choose_device(settings: Settings, engine: EngineName) -> str:
     return "cuda:0" if _has_gpu() else "cpu"
 
 
+def choose_devices(settings: Settings, engine: EngineName, inherited: Mapping[str, str]) -> list[str]:
+    """Devices for several workers of this host, in turn: every GPU that they may use, else what `choose_device` says.
+
+    Args:
+        inherited: this process's variables, which may leave it some of the host's GPUs only.
+    """
+    device = choose_device(settings, engine)
+    if settings.device or device != "cuda:0":
+        return [device]
+    visible = next((inherited[name] for name in _VISIBLE["cuda"] if inherited.get(name)), "")
+    count = len(visible.split(",")) if visible else _listed_gpus()
+    return [f"cuda:{number}" for number in range(max(1, count))]
+
+
 def device_environment(device: str, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables that let a process see this device only, as its first one; they must be set before torch is loaded.
 
@@ -114,12 +128,19 @@ def _is_tree(folder: Path) -> bool:
 
 def _has_gpu() -> bool:
     """Ask the driver's tool, because a tool without a GPU is common in containers."""
+    if shutil.which("nvidia-smi") is None:
+        return Path("/dev/kfd").exists()  # AMD's driver
+    return _listed_gpus() > 0
+
+
+def _listed_gpus() -> int:
+    """How many GPUs ``nvidia-smi -L`` lists; 0 where there is no such tool, or it does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Path("/dev/kfd").exists()  # AMD's driver
+        return 0
     try:
         found = subprocess.run([program, "-L"], capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s does not answer (%s): using the CPU", program, error)
-        return False
-    return found.returncode == 0 and b"GPU" in found.stdout
+        return 0
+    return sum(line.startswith(b"GPU ") for line in found.stdout.splitlines()) if found.returncode == 0 else 0
