@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.naming import FolderNames
 from distributed_comfy.collector.save import ImageSaver, PictureMetadata, SavedFile, SavedImage, save_files
 from distributed_comfy.collector.spool import Spool, SpoolManifest
-from distributed_comfy.errors import OutputUnwritable
+from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, RunInterrupted
 from distributed_comfy.messages import ItemResult, JobRecord
 from tasks.cluster import Cluster
 
@@ -23,14 +24,24 @@ class Delivery:
     """What a job left in the user's folder."""
 
     job_id: str
+    out: Path
     images: Sequence[SavedImage] = ()
     """Collected images that we saved, in order."""
     files: Sequence[SavedFile] = ()
     """Files of output nodes, in order of arrival."""
-    results: dict[int, ItemResult] = field(default_factory=dict)
-    """Every item's result."""
+    results: Mapping[int, ItemResult] = field(default_factory=dict)
+    """Index -> result of each item that has arrived."""
+    seeds: Mapping[int, str] = field(default_factory=dict)
+    """Index of each item -> its seed in decimal; empty where nothing varies."""
     seconds: float = 0.0
-    """Wall time from submission to the last file."""
+    """Wall time from submission (or from taking over) to the last file."""
+    error: DistributedComfyError | None = None
+    """Why the job is not complete; None where it is."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that was saved: collected images in order, then files of output nodes."""
+        return [image.path for image in self.images] + [file.path for file in self.files]
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Courier:
         cluster: open connections.
         record: the job.
         options: folder and callbacks.
+    Raises:
+        OutputUnwritable: the folder cannot be written.
+        SpoolUnusable: another process collects this job into the same folder.
     """
 
     def __init__(self, cluster: Cluster, record: JobRecord, options: DeliveryOptions) -> None:
@@ -59,69 +73,67 @@ class Courier:
         self._options = options
         self._files: list[SavedFile] = []
         self._results: dict[int, ItemResult] = {}
-        self._images: list[SavedImage] = []
         self._began = time.monotonic()
+        prepare_folder(options.out)
+        self._seeds = {index: spec.seed for index, spec in cluster.jobs.specs(record.job_id).items()}
+        metadata = self._metadata()
+        self._spool = Spool(options.out / SPOOL_FOLDER / record.job_id, SpoolManifest(record.job_id, record.resume_key))
+        collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs)
+        self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
+        self._saver = ImageSaver(self._spool, self._collectors_to_save(), options.out, metadata=metadata)
+        self._names = FolderNames(options.out)
 
     def deliver(self) -> Delivery:
-        """Collect until the job ends; finished images are saved even where it fails.
+        """Collect until the job ends; finished images are saved even where it fails.  Called once.
 
         Raises:
-            JobFailed, JobCancelled, ItemsMissing, SizesDiffer: see `Collector.run`; `delivery` tells what was saved all the same.
-            OutputUnwritable: the folder cannot be written; what is not saved stays in the spool.
+            JobFailed, JobCancelled, ItemsMissing, SizesDiffer, ...: see `Collector.run`; `delivery` tells what was saved all the same.
+            OutputUnwritable: what is not saved stays in the spool.
+            RunInterrupted: `stop` was called.
         """
-        record, jobs = self._record, self._cluster.jobs
-        prepare_folder(self._options.out)
-        spool = Spool(self._options.out / SPOOL_FOLDER / record.job_id, SpoolManifest(record.job_id, record.resume_key))
-        names = FolderNames(self._options.out)
-        keep = True
         try:
-            with ImageSaver(spool, self._collectors_to_save(), self._options.out, metadata=self._metadata()) as saver:
-
-                def on_item(index: int, result: ItemResult) -> None:
-                    saver.add(index)
-                    self._files += save_files(spool, index, names)
-                    self._results[index] = result
-                    self._options.on_item(index, result)
-
-                options = CollectorOptions(on_item=on_item, ensure_inputs=self._options.ensure_inputs)
+            with self._saver:
                 try:
-                    Collector(record, jobs, self._cluster.blobs, spool, options).run()
+                    self._collector.run()
+                except CancelledError:
+                    raise RunInterrupted(when="before all of the job was here") from None
                 finally:
-                    self._images = saver.close()
-            keep = False
-        except OutputUnwritable:
-            raise
-        except Exception:
-            keep = False
-            raise
+                    self._saver.close()
         finally:
-            spool.close()
-            if not keep:
-                self._clear(spool)
-        return self.delivery
+            self._spool.close()
+        return self.delivery()
 
-    @property
-    def delivery(self) -> Delivery:
+    def stop(self) -> None:
+        """Let `deliver` end soon, whatever the servers do; from any thread."""
+        self._collector.stop()
+
+    def delivery(self, error: DistributedComfyError | None = None) -> Delivery:
         """What has been saved so far."""
-        return Delivery(self._record.job_id, self._images, self._files, self._results, time.monotonic() - self._began)
+        seconds = time.monotonic() - self._began
+        return Delivery(self._record.job_id, self._options.out, self._saver.saved, self._files, self._results, self._seeds, seconds, error)
+
+    def clear(self) -> None:
+        """Nothing of an ended job stays in the blob store or the spool."""
+        self._spool.remove()
+        self._cluster.blobs.drop_job(self._record.job_id)
+        self._cluster.jobs.settle(self._record.job_id)
+        parent = self._options.out / SPOOL_FOLDER
+        if parent.exists() and not any(parent.iterdir()):
+            parent.rmdir()
+
+    def _on_item(self, index: int, result: ItemResult) -> None:
+        self._saver.add(index)
+        self._files += save_files(self._spool, index, self._names)
+        self._results[index] = result
+        self._options.on_item(index, result)
 
     def _collectors_to_save(self) -> list[str]:
         return [plan.node_id for plan in self._record.collectors if not plan.saved and "images" in plan.slots]
 
     def _metadata(self) -> PictureMetadata:
         prompts, _ = self._cluster.jobs.prompts(self._record.job_id)
-        specs = self._cluster.jobs.specs(self._record.job_id)
-        seeds = tuple(specs[index].seed for index in sorted(specs))
+        seeds = tuple(self._seeds[index] for index in sorted(self._seeds))
         return PictureMetadata(prompts[self._record.original_prompt_hash], self._record.extra_pnginfo, seeds)
-
-    def _clear(self, spool: Spool) -> None:
-        """Nothing of an ended job stays in the blob store or the spool."""
-        spool.remove()
-        self._cluster.blobs.drop_job(self._record.job_id)
-        self._cluster.jobs.settle(self._record.job_id)
-        parent = self._options.out / SPOOL_FOLDER
-        if parent.exists() and not any(parent.iterdir()):
-            parent.rmdir()
 
 
 def prepare_folder(out: Path) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from distributed_comfy.errors import EngineStartFailed
+from distributed_comfy.engine.locate import choose_devices, choose_engine, default_threads
+from distributed_comfy.errors import EngineStartFailed, RunInterrupted
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.settings import child_environment
+from distributed_comfy.settings import child_environment, read_settings
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,8 @@ class LocalWorker:
 
     name: str
     process: subprocess.Popen[bytes]
-    log_file: Path
+    folder: Path
+    """Its own; holds ``worker.log`` and ``engine.log``."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +45,53 @@ class WorkerOptions:
     """``comfyui``, ``builtin`` or empty for the worker's own choice."""
     comfyui_path: Path | None = None
     devices: Sequence[str] = ()
-    """Devices in turn; empty: the worker's own choice."""
-    start_timeout_s: float = 300.0
+    """Devices in turn; empty: every GPU of this host in turn, else the CPU."""
+    name: str = ""
+    """First part of their names; empty: host and process id."""
+    start_timeout_s: float = 600.0
 
 
 class LocalWorkers:
-    """A context: N workers, ready when it is entered, gone when it is left."""
+    """A context: N workers, ready when it is entered, gone when it is left.
 
-    def __init__(self, cluster: Cluster, servers: Servers, count: int, options: WorkerOptions) -> None:
+    Args:
+        cluster: where they register.
+        servers: where they connect.
+        count: how many.
+        options: what they have in common.
+        stop: gives up waiting for them.
+    """
+
+    def __init__(self, cluster: Cluster, servers: Servers, count: int, options: WorkerOptions, stop: threading.Event) -> None:
+        self._settings = cluster.settings
         self._cluster = cluster
         self._servers = servers
         self._count = count
         self._options = options
+        self._stop = stop
         self.workers: list[LocalWorker] = []
 
     def __enter__(self) -> LocalWorkers:
+        """
+        Raises:
+            SettingInvalid: no such ComfyUI or device.
+            EngineStartFailed: a worker ended, or is not ready in time; with the end of its log.
+            RunInterrupted: ``stop`` was set.
+        """
+        devices = self._options.devices or self._devices()
         try:
             for number in range(self._count):
-                self.workers.append(self._start(number))
+                self.workers.append(self._start(number, devices[number % len(devices)]))
             self._wait_ready()
         except BaseException:
-            self.stop()
+            self.end()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+        self.end()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """End all of them: closing their standard input asks for it; what does not follow is killed."""
         for worker in self.workers:
             if worker.process.stdin:
@@ -81,48 +104,47 @@ class LocalWorkers:
                 log.warning("worker %s does not end; it is killed", worker.name)
                 worker.process.kill()
                 worker.process.wait()
+            if worker.process.returncode == 0:
+                shutil.rmtree(worker.folder, ignore_errors=True)
+            else:
+                log.info("worker %s ended with status %d; its logs are in %s", worker.name, worker.process.returncode, worker.folder)
         self.workers = []
 
-    def _start(self, number: int) -> LocalWorker:
-        settings = self._cluster.settings
-        name = f"{settings.host_name}-own-{os.getpid()}-{number}"
-        folder = settings.cache_folder / "workers" / name
+    def _devices(self) -> list[str]:
+        changes = {"engine": self._options.engine or None, "comfyui_path": self._options.comfyui_path}
+        settings = read_settings(**{**self._settings.model_dump(exclude_unset=True), **{k: v for k, v in changes.items() if v}})
+        return choose_devices(settings, choose_engine(settings), child_environment(settings))
+
+    def _start(self, number: int, device: str) -> LocalWorker:
+        prefix = self._options.name or f"{self._settings.host_name}-run{os.getpid()}"
+        name = f"{prefix}-{number + 1}"
+        folder = self._settings.cache_folder / "workers" / name
         folder.mkdir(parents=True, exist_ok=True)
-        log_file = folder / "worker.log"
-        command = [sys.executable, "-m", "distributed_comfy.cli.main", "worker", "--name", name, "--end-with-stdin"]
-        with log_file.open("wb") as output:
+        command = [sys.executable, "-m", "distributed_comfy", "worker", "--name", name, "--end-with-stdin"]
+        with (folder / "worker.log").open("wb") as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environment(number),
-                start_new_session=True,  # Ctrl-C is for the master, which ends its workers itself
+                env=self._environment(device),
+                start_new_session=True,  # a Ctrl-C in the terminal is for the command alone, which then ends its workers
             )
-        return LocalWorker(name, process, log_file)
+        return LocalWorker(name, process, folder)
 
-    def _environment(self, number: int) -> dict[str, str]:
-        settings, options = self._cluster.settings, self._options
-        threads = settings.threads or max(1, (os.cpu_count() or 1) // self._count)
-        environment = {
-            "DC_REDIS_URL": self._servers.redis_url,
-            "DC_BLOB_URL": self._servers.blob_url,
-            "DC_THREADS": str(threads),
-            "DC_KEY_PREFIX": settings.key_prefix,
-        }
-        if options.engine:
-            environment["DC_ENGINE"] = options.engine
-        if options.comfyui_path:
-            environment["COMFYUI_PATH"] = str(options.comfyui_path)
-        if options.devices:
-            environment["DC_DEVICE"] = options.devices[number % len(options.devices)]
-        return child_environment(environment)
+    def _environment(self, device: str) -> dict[str, str]:
+        options = self._options
+        return child_environment(
+            self._settings,
+            redis_url=self._servers.redis_url,
+            blob_url=self._servers.blob_url,
+            threads=self._settings.threads or default_threads(self._count),
+            engine=options.engine or self._settings.engine,
+            comfyui_path=options.comfyui_path or self._settings.comfyui_path,
+            device=device,
+        )
 
     def _wait_ready(self) -> None:
-        """
-        Raises:
-            EngineStartFailed: a worker ended, or is not ready in time; with the end of its log.
-        """
         waiting = {worker.name: worker for worker in self.workers}
         deadline = time.monotonic() + self._options.start_timeout_s
         while waiting:
@@ -132,23 +154,27 @@ class LocalWorkers:
             for worker in waiting.values():
                 if worker.process.poll() is not None or time.monotonic() > deadline:
                     what = "ended" if worker.process.poll() is not None else f"is not ready after {self._options.start_timeout_s:.0f} s"
-                    raise EngineStartFailed(reason=f"worker {worker.name} {what}:\n" + "\n".join(_log_tail(worker.log_file)))
-            time.sleep(_POLL_S)
+                    raise EngineStartFailed(reason=f"worker {worker.name} {what}:\n" + "\n".join(_log_tail(worker.folder)))
+            if self._stop.wait(_POLL_S):
+                raise RunInterrupted(when="while the workers started")
 
 
 @contextmanager
-def local_workers(cluster: Cluster, servers: Servers, count: int, options: WorkerOptions) -> Iterator[Sequence[LocalWorker]]:
+def local_workers(
+    cluster: Cluster, servers: Servers, count: int, options: WorkerOptions, stop: threading.Event
+) -> Iterator[Sequence[LocalWorker]]:
     """``count`` workers of this command's own; none for 0."""
     if count == 0:
         yield ()
         return
-    with LocalWorkers(cluster, servers, count, options) as own:
+    with LocalWorkers(cluster, servers, count, options, stop) as own:
         yield own.workers
 
 
-def _log_tail(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    engine_log = path.with_name("engine.log")
-    if engine_log.exists():
-        lines += engine_log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    return lines[-2 * _LOG_LINES :]
+def _log_tail(folder: Path) -> list[str]:
+    tails = []
+    for name in ("worker.log", "engine.log"):
+        path = folder / name
+        if path.exists():
+            tails += path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    return tails

@@ -1,25 +1,48 @@
-"""The headless master: one prompt from file to finished files, on the cluster's workers or on workers of its own."""
+"""The headless master: one prompt from file to finished files, on the cluster's workers or on workers of its own.
+
+A run is ended from outside by an event (`RunOptions.stop`) and never by an exception that breaks in from a signal, so whatever was
+started is also stopped: run it in a thread, and set the event from the signal handler.
+"""
 from __future__ import annotations
 
 import logging
+import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from distributed_comfy.errors import DistributedComfyError, JobOwned
+import redis
+
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, JobError, JobOwned, JobStateInvalid, RunInterrupted
 from distributed_comfy.messages import ItemResult, JobRecord
-from distributed_comfy.orchestrator.delivery import Courier, Delivery, DeliveryOptions, prepare_folder
+from distributed_comfy.orchestrator.delivery import SPOOL_FOLDER, Courier, Delivery, DeliveryOptions, prepare_folder
 from distributed_comfy.orchestrator.local_workers import WorkerOptions, local_workers
 from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener, Step
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
-from distributed_comfy.orchestrator.submit import QueuedJob, SubmitOptions, submit_prompt
+from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt, submit_prompt
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster, open_cluster
 
 log = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted by its user"
+_CANCEL_S = 15.0
+"""How long a cancelled job may take to come to its end before its collector stops without it."""
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """What a reporter is told when a job is in the table."""
+
+    record: JobRecord
+    seeds: Mapping[int, str]
+    """Index of each item -> its seed in decimal; empty where nothing varies."""
+    warnings: tuple[str, ...] = ()
+    """Sentences for the user about what was decided for them."""
 
 
 class Reporter(Protocol):
@@ -28,17 +51,42 @@ class Reporter(Protocol):
     def connected(self, servers: Servers) -> None:
         """The servers answer."""
 
+    def workers_starting(self, count: int) -> None:
+        """The run brings up its own workers."""
+
     def workers_ready(self, names: list[str]) -> None:
         """The run's own workers are ready."""
 
-    def submitted(self, record: JobRecord, warnings: tuple[str, ...]) -> None:
-        """The job is in the table."""
+    def submitted(self, start: JobStart) -> None:
+        """The job is in the table (or was taken over)."""
 
     def step(self, step: Step) -> None:
         """A worker did some steps."""
 
     def item_done(self, index: int, result: ItemResult) -> None:
         """An item has arrived."""
+
+
+class SilentReporter:
+    """A `Reporter` that nobody listens to."""
+
+    def connected(self, servers: Servers) -> None:
+        """See `Reporter`; so for all below."""
+
+    def workers_starting(self, count: int) -> None:
+        """Nothing."""
+
+    def workers_ready(self, names: list[str]) -> None:
+        """Nothing."""
+
+    def submitted(self, start: JobStart) -> None:
+        """Nothing."""
+
+    def step(self, step: Step) -> None:
+        """Nothing."""
+
+    def item_done(self, index: int, result: ItemResult) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +98,8 @@ class RunOptions:
     workers: int = 0
     """Workers to bring up for this run; 0: those of the cluster."""
     worker: WorkerOptions = field(default_factory=WorkerOptions)
-    private: bool = False
-    """Use a private embedded Redis, whatever is configured."""
-
-
-@contextmanager
-def open_session(settings: Settings, options: RunOptions, reporter: Reporter) -> Iterator[Cluster]:
-    """Servers, connections and the run's own workers, for as long as the context lasts."""
-    with redis_servers(settings, private=options.private) as servers:
-        cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
-        try:
-            reporter.connected(servers)
-            with local_workers(cluster, servers, options.workers, options.worker) as own:
-                if own:
-                    reporter.workers_ready([worker.name for worker in own])
-                yield cluster
-        finally:
-            cluster.close()
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set it to end the run: a queued job is cancelled, and what is here is saved."""
 
 
 def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], options: RunOptions, reporter: Reporter) -> Delivery:
@@ -77,59 +110,121 @@ def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], optio
         source: path, JSON text or parsed JSON of an API-format prompt.
         options: folder, items, workers.
         reporter: is told how it goes.
+    Returns:
+        What was saved; with an ``error`` where the job ended otherwise than complete.
     Raises:
         BadInput, ClusterUnavailable: nothing was queued.
-        JobError: the job ended otherwise than complete; ``delivery`` on the error tells what was saved all the same.
-        KeyboardInterrupt: Ctrl-C; the job is cancelled then.
+        EngineStartFailed: a worker of this run cannot start; nothing was queued.
+        RunInterrupted: ``options.stop`` was set before anything was queued.
     """
+    given = read_prompt(source, options.submit)
+    check_early(given, options.submit)
     prepare_folder(options.out)
-    with open_session(settings, options, reporter) as cluster:
-        return run_on(cluster, source, options, reporter)
+    with redis_servers(settings) as servers, open_session(settings, servers, options, reporter) as cluster:
+        return run_on(cluster, given, options, reporter)
 
 
-def run_on(cluster: Cluster, source: str | Path | Mapping[str, Any], options: RunOptions, reporter: Reporter) -> Delivery:
+@contextmanager
+def open_session(settings: Settings, servers: Servers, options: RunOptions, reporter: Reporter) -> Iterator[Cluster]:
+    """Connections and the run's own workers, for as long as the context lasts."""
+    cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
+    try:
+        reporter.connected(servers)
+        if options.workers:
+            reporter.workers_starting(options.workers)
+        with local_workers(cluster, servers, options.workers, options.worker, options.stop) as own:
+            if own:
+                reporter.workers_ready([worker.name for worker in own])
+            yield cluster
+    finally:
+        cluster.close()
+
+
+def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: Reporter) -> Delivery:
     """`run_prompt` on connections that are open already."""
-    job = submit_prompt(cluster, source, options.submit)
-    reporter.submitted(job.record, job.plan.warnings)
+    job = submit_prompt(cluster, given, options.submit, options.stop)
+    reporter.submitted(JobStart(job.record, {item.index: item.seed for item in job.plan.items}, job.plan.warnings))
     delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files))
-    return _collect(cluster, job, delivery, reporter)
+    with Ownership(cluster, job.record.job_id, job.owner), ProgressListener(cluster, job.record.job_id, reporter.step):
+        return _collect(cluster, job.record, delivery, options.stop)
 
 
-def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter) -> Delivery:
+def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: threading.Event) -> Delivery:
     """Take over a job whose owner is gone, and collect it.
+
+    Items that its last owner had fetched already are taken from ``out`` if that was its folder too; otherwise they run again.
 
     Raises:
         JobUnknown: no such job.
         JobOwned: somebody else collects it.
+        JobStateInvalid: it failed, was cancelled, or was collected to its end.
+        OutputUnwritable: ``out`` cannot be written.
     """
     record = cluster.jobs.record(job_id)
-    owner = f"{cluster.settings.host_name}-attach-{job_id}"
+    state = cluster.jobs.job_state(job_id)
+    spooled = (out / SPOOL_FOLDER / job_id).is_dir()
+    if state.state in ("failed", "cancelled"):
+        raise JobStateInvalid(job_id=job_id, state=state.state, order="attach", needed="a job that can go on; `jobs retry` makes it one")
+    if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
+        raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
+    owner = f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     if not cluster.jobs.own(job_id, owner):
         raise JobOwned(job_id=job_id, owner=cluster.jobs.owner(job_id))
-    reporter.submitted(record, ())
     with Ownership(cluster, job_id, owner), ProgressListener(cluster, job_id, reporter.step):
-        return Courier(cluster, record, DeliveryOptions(out, reporter.item_done)).deliver()
+        seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
+        reporter.submitted(JobStart(record, seeds))
+        return _collect(cluster, record, DeliveryOptions(out, reporter.item_done), stop)
 
 
-def _collect(cluster: Cluster, job: QueuedJob, options: DeliveryOptions, reporter: Reporter) -> Delivery:
-    job_id = job.record.job_id
-    courier = Courier(cluster, job.record, options)
-    with Ownership(cluster, job_id, job.owner), ProgressListener(cluster, job_id, reporter.step):
-        try:
-            return courier.deliver()
-        except DistributedComfyError as error:
-            _cancel_rest(cluster, job_id, str(error))
-            error.__dict__["delivery"] = courier.delivery
-            raise
-        except KeyboardInterrupt:
-            _cancel_rest(cluster, job_id, "interrupted by its user")
-            raise
+def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop: threading.Event) -> Delivery:
+    """Collect until the job ends; what ends it otherwise also ends its items.
+
+    A job whose folder cannot be written (any more) is left as it is: without an owner it is parked, and can be attached to.
+    """
+    courier = Courier(cluster, record, options)
+    try:
+        with _cancelling(cluster, record.job_id, courier, stop):
+            courier.deliver()
+    except JobError as error:
+        if not isinstance(error, RunInterrupted):
+            _cancel_rest(cluster, record.job_id, str(error))
+            courier.clear()
+        return courier.delivery(error)
+    except DistributedComfyError as error:
+        return courier.delivery(error)
+    courier.clear()
+    return courier.delivery()
+
+
+@contextmanager
+def _cancelling(cluster: Cluster, job_id: str, courier: Courier, stop: threading.Event) -> Iterator[None]:
+    """While the context lasts, the event cancels the job; if that does not end it in time, its collector stops."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            if over.is_set():
+                return
+        _cancel_rest(cluster, job_id, INTERRUPTED)
+        if not over.wait(_CANCEL_S):
+            courier.stop()
+
+    watcher = threading.Thread(target=watch, name=f"stop-{job_id}", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _cancel_rest(cluster: Cluster, job_id: str, reason: str) -> None:
     """An ended run leaves nothing running; a job that has ended by itself stays as it is."""
-    if not cluster.jobs.job_state(job_id).ended:
-        cluster.jobs.cancel(job_id, reason)
-        log.info("job %s is cancelled: %s", job_id, reason)
-
-
+    try:
+        if not cluster.jobs.job_state(job_id).ended:
+            cluster.jobs.cancel(job_id, reason)
+            log.info("job %s is cancelled: %s", job_id, reason)
+    except JobStateInvalid:  # it ended between the two calls
+        pass
+    except (ClusterUnavailable, redis.RedisError) as error:
+        log.warning("job %s could not be cancelled (%s); it is parked once its owner lease runs out", job_id, error)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.embedded import start_embedded
@@ -20,6 +21,8 @@ class Servers:
     blob_url: str
     embedded: bool
     """True where this project started the servers itself."""
+    folder: Path | None = None
+    """Folder of the embedded servers; that of private ones vanishes with them."""
 
     @property
     def shown(self) -> str:
@@ -45,6 +48,6 @@ def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Serv
         return
     embedded = start_embedded(settings.runtime_folder, private=private)
     try:
-        yield Servers(embedded.state_url, embedded.blob_url, embedded=True)
+        yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)
     finally:
         embedded.stop()

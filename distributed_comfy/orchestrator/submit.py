@@ -2,16 +2,27 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distributed_comfy.errors import ClusterUnavailable, NoCapableWorker, NoWorker
-from distributed_comfy.messages import Capability, JobRecord, Requirement
+from distributed_comfy.errors import (
+    ClusterUnavailable,
+    DistributedComfyError,
+    ItemsOutOfRange,
+    NoCapableWorker,
+    NothingToVary,
+    NoWorker,
+    PromptHasNoOutput,
+    PromptMalformed,
+    RunInterrupted,
+)
+from distributed_comfy.messages import Capability, InputFile, JobRecord, Requirement
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
-from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job, resume_key
+from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import lacks, signature
 from distributed_comfy.state.jobs import Submission
 from distributed_comfy.workflow.edit import set_input
@@ -46,6 +57,17 @@ class SubmitOptions:
 
 
 @dataclass(frozen=True)
+class GivenPrompt:
+    """A prompt with the user's changes, and where it came from."""
+
+    parsed: ParsedPrompt
+    folder: Path
+    """Where input files are looked for first."""
+    title: str = ""
+    """Name of the file; empty where it came from none."""
+
+
+@dataclass(frozen=True)
 class QueuedJob:
     """A job that has entered the table."""
 
@@ -55,28 +77,70 @@ class QueuedJob:
     owner: str
 
 
-def submit_prompt(cluster: Cluster, source: str | Path | Mapping[str, Any], options: SubmitOptions) -> QueuedJob:
-    """Queue a prompt.
+def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) -> GivenPrompt:
+    """The prompt with every ``--set`` applied.
 
     Args:
-        cluster: open connections.
         source: path, JSON text or parsed JSON of an API-format prompt.
-        options: what to run.
+        options: for `SubmitOptions.sets`.
     Raises:
-        BadInput: any of its kinds; nothing was queued.
-        NoWorker, NoCapableWorker: nobody can run it, within ``wait_s``; the message names what each worker lacks.
+        PromptUnreadable, PromptIsWorkflow, PromptMalformed, InputUnknown: it is none, or cannot be changed so.
     """
     parsed = parse_prompt(source)
     for assignment in options.sets:
         parsed = replace(parsed, prompt=set_input(parsed.prompt, assignment))
-    give_up = time.monotonic() + options.wait_s
-    plan = _plan_with_workers(cluster, parsed, options, give_up)
+    if isinstance(source, Mapping) or (isinstance(source, str) and source.lstrip("\ufeff \t\r\n")[:1] in ("{", "[")):
+        return GivenPrompt(parsed, Path.cwd())
+    return GivenPrompt(parsed, Path(source).absolute().parent, Path(source).name)
+
+
+def check_early(given: GivenPrompt, options: SubmitOptions) -> None:
+    """Refuse what no worker could change, before servers and workers are started.
+
+    Which classes save something, and which of their inputs take a seed, is known for sure only once there are workers to ask.
+
+    Raises:
+        BadInput: such as a cycle, nested collectors, or items or seeds out of range.
+    """
+    try:
+        plan_job(given.parsed, PlanOptions(options.items, options.seed, options.engine), [])
+    except (PromptHasNoOutput, NothingToVary, PromptMalformed):  # a worker may know output nodes that we do not
+        if options.items is not None and not 1 <= options.items <= ITEMS_LIMIT:
+            raise ItemsOutOfRange(items=options.items, limit=ITEMS_LIMIT) from None
+
+
+def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, stop: threading.Event) -> QueuedJob:
+    """Queue a prompt.
+
+    Args:
+        cluster: open connections.
+        given: from `read_prompt`.
+        options: what to run.
+        stop: ends the wait for a worker.
+    Raises:
+        BadInput: any of its kinds; nothing was queued.
+        NoWorker, NoCapableWorker: nobody can run it, within ``wait_s``; the message names what each worker lacks.
+        RunInterrupted: ``stop`` was set.
+    """
+    plan = _plan_with_workers(cluster, given.parsed, options, stop)
     job_id, owner = secrets.token_hex(6), f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
-    folder = Path(source).parent if isinstance(source, (str, Path)) and not str(source).lstrip().startswith("{") else Path.cwd()
-    input_files = inputs.add(plan.input_files, input_folders(folder, options.comfyui_path))
-    record = JobRecord(
-        job_id=job_id,
+    try:
+        input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
+        record = _record(cluster, given, plan, options, input_files)
+        record = replace(record, job_id=job_id)
+        prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
+        last = signature(plan.last_requirement) if plan.last_requirement else ""
+        cluster.jobs.submit(Submission(record, plan.items, prompts, signature(plan.requirement), last), owner)
+    except DistributedComfyError:
+        cluster.blobs.drop_job(job_id)
+        raise
+    return QueuedJob(record, plan, inputs, owner)
+
+
+def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: SubmitOptions, input_files: tuple[InputFile, ...]) -> JobRecord:
+    return JobRecord(
+        job_id="",
         submitter=options.user or cluster.settings.submitter,
         priority=options.priority,
         items=len(plan.items),
@@ -85,18 +149,14 @@ def submit_prompt(cluster: Cluster, source: str | Path | Mapping[str, Any], opti
         collectors=plan.collectors,
         edges=plan.edges,
         input_files=input_files,
-        extra_pnginfo=parsed.extra_pnginfo,
+        extra_pnginfo=given.parsed.extra_pnginfo,
         requirement=plan.requirement,
         last_requirement=plan.last_requirement,
         has_last_stage=plan.has_last_stage,
         resume_key=_resume_key(cluster, plan, {entry.file.name: entry.file.sha256 for entry in input_files}),
         host=cluster.settings.host_name,
-        title=Path(source).name if isinstance(source, Path) else "",
+        title=given.title,
     )
-    prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
-    last = signature(plan.last_requirement) if plan.last_requirement else ""
-    cluster.jobs.submit(Submission(record, plan.items, prompts, signature(plan.requirement), last), owner)
-    return QueuedJob(record, plan, inputs, owner)
 
 
 def live_capabilities(cluster: Cluster) -> dict[str, Capability]:
@@ -118,9 +178,10 @@ def check_capable(requirements: Sequence[Requirement], live: Mapping[str, Capabi
             raise NoCapableWorker(lacks=words)
 
 
-def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOptions, give_up: float) -> JobPlan:
+def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOptions, stop: threading.Event) -> JobPlan:
     """Plan against the live workers, waiting for the first one as long as the user allows."""
-    while True:
+    give_up = time.monotonic() + options.wait_s
+    while not stop.is_set():
         live = live_capabilities(cluster)
         wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)))
         plan = plan_job(parsed, wanted, list(live.values()))
@@ -134,7 +195,8 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
                 return plan  # queued all the same: a worker that gains what is missing starts it
             if time.monotonic() >= give_up:
                 raise
-        time.sleep(_POLL_S)
+        stop.wait(_POLL_S)
+    raise RunInterrupted(when="before a job was queued")
 
 
 def _resume_key(cluster: Cluster, plan: JobPlan, input_hashes: Mapping[str, str]) -> str:

@@ -175,6 +175,10 @@ class JobTable:
         events = [_event(fields) for _, fields in entries]
         return (entries[-1][0] if entries else cursor), events
 
+    def unfetched(self, job_id: str) -> int:
+        """Bytes of results that nobody has fetched yet."""
+        return int(float(self._client.hget(self._keys("job", job_id), "unfetched") or 0))
+
     # -- collect -------------------------------------------------------------------------------------------------------
     def own(self, job_id: str, owner: str, take_over: bool = False) -> bool:
         """Keep (or take over) the owner lease; False where another owner is alive."""

@@ -1,0 +1,217 @@
+"""The Python API: `submit`, `watch`, `cancel`, and the handle of a job.
+
+    import distributed_comfy
+
+    job = distributed_comfy.submit("graph.json", out="pictures", items=8, seed=100)
+    print(job.id, job.state().state)
+    delivery = job.wait()
+    for image in delivery.images:
+        print(image.index, delivery.seeds[image.index], image.path)
+
+The servers are those of ``DC_REDIS_URL`` and ``DC_BLOB_URL``, else this user's embedded Redis; another `Settings` can be given.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.orchestrator.background import Background
+from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
+from distributed_comfy.orchestrator.local_workers import WorkerOptions
+from distributed_comfy.orchestrator.run import JobStart, RunOptions, SilentReporter, open_session, run_on
+from distributed_comfy.orchestrator.servers import redis_servers
+from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt
+from distributed_comfy.settings import Settings, read_settings
+from distributed_comfy.state.records import JobState
+from tasks.cluster import Cluster, open_cluster
+
+__all__ = ["Delivery", "Job", "JobState", "cancel", "submit", "watch"]
+
+_LOOK_S = 1.0
+
+
+class Job:
+    """A job that this process has submitted and collects, in a thread that also holds its owner lease.
+
+    If the process ends before `wait` has returned, the job is parked; ``distributed-comfy jobs attach`` takes it over.
+    """
+
+    def __init__(self, job_id: str, collecting: _Collecting) -> None:
+        self.id = job_id
+        """12 hexadecimal digits."""
+        self._collecting = collecting
+
+    def wait(self, timeout_s: float | None = None) -> Delivery:
+        """Wait until the job has ended and its files are in the folder.
+
+        Raises:
+            TimeoutError: it has not, within ``timeout_s``; it goes on.
+            JobFailed, JobCancelled, ...: it ended otherwise; `delivery` tells what was saved all the same.
+        """
+        delivery = self._collecting.delivery(timeout_s)
+        if delivery.error is not None:
+            raise delivery.error
+        return delivery
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """What was saved, of a failed job too; None while it is under way."""
+        return self._collecting.delivery(None) if self._collecting.ended else None
+
+    def cancel(self) -> None:
+        """End the job; finished images are kept. `wait` then raises `JobCancelled`.  Without effect on a job that has ended."""
+        self._collecting.background.stop()
+
+    def state(self) -> JobState:
+        """What the table says about the job; after its end what it said last."""
+        return self._collecting.state()
+
+
+def submit(  # noqa: PLR0913 - named options read better in a script than a dataclass of them
+    prompt: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path,
+    items: int | None = None,
+    seed: int | None = None,
+    sets: Sequence[str] = (),
+    priority: int = 5,
+    user: str = "",
+    tags: Sequence[str] = (),
+    engine: str = "",
+    workers: int = 0,
+    wait_s: float = 0.0,
+    settings: Settings | None = None,
+) -> Job:
+    """Queue a prompt and begin to collect it; returns as soon as it is queued.
+
+    Args:
+        prompt: path, JSON text or parsed JSON of an API-format prompt.
+        out: folder for images and other files; made if it is not there, nothing in it is overwritten.
+        items: seeds to run; None: the collector's own number, else one per live worker.
+        seed: item 0's seed; item k has seed + k. None: as in the prompt.
+        sets: changes such as ``"3.steps=20"``, as ``--set`` of the command line.
+        priority: 0 (last) to 9 (first).
+        user: for fairness between users; empty: the login name.
+        tags: only workers with all of these.
+        engine: only workers with this engine, ``comfyui`` or ``builtin``; empty: any.
+        workers: workers to bring up for this job alone; 0: those of the cluster.
+        wait_s: queue the job even if no live worker can run it, and wait this long for the first worker.
+        settings: None: from the environment.
+    Raises:
+        BadInput, ClusterUnavailable, EngineStartFailed: nothing was queued.
+    """
+    settings = settings or read_settings()
+    asked = SubmitOptions(items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path)
+    given = read_prompt(prompt, asked)
+    check_early(given, asked)
+    prepare_folder(Path(out))
+    collecting = _Collecting(settings, RunOptions(Path(out), asked, workers, WorkerOptions(engine, settings.comfyui_path)), given)
+    return Job(collecting.wait_submitted(), collecting)
+
+
+def watch(job_id: str, *, settings: Settings | None = None) -> Iterator[JobState]:
+    """The state of any job of the cluster, now and whenever it changes, until it has ended.
+
+    Raises:
+        JobUnknown: no such job.
+        ClusterUnavailable: no Redis.
+    """
+    with _connection(settings) as cluster:
+        cursor, _ = cluster.jobs.wait_events(job_id, "", 0.0)
+        last = None
+        while last is None or not last.ended:
+            state = cluster.jobs.job_state(job_id)
+            if state != last:
+                yield state
+            last = state
+            if not state.ended:
+                cursor, _ = cluster.jobs.wait_events(job_id, cursor, _LOOK_S)
+
+
+def cancel(job_id: str, *, reason: str = "cancelled from Python", settings: Settings | None = None) -> None:
+    """Stop everything of a job, whoever submitted it.
+
+    Raises:
+        JobUnknown: no such job.
+        JobStateInvalid: it has ended.
+        ClusterUnavailable: no Redis.
+    """
+    with _connection(settings) as cluster:
+        cluster.jobs.cancel(job_id, reason)
+
+
+@contextmanager
+def _connection(settings: Settings | None) -> Iterator[Cluster]:
+    settings = settings or read_settings()
+    with redis_servers(settings) as servers:
+        cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+class _Collecting(SilentReporter):
+    """The thread behind a `Job`."""
+
+    def __init__(self, settings: Settings, options: RunOptions, given: GivenPrompt) -> None:
+        self._settings = settings
+        self._options = options
+        self._given = given
+        self._lock = threading.Lock()
+        self._cluster: Cluster | None = None
+        self._job_id = ""
+        self._last = JobState("pending")
+        self._known = threading.Event()
+        self.background = Background(self._collect, "collecting")
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything is over."""
+        return self.background.wait(0)
+
+    def wait_submitted(self) -> str:
+        """The job's id; raises why there is none."""
+        self._known.wait()
+        if not self._job_id:
+            self.background.result()
+        return self._job_id
+
+    def delivery(self, timeout_s: float | None) -> Delivery:
+        """What was saved, at the end."""
+        if not self.background.wait(timeout_s):
+            raise TimeoutError(f"job {self._job_id} has not ended within {timeout_s} s")
+        return self.background.result()
+
+    def state(self) -> JobState:
+        """Of the job, from the table while that is open."""
+        with self._lock:
+            if self._cluster is not None:
+                self._last = self._cluster.jobs.job_state(self._job_id)
+        return self._last
+
+    def submitted(self, start: JobStart) -> None:
+        """See `Reporter`."""
+        self._job_id = start.record.job_id
+        self._known.set()
+
+    def _collect(self, stop: threading.Event) -> Delivery:
+        options = RunOptions(self._options.out, self._options.submit, self._options.workers, self._options.worker, stop)
+        try:
+            with redis_servers(self._settings) as servers, open_session(self._settings, servers, options, self) as cluster:
+                self._cluster = cluster
+                try:
+                    return run_on(cluster, self._given, options, self)
+                finally:
+                    self._remember_state()
+        finally:
+            self._known.set()
+
+    def _remember_state(self) -> None:
+        if self._job_id:
+            self.state()
+        with self._lock:
+            self._cluster = None

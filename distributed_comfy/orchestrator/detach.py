@@ -1,0 +1,86 @@
+"""``run --detach``: the same run again in a session of its own, which says through a file which job it queued."""
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.errors import DistributedComfyError, RemoteError, RunInterrupted, from_wire
+from distributed_comfy.settings import Settings, child_environment
+
+_POLL_S = 0.05
+_STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Detached:
+    """A run in the background."""
+
+    job_id: str
+    pid: int
+    log_file: Path
+
+
+def start_detached(settings: Settings, arguments: Sequence[str], stop: threading.Event) -> Detached:
+    """Start ``distributed-comfy run`` in the background and wait until its job is queued.
+
+    Args:
+        settings: for its log and environment.
+        arguments: of the command.
+        stop: ends it again while it has not queued anything yet.
+    Raises:
+        DistributedComfyError: whatever kept it from queueing the job.
+        RunInterrupted: ``stop`` was set.
+    """
+    folder = settings.runtime_folder / "detached"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = secrets.token_hex(6)
+    log_file, announcement = folder / f"{name}.log", folder / f"{name}.json"
+    command = [sys.executable, "-m", "distributed_comfy", "run", *arguments, "--announce", str(announcement)]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(settings), start_new_session=True
+        )
+    try:
+        return Detached(_wait_announced(process, announcement, log_file, stop), process.pid, log_file)
+    finally:
+        announcement.unlink(missing_ok=True)
+
+
+def announce(path: Path, job_id: str) -> None:
+    """Called in the background: the job is queued."""
+    _write(path, {"job": job_id})
+
+
+def announce_failure(path: Path, error: DistributedComfyError) -> None:
+    """Called in the background: nothing was queued."""
+    _write(path, {"error": error.to_wire()})
+
+
+def _write(path: Path, message: dict[str, Any]) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(message, default=str), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _wait_announced(process: subprocess.Popen[bytes], announcement: Path, log_file: Path, stop: threading.Event) -> str:
+    while not announcement.exists():
+        if process.poll() is not None and not announcement.exists():
+            lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            raise RemoteError(original_code="detached_run_ended", details="\n".join([f"status {process.returncode}", *lines[-10:]]))
+        if stop.wait(_POLL_S):
+            process.terminate()
+            process.wait(_STOP_S)
+            raise RunInterrupted(when="before the job was queued")
+    message = json.loads(announcement.read_text(encoding="utf-8"))
+    if "error" in message:
+        process.wait(_STOP_S)
+        raise from_wire(message["error"])
+    return str(message["job"])

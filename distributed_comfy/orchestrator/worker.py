@@ -1,0 +1,74 @@
+"""One worker of this host: settings in, engine options out, served until somebody ends it."""
+from __future__ import annotations
+
+import shlex
+
+from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
+from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.settings import Settings, slug
+
+
+def serve(settings: Settings, *, end_with_stdin: bool = False) -> int:
+    """Be a worker on the configured (or embedded) Redis until a signal ends it.
+
+    Args:
+        settings: of this process.
+        end_with_stdin: end when standard input closes, so that a worker never outlives who started it.
+    Returns:
+        Exit status, see `tasks.consumer.run_worker`.
+    Raises:
+        SettingInvalid: no such ComfyUI, interpreter or device.
+        ClusterUnavailable: no Redis.
+    """
+    from tasks.consumer import run_worker  # Celery's worker half, which the other commands need not load
+
+    if settings.worker_name != slug(settings.worker_name):
+        reason = f"a name has only a-z, 0-9, - and _ (it is {settings.worker_name!r}; {slug(settings.worker_name)!r} would do)"
+        raise SettingInvalid(name="DC_WORKER_NAME", reason=reason)
+    with redis_servers(settings) as servers:
+        options = engine_options(settings, servers)
+        return run_worker(settings, servers.redis_url, servers.blob_url, options, end_with_stdin=end_with_stdin)
+
+
+def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
+    """What the worker's engine process is started with; name and folder come with the worker's name.
+
+    Raises:
+        SettingInvalid: no such ComfyUI, interpreter or device.
+    """
+    engine = choose_engine(settings)
+    tree = find_comfyui(settings) if engine == "comfyui" else None
+    if engine == "comfyui" and tree is None:
+        reason = "not set, and there is no ComfyUI in ~/comfy/ComfyUI; set it, or use --comfyui DIR or --engine builtin"
+        raise SettingInvalid(name="COMFYUI_PATH", reason=reason)
+    return EngineOptions(
+        engine=engine,
+        worker="",
+        python=find_interpreter(settings, tree),
+        folder=settings.cache_folder,
+        log_file=settings.cache_folder / "engine.log",
+        blob_url=servers.blob_url,
+        key_prefix=settings.key_prefix,
+        chunk_bytes=settings.chunk_bytes,
+        blob_limit_bytes=settings.blob_limit_bytes,
+        blob_ttl_s=settings.blob_ttl_s,
+        device=choose_device(settings, engine),
+        tags=settings.tags,
+        cache_folder=settings.cache_folder.absolute() / "inputs",
+        comfyui_path=tree,
+        comfyui_base_directory=settings.comfyui_base_directory.absolute() if settings.comfyui_base_directory else None,
+        comfyui_args=_arguments(settings.comfyui_args),
+        execution_log=settings.execution_log.absolute() if settings.execution_log else None,
+        threads=settings.threads,
+        stall_timeout_s=settings.stall_timeout_s,
+        log_level=settings.log_level,
+    )
+
+
+def _arguments(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise SettingInvalid(name="DC_COMFYUI_ARGS", reason=f"{error} (it is {text!r})") from error
