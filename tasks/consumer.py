@@ -12,7 +12,7 @@ from celery import bootsteps
 from celery.worker import state as celery_state
 
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.settings import Settings
+from distributed_comfy.settings import Settings, redact_url
 from tasks.app import RUN_ITEM, gpu_queue
 from tasks.cluster import Cluster, open_cluster
 from tasks.names import free_worker_name
@@ -57,6 +57,8 @@ def run_worker(settings: Settings, redis_url: str, blob_url: str, options: Engin
     cluster = open_cluster(settings, redis_url, blob_url)
     try:
         name = settings.worker_name or free_worker_name(cluster, options.device)
+        where = redact_url(redis_url)
+        log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())
         return _Consumer(cluster, name, with_folder(options, name, settings.cache_folder)).run(end_with_stdin)
     finally:
         cluster.close()
@@ -90,7 +92,6 @@ class _Consumer:
         if end_with_stdin:
             threading.Thread(target=self._watch_stdin, name="stdin", daemon=True).start()
         threading.Thread(target=self._watch_failure, name="failure", daemon=True).start()
-        log.info("worker %s starts (pid %d)", self._runtime.name, os.getpid())
         self._controller.start()
         return self._runtime.failed.exit_code if self._runtime.failed else 0
 

@@ -34,6 +34,7 @@ _PROGRESS_INTERVAL_S = 0.1
 _PREVIEW_INTERVAL_S = 0.5
 _UNREAD_TICKS = 3
 _JOBS_REMEMBERED = 16
+_JOIN_S = 2.0
 
 
 class WorkerRuntime:
@@ -63,6 +64,7 @@ class WorkerRuntime:
         self._ever_able = False
         self._registering = threading.Lock()
         self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._restart_consumer = restart_consumer
         self._unread = 0
         self._shown_at: dict[str, float] = {}
@@ -72,7 +74,8 @@ class WorkerRuntime:
         """Start the engine and the threads; the worker registers when its engine is ready."""
         self.engine.start()
         for target, name in ((self._keep_lease, "lease"), (self._keep_reaping, "reaper"), (self._hear_orders, "orders")):
-            threading.Thread(target=target, name=name, daemon=True).start()
+            self._threads.append(threading.Thread(target=target, name=name, daemon=True))
+            self._threads[-1].start()
 
     def wait_able(self, timeout_s: float) -> bool:
         """Wait until the engine is ready and the worker registered; False after ``timeout_s``."""
@@ -97,6 +100,8 @@ class WorkerRuntime:
         self._stopped.set()
         self.engine.close()
         self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
+        for thread in self._threads:  # whoever called closes the connections that they use
+            thread.join(timeout=_JOIN_S)
 
     def register(self) -> None:
         """Enter the table (again) with the engine's present capability.
@@ -235,7 +240,7 @@ class WorkerRuntime:
         with _subscriber(self.cluster.client) as channel:
             channel.subscribe(self._keys("orders", self.name))
             while not self._stopped.is_set():
-                message = channel.get_message(timeout=1.0)
+                message = channel.get_message(timeout=0.2)
                 order, _, argument = str(message["data"]).partition(" ") if message else ("", "", "")
                 if order == "cancel" and self.held.is_running(argument):
                     self.engine.interrupt(argument)
