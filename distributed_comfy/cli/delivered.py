@@ -1,0 +1,82 @@
+"""What a command says at the end of a job: files, who made them, what went wrong."""
+from __future__ import annotations
+
+from typing import Any
+
+from distributed_comfy.cli.failures import error_json, show_error
+from distributed_comfy.cli.output import Output
+from distributed_comfy.errors import DistributedComfyError, JobError, OutputUnwritable, RunInterrupted
+from distributed_comfy.orchestrator.delivery import Delivery
+
+_FILES_SHOWN = 12
+
+
+def show_delivery(output: Output, delivery: Delivery) -> int:
+    """Print a delivery; the exit status."""
+    output.result(delivery_json(delivery))
+    _show_files(output, delivery)
+    error = delivery.error
+    if error is None:
+        return 0
+    show_error(output, error)
+    total, here = len(delivery.seeds), len(delivery.results)
+    output.remark(f"  {here} of {total} items were finished; their files are in {delivery.out}" if here else "  no item was finished")
+    for line in _remedies(delivery, error):
+        output.remark(f"  {line}")
+    return error.exit_code
+
+
+def _show_files(output: Output, delivery: Delivery) -> None:
+    paths = delivery.paths
+    for path in paths[:_FILES_SHOWN]:
+        output.say(str(path))
+    if len(paths) > _FILES_SHOWN:
+        output.say(f"... {len(paths) - _FILES_SHOWN} more in {delivery.out}")
+    if delivery.error is None:
+        if not paths:
+            output.warn("the job is done, but no node saved anything and nothing was collected")
+        workers = len({result.worker for result in delivery.results.values()})
+        classes = {result.device_class for result in delivery.results.values()}
+        output.remark(
+            f"{len(paths)} {'file' if len(paths) == 1 else 'files'} in {delivery.seconds:.1f} s"
+            f" from {workers} {'worker' if workers == 1 else 'workers'}",
+            "bold green",
+        )
+        if len(classes) > 1:
+            output.warn(f"results of different device classes are not comparable bit for bit: {'; '.join(sorted(classes))}")
+
+
+def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
+    if isinstance(error, OutputUnwritable):
+        return [f"nothing is lost: `distributed-comfy jobs attach {delivery.job_id} --out DIR` goes on, into a folder with room"]
+    if isinstance(error, JobError) and not isinstance(error, RunInterrupted):
+        return []
+    return [f"the job is parked: `distributed-comfy jobs attach {delivery.job_id} --out {delivery.out}` goes on with it"]
+
+
+def delivery_json(delivery: Delivery) -> dict[str, Any]:
+    """A delivery as JSON values."""
+    files: dict[int, list[str]] = {}
+    for image in delivery.images:
+        files.setdefault(image.index, []).append(str(image.path))
+    for file in delivery.files:
+        files.setdefault(file.index, []).append(str(file.path))
+    return {
+        "job": delivery.job_id,
+        "out": str(delivery.out),
+        "files": [str(path) for path in delivery.paths],
+        "items": [
+            {
+                "index": index,
+                "seed": delivery.seeds.get(index, ""),
+                "worker": result.worker,
+                "seconds": round(result.seconds, 4),
+                "engine": result.engine,
+                "device_class": result.device_class,
+                "files": files.get(index, []),
+            }
+            for index, result in sorted(delivery.results.items())
+        ],
+        "seconds": round(delivery.seconds, 3),
+        "error": error_json(delivery.error),
+    }

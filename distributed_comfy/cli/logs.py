@@ -1,0 +1,53 @@
+"""Logging of every command, set up once: time and level on each line, never a password."""
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from distributed_comfy.cli.output import Output
+from distributed_comfy.settings import Settings, redact_url
+
+FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+_CHATTY = ("celery", "kombu", "amqp", "PIL", "urllib3", "asyncio")
+"""Libraries whose every step is of interest to nobody but their authors."""
+
+
+class RedactingFormatter(logging.Formatter):
+    """Takes the passwords out of URLs, whoever logs them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line (and traceback) of a record."""
+        return redact_url(super().format(record))
+
+
+class OutputHandler(logging.Handler):
+    """Writes through `Output`, so that a progress display stays whole."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; a log line that cannot be printed must not end the work."""
+        try:
+            self._output.remark(self.format(record))
+        except OSError:  # standard error is closed
+            self.handleError(record)
+
+
+def set_up_logging(settings: Settings, output: Output, *, audience: Literal["person", "supervisor"]) -> None:
+    """Send all logs to standard error.
+
+    Args:
+        settings: level.
+        output: where lines go.
+        audience: a person at a terminal sees progress and results anyway, so only warnings are shown unless DEBUG was asked for; a
+            supervisor gets everything.
+    """
+    handler = OutputHandler(output)
+    handler.setFormatter(RedactingFormatter(FORMAT))
+    debugging = settings.log_level == "DEBUG"
+    quiet = audience == "person" and not debugging and settings.log_level == "INFO"
+    logging.basicConfig(level="WARNING" if quiet else settings.log_level, handlers=[handler], force=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel("INFO" if debugging else "WARNING")

@@ -1,0 +1,40 @@
+"""``distributed-comfy``: the commands and what they are for."""
+from __future__ import annotations
+
+import click
+
+from distributed_comfy import __version__
+from distributed_comfy.cli.commands import Commands
+
+_COMMANDS = {
+    "demo": ("distributed_comfy.cli.demo:demo", "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
+    "run": ("distributed_comfy.cli.run:run", "Run a prompt on all workers and save what it makes."),
+    "worker": ("distributed_comfy.cli.worker:worker", "Serve one GPU (or the CPU) until it is stopped."),
+    "workers": ("distributed_comfy.cli.workers:workers", "List workers; drain and undrain them."),
+    "jobs": ("distributed_comfy.cli.jobs:jobs", "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
+}
+
+
+@click.group(cls=Commands, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="distributed-comfy")
+def main() -> None:
+    """Every GPU you own works on one ComfyUI prompt.
+
+    \b
+    A first look, on this machine alone:
+      distributed-comfy demo
+    \b
+    For real: one Redis that all hosts reach, one worker for each GPU, one prompt.
+      export DC_REDIS_URL=redis://:PASSWORD@HOST:6379/0         (on every host)
+      distributed-comfy worker --device cuda:0                  (on every GPU)
+      distributed-comfy run graph.json --items 32 --out pictures
+
+    Without DC_REDIS_URL all commands of one user share an embedded Redis on this host. Each command has --help.
+
+    \b
+    Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The only place that prints: results on standard output, everything about how it goes on standard error."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 200
+"""Columns of a table that no terminal shows."""
+
+
+class Output:
+    """What one command prints.
+
+    Args:
+        as_json: standard output carries one JSON value and nothing else.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.results = _console(stderr=False)
+        self.remarks = _console(stderr=True)
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """A line of the result; nothing where the result is JSON."""
+        if not self.as_json:
+            self.results.print(Text(text, style), soft_wrap=True)
+
+    def remark(self, text: str, style: str = "") -> None:
+        """A line about how it goes."""
+        self.remarks.print(Text(text, style), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Something the user did not ask for and should know."""
+        self.remarks.print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
+
+    def complain(self, text: str) -> None:
+        """Why the command failed."""
+        self.remarks.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+        """A table of the result.
+
+        Args:
+            columns: headings.
+            rows: cells as text.
+            right: headings of columns with numbers.
+        """
+        if not self.as_json:
+            self.results.print(make_table(columns, rows, right=right))
+
+    def result(self, value: Any) -> None:
+        """The result as JSON; nothing where it is text."""
+        if self.as_json:
+            self.results.print(Text(json.dumps(value, ensure_ascii=False)), soft_wrap=True)
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
+    """A plain table; see `Output.table`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console

@@ -1,0 +1,156 @@
+"""How a run goes, as it goes: live bars for job and workers on a terminal, plain lines elsewhere."""
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from distributed_comfy.cli.output import Output
+from distributed_comfy.messages import ItemResult
+from distributed_comfy.orchestrator.progress import Step
+from distributed_comfy.orchestrator.run import JobStart, SilentReporter
+from distributed_comfy.orchestrator.servers import Servers
+
+_REFRESH_HZ = 8
+_WORKERS_SHOWN = 24
+
+
+@dataclass
+class _Lane:
+    """What one worker does now."""
+
+    index: int | None = None
+    value: int = 0
+    maximum: int = 0
+    items: int = 0
+    seconds: float = 0.0
+    """Engine time of its finished items."""
+
+
+@dataclass
+class _View:
+    """Everything that is shown; changed by the reporter's threads under its lock."""
+
+    title: str = ""
+    total: int = 0
+    seeds: Mapping[int, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    done: set[int] = field(default_factory=set)
+    lanes: dict[str, _Lane] = field(default_factory=dict)
+
+
+class RunProgress(SilentReporter):
+    """A `Reporter` for people; a context, so that the display is taken down whatever happens.
+
+    Args:
+        output: where lines go.
+        title: what the job is called in the display.
+    """
+
+    def __init__(self, output: Output, title: str = "") -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._view = _View(title)
+        self._live: Live | None = None
+
+    def __enter__(self) -> RunProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Leave the last state of the display where it is."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def retitle(self, title: str) -> None:
+        """What the next job is called."""
+        with self._lock:
+            self._view.title = title
+
+    # -- Reporter ------------------------------------------------------------------------------------------------------
+    def connected(self, servers: Servers) -> None:
+        """See `Reporter`; so for all below."""
+        self._output.remark(f"connected to {servers.shown}", "dim")
+
+    def workers_starting(self, count: int) -> None:
+        """Say what takes so long."""
+        self._output.remark(f"starting {count} {'worker' if count == 1 else 'workers'}", "dim")
+
+    def workers_ready(self, names: list[str]) -> None:
+        """Say that it is over."""
+        self._output.remark(f"ready: {', '.join(names)}", "dim")
+
+    def submitted(self, start: JobStart) -> None:
+        """Begin the display of a job."""
+        self.finish()
+        for warning in start.warnings:
+            self._output.warn(warning)
+        record = start.record
+        with self._lock:
+            self._view = _View(self._view.title or record.title or "prompt", record.items, start.seeds)
+        self._output.remark(f"job {record.job_id}: {_count(record.items, record.has_last_stage)}", "bold")
+        if self._output.remarks.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self._output.remarks, refresh_per_second=_REFRESH_HZ)
+            self._live.start()
+
+    def step(self, step: Step) -> None:
+        """Move a worker's bar."""
+        with self._lock:
+            lane = self._view.lanes.setdefault(step.worker, _Lane())
+            if step.index not in self._view.done and step.maximum:
+                lane.index, lane.value, lane.maximum = step.index, step.value, step.maximum
+
+    def item_done(self, index: int, result: ItemResult) -> None:
+        """Count an item."""
+        with self._lock:
+            view = self._view
+            view.done.add(index)
+            lane = view.lanes.setdefault(result.worker, _Lane())
+            lane.items += 1
+            lane.seconds += result.seconds
+            if lane.index == index:
+                lane.index = None
+            line = f"  {len(view.done)}/{view.total}  {_item(index, view)} on {result.worker} in {result.seconds:.2f} s"
+        if self._live is None:
+            self._output.remark(line)
+
+    # -- display -------------------------------------------------------------------------------------------------------
+    def _render(self) -> RenderableType:
+        with self._lock:
+            view = self._view
+            grid = Table.grid(padding=(0, 2))
+            elapsed = time.monotonic() - view.began
+            bar = ProgressBar(max(1, view.total), len(view.done), width=32)
+            grid.add_row(Text(view.title, "bold"), bar, f"{len(view.done)} of {view.total}", f"{elapsed:.1f} s")
+            for name, lane in list(view.lanes.items())[:_WORKERS_SHOWN]:
+                grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view))
+            hidden = len(view.lanes) - _WORKERS_SHOWN
+            return Group(grid, Text(f"  and {hidden} more workers", "dim")) if hidden > 0 else grid
+
+
+def _lane_cells(lane: _Lane, view: _View) -> tuple[RenderableType, str, str]:
+    mean = f"{lane.items} done, {lane.seconds / lane.items:.2f} s each" if lane.items else ""
+    if lane.index is None:
+        return Text("waiting", "dim"), "", mean
+    return ProgressBar(max(1, lane.maximum), lane.value, width=32), f"{_item(lane.index, view)}  {lane.value}/{lane.maximum}", mean
+
+
+def _item(index: int, view: _View) -> str:
+    seed = view.seeds.get(index, "")
+    return f"item {index} (seed {seed})" if seed else f"item {index}"
+
+
+def _count(items: int, has_last_stage: bool) -> str:
+    number = items - 1 if has_last_stage else items
+    return f"{number} {'item' if number == 1 else 'items'}{' and a last stage' if has_last_stage else ''}"

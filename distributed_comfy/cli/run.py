@@ -1,0 +1,120 @@
+"""``distributed-comfy run``."""
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distributed_comfy.cli.commands import interruptibly, json_option
+from distributed_comfy.cli.delivered import show_delivery
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.worker import comfyui_option
+from distributed_comfy.engine.locate import find_comfyui
+from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.orchestrator.detach import announce, announce_failure, start_detached
+from distributed_comfy.orchestrator.local_workers import WorkerOptions
+from distributed_comfy.orchestrator.run import JobStart, RunOptions, run_prompt
+from distributed_comfy.orchestrator.submit import SubmitOptions
+from distributed_comfy.settings import Settings, read_settings
+
+
+@click.command(short_help="Run a prompt on all workers and save what it makes.")
+@click.argument("prompt", type=click.Path(path_type=Path), metavar="PROMPT.json")
+@click.option("--items", type=int, metavar="N", help="Seeds to run [the collector's items, else one per live worker].")
+@click.option("--seed", type=int, metavar="S", help="Item 0's seed; item k has S + k [as in the prompt].")
+@click.option("--set", "sets", multiple=True, metavar="NODE.INPUT=VALUE", help="Change an input; NODE: id, class or title. Repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
+@click.option("--workers", type=click.IntRange(0, 256), default=0, metavar="N", help="Bring up N workers for this run, GPU by GPU.")
+@click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, metavar="N", help="0 (last) to 9 (first).")
+@click.option("--user", default="", metavar="NAME", help="Whose turn it is, where several share the workers [DC_USER, else login name].")
+@click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="Only workers with this engine [any].")
+@comfyui_option
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Queue it although no worker can run it now.")
+@click.option("--detach", is_flag=True, help="Return as soon as the job is queued; a process in the background collects it.")
+@click.option("--announce", type=click.Path(path_type=Path), hidden=True)
+@json_option
+@click.pass_obj
+def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> int:
+    """Run PROMPT.json (saved in ComfyUI with Workflow > Export (API)) and save what it makes.
+
+    A prompt with a DistributedCollector runs once per seed, on whichever worker is free, and is collected in order; any other is one item.
+    All files of output nodes are saved, and the collected images too where no node behind the collector saves them. Nothing in the folder
+    is overwritten. Ctrl-C cancels the job; what is finished stays.
+
+    \b
+    Examples:
+      distributed-comfy run graph.json --items 32 --out pictures
+      distributed-comfy run graph.json --seed 42 --set 3.steps=30 --set "KSampler.cfg=4.5"
+      distributed-comfy run graph.json --workers 2          no cluster: brings its own Redis and workers
+      distributed-comfy run graph.json --items 500 --detach  go home; see `distributed-comfy jobs`
+    """
+    settings = read_settings(comfyui_path=options["comfyui"])
+    out = out or default_out(prompt.name)
+    if options["detach"]:
+        return _detach(output, settings, prompt, {**options, "out": out})
+    supervised = options["announce"] is not None
+    set_up_logging(settings, output, audience="supervisor" if supervised else "person")
+    with _Progress(output, options["announce"]) as progress:
+        try:
+            options["tree"] = find_comfyui(settings)
+            delivery = interruptibly(output, lambda stop: run_prompt(settings, prompt, _run_options(out, options, stop), progress))
+        except DistributedComfyError as error:
+            if supervised:
+                announce_failure(options["announce"], error)
+            raise
+    return show_delivery(output, delivery)
+
+
+class _Progress(RunProgress):
+    """Also tells the command that waits for a detached run which job it is."""
+
+    def __init__(self, output: Output, announcement: Path | None) -> None:
+        super().__init__(output)
+        self._announcement = announcement
+
+    def submitted(self, start: JobStart) -> None:
+        """See `Reporter`."""
+        super().submitted(start)
+        if self._announcement is not None:
+            announce(self._announcement, start.record.job_id)
+
+
+def default_out(title: str) -> Path:
+    """Where files go if nobody says: the same folder for a run of this prompt and for whoever attaches to its job."""
+    return Path("output") / (Path(title).stem or "prompt")
+
+
+def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> RunOptions:
+    asked = SubmitOptions(
+        items=options["items"],
+        seed=options["seed"],
+        sets=options["sets"],
+        priority=options["priority"],
+        user=options["user"],
+        engine=options["engine"] or "",
+        wait_s=options["wait"],
+        comfyui_path=options["tree"],
+    )
+    return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop)
+
+
+def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str, Any]) -> int:
+    """Start this command again in the background, and say how to find it."""
+    set_up_logging(settings, output, audience="person")
+    arguments = [str(prompt), "--out", str(options["out"])]
+    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait"):
+        if options[name] not in (None, ""):
+            arguments += [f"--{name}", str(options[name])]
+    for assignment in options["sets"]:
+        arguments += ["--set", assignment]
+    started = interruptibly(output, lambda stop: start_detached(settings, arguments, stop))
+    output.result({"job": started.job_id, "pid": started.pid, "log": str(started.log_file), "out": str(options["out"])})
+    output.say(f"job {started.job_id} runs on in the background (process {started.pid}) and saves into {options['out']}")
+    output.say(f"  how it goes:  distributed-comfy jobs show {started.job_id}    or: tail -f {started.log_file}")
+    output.say(f"  end it:       distributed-comfy jobs cancel {started.job_id}")
+    output.say(f"  if this host goes down, elsewhere: distributed-comfy jobs attach {started.job_id} --out DIR")
+    return 0

@@ -1,0 +1,50 @@
+"""``distributed-comfy worker``."""
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.orchestrator.worker import serve
+from distributed_comfy.settings import read_settings
+
+comfyui_option = click.option(
+    "--comfyui", type=click.Path(path_type=Path), metavar="DIR", help="ComfyUI's folder [COMFYUI_PATH, else ~/comfy/ComfyUI]."
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--device", help="cuda:0, cuda:0,1 (for nodes that use several), xpu:0, mps or cpu [DC_DEVICE, else the first GPU].")
+@click.option("--name", help="Name in listings and results [DC_WORKER_NAME, else host, device and a free number].")
+@click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="[DC_ENGINE, else comfyui where a ComfyUI is found]")
+@comfyui_option
+@click.option("--end-with-stdin", is_flag=True, hidden=True, help="End when standard input closes.")
+@click.argument("comfyui_arguments", nargs=-1, metavar="[-- COMFYUI ARGUMENTS]")
+@click.pass_obj
+def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyui_arguments: tuple[str, ...], **options: str | None) -> int:
+    """Serve one GPU (or the CPU) until it is stopped.
+
+    The worker connects to DC_REDIS_URL (without it to this user's embedded Redis) and listens on no port. Start one for each GPU. Ctrl-C or
+    SIGTERM lets the running item finish for up to DC_DRAIN_TIMEOUT_S (60 s); a second one gives it back at once.
+
+    \b
+    Examples:
+      distributed-comfy worker                                   the first GPU with the ComfyUI that is found
+      distributed-comfy worker --device cuda:1 --comfyui /srv/ComfyUI
+      distributed-comfy worker --device cuda:0 -- --fp8_e4m3fn-text-enc --cache-lru 20
+      distributed-comfy worker --engine builtin --device cpu     no ComfyUI: for trying things out
+
+    `python worker_entry.py` does the same with settings alone, for supervisors and containers.
+    """
+    settings = read_settings(
+        device=options["device"],
+        worker_name=options["name"],
+        engine=options["engine"],
+        comfyui_path=comfyui,
+        comfyui_args=shlex.join(comfyui_arguments) if comfyui_arguments else None,
+    )
+    set_up_logging(settings, output, audience="supervisor")
+    return serve(settings, end_with_stdin=end_with_stdin)
