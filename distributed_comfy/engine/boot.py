@@ -8,6 +8,7 @@ that; this file uses the standard library only.
 """
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import sys
@@ -30,6 +31,8 @@ def main() -> None:
     """Take the pipe away from everything that prints, find the package, and run the engine."""
     log_file, *paths = sys.argv[1:]
     pipe_in, pipe_out = _keep_the_pipe(log_file)
+    # A fault in native code shows in the log as a Python traceback; of all threads it would be longer than the tail that people see.
+    faulthandler.enable(file=2, all_threads=False)
     own = os.path.dirname(os.path.abspath(__file__))
     # Python put this file's folder first, and its modules would hide others of the same names.
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or os.curdir) != own]

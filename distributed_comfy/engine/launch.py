@@ -54,8 +54,7 @@ def import_folders() -> list[str]:
 def _environment(options: EngineOptions) -> dict[str, str]:
     ours = os.environ  # noqa: TID251 - handed on to the child whole
     environment = {**ours, **device_environment(options.device, ours)}
-    # Faults of native code show in the log as a Python traceback, and nothing printed is lost at a kill.
-    environment.update(PYTHONFAULTHANDLER="1", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+    environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")  # nothing printed is lost at a kill
     if options.threads:
         environment.update(OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
     return environment

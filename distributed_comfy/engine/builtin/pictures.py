@@ -96,11 +96,11 @@ class Picture:
         number = subject.seed + 5 * subject.position
         self._palette = _PALETTES[number % len(_PALETTES)]
         self.style = STYLES[(number + number // len(_PALETTES)) % len(STYLES)] if subject.style == "auto" else subject.style
-        self._device = device
         short = min(subject.width, subject.height)
         self._aspect = (subject.width / short, subject.height / short)
         self._plane = _plane(subject.width * SUPERSAMPLING, subject.height * SUPERSAMPLING, device)
         self._pattern = tuple(self._random.random() for _ in range(8))
+        self._colours = _colour_table(self._palette, reverse=self._pattern[7] < 0.5).to(device)
         if self.style == "rosette":
             self._plane = _folded(self._plane, petals=self._random.choice((5, 6, 7, 8, 9, 10, 12)))
 
@@ -143,7 +143,7 @@ class Picture:
         tone, relief = _PATTERNS[self.style](plane, self._pattern)
         shade, shine = _lit(relief, plane.short_px)
         position = ((tone - torch.floor(tone)) * _LUT_SIZE).long().clamp_(0, _LUT_SIZE - 1)
-        colours = _colour_table(self._palette, reverse=self._pattern[7] < 0.5).to(self._device)[position]
+        colours = self._colours[position]
         colours = colours * (0.35 + 0.95 * shade)[..., None] + 0.35 * shine[..., None]
         return torch.sqrt(colours.clamp_(0, 1))  # the table is linear light; a screen wants its root
 
