@@ -35,8 +35,8 @@ class CollectorOptions:
     """Called once per item in the loop's thread when it lies in the spool, in order of arrival; what lay there before comes first."""
     ensure_inputs: Callable[[], None] = lambda: None
     """Called every few seconds in a thread of its own: puts input files back that the blob store lost."""
-    fetch_threads: int = 4
-    """Items fetched at the same time."""
+    fetch_threads: int = 2
+    """Items fetched at the same time: one waits for the disk while the other reads. More were slower (64 images of 12.6 MB, 4 cores)."""
     window_bytes: int = 256 * 2**20
     """What a last stage may leave unread in the blob store."""
     look_interval_s: float = 2.0
