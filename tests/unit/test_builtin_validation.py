@@ -69,17 +69,15 @@ def test_a_list_value_that_is_not_here_is_what_the_worker_lacks(bench: Bench) ->
         bench.run(prompt, "3")
 
 
-def test_a_file_that_is_not_here_is_what_the_worker_lacks(bench: Bench) -> None:
+def test_a_file_that_did_not_come_along_is_missing_on_every_worker(bench: Bench) -> None:
     prompt = {"1": node("LoadImage", image="cat.png"), "3": node("PreviewImage", images=out("1"))}
-    with pytest.raises(WorkerLacks, match="Invalid image file: cat"):
-        bench.run(prompt, "3")
+    assert refused(bench, prompt, "3") == {"1": ["custom_validation_failed"]}
 
 
 def test_a_file_outside_the_input_folder_is_none(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"x")
     prompt = {"1": node("LoadImage", image="../../secret.png"), "3": node("PreviewImage", images=out("1"))}
-    with pytest.raises(WorkerLacks):
-        bench.run(prompt, "3")
+    assert refused(bench, prompt, "3") == {"1": ["custom_validation_failed"]}
 
 
 def test_one_error_that_holds_everywhere_makes_the_whole_a_refusal(bench: Bench) -> None:

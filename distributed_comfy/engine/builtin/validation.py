@@ -9,6 +9,7 @@ from distributed_comfy.errors import ValidationRefused, WorkerLacks
 from distributed_comfy.messages import Prompt
 
 NOT_IN_LIST = "value_not_in_list"
+"""The one reason that may not hold elsewhere: another worker can offer more values.  Input files come along with an item."""
 
 Reason = dict[str, Any]
 """``{"type", "message", "details", "extra_info"}``, as in ComfyUI's ``node_errors``."""
@@ -39,7 +40,7 @@ def check_prompt(prompt: Prompt, targets: tuple[str, ...], classes: Mapping[str,
     if not reasons:
         return order
     lines = [f"node {node_id} ({prompt[node_id]['class_type']}): {_sentence(reason)}" for node_id in reasons for reason in reasons[node_id]]
-    if all(_is_lack(prompt[node_id], reason, classes) for node_id in reasons for reason in reasons[node_id]):
+    if all(reason["type"] == NOT_IN_LIST for node_id in reasons for reason in reasons[node_id]):
         raise WorkerLacks(worker=worker, lacks="; ".join(lines))
     raise ValidationRefused(details="; ".join(lines), node_errors=_node_errors(prompt, targets, reasons))
 
@@ -159,14 +160,6 @@ def _own_reasons(node_class: Any, inputs: dict[str, Any], own: frozenset[str]) -
 
 
 # -- what a refusal means -----------------------------------------------------------------------------------------------
-def _is_lack(node: dict[str, Any], reason: Reason, classes: Mapping[str, Any]) -> bool:
-    """Another worker may have the list value, or the file that a loader misses."""
-    if reason["type"] == NOT_IN_LIST:
-        return True
-    declared = declared_inputs(classes[node["class_type"]]).get(reason["extra_info"]["input_name"])
-    return reason["type"] == "custom_validation_failed" and declared is not None and bool(declared.options.get("image_upload"))
-
-
 def _reason(kind: str, message: str, details: str, declared: InputDeclaration, *received: Any) -> Reason:
     extra: dict[str, Any] = {"input_name": declared.name}
     if received:
