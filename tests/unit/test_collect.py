@@ -4,6 +4,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -391,6 +392,21 @@ def test_an_error_of_the_input_files_ends_the_collection(play: Play) -> None:
 
     with pytest.raises(OutputUnwritable):
         play.collector(replace(FAST, ensure_inputs=missing)).run()
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_collector_that_is_stopped_ends_whether_or_not_the_servers_answer(play: Play, away: bool) -> None:
+    table: Any = Flaky(play.table, RedisUnreachable(url="redis://x", reason="refused", setting="DC_REDIS_URL"), 1)
+    table.failing = False
+    collector = Collector(play.job, table, play.store, play.spool, FAST)
+    with pytest.raises(CancelledError):
+        running = Running(collector.run)
+        play.complete(0)
+        eventually(lambda: play.spool.has(0))
+        table.failing = away
+        collector.stop()
+        running.finish()
+    assert play.spool.items() == [0]
 
 
 def test_many_items_are_collected_with_few_threads(tmp_path: Path) -> None:
