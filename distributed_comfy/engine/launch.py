@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import distributed_comfy
 from distributed_comfy.engine.boot import NEEDED
 from distributed_comfy.engine.locate import device_environment
 from distributed_comfy.engine.options import EngineOptions
 
 BOOT_FILE = Path(__file__).with_name("boot.py")
+_PACKAGE = Path(__file__).parents[1]
 
 
 def spawn(options: EngineOptions) -> subprocess.Popen[bytes]:
@@ -43,7 +43,7 @@ def spawn(options: EngineOptions) -> subprocess.Popen[bytes]:
 
 def import_folders() -> list[str]:
     """Folders that hold this package and what the engine process needs of it."""
-    folders = [str(Path(distributed_comfy.__file__).parent.parent)]
+    folders = [str(_PACKAGE.parent)]
     for name in NEEDED:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
