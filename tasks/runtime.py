@@ -255,8 +255,7 @@ class WorkerRuntime:
             log.debug("worker %s: %s: %s", self.name, what, error)
 
     def _read_job(self, job_id: str) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
-        prompts, templates = self.cluster.jobs.prompts(job_id)
-        return self.cluster.jobs.record(job_id), prompts, templates
+        return self.cluster.jobs.texts(job_id)
 
 
 def _subscriber(client: Any) -> Any:

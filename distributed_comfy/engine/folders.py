@@ -49,12 +49,22 @@ class WorkFolders:
     def empty(self) -> None:
         """Drop what a failed run left in ``output`` and ``temp``; a finished run's files are in ``outgoing``."""
         for folder in (self.output, self.temp):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
+            if not _is_empty(folder):  # removing and making a folder takes longer than a small item
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: Literal["output", "temp"]) -> Path:
         """The folder that ComfyUI calls by this type."""
         return self.output if kind == "output" else self.temp
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it is there with nothing in it."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
 
 
 def discard_outgoing(root: Path, claim_id: str) -> None:

@@ -92,16 +92,19 @@ class JobTable:
         Raises:
             JobUnknown: no such job, or it ended too long ago.
         """
-        text = self._client.hget(self._keys("job", job_id), "record")
-        if text is None:
-            raise JobUnknown(job_id=job_id)
-        return load(JobRecord, text)
+        return _record(job_id, self._client.hget(self._keys("job", job_id), "record"))
 
     def prompts(self, job_id: str) -> tuple[dict[str, Prompt], list[str]]:
         """The job's prompts by hash, and its spec templates."""
-        stored = self._client.hgetall(self._keys("prompts", job_id))
-        templates = json.loads(stored.pop(TEMPLATES, "[]"))
-        return {name: json.loads(text) for name, text in stored.items()}, templates
+        return _prompts(self._client.hgetall(self._keys("prompts", job_id)))
+
+    def texts(self, job_id: str) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
+        """`record` and `prompts` in one round trip: what a worker reads before the first item of a job; errors as `record`."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hget(self._keys("job", job_id), "record")
+        pipe.hgetall(self._keys("prompts", job_id))
+        record, prompts = _reply(pipe.execute)
+        return (_record(job_id, record), *_prompts(prompts))
 
     def specs(self, job_id: str) -> dict[int, ItemSpec]:
         """Every item's spec."""
@@ -281,6 +284,17 @@ def _reply(call: Any) -> Any:
         return call()
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise RedisUnreachable(url="the state Redis", reason=str(error), setting="DC_REDIS_URL") from error
+
+
+def _record(job_id: str, text: str | None) -> JobRecord:
+    if text is None:
+        raise JobUnknown(job_id=job_id)
+    return load(JobRecord, text)
+
+
+def _prompts(stored: dict[str, str]) -> tuple[dict[str, Prompt], list[str]]:
+    templates = json.loads(stored.pop(TEMPLATES, "[]"))
+    return {name: json.loads(text) for name, text in stored.items()}, templates
 
 
 def _requirements(record: JobRecord) -> tuple[str, str]:
