@@ -22,6 +22,7 @@ from distributed_comfy.state.specs import unpack_spec
 from distributed_comfy.state.workers import GiveBackReason
 from distributed_comfy.transport.feed_names import Feed, bind_feed
 from distributed_comfy.transport.values import value_blobs
+from tasks.inputs import bring_inputs
 from tasks.runtime import WorkerRuntime
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def _run_claim(runtime: WorkerRuntime, claim: Claim, announce: Announce) -> str:
         node_class = request.prompt[spec.targets[0]]["class_type"] if spec.targets else ""
         announce("task-started", job=claim.job_id, item=claim.index, node_class=node_class, seed=spec.seed)
         log.info("item %s starts (attempt %d, seed %s)", item_id(claim.job_id, claim.index), claim.attempt, spec.seed or "-")
+        bring_inputs(runtime.cluster, request, runtime.engine.options.cache_folder)
         future: Future[ItemResult] = runtime.engine.run(request)
         runtime.held.advance(claim.claim_id, "started")
         result = future.result()
