@@ -79,9 +79,14 @@ class Executor:
                 run.outputs[node_id] = self._cache[signature]
                 return
         node_class = self._classes[run.prompt[node_id]["class_type"]]
+        inputs = self._inputs(run, node_id)
+        if not getattr(node_class, "INPUT_IS_LIST", False) and not all(inputs.values()):
+            # Nothing came (a collector of which every item was blocked), so nothing goes on either, as behind ComfyUI's blocker.
+            run.outputs[node_id] = [[] for _ in node_class.RETURN_TYPES]
+            return
         self._bench.node_id = node_id
         try:
-            results = _call(node_class(), self._inputs(run, node_id))
+            results = _call(node_class(), inputs)
         except DistributedComfyError:  # an interrupt, or a source whose blob is gone: not the node's fault
             raise
         except Exception as error:  # noqa: BLE001 - whatever a node raises is the user's; it is raised again by its name
