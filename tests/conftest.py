@@ -1,6 +1,7 @@
 """What all tests share: a private real Redis, and the rule that a missing service skips here and fails in CI.
 
 `redis_url` and `blob_url` give a test two empty databases; `redis_server` is the pair of servers behind them, one for the session.
+`cluster_servers` is a second pair, which no test empties, for the clusters that live as long as the session.
 """
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ import redis
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 START_TIMEOUT_S = 10.0
+
+pytest_plugins = ("tests.cluster_fixtures",)
 
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
@@ -46,13 +49,15 @@ def require_service() -> Callable[[str, str], NoReturn]:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """The session's private servers."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        missing_service("a redis-server or valkey-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
-    program = os.path.abspath(program)
-    folder = tmp_path_factory.mktemp("redis")
-    with _running(program, folder / "state", "--appendonly", "yes") as state, _running(program, folder / "blob") as blob:
-        yield RedisServer(state, blob, program)
+    with _pair(tmp_path_factory.mktemp("redis")) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def cluster_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Servers that no test empties."""
+    with _pair(tmp_path_factory.mktemp("cluster-redis")) as servers:
+        yield servers
 
 
 @pytest.fixture
@@ -79,6 +84,16 @@ def _emptied(url: str) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushall()
     return url
+
+
+@contextmanager
+def _pair(folder: Path) -> Iterator[RedisServer]:
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        missing_service("a redis-server or valkey-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
+    program = os.path.abspath(program)
+    with _running(program, folder / "state", "--appendonly", "yes") as state, _running(program, folder / "blob") as blob:
+        yield RedisServer(state, blob, program)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from distributed_comfy.engine.options import EngineOptions
 from tests.cluster_fixtures import THREADS
-from tests.comfyui.comfy_process import Comfy, EngineClient, make_base_directory
+from tests.comfyui.comfy_process import Comfy, EngineClient
 from tests.comfyui.plain_comfyui import PlainComfyUI, plain_comfyui
 
 
