@@ -236,7 +236,7 @@ class JobTable:
         for index in set(specs) - set(done):
             key = self._keys.celery_meta(f"{job_id}-{index}")
             meta = celery_meta.cancelled(job_id, int(index))
-            pipe.setex(key, self._settings.job_ttl_s, meta)
+            pipe.set(key, meta, ex=self._settings.job_ttl_s)
             pipe.publish(key, meta)
         pipe.execute()
 
