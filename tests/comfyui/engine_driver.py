@@ -38,7 +38,7 @@ class RecordingSink:
 
     def progress(self, node_id: str, value: int, maximum: int) -> None:
         self.progressed.append((node_id, value, maximum))
-        if self._interrupt_at and maximum > 1 and value == self._interrupt_at:
+        if self._interrupt_at and maximum > 1 and value >= self._interrupt_at:
             self._interrupt()
 
     def preview(self, node_id: str, image: bytes) -> None:

@@ -16,6 +16,7 @@ from distributed_comfy.engine.process import open_blobs
 from distributed_comfy.engine.protocol import Failed, Finished, Progress
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, TensorRef
 from distributed_comfy.transport.values import load_value
+from tests.cluster_fixtures import THREADS
 from tests.comfyui.comfy_process import PROJECT, Comfy
 from tests.comfyui.plain_comfyui import PlainComfyUI
 from tests.prompts import node, out
@@ -51,6 +52,7 @@ def worker(comfy: Comfy, base_directory: Path, redis_server: Any, tmp_path_facto
     options = EngineOptions(
         engine="comfyui", worker="pc1-cpu", python=comfy.python, folder=folder / "work", log_file=folder / "engine.log",
         blob_url=redis_server.blob_url, cache_folder=folder / "cache", comfyui_path=comfy.root, comfyui_base_directory=base_directory,
+        threads=THREADS,
     )  # fmt: skip
     started = Worker(options)
     yield started

@@ -194,7 +194,8 @@ def test_a_last_stage_works_on_what_it_is_fed_and_saves_nothing_of_an_empty_feed
 
 def test_progress_comes_step_by_step(engine: EngineClient) -> None:
     answer = engine.run(txt2img(31, steps=3), "9")
-    assert [entry for entry in answer["progress"] if entry[0] == "7"][1:] == [["7", 1, 3], ["7", 2, 3], ["7", 3, 3]]
+    steps = [entry for entry in answer["progress"] if entry[0] == "7"][1:]
+    assert steps[0] == ["7", 1, 3] and steps[-1] == ["7", 3, 3] and steps == sorted(steps), "newer versions leave quick steps out"
     assert ["9", 1, 1] in answer["progress"]
 
 

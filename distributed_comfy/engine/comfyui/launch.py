@@ -43,7 +43,7 @@ def _folder_arguments(options: EngineOptions) -> list[list[str]]:
 
 
 def _headless_arguments(options: EngineOptions, known: str) -> list[list[str]]:
-    arguments = [["--disable-auto-launch"], ["--disable-assets"]]
+    arguments = [["--disable-auto-launch"], ["--disable-assets"], ["--disable-assets-autoscan"]]
     if PARTNER_NODES not in options.comfyui_args:
         arguments.append(["--disable-partner-nodes" if '"--disable-partner-nodes"' in known else "--disable-api-nodes"])
     if options.device == "cpu":
