@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from distributed_comfy.cli.cluster import out_or_default
 from distributed_comfy.cli.commands import interruptibly, json_option
 from distributed_comfy.cli.delivered import show_delivery
 from distributed_comfy.cli.logs import set_up_logging
@@ -53,7 +54,7 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
       distributed-comfy run graph.json --items 500 --detach  go home; see `distributed-comfy jobs`
     """
     settings = read_settings(comfyui_path=options["comfyui"])
-    out = out or default_out(prompt.name)
+    out = out_or_default(out, prompt.name)
     if options["detach"]:
         return _detach(output, settings, prompt, {**options, "out": out})
     supervised = options["announce"] is not None
@@ -81,11 +82,6 @@ class _Progress(RunProgress):
         super().submitted(start)
         if self._announcement is not None:
             announce(self._announcement, start.record.job_id)
-
-
-def default_out(title: str) -> Path:
-    """Where files go if nobody says: the same folder for a run of this prompt and for whoever attaches to its job."""
-    return Path("output") / (Path(title).stem or "prompt")
 
 
 def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> RunOptions:

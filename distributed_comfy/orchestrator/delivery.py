@@ -53,6 +53,8 @@ class DeliveryOptions:
     """Called for each item that has arrived."""
     ensure_inputs: Callable[[], None] = lambda: None
     """Stores input files again that the blob store lost."""
+    prefix: str = "ComfyUI"
+    """First part of the names of collected images."""
 
 
 class Courier:
@@ -80,7 +82,7 @@ class Courier:
         self._spool = Spool(options.out / SPOOL_FOLDER / record.job_id, SpoolManifest(record.job_id, record.resume_key))
         collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs)
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
-        self._saver = ImageSaver(self._spool, self._collectors_to_save(), options.out, metadata=metadata)
+        self._saver = ImageSaver(self._spool, self._collectors_to_save(), options.out, metadata=metadata, prefix=options.prefix)
         self._names = FolderNames(options.out)
 
     def deliver(self) -> Delivery:

@@ -100,6 +100,8 @@ class RunOptions:
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it to end the run: a queued job is cancelled, and what is here is saved."""
+    prefix: str = "ComfyUI"
+    """First part of the names of collected images."""
 
 
 def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], options: RunOptions, reporter: Reporter) -> Delivery:
@@ -144,7 +146,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     """`run_prompt` on connections that are open already."""
     job = submit_prompt(cluster, given, options.submit, options.stop)
     reporter.submitted(JobStart(job.record, {item.index: item.seed for item in job.plan.items}, job.plan.warnings))
-    delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files))
+    delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), options.prefix)
     with Ownership(cluster, job.record.job_id, job.owner), ProgressListener(cluster, job.record.job_id, reporter.step):
         return _collect(cluster, job.record, delivery, options.stop)
 

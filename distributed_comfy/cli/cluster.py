@@ -1,0 +1,47 @@
+"""A connection for commands that only look or give an order."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.orchestrator.servers import redis_servers
+from distributed_comfy.settings import Settings, read_settings
+from tasks.cluster import Cluster, open_cluster
+
+
+@contextmanager
+def connected(output: Output, settings: Settings | None = None) -> Iterator[Cluster]:
+    """The cluster of the environment's settings, for as long as the context lasts."""
+    settings = settings or read_settings()
+    set_up_logging(settings, output, audience="person")
+    with redis_servers(settings) as servers:
+        cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def redis_now_ms(cluster: Cluster) -> int:
+    """The clock that jobs are stamped with."""
+    answer: Any = cluster.client.time()
+    seconds, microseconds = answer
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def ago(now_ms: int, then_ms: int) -> str:
+    """``42 s``, ``3 min``, ``5 h``, ``2 d``."""
+    seconds = max(0, now_ms - then_ms) // 1000
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds // unit} {name}"
+    return f"{seconds // 86_400} d"
+
+
+def out_or_default(out: Path | None, title: str) -> Path:
+    """The folder that was named, else one that a run of this prompt and whoever attaches to its job agree on."""
+    return out or Path("output") / (Path(title).stem or "prompt")

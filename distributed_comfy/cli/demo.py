@@ -1,0 +1,54 @@
+"""``distributed-comfy demo``."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from distributed_comfy.cli.commands import interruptibly, json_option
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.orchestrator.demo import DemoOptions, run_demo
+from distributed_comfy.orchestrator.demo_summary import (
+    COLUMNS,
+    COMFYUI_STEPS,
+    ENGINE_NOTE,
+    SUMMARY_TEXT,
+    summary_json,
+    summary_lines,
+    summary_rows,
+    write_summary,
+)
+from distributed_comfy.settings import read_settings
+
+
+@click.command()
+@click.option("--items", type=int, default=8, show_default=True, metavar="N", help="Pictures to make.")
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N", help="CPU workers to start.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True, metavar="DIR")
+@json_option
+@click.pass_obj
+def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
+    """Eight pictures on two CPU workers: a look at how it works, without a GPU, ComfyUI or a Redis of your own.
+
+    Starts a private Redis and the workers, runs one job on all of them and then the same job on one of them, and ends everything again.
+    Leaves the pictures, a contact sheet and a summary. The pictures come from the built-in engine; the last lines say how to use ComfyUI.
+    """
+    settings = read_settings()
+    set_up_logging(settings, output, audience="person")
+    output.remark("demo with the built-in engine: a private Redis and CPU workers, all gone at the end", "bold")
+    with RunProgress(output) as progress:
+        result = interruptibly(output, lambda stop: run_demo(settings, DemoOptions(out, items, workers, progress.retitle, stop), progress))
+    sheet = write_summary(result, out)
+    output.result(summary_json(result))
+    output.say()
+    output.table(COLUMNS, summary_rows(result), right=("ITEM", "SECONDS"))
+    output.say()
+    for line in summary_lines(result):
+        output.say(line)
+    output.say(f"pictures: {out}    contact sheet: {sheet}    summary: {out / SUMMARY_TEXT}", "bold")
+    output.say()
+    output.say(ENGINE_NOTE)
+    for line in COMFYUI_STEPS:
+        output.say(line)

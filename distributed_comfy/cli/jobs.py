@@ -1,0 +1,214 @@
+"""``distributed-comfy jobs``."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distributed_comfy.cli.cluster import ago, connected, out_or_default, redis_now_ms
+from distributed_comfy.cli.commands import interruptibly, json_option
+from distributed_comfy.cli.delivered import show_delivery
+from distributed_comfy.cli.failures import cause, details, error_json
+from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.errors import JobFailed, from_wire
+from distributed_comfy.messages import ItemSpec
+from distributed_comfy.orchestrator.run import attach as attach_job
+from distributed_comfy.state.records import ItemState, JobState
+from tasks.cluster import Cluster
+
+_ITEMS_SHOWN = 100
+_ERROR_CHARACTERS = 160
+
+
+@click.group()
+def jobs() -> None:
+    """Jobs of the cluster, whoever submitted them."""
+
+
+@jobs.command("list")
+@json_option
+@click.pass_obj
+def list_jobs(output: Output, /) -> None:
+    """All jobs, oldest first; ended ones for a day (DC_JOB_TTL_S).
+
+    \b
+    State: pending; running; paused (`jobs resume`); parked (nobody collects it: `jobs attach`);
+    done; failed (`jobs show` says why, `jobs retry` tries again); cancelled.
+    """
+    with connected(output) as cluster:
+        found, now_ms = cluster.jobs.jobs(), redis_now_ms(cluster)
+    output.result([{"job": job_id, **_job_json(state)} for job_id, state in found.items()])
+    if not found:
+        output.say("no jobs; `distributed-comfy run PROMPT.json` submits one")
+        return
+    rows = [
+        (job_id, state.state, _done(state), str(state.counts["running"]), state.submitter, str(state.priority), state.title,
+         f"{ago(now_ms, state.created_ms)} ago", state.reason)
+        for job_id, state in found.items()
+    ]  # fmt: skip
+    right = ("DONE", "RUNNING", "PRIORITY")
+    output.table(("JOB", "STATE", "DONE", "RUNNING", "USER", "PRIORITY", "PROMPT", "SUBMITTED", "NOTE"), rows, right=right)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@json_option
+@click.pass_obj
+def show(output: Output, /, job_id: str) -> None:
+    """One job and its items: state, worker, failed attempts, errors."""
+    with connected(output) as cluster:
+        record, state, owner = cluster.jobs.record(job_id), cluster.jobs.job_state(job_id), cluster.jobs.owner(job_id)
+        items, specs, now_ms = cluster.jobs.item_states(job_id), cluster.jobs.specs(job_id), redis_now_ms(cluster)
+    listed = [_item_json(specs[index], item) for index, item in items.items() if index in specs]
+    output.result({"job": job_id, **_job_json(state), "owner": owner, "items": listed})
+    output.say(f"job {job_id}: {state.state}, {_done(state)} items done, {state.counts['running']} running", "bold")
+    output.say(f"  {record.title or 'a prompt'} of {record.submitter} on {record.host}, priority {state.priority}, "
+               f"submitted {ago(now_ms, state.created_ms)} ago")  # fmt: skip
+    if state.state == "parked":
+        output.say(f"  nobody collects it: `distributed-comfy jobs attach {job_id} --out DIR` takes it over")
+    elif state.reason:
+        output.say(f"  {state.reason}")
+    if owner and not state.ended:
+        output.say(f"  collected by {owner}")
+    _show_items(output, specs, items)
+    for index, item in items.items():
+        if item.state == "failed" and item.error:
+            _show_item_error(output, job_id, index, item)
+
+
+def _show_items(output: Output, specs: dict[int, ItemSpec], items: dict[int, ItemState]) -> None:
+    """All items of a small job; of a large one those about which there is something to say."""
+    shown = [index for index in items if index in specs]
+    if len(shown) > _ITEMS_SHOWN:
+        shown = [index for index in shown if items[index].state not in ("pending", "done", "blocked") or items[index].error][:_ITEMS_SHOWN]
+        output.say(f"  {len(items)} items, of which these run or had errors:")
+    rows = [_item_row(specs[index], items[index]) for index in shown]
+    output.table(("ITEM", "SEED", "STATE", "WORKER", "FAILED ATTEMPTS", "LAST ERROR"), rows, right=("ITEM", "FAILED ATTEMPTS"))
+
+
+def _item_row(spec: ItemSpec, item: ItemState) -> tuple[str, ...]:
+    name = f"{spec.index} (last stage)" if spec.kind == "last" else str(spec.index)
+    text = " ".join(str(from_wire(item.error)).split()) if item.error else ""
+    short = text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…"
+    return (name, spec.seed, item.state, item.worker, str(item.attempts or ""), short)
+
+
+def _show_item_error(output: Output, job_id: str, index: int, item: ItemState) -> None:
+    wire = item.error or {}
+    failed = JobFailed(job_id=job_id, index=index, worker=wire.get("worker") or item.worker, last=str(from_wire(wire)), error=wire)
+    output.say(f"item {index} failed on {failed.worker}: {cause(failed)}", "red")
+    for line in details(failed)[1:]:
+        output.say(f"  {line}")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--reason", default="cancelled by hand", metavar="TEXT", help="Shown to whoever collects it.")
+@json_option
+@click.pass_obj
+def cancel(output: Output, /, job_id: str, reason: str) -> None:
+    """Stop a job; finished images of it are kept by whoever collects it."""
+    with connected(output) as cluster:
+        cluster.jobs.cancel(job_id, reason)
+        _say_state(output, cluster, job_id, "is cancelled")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@json_option
+@click.pass_obj
+def retry(output: Output, /, job_id: str) -> None:
+    """Run the failed and unfinished items of a failed or cancelled job again; then attach to it."""
+    with connected(output) as cluster:
+        cluster.jobs.retry(job_id)
+        _say_state(output, cluster, job_id, f"goes on; collect it with `distributed-comfy jobs attach {job_id} --out DIR`")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@json_option
+@click.pass_obj
+def pause(output: Output, /, job_id: str) -> None:
+    """Hand out no further items of a job; running ones finish."""
+    with connected(output) as cluster:
+        cluster.jobs.pause(job_id)
+        _say_state(output, cluster, job_id, "is paused")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@json_option
+@click.pass_obj
+def resume(output: Output, /, job_id: str) -> None:
+    """Hand out items of a paused job again."""
+    with connected(output) as cluster:
+        cluster.jobs.resume(job_id)
+        _say_state(output, cluster, job_id, "goes on")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@click.argument("number", type=click.IntRange(0, 9), metavar="N")
+@json_option
+@click.pass_obj
+def priority(output: Output, /, job_id: str, number: int) -> None:
+    """Change a job's priority: 0 (last) to 9 (first); counts for all items that are not running yet."""
+    with connected(output) as cluster:
+        cluster.jobs.set_priority(job_id, number)
+        _say_state(output, cluster, job_id, f"has priority {number}")
+
+
+@jobs.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
+@json_option
+@click.pass_obj
+def attach(output: Output, /, job_id: str, out: Path | None) -> int:
+    """Take over a job that nobody collects any more, and save what it makes.
+
+    Items that its last owner had fetched already are taken from DIR if that is the same folder; otherwise they run again. Ctrl-C cancels
+    the job.
+    """
+    with connected(output) as cluster, RunProgress(output) as progress:
+        folder = out_or_default(out, cluster.jobs.record(job_id).title)
+        delivery = interruptibly(output, lambda stop: attach_job(cluster, job_id, folder, progress, stop))
+    return show_delivery(output, delivery)
+
+
+def _say_state(output: Output, cluster: Cluster, job_id: str, text: str) -> None:
+    output.result({"job": job_id, **_job_json(cluster.jobs.job_state(job_id))})
+    output.say(f"job {job_id} {text}")
+
+
+def _done(state: JobState) -> str:
+    return f"{state.counts['done']}/{state.counts['total']}"
+
+
+def _job_json(state: JobState) -> dict[str, Any]:
+    return {
+        "state": state.state,
+        "counts": state.counts,
+        "reason": state.reason,
+        "user": state.submitter,
+        "priority": state.priority,
+        "prompt": state.title,
+        "host": state.host,
+        "created_ms": state.created_ms,
+        "ended_ms": state.ended_ms,
+        "error": error_json(from_wire(state.error)) if state.error else None,
+    }
+
+
+def _item_json(spec: ItemSpec, item: ItemState) -> dict[str, Any]:
+    error = error_json(from_wire(item.error)) if item.error else None
+    return {
+        "index": spec.index,
+        "kind": spec.kind,
+        "seed": spec.seed,
+        "state": item.state,
+        "worker": item.worker,
+        "failed_attempts": item.attempts,
+        "error": error,
+    }

@@ -1,0 +1,86 @@
+"""``distributed-comfy workers``."""
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from distributed_comfy.cli.cluster import connected
+from distributed_comfy.cli.commands import json_option
+from distributed_comfy.cli.output import Output
+from distributed_comfy.errors import WorkerUnknown
+from distributed_comfy.state.records import WorkerState
+
+
+@click.group()
+def workers() -> None:
+    """Workers of the cluster: what they run, what they do, whether they may have more."""
+
+
+@workers.command("list")
+@json_option
+@click.pass_obj
+def list_workers(output: Output, /) -> None:
+    """All registered workers.
+
+    \b
+    State: idle; ticketed (called, about to claim); busy; drained (gets nothing more);
+    lost (gave no sign of life, is about to be taken off the list).
+    """
+    with connected(output) as cluster:
+        found = cluster.workers.workers()
+    output.result([_as_json(worker) for worker in found])
+    if not found:
+        output.say("no worker is running; start one with `distributed-comfy worker`")
+        return
+    rows = [_row(worker) for worker in found]
+    output.table(("WORKER", "STATE", "ITEMS", "ENGINE", "DEVICE", "DEVICE CLASS", "TAGS"), rows)
+
+
+@workers.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def drain(output: Output, /, name: str) -> None:
+    """Let a worker finish what it has and give it nothing more, until it is undrained."""
+    _order(output, name, drained=True)
+
+
+@workers.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def undrain(output: Output, /, name: str) -> None:
+    """Let a drained worker have items again."""
+    _order(output, name, drained=False)
+
+
+def _order(output: Output, name: str, *, drained: bool) -> None:
+    with connected(output) as cluster:
+        if not cluster.jobs.drain(name, drained):
+            raise WorkerUnknown(name=name)
+    output.result({"worker": name, "drained": drained})
+    output.say(f"worker {name} {'gets nothing more' if drained else 'may have items again'}")
+
+
+def _row(worker: WorkerState) -> tuple[str, ...]:
+    facts = worker.facts
+    engine = f"{facts.engine} {facts.engine_version}".strip()
+    return (facts.name, worker.state, " ".join(worker.claims), engine, facts.device, facts.device_class, " ".join(facts.tags))
+
+
+def _as_json(worker: WorkerState) -> dict[str, Any]:
+    facts = worker.facts
+    return {
+        "name": facts.name,
+        "state": worker.state,
+        "items": list(worker.claims),
+        "host": facts.host,
+        "device": facts.device,
+        "engine": facts.engine,
+        "engine_version": facts.engine_version,
+        "device_class": facts.device_class,
+        "tags": list(facts.tags),
+        "pid": facts.pid,
+        "package_version": facts.package_version,
+    }

@@ -1,0 +1,125 @@
+"""The demo: one prompt, N seeds, on several CPU workers and then on one of them, with a private Redis; leaves pictures and a summary."""
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distributed_comfy.errors import RunInterrupted
+from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
+from distributed_comfy.orchestrator.demo_summary import forget_last_demo
+from distributed_comfy.orchestrator.local_workers import WorkerOptions
+from distributed_comfy.orchestrator.run import Reporter, RunOptions, open_session, run_on
+from distributed_comfy.orchestrator.servers import redis_servers
+from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt
+from distributed_comfy.settings import Settings
+from tasks.cluster import Cluster
+
+_ALONE_FOLDER = ".one-worker"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo is to do."""
+
+    out: Path
+    items: int = 8
+    workers: int = 2
+    on_phase: Callable[[str], None] = lambda title: None
+    """Told what comes next."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set it to end the demo."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of it; every time is measured, none is computed from another."""
+
+    delivery: Delivery
+    """The job on all workers."""
+    workers: tuple[str, ...]
+    alone: Delivery | None = None
+    """The same job again on one worker while the others were drained; None where there was only one from the start."""
+    same_pixels: bool | None = None
+    """Whether both jobs gave the same pixels, picture by picture."""
+
+
+def run_demo(settings: Settings, options: DemoOptions, reporter: Reporter) -> DemoResult:
+    """Run the demo in a private cluster of its own; when this returns, nothing of it runs any more.
+
+    Raises:
+        OutputUnwritable, ItemsOutOfRange, NoRedisServer, EngineStartFailed: it could not begin.
+        RunInterrupted: ``options.stop`` was set.
+        JobFailed: the job failed.
+    """
+    asked = SubmitOptions(items=options.items, engine="builtin", user="demo")
+    given = read_prompt(json.loads((resources.files(__package__) / "demo_prompt.json").read_text("utf-8")), asked)
+    check_early(given, asked)
+    prepare_folder(options.out)
+    forget_last_demo(options.out)
+    with redis_servers(settings, private=True) as servers:
+        assert servers.folder is not None
+        # Everything temporary lies in the servers' folder, which their keeper removes even if this process is killed.
+        # One thread each: with more, the workers' threads wait for each other wherever the machine has other things to do.
+        private = settings.model_copy(update={"cache_dir": servers.folder / "demo", "threads": settings.threads or 1})
+        worker = WorkerOptions("builtin", devices=("cpu",), name="worker")
+        run = RunOptions(options.out, asked, options.workers, worker, options.stop, prefix="demo")
+        with open_session(private, servers, run, reporter) as cluster:
+            return _run_jobs(cluster, given, run, options, reporter)
+
+
+def _run_jobs(cluster: Cluster, given: GivenPrompt, run: RunOptions, options: DemoOptions, reporter: Reporter) -> DemoResult:
+    workers = tuple(state.facts.name for state in cluster.workers.workers())
+    options.on_phase(f"{len(workers)} workers")
+    together = _checked(run_on(cluster, given, run, reporter), options.stop)
+    if len(workers) == 1:
+        return DemoResult(together, workers)
+    options.on_phase("one worker")
+    folder = options.out / _ALONE_FOLDER
+    try:
+        with _drained(cluster, set(workers) - {_fresh_worker(together, workers)}):
+            alone = _checked(run_on(cluster, given, replace(run, out=folder), reporter), options.stop)
+        same = all(_same_pixels(first.path, second.path) for first, second in zip(together.images, alone.images, strict=True))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return DemoResult(together, workers, alone, same)
+
+
+def _checked(delivery: Delivery, stop: threading.Event) -> Delivery:
+    if stop.is_set():
+        raise RunInterrupted(when="before the demo was over")
+    if delivery.error is not None:
+        raise delivery.error
+    return delivery
+
+
+def _fresh_worker(delivery: Delivery, workers: Sequence[str]) -> str:
+    """A worker that has not got the next job's first picture in its cache, because the last item it made was another one."""
+    last = max(delivery.results)
+    of_last_item = delivery.results[last].worker
+    return of_last_item if last > 0 else next(name for name in workers if name != of_last_item)
+
+
+@contextmanager
+def _drained(cluster: Cluster, names: set[str]) -> Iterator[None]:
+    """These workers get nothing while the context lasts."""
+    for name in names:
+        cluster.jobs.drain(name)
+    try:
+        yield
+    finally:
+        for name in names:
+            cluster.jobs.drain(name, drained=False)
+
+
+def _same_pixels(first: Path, second: Path) -> bool:
+    with Image.open(first) as one, Image.open(second) as other:
+        return np.array_equal(np.asarray(one), np.asarray(other))

@@ -1,0 +1,129 @@
+"""What the demo leaves beside its pictures: a contact sheet and a summary, as text and as JSON."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed_comfy.collector.contact_sheet import SheetEntry, SheetHeader, save_contact_sheet
+from distributed_comfy.collector.naming import writing
+
+if TYPE_CHECKING:
+    from distributed_comfy.orchestrator.demo import DemoResult
+
+SHEET = "contact-sheet.png"
+SUMMARY_JSON = "summary.json"
+SUMMARY_TEXT = "summary.txt"
+COLUMNS = ("ITEM", "SEED", "WORKER", "SECONDS", "FILE")
+
+ENGINE_NOTE = "These pictures were made by the built-in engine, a small seeded generator: no ComfyUI and no model took part."
+COMFYUI_STEPS = (
+    "With ComfyUI instead: in its editor, feed the sampler's seed from a DistributedSeed, put a DistributedCollector behind the images,",
+    "and save the graph with Workflow > Export (API). Then, on this machine alone:",
+    "    distributed-comfy run graph.json --items 8 --workers 1 --engine comfyui --comfyui ~/comfy/ComfyUI",
+    "With many GPUs, start a Redis that all hosts reach, and on each GPU:",
+    "    export DC_REDIS_URL=redis://:PASSWORD@HOST:6379/0",
+    "    distributed-comfy worker --device cuda:0 --comfyui ~/comfy/ComfyUI",
+    "Then, on any host with the same DC_REDIS_URL:",
+    "    distributed-comfy run graph.json --items 32 --out pictures",
+)
+
+
+def summary_rows(result: DemoResult) -> list[tuple[str, ...]]:
+    """One row per item, see `COLUMNS`."""
+    delivery = result.delivery
+    names = {image.index: image.path.name for image in delivery.images}
+    return [
+        (str(index), delivery.seeds[index], item.worker, f"{item.seconds:.2f}", names.get(index, ""))
+        for index, item in sorted(delivery.results.items())
+    ]
+
+
+def summary_lines(result: DemoResult) -> list[str]:
+    """What was measured, in sentences."""
+    delivery, workers = result.delivery, result.workers
+    lines = [f"{_counted(len(delivery.images), 'picture')} on {_counted(len(workers), 'worker')}: {delivery.seconds:.2f} s wall time"]
+    if result.alone is not None:
+        factor = result.alone.seconds / delivery.seconds
+        alone = next(iter(result.alone.results.values())).worker
+        lines.append(f"the same job on one worker, measured in this run ({alone}): {result.alone.seconds:.2f} s, {factor:.2f} times that")
+        lines.append(f"the same pixels from both: {'yes' if result.same_pixels else 'NO'}")
+    for name in workers:
+        seconds = [item.seconds for item in delivery.results.values() if item.worker == name]
+        lines.append(f"{name} did {_counted(len(seconds), 'item')} in {sum(seconds):.2f} s")
+    return lines
+
+
+def write_summary(result: DemoResult, out: Path) -> Path:
+    """Draw the contact sheet, write both summaries; the path of the sheet.
+
+    Raises:
+        OutputUnwritable: the folder is full or may not be written.
+    """
+    delivery = result.delivery
+    entries = [
+        SheetEntry(image.path, image.index, delivery.seeds[image.index], *_maker(result, image.index)) for image in delivery.images
+    ]
+    facts: tuple[str, ...] = (_counted(len(entries), "picture"), f"{delivery.seconds:.1f} s on {_counted(len(result.workers), 'worker')}")
+    if result.alone is not None:
+        facts = (*facts, f"{result.alone.seconds:.1f} s on one")
+    sheet = save_contact_sheet(entries, SheetHeader("Distributed Comfy demo", facts, ENGINE_NOTE), out / SHEET)
+    text = "\n".join([*summary_lines(result), "", *_text_table(summary_rows(result)), "", ENGINE_NOTE, *COMFYUI_STEPS, ""])
+    for name, content in ((SUMMARY_TEXT, text), (SUMMARY_JSON, json.dumps(summary_json(result), indent=2) + "\n")):
+        with writing(out / name):
+            (out / name).write_text(content, encoding="utf-8")
+    return sheet
+
+
+def summary_json(result: DemoResult) -> dict[str, Any]:
+    """Everything measured, as JSON values; seconds are wall time unless named otherwise."""
+    delivery, alone = result.delivery, result.alone
+    names = {image.index: image.path.name for image in delivery.images}
+    return {
+        "engine": "builtin",
+        "engine_note": ENGINE_NOTE,
+        "files": [image.path.name for image in delivery.images],
+        "contact_sheet": SHEET,
+        "seconds": round(delivery.seconds, 3),
+        "seconds_on_one_worker": round(alone.seconds, 3) if alone else None,
+        "same_pixels_on_one_worker": result.same_pixels,
+        "workers": {name: [i for i, item in sorted(delivery.results.items()) if item.worker == name] for name in result.workers},
+        "items": [
+            {
+                "index": index,
+                "seed": delivery.seeds[index],
+                "worker": item.worker,
+                "engine_seconds": round(item.seconds, 4),
+                "device_class": item.device_class,
+                "file": names.get(index),
+            }
+            for index, item in sorted(delivery.results.items())
+        ],
+    }
+
+
+def forget_last_demo(out: Path) -> None:
+    """Remove the pictures that the last demo left in this folder, so that it holds those of one demo; nothing else is touched."""
+    try:
+        summary = json.loads((out / SUMMARY_JSON).read_text(encoding="utf-8"))
+        names = [*summary["files"], SHEET, SUMMARY_TEXT, SUMMARY_JSON] if summary["contact_sheet"] == SHEET else []
+    except (OSError, ValueError, KeyError, TypeError):  # no summary of ours
+        return
+    for name in names:
+        if Path(name).name == name:
+            (out / name).unlink(missing_ok=True)
+
+
+def _maker(result: DemoResult, index: int) -> tuple[str, float]:
+    item = result.delivery.results[index]
+    return item.worker, item.seconds
+
+
+def _text_table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in (COLUMNS, *rows)) for column in range(len(COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (COLUMNS, *rows)]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
