@@ -36,6 +36,15 @@ def test_eight_seeds_are_bit_identical_to_eight_plain_executions(engine: EngineC
     assert lowest < 0 and highest > 1, "values outside [0, 1] were among them"
 
 
+def test_two_equal_output_nodes_write_once_as_in_plain_comfyui(engine: EngineClient, plain: PlainComfyUI) -> None:
+    save = node("SaveImage", images=out("noise"), filename_prefix="twin")
+    prompt = {"noise": node("TinyNoise", size=16, batch_size=1, seed=9), "a": save, "b": save}
+    for name in ("twin_00001_.png", "twin_00001_.png"):
+        answer = engine.run(prompt, "a", "b")
+        assert [file[2] for file in answer["files"]] == [name]
+    assert answer["outputs"] == plain.execute(prompt)["outputs"]
+
+
 def test_saved_files_are_byte_identical_to_plain_ones(engine: EngineClient, plain: PlainComfyUI) -> None:
     prompt = {**up_to_the_images(5), "save": node("SaveImage", images=out("big"), filename_prefix="same")}
     entry = plain.execute(prompt)

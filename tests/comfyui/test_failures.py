@@ -169,6 +169,12 @@ def test_a_source_that_gets_no_data_fails_with_that_error(engine: EngineClient) 
     assert error_of(engine.run(prompt, "save", kind="last", feed=feed))[0] == "blob_missing"
 
 
+def test_a_sink_that_comfyui_serves_from_its_cache_is_an_error_and_no_empty_result(engine: EngineClient) -> None:
+    assert "captures" in engine.run(GOOD, "sink", claim_id="once")
+    code, fields = error_of(engine.run(GOOD, "sink", claim_id="once"))
+    assert (code, fields) == ("sink_did_not_run", {"node_id": "sink"})
+
+
 def test_free_unloads_the_models(engine: EngineClient) -> None:
     prompt = {"vae": node("VAELoader", vae_name="tiny_taesd16.safetensors"), **_decode("vae")}
     engine.run(prompt, "sink")
