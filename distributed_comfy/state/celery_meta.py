@@ -24,10 +24,10 @@ def template_failure(error: DistributedComfyError) -> str:
     return _meta("", -1, "FAILURE", _exception(error), None)
 
 
-def cancelled(job_id: str, index: int) -> str:
-    """Task meta of an item whose job was cancelled."""
+def template_cancelled() -> str:
+    """Task meta of an item that will not run because its job ended; written by the script that ends the job."""
     exception = {"exc_type": "TaskRevokedError", "exc_message": ["cancelled"], "exc_module": "celery.exceptions"}
-    return _meta(job_id, index, "REVOKED", exception, None)
+    return _meta("", -1, "REVOKED", exception, None)
 
 
 def _exception(error: DistributedComfyError) -> dict[str, Any]:

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import redis
-
-from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown, RedisUnreachable
-from distributed_comfy.messages import ItemResult, ItemSpec, JobRecord, Prompt, canonical_json, dump, load
+from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown
+from distributed_comfy.messages import ItemResult, ItemSpec, JobRecord, Prompt, Requirement, canonical_json, dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.matching import Matching
@@ -69,8 +67,7 @@ class JobTable:
             owner,
             to_ms(self._settings.owner_ttl_s),
             record.title,
-            dump(record.requirement),
-            dump(record.last_requirement) if record.last_requirement else "",
+            *_requirements(record),
             len(packed),
         ]
         for index, text in packed:
@@ -78,12 +75,16 @@ class JobTable:
         for name, prompt in submission.prompts.items():
             args += [name, canonical_json(prompt)]
         args += [TEMPLATES, canonical_json(templates)]
-        if self._scripts.transition("submit", *args) == "new":
-            self._matching.match_signatures((submission.signature, submission.last_signature))
+        outcome, *workers = self._scripts.run("submit", *args)
+        try:
+            if outcome == "new":
+                self._matching.match_signatures((submission.signature, submission.last_signature))
+        finally:
+            self._scripts.send_tickets(workers)
 
     def set_byte_limit(self, limit: int) -> None:
         """Cap on the bytes in flight of all jobs."""
-        self._client.hset(self._keys("limits"), "all", limit)
+        self._scripts.reply(lambda: self._client.hset(self._keys("limits"), "all", limit))
 
     # -- read ----------------------------------------------------------------------------------------------------------
     def record(self, job_id: str) -> JobRecord:
@@ -92,30 +93,30 @@ class JobTable:
         Raises:
             JobUnknown: no such job, or it ended too long ago.
         """
-        return _record(job_id, self._client.hget(self._keys("job", job_id), "record"))
+        return _record(job_id, self._field(job_id, "record"))
 
     def prompts(self, job_id: str) -> tuple[dict[str, Prompt], list[str]]:
         """The job's prompts by hash, and its spec templates."""
-        return _prompts(self._client.hgetall(self._keys("prompts", job_id)))
+        return _prompts(self._hash("prompts", job_id))
 
     def texts(self, job_id: str) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
         """`record` and `prompts` in one round trip: what a worker reads before the first item of a job; errors as `record`."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hget(self._keys("job", job_id), "record")
         pipe.hgetall(self._keys("prompts", job_id))
-        record, prompts = _reply(pipe.execute)
+        record, prompts = self._scripts.reply(pipe.execute)
         return (_record(job_id, record), *_prompts(prompts))
 
     def specs(self, job_id: str) -> dict[int, ItemSpec]:
         """Every item's spec."""
         _, templates = self.prompts(job_id)
-        stored = self._client.hgetall(self._keys("spec", job_id))
+        stored = self._hash("spec", job_id)
         specs = (unpack_spec(templates, int(index), text) for index, text in stored.items())
         return {spec.index: spec for spec in sorted(specs, key=lambda spec: spec.index)}
 
     def feed(self, job_id: str) -> str:
         """The feed of the last stage, as `unblock` stored it; empty before."""
-        return str(self._client.hget(self._keys("job", job_id), "feed") or "")
+        return self._field(job_id, "feed")
 
     def job_state(self, job_id: str) -> JobState:
         """The truth about a job.
@@ -123,25 +124,22 @@ class JobTable:
         Raises:
             JobUnknown: no such job.
         """
-        fields = self._client.hgetall(self._keys("job", job_id))
+        fields = self._hash("job", job_id)
         if "state" not in fields:
             raise JobUnknown(job_id=job_id)
         error = None
         if fields["state"] == "failed":
-            errors = self._client.hgetall(self._keys("error", job_id))
+            errors = self._hash("error", job_id)
             error = json.loads(errors[min(errors, key=int)]) if errors else None
         return _job_state(fields, error)
 
     def jobs(self) -> dict[str, JobState]:
-        """All known jobs, oldest first; those whose record expired are dropped from the listing."""
-        ids = self._client.zrange(self._keys("jobs"), 0, -1)
+        """All known jobs, oldest first; those whose record expired are left out."""
+        ids = self._scripts.reply(lambda: self._client.zrange(self._keys("jobs"), 0, -1))
         pipe = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipe.hgetall(self._keys("job", job_id))
-        found = dict(zip(ids, pipe.execute(), strict=True))
-        gone = [job_id for job_id, fields in found.items() if "state" not in fields]
-        if gone:
-            self._client.zrem(self._keys("jobs"), *gone)
+        found = dict(zip(ids, self._scripts.reply(pipe.execute), strict=True))
         return {job_id: _job_state(fields, None) for job_id, fields in found.items() if "state" in fields}
 
     def item_states(self, job_id: str) -> dict[int, ItemState]:
@@ -150,7 +148,7 @@ class JobTable:
         pipe.hkeys(self._keys("spec", job_id))
         pipe.hgetall(self._keys("item", job_id))
         pipe.hgetall(self._keys("error", job_id))
-        indexes, items, errors = _reply(pipe.execute)
+        indexes, items, errors = self._scripts.reply(pipe.execute)
         states = {int(index): ItemState("pending") for index in indexes}
         for index, text in items.items():
             states[int(index)] = _item_state(json.loads(text), errors.get(index))
@@ -161,7 +159,7 @@ class JobTable:
         pipe = self._client.pipeline(transaction=True)
         pipe.hget(self._keys("item", job_id), str(index))
         pipe.hget(self._keys("result", job_id), str(index))
-        item, result = _reply(pipe.execute)
+        item, result = self._scripts.reply(pipe.execute)
         if item is None or result is None:
             return None
         return json.loads(item)["c"], load(ItemResult, result)
@@ -170,45 +168,50 @@ class JobTable:
         """Events after ``cursor`` (empty: from now on), waiting up to ``block_s`` for the first one; the new cursor and the events."""
         key = self._keys("events", job_id)
         if not cursor:
-            newest = _reply(lambda: self._client.xrevrange(key, count=1))
+            newest = self._scripts.reply(lambda: self._client.xrevrange(key, count=1))
             cursor = newest[0][0] if newest else "0"
         block_ms = max(1, to_ms(block_s)) if block_s > 0 else None
-        reply = _reply(lambda: self._client.xread({key: cursor}, block=block_ms, count=500))
+        reply = self._scripts.reply(lambda: self._client.xread({key: cursor}, block=block_ms, count=500))
         entries = (reply[key][0] if isinstance(reply, dict) else reply[0][1]) if reply else []
         events = [_event(fields) for _, fields in entries]
         return (entries[-1][0] if entries else cursor), events
 
     def unfetched(self, job_id: str) -> int:
         """Bytes of results that nobody has fetched yet."""
-        return int(float(self._client.hget(self._keys("job", job_id), "unfetched") or 0))
+        return int(float(self._field(job_id, "unfetched") or 0))
 
     # -- collect -------------------------------------------------------------------------------------------------------
     def own(self, job_id: str, owner: str, take_over: bool = False) -> bool:
         """Keep (or take over) the owner lease; False where another owner is alive."""
         ttl_ms = to_ms(self._settings.owner_ttl_s)
-        return self._scripts.transition("collect", "own", job_id, owner, ttl_ms, "take" if take_over else "") == "ok"
+        outcome = self._scripts.transition("collect", "own", job_id, owner, ttl_ms, "take" if take_over else "")
+        if outcome == "new":  # whoever submitted it died before its signatures were matched
+            self._match(job_id)
+        return outcome in ("ok", "new")
 
     def owner(self, job_id: str) -> str:
         """Who holds the owner lease; empty where nobody does."""
-        return str(self._client.get(self._keys("owner", job_id)) or "")
+        return str(self._scripts.reply(lambda: self._client.get(self._keys("owner", job_id))) or "")
 
     def disown(self, job_id: str, owner: str) -> None:
         """Give the owner lease back at once."""
-        key = self._keys("owner", job_id)
-        if self._client.get(key) == owner:
-            self._client.delete(key)
+        self._scripts.transition("collect", "disown", job_id, owner)
 
     def mark_fetched(self, job_id: str, index: int, claim_id: str) -> None:
         """The item's bytes are no longer in flight."""
         self._scripts.transition("collect", "fetched", job_id, index, claim_id)
 
     def reopen(self, job_id: str, index: int, claim_id: str) -> bool:
-        """A blob of this result is gone or damaged: run the item again; counts as an attempt."""
-        record = self.record(job_id)
-        wire = {**BlobMissing(blob=f"of item {index}").to_wire(), "worker": "", "index": index}
-        outcome = self._scripts.transition(
-            "collect", "reopen", job_id, index, claim_id, *_requirements(record), self._settings.max_attempts, json.dumps(wire)
-        )
+        """A blob of this result is gone or damaged: run the item again; counts as an attempt.
+
+        Returns:
+            False where the item is not done by this claim (any more), or its job was cancelled or has failed.
+        """
+        error = BlobMissing(blob=f"of item {index}")
+        wire = json.dumps({**error.to_wire(), "worker": "", "index": index})
+        meta = celery_meta.failure(job_id, index, error)
+        needs = _requirements(self.record(job_id))
+        outcome = self._scripts.transition("collect", "reopen", job_id, index, claim_id, *needs, self._settings.max_attempts, wire, meta)
         if outcome == "new":
             self._match(job_id)
         return outcome in ("ok", "new")
@@ -229,16 +232,7 @@ class JobTable:
             JobUnknown: no such job.
             JobStateInvalid: it has ended.
         """
-        specs = [] if self._state_field(job_id) != "active" else self._client.hkeys(self._keys("spec", job_id))
         self._steer("cancel", job_id, "a job that has not ended", reason)
-        done = self._client.hkeys(self._keys("result", job_id))
-        pipe = self._client.pipeline(transaction=False)
-        for index in set(specs) - set(done):
-            key = self._keys.celery_meta(f"{job_id}-{index}")
-            meta = celery_meta.cancelled(job_id, int(index))
-            pipe.set(key, meta, ex=self._settings.job_ttl_s)
-            pipe.publish(key, meta)
-        pipe.execute()
 
     def pause(self, job_id: str) -> None:
         """Hand out no further items; errors as `cancel`."""
@@ -271,23 +265,21 @@ class JobTable:
         return outcome
 
     def _match(self, job_id: str) -> None:
-        sigs = self._client.hmget(self._keys("job", job_id), "sig", "last_sig")
-        self._matching.match_signatures(sig for sig in sigs if sig)
+        key = self._keys("job", job_id)
+        sigs = self._scripts.reply(lambda: self._client.hmget(key, "sig", "last_sig"))
+        self._matching.match_signatures(sig.split("!")[0] for sig in sigs if sig)
 
-    def _state_field(self, job_id: str) -> str:
-        return str(self._client.hget(self._keys("job", job_id), "state") or "")
+    def _hash(self, name: str, job_id: str) -> dict[str, str]:
+        key = self._keys(name, job_id)
+        return dict(self._scripts.reply(lambda: self._client.hgetall(key)))
 
-
-def _reply(call: Any) -> Any:
-    """The reply of a read, with a lost connection in our own words."""
-    try:
-        return call()
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise RedisUnreachable(url="the state Redis", reason=str(error), setting="DC_REDIS_URL") from error
+    def _field(self, job_id: str, name: str) -> str:
+        key = self._keys("job", job_id)
+        return str(self._scripts.reply(lambda: self._client.hget(key, name)) or "")
 
 
 def _record(job_id: str, text: str | None) -> JobRecord:
-    if text is None:
+    if not text:
         raise JobUnknown(job_id=job_id)
     return load(JobRecord, text)
 
@@ -298,7 +290,8 @@ def _prompts(stored: dict[str, str]) -> tuple[dict[str, Prompt], list[str]]:
 
 
 def _requirements(record: JobRecord) -> tuple[str, str]:
-    return dump(record.requirement), dump(record.last_requirement) if record.last_requirement else ""
+    any_worker = Requirement("", ())
+    return dump(record.requirement or any_worker), dump(record.last_requirement) if record.last_requirement else ""
 
 
 def _job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobState:

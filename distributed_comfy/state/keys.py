@@ -7,7 +7,9 @@
     error    HASH    item index -> error with its worker
     runs     HASH    item index -> "claim id|worker" of running items
     pending, back, finish    LIST    item indexes: never run; given back; last stage ready
-    q_*      ZSET    the claim index: what a worker of a matching signature may take (see claim.lua)
+    work     ZSET    signature -> items that may be claimed now
+    back_heads, finish_heads     ZSET    signature -> its oldest job with items given back, with a last stage ready
+    levels, level, heads, queue  ZSET    priorities with work -> their submitters -> their signatures -> their jobs (see claim.lua)
     worker, claims, barred, lease    one worker: facts; claim id -> "job|index"; signatures it proved unable to run; its lease
     sig_caps, cap_sigs    SET    which capability hash serves which requirement signature
 """
@@ -18,20 +20,23 @@ from dataclasses import dataclass
 _TEMPLATES = {
     "jobs": "jobs",  # ZSET job -> sequence number, for listings
     "active": "active",  # SET of jobs that have not ended
-    "capped": "capped",  # ZSET job -> sequence, out of the index because of the byte caps
+    "ended": "ended",  # ZSET job -> when its keys expire, ms
+    "capped": "capped",  # ZSET job -> sequence, out of the index until others make room or a worker joins
     "aging": "aging",  # ZSET job -> when it gains a priority step, ms
     "backoff": "backoff",  # ZSET "job|index" -> when it is claimable again, ms
     "inflight": "inflight",  # STRING bytes in flight of all jobs
-    "unsettled": "unsettled",  # SET of jobs with bytes in flight
+    "unsettled": "unsettled",  # HASH job -> its bytes in flight
     "limits": "limits",  # HASH all: cap on inflight, bytes
     "sequence": "sequence",  # STRING counter: job numbers
-    "served": "served",  # STRING counter: claims handed out
-    "reaper": "reaper",  # STRING with PX: the elected reaper
+    "served": "served",  # STRING counter: twice the claims handed out
+    "reaper": "reaper",  # STRING with PX: the elected call
+    "reaper_answer": "reaper-answer",  # LIST with PX: what that call was answered
     "reaper_facts": "reaper-facts",  # HASH run_id, last_ms, grace_ms
     "sigs": "sigs",  # HASH signature -> requirement
     "sig_refs": "sig-refs",  # HASH signature -> number of jobs
+    "matched": "matched",  # SET of signatures that have been compared with all capabilities
     "caps": "caps",  # HASH capability hash -> capability
-    "ticketed": "ticketed",  # HASH capability hash -> tickets under way
+    "idle_caps": "idle-caps",  # SET of capability hashes that have an idle worker
     "workers": "workers",  # SET of registered names
     "job": "job:{}",
     "prompts": "job:{}:prompts",
@@ -46,19 +51,26 @@ _TEMPLATES = {
     "events": "job:{}:events",  # STREAM of wake-ups
     "owner": "job:{}:owner",  # STRING with PX: who collects
     "submitter": "submitter:{}",  # HASH running, served_seq, served_ms, jobs
-    "submitter_places": "submitter:{}:places",  # SET "signature|priority"
-    "q_back": "q:{}:back",
-    "q_finish": "q:{}:finish",
-    "q_levels": "q:{}:levels",  # ZSET of priorities that have work
-    "q_submitters": "q:{}:{}",  # ZSET submitter -> running, then least recently served
-    "q_jobs": "q:{}:{}:{}",  # ZSET job -> running, then age
+    "work": "work",
+    "back_heads": "back-heads",
+    "finish_heads": "finish-heads",
+    "back_jobs": "back:{}",  # ZSET job -> sequence, of one signature
+    "finish_jobs": "finish:{}",
+    "levels": "levels",  # ZSET of priorities that have work
+    "level": "level:{}",  # ZSET submitter -> running, then least recently served
+    "heads": "heads:{}:{}",  # level, submitter: ZSET signature -> score of its first job
+    "queue": "queue:{}:{}:{}",  # level, signature, submitter: ZSET job -> running, then age
     "worker": "worker:{}",
     "claims": "worker:{}:claims",
+    "calls": "worker:{}:calls",  # HASH signature -> tickets under way that were sent for it
+    "unheld": "worker:{}:unheld",  # HASH claim -> the sign of life that did not hold it
     "barred": "worker:{}:barred",
     "lease": "worker:{}:lease",
     "starting": "worker:{}:starting",  # STRING with PX: the name is being taken
-    "idle": "idle:{}",  # SET of workers with this capability hash and a free slot
+    "idle": "idle:{}",  # ZSET worker -> claims and tickets, of those with this capability hash and a free slot
     "sig_caps": "sig:{}:caps",
+    "called": "sig:{}:called",  # HASH worker -> tickets, the other way round from calls
+    "sig_barred": "sig:{}:barred",  # SET of workers, the other way round from barred
     "cap_sigs": "cap:{}:sigs",
     "cap_workers": "cap:{}:workers",
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews

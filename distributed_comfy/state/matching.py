@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from distributed_comfy.messages import Capability, Requirement, load
 from distributed_comfy.state.scripts import Scripts
+
+_BATCH = 1000  # arguments of one script call
 
 Matches = Callable[[Requirement, Capability], bool]
 """Whether a worker of this capability can run what needs this; injected, because planning knows the rule."""
@@ -21,7 +24,7 @@ class Matching:
 
     def capabilities(self) -> dict[str, Capability]:
         """Every capability that a registered worker has, by hash."""
-        return self._capabilities(self._scripts.client.hkeys(self._scripts.keys("caps")))
+        return self._capabilities(self._ask("hkeys", "caps"))
 
     def match_signatures(self, signatures: Iterable[str]) -> None:
         """Signatures that are new: against all capabilities."""
@@ -29,27 +32,29 @@ class Matching:
         pipe = self._scripts.client.pipeline(transaction=False)
         pipe.hgetall(self._scripts.keys("sigs"))
         pipe.hkeys(self._scripts.keys("caps"))
-        stored, names = pipe.execute()
-        self._store({sig: text for sig, text in stored.items() if sig.split("!")[0] in wanted}, self._capabilities(names))
+        stored, names = self._scripts.reply(pipe.execute)
+        requirements = {sig: text for sig, text in stored.items() if sig.split("!")[0] in wanted}
+        self._store(requirements, self._capabilities(names), compared=list(requirements))
 
     def match_capability(self, name: str, capability: Capability) -> None:
         """A capability that is new: against all signatures."""
-        self._store(self._requirements(), {name: capability})
+        self._store(self._ask("hgetall", "sigs"), {name: capability}, compared=[])
 
     def _capabilities(self, names: list[str]) -> dict[str, Capability]:
         """Those of the table under these hashes; one that has just gone is left out."""
         known = self._known
         missing = [name for name in names if name not in known]
         if missing:
-            texts = self._scripts.client.hmget(self._scripts.keys("caps"), missing)
+            texts = self._ask("hmget", "caps", missing)
             known = {**known, **{name: load(Capability, text) for name, text in zip(missing, texts, strict=True) if text is not None}}
         self._known = {name: known[name] for name in names if name in known}
         return dict(self._known)
 
-    def _requirements(self) -> dict[str, str]:
-        return dict(self._scripts.client.hgetall(self._scripts.keys("sigs")))
+    def _ask(self, command: str, key: str, *args: object) -> Any:
+        name = self._scripts.keys(key)
+        return self._scripts.reply(lambda: getattr(self._scripts.client, command)(name, *args))
 
-    def _store(self, requirements: dict[str, str], capabilities: dict[str, Capability]) -> None:
+    def _store(self, requirements: dict[str, str], capabilities: dict[str, Capability], compared: list[str]) -> None:
         parsed = {sig: load(Requirement, text) for sig, text in requirements.items()}
         pairs = [
             part
@@ -58,5 +63,7 @@ class Matching:
             if self._matches(requirement, capability)
             for part in (sig, name)
         ]
-        for start in range(0, len(pairs), 1000):
-            self._scripts.transition("serve", *pairs[start : start + 1000])
+        for start in range(0, len(pairs), _BATCH):
+            self._scripts.transition("serve", 0, *pairs[start : start + _BATCH])
+        if compared:
+            self._scripts.transition("serve", len(compared), *compared)

@@ -5,27 +5,31 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
-from distributed_comfy.errors import RedisUnreachable
+from distributed_comfy.errors import ClusterUnavailable, RedisUnreachable
+from distributed_comfy.state import celery_meta
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
 
+SHARED = ("_index", "_workers", "_ends")
 SCRIPTS = ("submit", "claim", "complete", "give_back", "register", "renew", "reap", "collect", "steer", "serve")
 
 SendTickets = Callable[[Sequence[str]], None]
 """Sends one ticket to each named worker; called right after the script that decided so."""
 
+T = TypeVar("T")
+
 
 @cache
 def script_source(name: str, prefix: str) -> str:
-    """Lua source of a transition under one key prefix: key functions, shared part, the script itself."""
+    """Lua source of a transition under one key prefix: key functions, shared parts, the script itself."""
     folder = resources.files("distributed_comfy.state") / "scripts"
-    common = (folder / "_common.lua").read_text(encoding="utf-8")
-    return "\n".join((Keys(prefix).lua(), common, (folder / f"{name}.lua").read_text(encoding="utf-8")))
+    parts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in (*SHARED, name)]
+    return "\n".join((Keys(prefix).lua(), f"local REVOKED = [==[{celery_meta.template_cancelled()}]==]", *parts))
 
 
 class Scripts:
@@ -49,8 +53,16 @@ class Scripts:
         Raises:
             RedisUnreachable: no answer; the transition may or may not have happened, and may be repeated.
         """
+        return [str(part) for part in self.reply(lambda: self._scripts[name](keys=(), args=args))]
+
+    def reply(self, call: Callable[[], T]) -> T:
+        """What ``call`` gets from Redis, with a lost connection in our own words.
+
+        Raises:
+            RedisUnreachable: no answer.
+        """
         try:
-            return [str(part) for part in self._scripts[name](keys=(), args=args)]
+            return call()
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnreachable(url="the state Redis", reason=str(error), setting="DC_REDIS_URL") from error
 
@@ -61,7 +73,14 @@ class Scripts:
         return outcome
 
     def send_tickets(self, workers: Sequence[str]) -> None:
-        """One ticket for each name."""
-        if workers:
-            log.debug("tickets to %s", " ".join(workers))
+        """One ticket for each name.
+
+        The transition has happened, and its outcome matters more than a ticket: one that cannot be sent is replaced by the reaper.
+        """
+        if not workers:
+            return
+        log.debug("tickets to %s", " ".join(workers))
+        try:
             self._send_tickets(workers)
+        except ClusterUnavailable as error:
+            log.warning("tickets to %s were not sent (%s); the reaper sends new ones", " ".join(workers), error)

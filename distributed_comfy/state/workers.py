@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -29,7 +30,11 @@ class Renewal:
     alive: bool
     """False: this worker was declared dead; interrupt, drop and register anew."""
     lost: tuple[str, ...] = ()
-    """Claims among those held that are not valid any more."""
+    """Claims among those held that the table does not know (any more).
+
+    To act on only where the engine has had the item since before the call: a claim that was being asked for was unknown then, and one
+    whose end was being entered is known no longer; the answers to those calls decide about them.
+    """
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,32 @@ class WorkerTable:
         Raises:
             WorkerNameTaken: a live worker of another incarnation has the name; field ``lease_ms`` says how long its lease still runs.
         """
-        lease_ms = to_ms(self._settings.lease_ttl_s)
-        text = json.dumps(asdict(facts))
         outcome, *rest = self._scripts.run(
-            "register", facts.name, incarnation, capability_hash, self._settings.slots, lease_ms, text, "", dump(capability)
+            "register",
+            facts.name,
+            incarnation,
+            capability_hash,
+            self._settings.slots,
+            to_ms(self._settings.lease_ttl_s),
+            json.dumps(asdict(facts)),
+            dump(capability),
+            self._settings.max_attempts,
+            *_lost_worker(facts.name),
         )
         if outcome == "taken":
             raise WorkerNameTaken(name=facts.name, lease_ms=int(rest[0]))
-        self._scripts.send_tickets(rest)
-        self._matching.match_capability(capability_hash, capability)
+        try:
+            self._matching.match_capability(capability_hash, capability)
+        finally:
+            self._scripts.send_tickets(rest)
 
     def renew(self, name: str, incarnation: str, held: Iterable[str]) -> Renewal:
-        """Say that the worker lives and holds these claims (those it is just asking for included)."""
-        tick_ms = to_ms(self._settings.reaper_interval_s)
-        outcome, count, *rest = self._scripts.run("renew", name, incarnation, to_ms(self._settings.lease_ttl_s), tick_ms, *held)
+        """Say that the worker lives and holds these claims (those it is just asking for included).
+
+        What the table thinks it runs goes back when two calls in a row do not hold it.
+        """
+        lease_ms, tick_ms = to_ms(self._settings.lease_ttl_s), to_ms(self._settings.reaper_interval_s)
+        outcome, count, *rest = self._scripts.run("renew", name, incarnation, lease_ms, tick_ms, uuid.uuid4().hex, *held)
         if outcome == "dead":
             return Renewal(alive=False)
         lost = tuple(rest[: int(count)])
@@ -79,14 +96,15 @@ class WorkerTable:
 
     def reserve_name(self, name: str, for_s: float = 120.0) -> bool:
         """Keep a name free for a worker that is starting; False where another one is doing so."""
-        return bool(self._scripts.client.set(self._scripts.keys("starting", name), 1, nx=True, px=to_ms(for_s)))
+        client, key = self._scripts.client, self._scripts.keys("starting", name)
+        return bool(self._scripts.reply(lambda: client.set(key, 1, nx=True, px=to_ms(for_s))))
 
     def suspend(self, name: str, incarnation: str) -> None:
         """Call the worker no more until it registers again: its engine is down, or it is about to end."""
         self._scripts.transition("steer", "suspend", name, incarnation)
 
     def leave(self, name: str, incarnation: str) -> None:
-        """End the lease at once; the next tick of the reaper takes the worker off the table."""
+        """End the lease at once: what the worker has goes back, and the next tick of the reaper takes it off the table."""
         self._scripts.transition("steer", "leave", name, incarnation)
 
     # -- items ---------------------------------------------------------------------------------------------------------
@@ -96,12 +114,14 @@ class WorkerTable:
         Raises:
             WorkerLost: this worker was declared dead and must register anew.
         """
-        answer = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s))
-        if answer[0] == "dead":
+        outcome, *rest = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s))
+        if outcome == "dead":
             raise WorkerLost(worker=name)
-        if answer[0] == "none":
+        fields = 4 if outcome == "item" else 0
+        self._scripts.send_tickets(rest[fields:])
+        if outcome == "none":
             return None
-        _, job_id, index, packed, attempt = answer
+        job_id, index, packed, attempt = rest[:fields]
         return Claim(claim_id, job_id, int(index), packed, int(attempt))
 
     def complete(self, name: str, incarnation: str, claim: Claim, result: ItemResult) -> bool:
@@ -143,20 +163,17 @@ class WorkerTable:
     def reap(self, process_id: str) -> Reaped:
         """One tick; does nothing where another process was elected."""
         interval_ms = to_ms(self._settings.reaper_interval_s)
-        error = WorkerLost(worker="(its lease ran out)")
-        run_id = str(self._scripts.client.info("server")["run_id"])
+        run_id = str(self._scripts.reply(lambda: self._scripts.client.info("server"))["run_id"])
         answer = self._scripts.run(
             "reap",
-            process_id,
+            f"{process_id} {uuid.uuid4().hex}",
             max(1, int(interval_ms * 0.9)),
             interval_ms,
             to_ms(self._settings.lease_ttl_s),
             run_id,
             to_ms(self._settings.ownerless_ttl_s),
             self._settings.max_attempts,
-            to_ms(self._settings.retry_backoff_s),
-            json.dumps({**error.to_wire(), "worker": ""}),
-            celery_meta.template_failure(error),
+            *_lost_worker("(its lease ran out)"),
         )
         gone, rest = _counted(answer)
         abandoned, workers = _counted(rest)
@@ -167,15 +184,21 @@ class WorkerTable:
     def workers(self) -> list[WorkerState]:
         """All registered workers, by name."""
         client, keys = self._scripts.client, self._scripts.keys
-        names = sorted(client.smembers(keys("workers")))
+        names = sorted(self._scripts.reply(lambda: client.smembers(keys("workers"))))
         pipe = client.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(keys("worker", name))
             pipe.hvals(keys("claims", name))
             pipe.pttl(keys("lease", name))
-        replies = pipe.execute()
+        replies = self._scripts.reply(pipe.execute)
         rows = zip(names, replies[0::3], replies[1::3], replies[2::3], strict=True)
         return [_worker_state(fields, claims, lease_ms) for _, fields, claims, lease_ms in rows if "facts" in fields]
+
+
+def _lost_worker(name: str) -> tuple[str, str]:
+    """Error and task meta of an item that has used up its attempts on workers that were lost."""
+    error = WorkerLost(worker=name)
+    return json.dumps({**error.to_wire(), "worker": ""}), celery_meta.template_failure(error)
 
 
 def _counted(parts: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

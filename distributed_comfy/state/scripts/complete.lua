@@ -10,14 +10,7 @@ if item.s == 'done' and item.c == claim then
   if facts.inc == inc and facts.tickets > 0 then return {'ok', name} end -- the first answer, and its ticket, may have been lost
   return {'ok'}
 end
-if job.state ~= 'active' or item.s ~= 'running' or item.c ~= claim then
-  local out = {'lost'}
-  if facts.inc == inc then
-    call('HDEL', K.claims(name), claim)
-    call_self(name, facts, out)
-  end
-  return out
-end
+if job.state ~= 'active' or item.s ~= 'running' or item.c ~= claim then return {'lost'} end
 local bytes = num(ARGV[7])
 call('HSET', K.result(id), index, ARGV[6])
 stop_running(job, index, item)
@@ -30,13 +23,8 @@ job_set(job, 'done', 'unfetched', 'largest')
 publish_meta(id, index, ARGV[8], call('HGET', K.job(id), 'ttl_s'))
 event(id, 'done', index, claim, name)
 local out = {'ok'}
-if job.done == job.total then
-  end_job(job, 'done', '', out)
-elseif call('ZSCORE', K.capped(), id) then
-  offer(job, out)
-else
-  place(job)
-end
+if job.done == job.total then end_job(job, 'done', '', out) else offer(job, out) end
+offer_room(out)
 facts = worker_read(name)
-if facts.inc == inc then call_self(name, facts, out) end
+if facts.inc == inc then look_for_work(name, facts, out) end
 return out

@@ -5,33 +5,31 @@
 local name, inc, claim, id, index, how = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local job = job_read(id)
 local item = item_read(id, index)
-local facts = worker_read(name)
-if job.state ~= 'active' or item.s ~= 'running' or item.c ~= claim then
-  local out = {'lost'}
-  if facts.inc == inc then
-    call('HDEL', K.claims(name), claim)
-    call_self(name, facts, out)
-  end
-  return out
-end
+if job.state ~= 'active' or item.s ~= 'running' or item.c ~= claim then return {'lost'} end
 
 -- A job that must avoid a worker gets a signature of its own, so that nobody else's claims are touched.
-local function bar(field)
-  local own = string.sub(job[field], -#id - 1) == '!' .. id and job[field] or job[field] .. '!' .. id
-  if own ~= job[field] then
-    call('SUNIONSTORE', K.sig_caps(own), K.sig_caps(job[field]))
-    call('HSET', K.sigs(), own, call('HGET', K.sigs(), job[field]))
-    for _, cap in ipairs(call('SMEMBERS', K.sig_caps(own))) do call('SADD', K.cap_sigs(cap), own) end
-    call('HINCRBY', K.sig_refs(), own, 1)
-    local old = {state = 'moving', paused = 0, parked = 0}
-    for key, value in pairs(job) do if old[key] == nil then old[key] = value end end
-    place(old) -- leaves the index under its old signature
-    job.place, job.inflight = old.place, old.inflight
-    release_signature(job[field])
-    job[field] = own
-    job_set(job, field)
-  end
+local function own_signature(field)
+  local plain = job[field]
+  if string.sub(plain, -#id - 1) == '!' .. id then return plain end
+  local own = plain .. '!' .. id
+  call('SUNIONSTORE', K.sig_caps(own), K.sig_caps(plain))
+  for _, cap in ipairs(call('SMEMBERS', K.sig_caps(own))) do call('SADD', K.cap_sigs(cap), own) end
+  call('HSET', K.sigs(), own, call('HGET', K.sigs(), plain))
+  call('HINCRBY', K.sig_refs(), own, 1)
+  if call('SISMEMBER', K.matched(), plain) == 1 then call('SADD', K.matched(), own) end
+  job.state = 'moving' -- takes the job out of the index under its old signature
+  place(job)
+  job.state = 'active'
+  release_signature(plain)
+  job[field] = own
+  job_set(job, field)
+  return own
+end
+
+local function bar(field) -- false where no worker is left that may run it
+  local own = own_signature(field)
   call('SADD', K.barred(name), own)
+  call('SADD', K.sig_barred(own), name)
   for _, cap in ipairs(call('SMEMBERS', K.sig_caps(own))) do
     for _, other in ipairs(call('SMEMBERS', K.cap_workers(cap))) do
       if call('SISMEMBER', K.barred(other), own) == 0 then return true end
@@ -41,21 +39,21 @@ local function bar(field)
 end
 
 local out = {'ok'}
-if how == 'final' then
-  stop_running(job, index, item)
-  fail_item(job, index, item, claim, name, ARGV[7], ARGV[11], out)
-  out[1] = 'failed'
+local class, wait_ms, goes_back = '', 0, how ~= 'final'
+if how == 'retry' then class, wait_ms = ARGV[8], num(ARGV[10]) end
+if how == 'lacks' then goes_back = bar(index == job.last and 'last_sig' or 'sig') end
+if goes_back then
+  goes_back = give_back(job, index, item, class, num(ARGV[9]), wait_ms)
 else
-  local able = how ~= 'lacks' or bar(index == job.last and 'last_sig' or 'sig')
-  local class = how == 'retry' and ARGV[8] or ''
-  local wait = how == 'retry' and num(ARGV[10]) or 0
-  if able and give_back(job, index, item, class, num(ARGV[9]), wait) then
-    offer(job, out)
-  else
-    if able then out[1] = 'failed' else stop_running(job, index, item); out[1] = 'failed' end
-    fail_item(job, index, item, claim, name, ARGV[7], ARGV[11], out)
-  end
+  stop_running(job, index, item)
 end
-facts = worker_read(name)
-if facts.inc == inc then call_self(name, facts, out) end
+if goes_back then
+  offer(job, out)
+else
+  out[1] = 'failed'
+  fail_item(job, index, item, claim, name, ARGV[7], ARGV[11], out)
+end
+offer_room(out)
+local facts = worker_read(name)
+if facts.inc == inc then look_for_work(name, facts, out) end
 return out

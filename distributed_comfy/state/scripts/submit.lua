@@ -1,10 +1,10 @@
 -- A job enters the table.  Idempotent: a known job id changes nothing.
 -- ARGV  job, record, submitter, priority, sig, last_sig or '', cap bytes, aging ms, ttl s, last index or '', host, owner, owner lease ms,
 --       title, requirement, last requirement, count, then `count` times: index, packed spec;  then pairs: prompt hash, prompt.
--- Writes job, jobs, active, spec, prompts, pending | item (last stage: blocked), owner, submitter, sig_refs, the index.
--- Gives  {'ok' | 'new' (a signature that no capability has been matched with yet) | 'known', worker...}
+-- Writes job, jobs, active, spec, prompts, pending | item (last stage: blocked), owner, submitter, sigs, the index.
+-- Gives  {'ok' | 'new' (a signature has not been matched with the capabilities yet), worker...}
 local id = ARGV[1]
-if call('EXISTS', K.job(id)) == 1 then return {'known'} end
+if call('EXISTS', K.job(id)) == 1 then return {unmatched(job_read(id)) and 'new' or 'ok'} end
 local seq = call('INCR', K.sequence())
 local count, last = tonumber(ARGV[17]), ARGV[10]
 call('HSET', K.job(id), 'record', ARGV[2], 'submitter', ARGV[3], 'base', ARGV[4], 'level', ARGV[4], 'sig', ARGV[5], 'last_sig', ARGV[6],
@@ -13,9 +13,7 @@ call('HSET', K.job(id), 'record', ARGV[2], 'submitter', ARGV[3], 'base', ARGV[4]
 call('ZADD', K.jobs(), seq, id)
 call('SADD', K.active(), id)
 call('SET', K.owner(id), ARGV[12], 'PX', ARGV[13])
-if call('HSETNX', K.submitter(ARGV[3]), 'served_seq', num(call('GET', K.served()))) == 1 then call('HSET', K.submitter(ARGV[3]), 'served_ms', 0) end
-call('HINCRBY', K.submitter(ARGV[3]), 'jobs', 1)
-local new = use_signatures(job_read(id), ARGV[15], ARGV[16])
+submitter_enter(ARGV[3])
 local at = 18
 for _ = 1, count do
   local index, spec = ARGV[at], ARGV[at + 1]
@@ -27,6 +25,8 @@ while ARGV[at] do
   call('HSET', K.prompts(id), ARGV[at], ARGV[at + 1])
   at = at + 2
 end
-local out = {new and 'new' or 'ok'}
-offer(job_read(id), out)
+local job = job_read(id)
+use_signatures(job, ARGV[15], ARGV[16])
+local out = {unmatched(job) and 'new' or 'ok'}
+offer(job, out)
 return out
