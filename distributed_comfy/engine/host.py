@@ -210,6 +210,8 @@ class _Child:
 
     def close(self, timeout_s: float) -> None:
         self._wanted = True
+        if not self.ready:
+            timeout_s = 0.0  # it hears no order before it has imported everything, and has nothing that could be lost
         if timeout_s > 0:
             self.order(Close())
         if not self.gone.wait(timeout_s) and self._process is not None:
@@ -225,6 +227,8 @@ class _Child:
             self._settle(EngineStartFailed(reason=f"{self._options.python} cannot be started: {error}"))
             self.gone.set()
             return
+        if self._wanted:  # `close` came while there was nothing to kill yet
+            kill_all(process)
         assert process.stdin is not None and process.stdout is not None
         self._writer = MessageWriter(process.stdin)
         threading.Thread(target=self._watch, args=(process,), name=f"engine watch {self._options.worker}", daemon=True).start()
