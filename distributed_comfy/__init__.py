@@ -11,7 +11,6 @@ there: in ComfyUI's own interpreter.
 """
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +25,9 @@ __all__ = ["Delivery", "Job", "JobState", "cancel", "submit", "watch"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("distributed_comfy.orchestrator.api"), name)
+    from distributed_comfy.orchestrator import api
+
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:

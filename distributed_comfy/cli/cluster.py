@@ -1,6 +1,7 @@
 """A connection for commands that only look or give an order."""
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.servers import redis_servers
 from distributed_comfy.settings import Settings, read_settings
 from tasks.cluster import Cluster, open_cluster
+from tasks.reaper import reap_once
 
 
 @contextmanager
@@ -21,6 +23,7 @@ def connected(output: Output, settings: Settings | None = None) -> Iterator[Clus
     with redis_servers(settings) as servers:
         cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
         try:
+            reap_once(cluster, secrets.token_hex(8))  # whoever looks sees the truth, also where nobody else reaps
             yield cluster
         finally:
             cluster.close()

@@ -1,7 +1,7 @@
 """What all commands share: the group that turns errors into exit statuses, JSON, settings, and the way Ctrl-C ends a run."""
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -9,13 +9,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
 
+import distributed_comfy
 from distributed_comfy.cli.output import Output
-from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, ForeignPackage
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +31,10 @@ class Commands(click.Group):
     """Loads a command when it is called, and turns our errors into one line on standard error and their exit status.
 
     Args:
-        lazy: name -> ("module:attribute", one line for the overview).
+        lazy: name -> (what imports the command, one line for the overview).
     """
 
-    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]] | None = None, **extra: Any) -> None:
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[Callable[[], click.Command], str]] | None = None, **extra: Any) -> None:
         super().__init__(*args, **extra)
         self._lazy = dict(lazy or {})
 
@@ -44,9 +46,8 @@ class Commands(click.Group):
         """Import the command."""
         if cmd_name not in self._lazy:
             return None
-        module, _, attribute = self._lazy[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        _refuse_foreign_packages()
+        return self._lazy[cmd_name][0]()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The overview, without importing anything."""
@@ -77,6 +78,18 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 1
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse_foreign_packages() -> None:
+    """``tasks`` is also a name on the package index, and whoever stands first on the path wins.
+
+    Raises:
+        ForeignPackage: it is not the one beside this package.
+    """
+    ours = Path(distributed_comfy.__file__).parent.parent / "tasks"
+    spec = importlib.util.find_spec("tasks")
+    if spec is None or not spec.origin or Path(spec.origin).parent != ours:
+        raise ForeignPackage(package="tasks", path=spec.origin if spec else "nowhere")
 
 
 def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:

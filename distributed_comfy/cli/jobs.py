@@ -103,7 +103,7 @@ def _show_item_error(output: Output, job_id: str, index: int, item: ItemState) -
         output.say(f"  {line}")
 
 
-@jobs.command()
+@jobs.command(short_help="Stop a job.")
 @click.argument("job_id", metavar="JOB")
 @click.option("--reason", default="cancelled by hand", metavar="TEXT", help="Shown to whoever collects it.")
 @json_option
@@ -115,7 +115,7 @@ def cancel(output: Output, /, job_id: str, reason: str) -> None:
         _say_state(output, cluster, job_id, "is cancelled")
 
 
-@jobs.command()
+@jobs.command(short_help="Run failed and unfinished items again.")
 @click.argument("job_id", metavar="JOB")
 @json_option
 @click.pass_obj
@@ -148,7 +148,7 @@ def resume(output: Output, /, job_id: str) -> None:
         _say_state(output, cluster, job_id, "goes on")
 
 
-@jobs.command()
+@jobs.command(short_help="Change a job's priority, 0 (last) to 9 (first).")
 @click.argument("job_id", metavar="JOB")
 @click.argument("number", type=click.IntRange(0, 9), metavar="N")
 @json_option
@@ -160,7 +160,7 @@ def priority(output: Output, /, job_id: str, number: int) -> None:
         _say_state(output, cluster, job_id, f"has priority {number}")
 
 
-@jobs.command()
+@jobs.command(short_help="Take over a job that nobody collects, and save it.")
 @click.argument("job_id", metavar="JOB")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
 @json_option

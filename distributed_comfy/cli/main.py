@@ -1,4 +1,4 @@
-"""``distributed-comfy``: the commands and what they are for."""
+"""``distributed-comfy``: the commands and what they are for; each is imported when it is called, so that help comes at once."""
 from __future__ import annotations
 
 import click
@@ -6,12 +6,43 @@ import click
 from distributed_comfy import __version__
 from distributed_comfy.cli.commands import Commands
 
+
+def _demo() -> click.Command:
+    from distributed_comfy.cli.demo import demo
+
+    return demo
+
+
+def _run() -> click.Command:
+    from distributed_comfy.cli.run import run
+
+    return run
+
+
+def _worker() -> click.Command:
+    from distributed_comfy.cli.worker import worker
+
+    return worker
+
+
+def _workers() -> click.Command:
+    from distributed_comfy.cli.workers import workers
+
+    return workers
+
+
+def _jobs() -> click.Command:
+    from distributed_comfy.cli.jobs import jobs
+
+    return jobs
+
+
 _COMMANDS = {
-    "demo": ("distributed_comfy.cli.demo:demo", "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
-    "run": ("distributed_comfy.cli.run:run", "Run a prompt on all workers and save what it makes."),
-    "worker": ("distributed_comfy.cli.worker:worker", "Serve one GPU (or the CPU) until it is stopped."),
-    "workers": ("distributed_comfy.cli.workers:workers", "List workers; drain and undrain them."),
-    "jobs": ("distributed_comfy.cli.jobs:jobs", "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
+    "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
+    "run": (_run, "Run a prompt on all workers and save what it makes."),
+    "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
+    "workers": (_workers, "List workers; drain and undrain them."),
+    "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
 }
 
 

@@ -15,15 +15,13 @@ from PIL import Image
 
 from distributed_comfy.errors import RunInterrupted
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
-from distributed_comfy.orchestrator.demo_summary import forget_last_demo
+from distributed_comfy.orchestrator.demo_summary import ALONE_FOLDER, forget_last_demo, remember_pictures
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import Reporter, RunOptions, open_session, run_on
 from distributed_comfy.orchestrator.servers import redis_servers
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster
-
-_ALONE_FOLDER = ".one-worker"
 
 
 @dataclass(frozen=True)
@@ -79,26 +77,28 @@ def run_demo(settings: Settings, options: DemoOptions, reporter: Reporter) -> De
 def _run_jobs(cluster: Cluster, given: GivenPrompt, run: RunOptions, options: DemoOptions, reporter: Reporter) -> DemoResult:
     workers = tuple(state.facts.name for state in cluster.workers.workers())
     options.on_phase(f"{len(workers)} workers")
-    together = _checked(run_on(cluster, given, run, reporter), options.stop)
+    together = run_on(cluster, given, run, reporter)
+    remember_pictures(together, options.out)
+    _check(together, options.stop)
     if len(workers) == 1:
         return DemoResult(together, workers)
     options.on_phase("one worker")
-    folder = options.out / _ALONE_FOLDER
+    folder = options.out / ALONE_FOLDER
     try:
         with _drained(cluster, set(workers) - {_fresh_worker(together, workers)}):
-            alone = _checked(run_on(cluster, given, replace(run, out=folder), reporter), options.stop)
+            alone = run_on(cluster, given, replace(run, out=folder), reporter)
+        _check(alone, options.stop)
         same = all(_same_pixels(first.path, second.path) for first, second in zip(together.images, alone.images, strict=True))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return DemoResult(together, workers, alone, same)
 
 
-def _checked(delivery: Delivery, stop: threading.Event) -> Delivery:
+def _check(delivery: Delivery, stop: threading.Event) -> None:
     if stop.is_set():
         raise RunInterrupted(when="before the demo was over")
     if delivery.error is not None:
         raise delivery.error
-    return delivery
 
 
 def _fresh_worker(delivery: Delivery, workers: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,14 @@ from distributed_comfy.collector.contact_sheet import SheetEntry, SheetHeader, s
 from distributed_comfy.collector.naming import writing
 
 if TYPE_CHECKING:
+    from distributed_comfy.orchestrator.delivery import Delivery
     from distributed_comfy.orchestrator.demo import DemoResult
 
 SHEET = "contact-sheet.png"
 SUMMARY_JSON = "summary.json"
 SUMMARY_TEXT = "summary.txt"
+ALONE_FOLDER = ".one-worker"
+"""Takes the pictures of the second job, until they were compared."""
 COLUMNS = ("ITEM", "SEED", "WORKER", "SECONDS", "FILE")
 
 ENGINE_NOTE = "These pictures were made by the built-in engine, a small seeded generator: no ComfyUI and no model took part."
@@ -103,8 +107,16 @@ def summary_json(result: DemoResult) -> dict[str, Any]:
     }
 
 
+def remember_pictures(delivery: Delivery, out: Path) -> None:
+    """Leave a summary with the names of the pictures alone, for `forget_last_demo` after a demo that was interrupted."""
+    with writing(out / SUMMARY_JSON):
+        names = [image.path.name for image in delivery.images]
+        (out / SUMMARY_JSON).write_text(json.dumps({"contact_sheet": SHEET, "files": names}) + "\n", encoding="utf-8")
+
+
 def forget_last_demo(out: Path) -> None:
-    """Remove the pictures that the last demo left in this folder, so that it holds those of one demo; nothing else is touched."""
+    """Remove what the last demo left in this folder, so that it holds the pictures of one demo; nothing else is touched."""
+    shutil.rmtree(out / ALONE_FOLDER, ignore_errors=True)  # left by one that was killed
     try:
         summary = json.loads((out / SUMMARY_JSON).read_text(encoding="utf-8"))
         names = [*summary["files"], SHEET, SUMMARY_TEXT, SUMMARY_JSON] if summary["contact_sheet"] == SHEET else []
