@@ -48,7 +48,7 @@ class CapabilityReader:
         with self._one_listing_per_folder():
             for name, node_class in sorted(classes.items()):
                 self._read_class(catalogue, name, node_class)
-        log.info("read %d node classes in %.2f s", len(classes), time.monotonic() - began)
+        log.debug("read %d node classes in %.2f s", len(classes), time.monotonic() - began)
         return {
             "node_classes": tuple(sorted(classes)),
             "output_classes": tuple(sorted(name for name, node_class in classes.items() if is_output_node(node_class))),

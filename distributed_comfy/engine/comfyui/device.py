@@ -9,7 +9,10 @@ from typing import Any
 from distributed_comfy.engine.comfyui.launch import PARTNER_NODES
 from distributed_comfy.engine.options import EngineOptions
 
-WITHOUT_EFFECT = ("--port", "--listen", "--verbose", "--preview-method", "--preview-size", "--log-stdout", PARTNER_NODES)
+WITHOUT_EFFECT = (
+    "--port", "--listen", "--verbose", "--log-stdout", "--preview-method", "--preview-size", "--cache-classic", "--cache-lru", "--cache-none",
+    "--cache-ram", "--database-url", "--extra-model-paths-config", PARTNER_NODES,
+)  # fmt: skip
 """ComfyUI arguments that do not touch results."""
 
 

@@ -62,8 +62,8 @@ def install_scope(execution: Any, classes: dict[str, Any], scope: RunScope) -> N
       input (V3 ``accept_all_inputs``, packs with dict subclasses that contain every key): those would get a stray argument;
     - deleting the nodes from the executor's cache: the cache's inside differs from version to version, and newer ones ask external
       cache providers as well;
-    - the change marker (``IS_CHANGED``) that ComfyUI mixes into each node's cache key: one method with the same shape since 0.3.40,
-      asked for every node, reaches neither validation nor the call, and everything upstream keeps its key.  This one is used.
+    - the change marker (``IS_CHANGED``) that ComfyUI mixes into each node's cache key: one method, the same in 0.3.64, 0.16 and later,
+      asked for every node; it reaches neither validation nor the call, and everything upstream keeps its key.  This one is used.
 
     Args:
         execution: ComfyUI's ``execution`` module.

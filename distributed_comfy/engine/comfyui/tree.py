@@ -25,6 +25,8 @@ from distributed_comfy.errors import EngineStartFailed
 log = logging.getLogger(__name__)
 
 EXECUTOR_TIMEOUT_S = 60.0
+HOOK_BREAKER = "hook_breaker_ac10a0"
+"""ComfyUI's module that keeps packs from replacing core functions for good."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class ComfyTree:
         self.collect()
 
     def collect(self) -> None:
-        """Collect garbage and give unused device memory back, as ComfyUI does between prompts."""
+        """Collect garbage, give unused device memory back and undo packs' changes of core functions, as ComfyUI does between prompts."""
         gc.collect()
         self.model_management.soft_empty_cache()
+        if HOOK_BREAKER in sys.modules:
+            sys.modules[HOOK_BREAKER].restore_functions()
 
     def forget_listings(self) -> None:
         """Let ComfyUI list its model folders afresh.
