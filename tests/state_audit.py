@@ -4,11 +4,70 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from tests.state_cluster import Cluster
 
 STEP = 2**40
+
+
+def snapshot(client: Any) -> dict[str, Any]:
+    """Every key of the server with its value: str, list, set, or dict (hashes; sorted sets with their scores; streams without ids)."""
+    readers = {
+        "string": lambda pipe, key: pipe.get(key),
+        "list": lambda pipe, key: pipe.lrange(key, 0, -1),
+        "set": lambda pipe, key: pipe.smembers(key),
+        "hash": lambda pipe, key: pipe.hgetall(key),
+        "zset": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
+        "stream": lambda pipe, key: pipe.xrange(key),
+    }
+    keys = sorted(client.keys())
+    pipe = client.pipeline(transaction=True)
+    for key in keys:
+        pipe.type(key)
+    types = pipe.execute()
+    for key, kind in zip(keys, types, strict=True):
+        if kind != "none":
+            readers[kind](pipe, key)
+    found = [(key, kind) for key, kind in zip(keys, types, strict=True) if kind != "none"]
+    shapes = {"zset": dict, "stream": lambda entries: [fields for _, fields in entries]}
+    rows = zip(found, pipe.execute(), strict=True)
+    return {key: shapes.get(kind, lambda value: value)(value) for (key, kind), value in rows if value is not None}
+
+
+class _Snapshot:
+    """Answers the reading commands from one snapshot."""
+
+    def __init__(self, client: Any) -> None:
+        self._keys = snapshot(client)
+
+    def get(self, key: str) -> Any:
+        return self._keys.get(key)
+
+    def exists(self, key: str) -> bool:
+        return key in self._keys
+
+    def hgetall(self, key: str) -> dict[str, str]:
+        return dict(self._keys.get(key, {}))
+
+    def hget(self, key: str, name: str) -> Any:
+        return self.hgetall(key).get(name)
+
+    def hkeys(self, key: str) -> list[str]:
+        return list(self.hgetall(key))
+
+    def members(self, key: str) -> set[str]:
+        return set(self._keys.get(key, ()))
+
+    def entries(self, key: str) -> list[str]:
+        return list(self._keys.get(key, ()))
+
+    def scores(self, key: str) -> dict[str, float]:
+        return dict(self._keys.get(key, {}))
+
+    def matching(self, pattern: str) -> dict[str, Any]:
+        return {key: value for key, value in self._keys.items() if fnmatchcase(key, pattern)}
 
 
 @dataclass
@@ -32,13 +91,14 @@ class Audit:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._redis = cluster.client
         self._key = cluster.key
+        self._redis = _Snapshot(cluster.client)
 
     def check(self) -> None:
-        """Everything."""
+        """Everything, as it is now."""
+        self._redis = _Snapshot(self._cluster.client)
         truth = _Truth()
-        for job_id in self._redis.zrange(self._key("jobs"), 0, -1):
+        for job_id in self._redis.scores(self._key("jobs")):
             fields = self._redis.hgetall(self._key("job", job_id))
             if fields:
                 self._job(truth, job_id, fields)
@@ -53,7 +113,7 @@ class Audit:
         states = Counter(row["s"] for row in rows.values())
         counted = {name: int(fields.get(name, 0)) for name in ("running", "done", "failed", "total")}
         assert counted == {**{name: states[name] for name in ("running", "done", "failed")}, "total": len(rows)}, (job_id, counted, states)
-        lists = {name: self._redis.lrange(self._key(name, job_id), 0, -1) for name in ("pending", "back", "finish")}
+        lists = {name: self._redis.entries(self._key(name, job_id)) for name in ("pending", "back", "finish")}
         self._listed(job_id, rows, lists, fields.get("last", ""))
         results = set(self._redis.hkeys(self._key("result", job_id)))
         assert results == {index for index, row in rows.items() if row["s"] == "done"}, (job_id, results)
@@ -87,7 +147,7 @@ class Audit:
         assert sorted(listed) == sorted(index for index, row in rows.items() if row["s"] == "pending"), (job_id, lists, rows)
         assert set(lists["finish"]) <= {last}
         assert last not in lists["pending"] + lists["back"]
-        waiting = {entry.split("|")[1] for entry in self._redis.zrange(self._key("backoff"), 0, -1) if entry.startswith(f"{job_id}|")}
+        waiting = {entry.split("|")[1] for entry in self._redis.scores(self._key("backoff")) if entry.startswith(f"{job_id}|")}
         assert waiting == {index for index, row in rows.items() if row["s"] == "waiting"}, (job_id, waiting)
 
     def _active(self, truth: _Truth, job_id: str, fields: dict[str, str], lists: dict[str, list[str]]) -> None:
@@ -106,7 +166,7 @@ class Audit:
             return
         room, full = self._room(fields, len(lists["back"]) + len(lists["pending"]))
         shown = int(fields.get("offered", 0))
-        full = full or self._redis.zscore(self._key("capped"), job_id) is not None
+        full = full or job_id in self._redis.scores(self._key("capped"))
         assert shown == room or (full and shown == 0), (job_id, shown, room)  # the cap on all follows from others: known at the next look
         if not shown:
             return
@@ -122,8 +182,8 @@ class Audit:
         running, unfetched, largest = (int(fields.get(name, 0)) for name in ("running", "unfetched", "largest"))
         room, full = wanted, False
         if not largest and not int(fields.get("done", 0)):
-            caps = self._redis.smembers(self._key("sig_caps", fields["sig"]))
-            room = 2 * sum(self._redis.scard(self._key("cap_workers", cap)) for cap in caps) - running
+            caps = self._redis.members(self._key("sig_caps", fields["sig"]))
+            room = 2 * sum(len(self._redis.members(self._key("cap_workers", cap))) for cap in caps) - running
         elif largest:
             room = (int(fields["cap"]) - unfetched) // largest - running
             limit = int(self._redis.hget(self._key("limits"), "all") or 2**32)
@@ -156,15 +216,15 @@ class Audit:
         return int(fields.get("running", 0)) * STEP + int(fields.get("served_seq", 0))
 
     def _counters(self, truth: _Truth) -> None:
-        assert set(self._redis.smembers(self._key("active"))) == truth.active
-        keys = list(self._redis.scan_iter(self._key("submitter", "*")))
-        users = {key.removeprefix(self._key("submitter", "")): self._redis.hgetall(key) for key in keys}
+        assert self._redis.members(self._key("active")) == truth.active
+        found = self._redis.matching(self._key("submitter", "*"))
+        users = {key.removeprefix(self._key("submitter", "")): fields for key, fields in found.items()}
         assert {user: int(fields["jobs"]) for user, fields in users.items()} == dict(truth.open_jobs)
         assert {user: int(fields.get("running", 0)) for user, fields in users.items()} == {user: truth.submitters[user] for user in users}
         refs = {sig: int(count) for sig, count in self._redis.hgetall(self._key("sig_refs")).items()}
         assert refs == dict(truth.signatures)
         assert set(self._redis.hkeys(self._key("sigs"))) == set(refs)
-        assert set(self._redis.smembers(self._key("matched"))) <= set(refs)
+        assert self._redis.members(self._key("matched")) <= set(refs)
         booked = {job: int(count) for job, count in self._redis.hgetall(self._key("unsettled")).items()}
         assert booked == dict(truth.bytes)
         assert int(self._redis.get(self._key("inflight")) or 0) == sum(booked.values())
@@ -172,41 +232,41 @@ class Audit:
     def _workers(self, truth: _Truth) -> None:
         idle: dict[str, dict[str, float]] = {}
         caps: dict[str, set[str]] = {}
-        names = set(self._redis.smembers(self._key("workers")))
+        names = set(self._redis.members(self._key("workers")))
         for name in names:
             fields = self._redis.hgetall(self._key("worker", name))
             assert self._redis.hgetall(self._key("claims", name)) == truth.claims.pop(name, {}), name
             caps.setdefault(fields["cap"], set()).add(name)
-            load = self._redis.hlen(self._key("claims", name)) + int(fields.get("tickets", 0))
+            load = len(self._redis.hgetall(self._key("claims", name))) + int(fields.get("tickets", 0))
             off = fields.get("drained") == "1" or fields.get("down") == "1"
             if not off and load < int(fields["slots"]) and self._redis.exists(self._key("lease", name)):
                 idle.setdefault(fields["cap"], {})[name] = load + 100 * int(fields.get("unanswered", 0))
-            barred = self._redis.smembers(self._key("barred", name))
-            assert all(self._redis.sismember(self._key("sig_barred", sig), name) for sig in barred)
+            barred = self._redis.members(self._key("barred", name))
+            assert all(name in self._redis.members(self._key("sig_barred", sig)) for sig in barred)
         assert not truth.claims, truth.claims
         assert set(self._redis.hkeys(self._key("caps"))) == set(caps)
         for cap, members in caps.items():
-            assert set(self._redis.smembers(self._key("cap_workers", cap))) == members
-            for sig in self._redis.smembers(self._key("cap_sigs", cap)):
-                assert self._redis.sismember(self._key("sig_caps", sig), cap)
+            assert self._redis.members(self._key("cap_workers", cap)) == members
+            for sig in self._redis.members(self._key("cap_sigs", cap)):
+                assert cap in self._redis.members(self._key("sig_caps", sig))
         found = self._all("idle:*")
         stale = {name for members in found.values() for name in members if not self._redis.exists(self._key("lease", name))}
         assert {key: {n: s for n, s in m.items() if n not in stale} for key, m in found.items() if set(m) - stale} == {
             f"idle:{cap}": members for cap, members in idle.items()
         }
-        assert set(self._redis.smembers(self._key("idle_caps"))) == {key.removeprefix("idle:") for key in found}
+        assert self._redis.members(self._key("idle_caps")) == {key.removeprefix("idle:") for key in found}
 
     def _tickets(self, truth: _Truth) -> None:
         """As many tickets are under way for a signature as it has items to claim, or nobody who serves it is idle."""
         called: Counter[str] = Counter()
-        for name in self._redis.smembers(self._key("workers")):
+        for name in self._redis.members(self._key("workers")):
             calls = {sig: int(count) for sig, count in self._redis.hgetall(self._key("calls", name)).items()}
             assert all(count > 0 for count in calls.values())
             assert sum(calls.values()) == int(self._redis.hget(self._key("worker", name), "tickets") or 0), name
             for sig, count in calls.items():
                 assert int(self._redis.hget(self._key("called", sig), name)) == count
                 called[sig] += count
-        reverse = {key: sum(map(int, self._redis.hvals(key))) for key in self._redis.scan_iter(self._key("called", "*"))}
+        reverse = {key: sum(map(int, tickets.values())) for key, tickets in self._redis.matching(self._key("called", "*")).items()}
         assert reverse == {self._key("called", sig): count for sig, count in called.items()}
         for sig, count in truth.work.items():
             idle = [name for name in self._idle() if self._serves(name, sig)]
@@ -218,14 +278,11 @@ class Audit:
 
     def _serves(self, name: str, sig: str) -> bool:
         cap = self._redis.hget(self._key("worker", name), "cap")
-        return bool(self._redis.sismember(self._key("sig_caps", sig), cap)) and not self._redis.sismember(self._key("barred", name), sig)
+        return cap in self._redis.members(self._key("sig_caps", sig)) and sig not in self._redis.members(self._key("barred", name))
 
     def _zset(self, name: str) -> dict[str, float]:
-        return dict(self._redis.zrange(self._key(name), 0, -1, withscores=True))
+        return self._redis.scores(self._key(name))
 
     def _all(self, pattern: str) -> dict[str, dict[str, float]]:
         prefix = self._cluster.scripts.keys.prefix
-        found = {}
-        for key in self._redis.scan_iter(prefix + pattern):
-            found[key.removeprefix(prefix)] = dict(self._redis.zrange(key, 0, -1, withscores=True))
-        return found
+        return {key.removeprefix(prefix): scores for key, scores in self._redis.matching(prefix + pattern).items()}

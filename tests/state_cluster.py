@@ -20,6 +20,8 @@ from distributed_comfy.state.workers import GiveBackReason, Reaped, Renewal, Wor
 
 PREFIX = "dc:"
 OWNER = "owner"
+LEASE_S = 600.0
+"""Leases end when a test says so, however slow the machine is."""
 
 
 NODE_FAILED = NodeFailed(
@@ -165,7 +167,7 @@ def open_cluster(url: str, **settings: Any) -> Cluster:
 
 def cluster_of(client: Any, **settings: Any) -> Cluster:
     """A cluster behind this client."""
-    chosen = read_settings(key_prefix=PREFIX, **settings)
+    chosen = read_settings(**{"key_prefix": PREFIX, "lease_ttl_s": LEASE_S, "owner_ttl_s": LEASE_S, **settings})
     cluster: Cluster
 
     def send(names: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ local function stop_all(job, out)
     stop_running(job, flat[i], item)
     item_write(job.id, flat[i], {s = 'stopped', c = claim, w = name, a = item.a})
     call('PUBLISH', K.orders(name), 'cancel ' .. claim)
-    look_for_work(name, worker_read(name), out)
+    look_for_work(name, out)
   end
 end
 

@@ -117,7 +117,8 @@ local function offer(job, out)
 end
 
 -- A worker has become able to claim: what it serves is covered until it has no free slot left.
-local function look_for_work(name, facts, out)
+local function look_for_work(name, out)
+  local facts = worker_read(name)
   if not worker_index(name, facts) then return end
   local function try(sigs)
     for _, sig in ipairs(sigs) do
@@ -136,6 +137,7 @@ local function ticket_used(name, facts, taken, out)
   local sig = call('HEXISTS', K.calls(name), taken) == 1 and taken or call('HKEYS', K.calls(name))[1]
   if not sig then return end
   ticket_count(name, facts, sig, -1)
+  worker_index(name, facts)
   if sig == taken then return end
   local called = call('HKEYS', K.called(taken))
   if #called > 0 and tickets_for(taken) > num(call('ZSCORE', K.work(), taken)) then

@@ -135,6 +135,6 @@ if facts.unanswered > 0 then
 end
 local out, taken = claim_next()
 ticket_used(name, facts, taken, out)
-worker_index(name, facts)
+worker_index(name, worker_read(name))
 cover(taken, out) -- with this one running, more of its job may be on offer than before
 return out

@@ -25,6 +25,5 @@ event(id, 'done', index, claim, name)
 local out = {'ok'}
 if job.done == job.total then end_job(job, 'done', '', out) else offer(job, out) end
 offer_room(out)
-facts = worker_read(name)
-if facts.inc == inc then look_for_work(name, facts, out) end
+if facts.inc == inc then look_for_work(name, out) end
 return out

@@ -54,6 +54,5 @@ else
   fail_item(job, index, item, claim, name, ARGV[7], ARGV[11], out)
 end
 offer_room(out)
-local facts = worker_read(name)
-if facts.inc == inc then look_for_work(name, facts, out) end
+if call('HGET', K.worker(name), 'inc') == inc then look_for_work(name, out) end
 return out

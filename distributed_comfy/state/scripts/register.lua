@@ -19,7 +19,7 @@ call('SADD', K.cap_workers(cap), name)
 call('DEL', K.starting(name))
 call('SET', K.lease(name), inc, 'PX', lease_ms)
 call('HSET', K.worker(name), 'cap', cap, 'slots', slots, 'facts', ARGV[6], 'down', 0)
-look_for_work(name, worker_read(name), out)
+look_for_work(name, out)
 cover_all(withdrawn, out)
 offer_capped(out)
 return out

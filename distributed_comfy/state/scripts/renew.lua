@@ -38,7 +38,7 @@ for i = 6, #ARGV do if not known[ARGV[i]] then lost[#lost + 1] = ARGV[i] end end
 offer_room(out)
 facts = worker_read(name)
 cover_all(tickets_expire(name, facts, num(ARGV[4])), out)
-look_for_work(name, facts, out)
+look_for_work(name, out)
 local answer = {'ok', tostring(#lost)}
 for _, claim in ipairs(lost) do answer[#answer + 1] = claim end
 for _, worker in ipairs(out) do answer[#answer + 1] = worker end

@@ -22,7 +22,7 @@ end
 
 function orders.undrain()
   call('HSET', K.worker(id), 'drained', 0)
-  look_for_work(id, worker_read(id), out)
+  look_for_work(id, out)
 end
 
 function orders.suspend()
