@@ -10,8 +10,8 @@ from distributed_comfy.engine.comfyui.launch import PARTNER_NODES
 from distributed_comfy.engine.options import EngineOptions
 
 WITHOUT_EFFECT = (
-    "--port", "--listen", "--verbose", "--log-stdout", "--preview-method", "--preview-size", "--cache-classic", "--cache-lru", "--cache-none",
-    "--cache-ram", "--database-url", "--extra-model-paths-config", PARTNER_NODES,
+    "--port", "--listen", "--verbose", "--log-stdout", "--preview-method", "--preview-size", "--cache-classic", "--cache-lru",
+    "--cache-none", "--cache-ram", "--database-url", "--extra-model-paths-config", PARTNER_NODES,
 )  # fmt: skip
 """ComfyUI arguments that do not touch results."""
 
