@@ -13,10 +13,11 @@ from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.failures import INTERRUPTED, SUCCESS, FailureWatch, cached_nodes, ending
 from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
-from distributed_comfy.engine.comfyui.outputs import discard_files, plain_outputs, take_files, writing_expanders
+from distributed_comfy.engine.comfyui.outputs import discard_files, plain_outputs, shown_nodes, take_files, writing_expanders
 from distributed_comfy.engine.comfyui.scope import RunScope, install_scope
 from distributed_comfy.engine.comfyui.tree import open_tree
 from distributed_comfy.engine.comfyui.validation import check_prompt
+from distributed_comfy.engine.comfyui.warm import WarmNodes
 from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.options import EngineOptions, NodeProvider
 from distributed_comfy.errors import ItemInterrupted, OutOfMemory, SinkDidNotRun
@@ -54,6 +55,7 @@ class ComfyUIEngine:
         self._register(provide_nodes(context, nothing=[self._tree.blocker()]))
         self._device_class = self._describe_device()
         self._capabilities = CapabilityReader(self._tree, self._folders.input)
+        self._warm = WarmNodes(self._tree.nodes.NODE_CLASS_MAPPINGS)
         self._collect_due = 0.0
 
     def _register(self, classes: dict[str, type]) -> None:
@@ -90,7 +92,9 @@ class ComfyUIEngine:
             self._require_wanted(request, self._latch.begin(request.claim_id))
             prompt = copy.deepcopy(request.prompt)  # ComfyUI converts values and leaves marks in it
             check_prompt(self._tree, prompt, request.targets, self._options.worker)
+            prompt = self._warm.beside(request, prompt)
             captures = self._execute(prompt, request)
+            self._warm.note(request, prompt, shown_nodes(self._tree.executor.history_result))
             return self._outcome(request, captures)
         finally:
             self._latch.end()

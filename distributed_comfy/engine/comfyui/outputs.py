@@ -35,6 +35,11 @@ def writing_expanders(history: Mapping[str, Any]) -> set[str]:
     return {_origin(history, node_id) for node_id, ui in outputs.items() if _origin(history, node_id) != node_id and _names_files(ui)}
 
 
+def shown_nodes(history: Mapping[str, Any]) -> set[str]:
+    """Nodes of the prompt that have a ui result, of their own or of a graph that they expanded into."""
+    return {_origin(history, node_id) for node_id in history.get("outputs", {})}
+
+
 def _names_files(ui: Any) -> bool:
     return bool(written_files({"": ui}, WorkFolders(Path())))
 
