@@ -73,7 +73,7 @@ class JobTable:
         for index, text in packed:
             args += [index, text]
         for name, prompt in submission.prompts.items():
-            args += [name, canonical_json(prompt)]
+            args += [name, _in_order(prompt)]
         args += [TEMPLATES, canonical_json(templates)]
         outcome, *workers = self._scripts.run("submit", *args)
         try:
@@ -287,6 +287,11 @@ def _record(job_id: str, text: str | None) -> JobRecord:
 def _prompts(stored: dict[str, str]) -> tuple[dict[str, Prompt], list[str]]:
     templates = json.loads(stored.pop(TEMPLATES, "[]"))
     return {name: json.loads(text) for name, text in stored.items()}, templates
+
+
+def _in_order(prompt: Prompt) -> str:
+    """A prompt as JSON, in the user's order: some nodes look at the order of their inputs."""
+    return json.dumps(prompt, separators=(",", ":"), ensure_ascii=False)
 
 
 def _requirements(record: JobRecord) -> tuple[str, str]:
