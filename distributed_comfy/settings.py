@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     owner_ttl_s: float = Field(10.0, gt=0)
     """A job whose owner is not heard of for this long is parked."""
     ownerless_ttl_s: float = Field(600.0, ge=0)
-    """A parked job is cancelled after this long."""
+    """A parked job is cancelled after this long; results of a done one that nobody fetched are dropped."""
     warm_slice_s: float = Field(30.0, ge=0)
     """How long a worker may prefer the job it served last while others wait, so that models stay loaded."""
     priority_aging_s: float = Field(60.0, gt=0)

@@ -81,10 +81,15 @@ for _, id in ipairs(NOW >= grace and call('SMEMBERS', K.active()) or {}) do
   if call('EXISTS', K.owner(id)) == 0 then ownerless(id) end
 end
 
--- Bytes of ended jobs that nobody will fetch are no longer in flight.
+-- Bytes of ended jobs that nobody will fetch are no longer in flight.  A job that became done while its owner was gone waits for one as
+-- long as a parked job does.
+local function may_be_fetched(job)
+  return job.state == 'done' and NOW - num(call('HGET', K.job(job.id), 'ended_ms')) <= num(ARGV[6])
+end
+
 for _, id in ipairs(call('HKEYS', K.unsettled())) do
   local job = call('EXISTS', K.owner(id)) == 0 and job_read(id)
-  if job and job.state ~= 'active' then
+  if job and job.state ~= 'active' and not may_be_fetched(job) then
     abandoned[#abandoned + 1] = id
     job.unfetched = 0
     if job.state ~= '' then job_set(job, 'unfetched') end
