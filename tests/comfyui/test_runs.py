@@ -192,6 +192,26 @@ def test_a_last_stage_works_on_what_it_is_fed_and_saves_nothing_of_an_empty_feed
     assert empty["files"] == [] and empty["outputs"] == {} and "error" not in empty
 
 
+def test_items_and_last_stages_leave_each_others_models_loaded(engine: EngineClient) -> None:
+    vae = (engine.options.comfyui_base_directory or Path()) / "models" / "vae"
+    (vae / "second.safetensors").write_bytes((vae / "tiny_taesd16.safetensors").read_bytes())
+    last = {
+        "9": node("DistributedSource", slots="images"), "v2": node("VAELoader", vae_name="second.safetensors"),
+        "enc": node("VAEEncode", pixels=out("noise"), vae=out("v2")), "noise": node("TinyNoise", size=64, batch_size=1, seed=4),
+        "lat": node("DistributedSink", value=out("enc")), "save": node("SaveImage", images=out("9"), filename_prefix="x"),
+    }  # fmt: skip
+    original = {**txt2img(1), **last}
+    loads = []
+    for seed in range(40, 43):
+        loads.append(engine.run(txt2img(seed), "9", original_prompt=original)["loads"])
+        answer = engine.run(last, "save", "lat", kind="last", feed={"9": {"images": ()}}, original_prompt=original)
+        loads.append(answer["loads"])
+        assert set(answer["outputs"]) <= set(last)
+    assert loads[1] == 1 and loads[2:] == [0, 0, 0, 0]
+    engine.run(txt2img(43), "9", original_prompt=txt2img(43))
+    assert engine.run(last, "lat", kind="last", original_prompt=original)["loads"] == 1, "another workflow's last stage is not kept"
+
+
 def test_progress_comes_step_by_step(engine: EngineClient) -> None:
     answer = engine.run(txt2img(31, steps=3), "9")
     steps = [entry for entry in answer["progress"] if entry[0] == "7"][1:]

@@ -17,9 +17,12 @@ from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
 from distributed_comfy.engine.comfyui.launch import tree_arguments, tree_commit
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
 from distributed_comfy.engine.comfyui.outputs import plain_outputs, take_files
+from distributed_comfy.engine.comfyui.warm import WarmNodes
 from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import EngineStartFailed, NodeFailed, OutOfMemory
+from distributed_comfy.messages import RunRequest
+from tests.prompts import node, out
 
 OLD_FLAGS = ("--output-directory", "--input-directory", "--temp-directory", "--base-directory", "--cpu", "--disable-api-nodes")
 NEW_FLAGS = (*OLD_FLAGS, "--disable-partner-nodes", "--disable-assets", "--front-end-root", "--database-url", "--disable-auto-launch")
@@ -194,6 +197,31 @@ def test_exhausted_memory_is_known_by_the_exception_and_not_by_its_words(error: 
     assert handled == [("id", {}, [], set(), {}, error)]
     failure = watch.failure("execution_error", {"node_id": "5", "exception_message": "x\n"}, "cpu")
     assert type(failure) is expected and failure.exception_message == "x"
+
+
+# -- models stay loaded ---------------------------------------------------------------------------------------------------
+def test_neither_stage_of_a_job_makes_comfyui_forget_the_other() -> None:
+    loader, sink = SimpleNamespace(), SimpleNamespace(OUTPUT_NODE=True)
+    warm = WarmNodes({"Loader": loader, "Use": loader, "DistributedSink": sink, "DistributedSource": loader, "SaveImage": sink})
+    item = {"1": node("Loader"), "2": node("Use", model=out("1")), "3": node("Use", a=out("2"))}
+    item["9"] = node("DistributedSink", images=out("2"))
+    last = {"9": node("DistributedSource"), "5": node("Loader"), "6": node("Use", model=out("5"), images=out("9"))}
+    last["7"] = node("SaveImage", images=out("6"))
+    original = {**item, **last}
+
+    def request(kind: Any, prompt: Any, original_prompt: Any = original) -> RunRequest:
+        return RunRequest("claim", "job", 0, kind, prompt, (), original_prompt)
+
+    assert warm.beside(request("generate", item), item) == item
+    executed = {**item, "2": {**item["2"], "is_changed": ["x"]}}
+    warm.note(request("generate", item), executed, {"3"})
+    beside = warm.beside(request("last", last), last)
+    assert beside == {**last, "1": item["1"], "2": executed["2"]}, "with ComfyUI's marks, without outputs and what shows something"
+    warm.note(request("last", last), beside, ())
+    assert warm.beside(request("generate", item), item) == {**item, "5": last["5"]}, "what was fed is new each time"
+    other = {"1": node("Loader")}
+    assert warm.beside(request("whole", other, other), other) == other
+    assert warm.beside(request("generate", item), item) == item, "it was let go"
 
 
 # -- outputs and classes ------------------------------------------------------------------------------------------------

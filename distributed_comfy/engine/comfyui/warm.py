@@ -1,4 +1,4 @@
-"""Models stay loaded over the last stage of a job, whose prompt does not name them."""
+"""Models stay loaded while items and last stages of a job take turns on a worker, although neither prompt names the other's nodes."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
@@ -6,14 +6,16 @@ from typing import Any
 
 from distributed_comfy.engine.comfyui.choices import is_output_node
 from distributed_comfy.messages import Prompt, RunRequest
+from distributed_comfy.workflow.classes import SOURCE_CLASS
+from distributed_comfy.workflow.graph import Graph
 
 
 class WarmNodes:
-    """The nodes of the last item, to be named again beside those of a last stage.
+    """The nodes of the last item, named again beside those of a last stage, and the other way round.
 
-    ComfyUI forgets the results of every node that a prompt does not name, loaded models among them.  A last stage names collectors and
-    what is behind them, so after each job its worker would read all models from disk again.  Nodes that no target needs are not
-    executed, only remembered.
+    ComfyUI forgets the results of every node that a prompt does not name, loaded models among them, so a worker would read all models
+    from disk again after each change.  Nodes that no target needs are not executed, only remembered.  One executor for both, because a
+    model that both stages use must be in memory once.
     """
 
     def __init__(self, classes: Mapping[str, Any]) -> None:
@@ -21,23 +23,39 @@ class WarmNodes:
         classes: ComfyUI's ``NODE_CLASS_MAPPINGS``.
         """
         self._classes = classes
-        self._nodes: Prompt = {}
+        self._item: Prompt = {}
+        self._last_stage: Prompt = {}
+        self._last_stage_of: dict[str, str] = {}
 
     def note(self, request: RunRequest, prompt: Prompt, shown: Collection[str]) -> None:
-        """An item ran.
+        """A prompt ran.
 
         Args:
-            request: a last stage is not noted.
+            request: what was asked for.
             prompt: as it was executed, with the marks that ComfyUI left in it: they are part of what it knows the results by.
-            shown: nodes with a ui result; they are left out, for it would appear again among those of the last stage.
+            shown: nodes with a ui result; they are left out, for it would appear again among those of the other stage.
         """
-        if request.kind != "last":
-            self._nodes = {
-                node_id: node
-                for node_id, node in prompt.items()
-                if node_id not in shown and not is_output_node(self._classes[node["class_type"]])
-            }
+        graph = Graph(prompt)
+        new_each_time = graph.downstream(graph.of_class(SOURCE_CLASS))
+        kept = {
+            node_id: prompt[node_id]
+            for node_id in request.prompt
+            if node_id not in shown and node_id not in new_each_time and not is_output_node(self._classes[graph.class_of(node_id)])
+        }
+        if request.kind == "last":
+            self._last_stage, self._last_stage_of = kept, _family(request)
+        else:
+            self._item = kept
 
     def beside(self, request: RunRequest, prompt: Prompt) -> Prompt:
-        """``prompt``, for a last stage with the nodes of the item before it."""
-        return {**self._nodes, **prompt} if request.kind == "last" else prompt
+        """``prompt`` with the nodes of the other stage; its own win where both have one of the same id."""
+        if request.kind == "last":
+            return {**self._item, **prompt}
+        if self._last_stage_of != _family(request):
+            self._last_stage = {}  # of another workflow: it may not come back, and its models take memory
+        return {**self._last_stage, **prompt}
+
+
+def _family(request: RunRequest) -> dict[str, str]:
+    """The user's workflow, whatever its seeds and texts."""
+    return {node_id: node["class_type"] for node_id, node in request.original_prompt.items()}
