@@ -23,7 +23,7 @@ from distributed_comfy.errors import (
 from distributed_comfy.messages import Capability, InputFile, JobRecord, Requirement
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
-from distributed_comfy.planning.requirements import lacks, signature
+from distributed_comfy.planning.requirements import lacks, matches, signature
 from distributed_comfy.state.jobs import Submission
 from distributed_comfy.workflow.edit import set_input
 from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
@@ -37,7 +37,7 @@ class SubmitOptions:
     """What the submitter asks for, beside the prompt."""
 
     items: int | None = None
-    """Seeds to run; None: the collector's own number, else one per live worker."""
+    """Seeds to run; None: the collector's own number, else one for each live worker that can run the prompt."""
     seed: int | None = None
     """Item 0's seed; None: as in the prompt."""
     sets: Sequence[str] = ()
@@ -183,8 +183,7 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
     give_up = time.monotonic() + options.wait_s
     while not stop.is_set():
         live = live_capabilities(cluster)
-        wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)))
-        plan = plan_job(parsed, wanted, list(live.values()))
+        plan = _plan(parsed, options, list(live.values()))
         try:
             if not live:
                 raise NoWorker()
@@ -197,6 +196,14 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
                 raise
         stop.wait(_POLL_S)
     raise RunInterrupted(when="before a job was queued")
+
+
+def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capability]) -> JobPlan:
+    """By default one item for each live worker that can run it; for all of them while none can."""
+    wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)))
+    plan = plan_job(parsed, wanted, live)
+    capable = sum(matches(plan.requirement, capability) for capability in live)
+    return plan if capable in (0, len(live)) else plan_job(parsed, replace(wanted, participants=capable), live)
 
 
 def _resume_key(cluster: Cluster, plan: JobPlan, input_hashes: Mapping[str, str]) -> str:
