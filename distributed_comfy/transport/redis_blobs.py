@@ -1,15 +1,17 @@
 """The blob store of a cluster: chunks in the blob Redis, a bounded number of them on the way at once.
 
-Large values go through the connection's own send and read (`send_packed_command`, `read_response`) instead of `redis.Redis.set`, which
-would copy each of them twice.  Two chunks are on the way at once: enough to keep server and client busy, and little in the server's
-buffers.
+Large values go through the connection's own send (`send_packed_command`) instead of `redis.Redis.set`, and come straight from its socket
+into the buffer that the caller gets: client and parser would copy each of them twice, and take as long again.  Two chunks are on the
+way at once: enough to keep server and client busy, and little in the server's buffers.
 """
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate, islice
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import redis
@@ -25,6 +27,7 @@ _CHUNKS_ON_THE_WAY = 2
 _OVERHEAD_BYTES = 64
 """What Redis adds to a value.  Its allocator would give 5 MiB to a value of 4 MiB and this header: a third more memory for nothing."""
 _KEYS_PER_COMMAND = 1000
+_LINE_BYTES = 4096
 
 
 class RedisBlobStore:
@@ -73,21 +76,19 @@ class RedisBlobStore:
         lengths = self._exchange([_pack(b"STRLEN", key) for key in self._keys.blob(blob)])
         if len(lengths) > 1 and 0 in lengths:
             raise BlobMissing(blob=blob)
-        buffer: memoryview = np.empty(sum(lengths), np.uint8).data
-        end = 0
-        for chunk in self.chunks(blob):
-            start, end = end, end + len(chunk)
-            if end > len(buffer):
+        buffer = _new_buffer(sum(lengths))
+        ends = list(accumulate(lengths))
+        rooms = [buffer[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        for batch in _batches(zip(self._keys.blob(blob), rooms, strict=True), _CHUNKS_ON_THE_WAY):
+            chunks = self._receive([key for key, _ in batch], [room for _, room in batch])
+            if any(chunk is None or len(chunk) != len(room) for chunk, (_, room) in zip(chunks, batch, strict=True)):
                 raise BlobMissing(blob=blob)
-            buffer[start:end] = chunk
-        if end < len(buffer):
-            raise BlobMissing(blob=blob)
         return buffer
 
     def chunks(self, blob: str) -> Iterator[BytesLike]:
         """See `BlobStore.chunks`."""
         for keys in _batches(self._keys.blob(blob), _CHUNKS_ON_THE_WAY):
-            for chunk in self._exchange([_pack(b"GET", key) for key in keys]):
+            for chunk in self._receive(keys, [None] * len(keys)):
                 if chunk is None:
                     raise BlobMissing(blob=blob)
                 yield chunk
@@ -149,20 +150,25 @@ class RedisBlobStore:
 
         Every command of this file may run twice, so none needs to know whether a lost one was executed.
         """
+        return self._talk(lambda connection: _converse(connection, commands))
+
+    def _receive(self, keys: Sequence[bytes], rooms: Sequence[memoryview | None]) -> list[memoryview | None]:
+        """The values of some keys, each in its room (in a new buffer where it has none or another length); None for a key that is gone."""
+        return self._talk(lambda connection: _receive_values(connection, keys, rooms))
+
+    def _talk(self, conversation: Callable[[Any], list[T | redis.ResponseError]]) -> list[T]:
+        """Have a conversation on a connection of the pool, again on a new one if it breaks; raises an error among the replies."""
         with self._translated():
             pool = self._client.connection_pool
             connection: Any = pool.get_connection()
             try:
-                replies: list[Any] = connection.retry.call_with_retry(
-                    lambda: _converse(connection, commands),
-                    lambda _: connection.disconnect(),
-                )
+                replies = connection.retry.call_with_retry(lambda: conversation(connection), lambda _: connection.disconnect())
             finally:
                 pool.release(connection)
             for reply in replies:
                 if isinstance(reply, redis.ResponseError):
                     raise reply
-        return replies
+        return cast("list[T]", replies)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -178,6 +184,65 @@ def _converse(connection: Any, commands: Sequence[Command]) -> list[Any]:
     """One reply per command; an error reply is an element, so that the ones after it are still read."""
     connection.send_packed_command([part for command in commands for part in command])
     return [_reply(lambda: connection.read_response(disable_decoding=True)) for _ in commands]
+
+
+def _receive_values(
+    connection: Any, keys: Sequence[bytes], rooms: Sequence[memoryview | None]
+) -> list[memoryview | redis.ResponseError | None]:
+    """`_converse` for GET, past the parser, which holds nothing between two commands."""
+    connection.send_packed_command([part for key in keys for part in _pack(b"GET", key)])
+    with ExitStack() as undo:
+        undo.callback(connection.disconnect)  # whoever gets it next must not find the rest of broken replies
+        try:
+            values = [_read_value(connection._sock, room) for room in rooms]
+        except TimeoutError as error:
+            raise redis.TimeoutError("the server did not answer in time") from error
+        except OSError as error:
+            raise redis.ConnectionError(str(error)) from error
+        undo.pop_all()
+    return values
+
+
+def _read_value(sock: socket.socket, room: memoryview | None) -> memoryview | redis.ResponseError | None:
+    """The reply to one GET; an error reply is a value, as in `_converse`."""
+    line = _read_line(sock)
+    if line.startswith(b"-LOADING"):
+        raise redis.BusyLoadingError(line[1:].decode(errors="replace"))
+    if line.startswith(b"-"):
+        return redis.ResponseError(line[1:].decode(errors="replace"))
+    if line in (b"$-1", b"_"):  # RESP 2 and 3
+        return None
+    if not re.fullmatch(rb"\$\d+", line):
+        raise redis.InvalidResponse(f"{line!r} is no reply to GET")
+    size_bytes = int(line[1:])
+    value = room if room is not None and len(room) == size_bytes else _new_buffer(size_bytes)
+    _fill(sock, value)
+    _fill(sock, memoryview(bytearray(2)))
+    return value
+
+
+def _read_line(sock: socket.socket) -> bytes:
+    """The next line without its end; byte by byte, because what follows it belongs elsewhere."""
+    line = bytearray()
+    while not line.endswith(b"\r\n"):
+        byte = sock.recv(1)
+        if not byte or len(line) > _LINE_BYTES:
+            raise ConnectionError("the server closed the connection" if not byte else "the server sends nonsense")
+        line += byte
+    return bytes(line[:-2])
+
+
+def _fill(sock: socket.socket, room: memoryview) -> None:
+    while room:
+        size_bytes = sock.recv_into(room)
+        if not size_bytes:
+            raise ConnectionError("the server closed the connection")
+        room = room[size_bytes:]
+
+
+def _new_buffer(size_bytes: int) -> memoryview:
+    """Not filled with zeros first, unlike a bytearray."""
+    return np.empty(size_bytes, np.uint8).data
 
 
 def _reply(read: Callable[[], T]) -> T | redis.ResponseError:

@@ -1,0 +1,197 @@
+"""What it takes to bring pictures of 12.6 MB from a worker to the collector, and how much memory the servers need for it."""
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.image_writer import SIDE, open_store
+from benchmarks.nodes import pattern
+from benchmarks.rig import BenchmarkFailed, Rig, image_prompt, open_rig, peak_bytes, ran
+from benchmarks.rows import Row, Section, median, percentile, spread
+from benchmarks.worker import ROOT
+from distributed_comfy.collector.collect import Collector, CollectorOptions
+from distributed_comfy.collector.spool import Spool, SpoolManifest
+from distributed_comfy.messages import ItemResult, TensorRef, load
+from distributed_comfy.orchestrator.ownership import Ownership
+from distributed_comfy.transport.redis_blobs import RedisBlobStore
+from distributed_comfy.transport.values import load_value, store_value
+
+ONE_MS, ALL_S, PEAK_GB = 20.0, 0.8, 0.2
+IMAGES = 64
+FETCH_THREADS = 4
+"""As `CollectorOptions.fetch_threads`."""
+
+HOW = f"""\
+A picture is {SIDE} x {SIDE} x 3 float32, 12.6 MB, its bits known from its seed; every one that arrives is compared bit for bit. *One image*: frame with
+checksum, put in chunks, get, checksum, unlink, over loopback through the blob Redis, one after the other. *{IMAGES} images*: a process of its own stores
+them as fast as it can, {FETCH_THREADS} threads here fetch, check and unlink each as soon as it is told of, as the collector does; the time is from the word to
+begin to the last unlink, the peak is the new blob server's own `used_memory_peak`. *Through the cluster*: the same pictures made by workers (the engine
+process stores them, the table tells, the collector fetches them into its spool on disk with an fsync); for one image the time is from
+the end of the node to the collector's report that it is safe, for {IMAGES} from submission to the last one, on two workers, with the peaks of both servers
+(the state with its append-only file on)."""
+
+
+def run(*, quick: bool) -> Section:
+    """See the module."""
+    images = 16 if quick else IMAGES
+    rows = []
+    with open_rig(quick=quick) as rig:
+        rows += _one_image(rig.cluster.blobs, repeats=10 if quick else 100)
+    with open_rig(quick=quick) as rig:
+        rows += _pipelined(rig, images, repeats=1 if quick else 7)
+    with open_rig(quick=quick) as rig:
+        rows += _through_the_cluster(rig, images, repeats=1 if quick else 3)
+    return Section("Transport", HOW, rows)
+
+
+# -- one image ----------------------------------------------------------------------------------------------------------
+def _one_image(store: RedisBlobStore, repeats: int) -> list[Row]:
+    parts: dict[str, list[float]] = {"put": [], "get": [], "unlink": [], "all": []}
+    for seed in range(repeats + 2):
+        image = pattern(seed, SIDE, SIDE)
+        began = time.perf_counter()
+        ref = store_value(store, f"one:{seed}", image, job_id="one", limit_bytes=2**33)
+        put = time.perf_counter()
+        back = load_value(store, ref, as_torch=False)
+        got = time.perf_counter()
+        assert isinstance(ref, TensorRef)
+        store.unlink([ref.blob])
+        ended = time.perf_counter()
+        _check_bits(back, seed)
+        if seed >= 2:
+            for name, seconds in (("put", put - began), ("get", got - put), ("unlink", ended - got), ("all", ended - began)):
+                parts[name].append(seconds * 1000)
+    note = ", ".join(f"{name} {median(parts[name]):.1f}" for name in ("put", "get", "unlink"))
+    return [
+        Row("one 12.6 MB image, put + get + checksums, median", median(parts["all"]), "ms", ONE_MS, note),
+        Row("one 12.6 MB image, put + get + checksums, p95", percentile(parts["all"], 0.95), "ms", note=spread(parts["all"])),
+    ]
+
+
+def _check_bits(found: Any, seed: int) -> None:
+    expected = pattern(seed, SIDE, SIDE)
+    if found.dtype != expected.dtype or found.shape != expected.shape or not np.array_equal(found.view(np.uint32), expected.view(np.uint32)):
+        raise BenchmarkFailed(f"image {seed} did not arrive bit for bit")
+
+
+# -- many images --------------------------------------------------------------------------------------------------------
+def _pipelined(rig: Rig, images: int, repeats: int) -> list[Row]:
+    seconds = []
+    with _writer(rig, images) as writer, ThreadPoolExecutor(FETCH_THREADS) as threads:
+        for number in range(repeats):
+            seconds.append(_one_pipeline(rig.cluster.blobs, writer, threads, f"run{number}"))
+    peak = peak_bytes(rig.cluster.blob_client) / 1e9
+    megabytes = images * SIDE * SIDE * 12 / 1e6
+    rate = f"{megabytes / median(seconds):.0f} MB/s, {spread(seconds, 2)}"
+    return [
+        Row(f"{images} images, pipelined, median", median(seconds), "s", ALL_S * images / IMAGES, rate),
+        Row(f"{images} images, pipelined: peak of the blob Redis", peak, "GB", PEAK_GB),
+    ]
+
+
+@contextmanager
+def _writer(rig: Rig, images: int) -> Iterator[subprocess.Popen[str]]:
+    url_file = rig.folder / "url"
+    url_file.touch(mode=0o600)
+    url_file.write_text(rig.cluster.blob_url)
+    command = [sys.executable, "-m", "benchmarks.image_writer", str(url_file), str(images)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
+        assert writer.stdout and writer.stdin
+        if writer.stdout.readline() != "ready\n":
+            raise BenchmarkFailed("the writing process did not start")
+        yield writer
+        writer.stdin.close()
+
+
+def _one_pipeline(store: RedisBlobStore, writer: subprocess.Popen[str], threads: ThreadPoolExecutor, name: str) -> float:
+    assert writer.stdout and writer.stdin
+    ended: list[float] = []
+
+    def fetch(line: str) -> Any:
+        ref = load(TensorRef, line)
+        image = load_value(store, ref, as_torch=False)
+        store.unlink([ref.blob])
+        ended.append(time.perf_counter())
+        return image
+
+    writer.stdin.write(f"{name}\n")
+    began = time.perf_counter()
+    writer.stdin.flush()
+    # A few at a time stay in memory: all of them are as large as this machine may have to spare.
+    images = [threads.submit(fetch, line) for _, line in zip(range(_count(writer)), writer.stdout, strict=False)]
+    for seed, image in enumerate(images):
+        _check_bits(image.result(), seed)
+    return max(ended) - began
+
+
+def _count(writer: subprocess.Popen[str]) -> int:
+    arguments: Any = writer.args
+    return int(arguments[-1])
+
+
+# -- through the cluster ------------------------------------------------------------------------------------------------
+def _through_the_cluster(rig: Rig, images: int, repeats: int) -> list[Row]:
+    names = ["w0", "w1"]
+    rig.start_workers(names)
+    rig.use(names[:1])
+    _collect(rig, 1)  # the first item imports modules
+    home = [_node_to_spool(rig) for _ in range(10 if rig.quick else 40)]
+    rig.use(names)
+    seconds = [_collect(rig, images).seconds for _ in range(repeats)]
+    blob_peak, state_peak = (peak_bytes(client) / 1e9 for client in (rig.cluster.blob_client, rig.cluster.client))
+    persistence: Any = rig.cluster.client.info("persistence")
+    log_mb = int(persistence["aof_current_size"]) / 1e6
+    return [
+        Row("one 12.6 MB image, node's end -> safe in the spool, median", median(home), "ms", ONE_MS, spread(home)),
+        Row(f"{images} images made by two workers -> all in the spool, median", median(seconds), "s", note=spread(seconds, 2)),
+        Row("the same: peak of the blob Redis", blob_peak, "GB", PEAK_GB),
+        Row("the same: peak of the state Redis, append-only file on", state_peak * 1000, "MB", note=f"append-only file {log_mb:.1f} MB"),
+    ]
+
+
+def _node_to_spool(rig: Rig) -> float:
+    """Milliseconds."""
+    collected = _collect(rig, 1)
+    _, ended = ran(collected.results[0])
+    return (collected.arrived[0] - ended) * 1000
+
+
+class _Collected:
+    """A job of pictures, from submission to the last one in the spool."""
+
+    def __init__(self) -> None:
+        self.results: dict[int, ItemResult] = {}
+        self.arrived: dict[int, float] = {}
+        self.seconds = 0.0
+
+    def add(self, index: int, result: ItemResult) -> None:
+        """An item lies in the spool."""
+        self.arrived[index] = time.time()
+        self.results[index] = result
+
+
+def _collect(rig: Rig, images: int) -> _Collected:
+    found = _Collected()
+    began = time.time()
+    job = rig.submit(image_prompt(SIDE, SIDE), items=images)
+    folder = rig.folder / "spool" / job.record.job_id
+    with Spool(folder, SpoolManifest(job.record.job_id, job.record.resume_key)) as spool:
+        with Ownership(rig.cluster, job.record.job_id, job.owner):
+            Collector(job.record, rig.cluster.jobs, rig.cluster.blobs, spool, CollectorOptions(on_item=found.add)).run()
+        found.seconds = max(found.arrived.values()) - began
+        for index, result in found.results.items():
+            (capture,) = result.captures
+            assert isinstance(capture.value, TensorRef)
+            _check_bits(spool.array(index, capture.value), int(job.plan.items[index].seed))
+    shutil.rmtree(folder)
+    rig.forget(job)
+    return found
