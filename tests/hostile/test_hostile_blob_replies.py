@@ -32,16 +32,20 @@ def server_that_says(*replies: bytes) -> Iterator[RedisBlobStore]:
 
 
 def answer(listener: socket.socket, replies: list[bytes]) -> None:
-    with suppress(OSError):  # the listener is closed, or the reader hung up: the test is over
+    with suppress(OSError):  # the listener is closed: the test is over
         while replies:
             connection, _ = listener.accept()
             with connection, suppress(ConnectionError):
-                while request := connection.recv(65536):
-                    for name in re.findall(rb"\*\d+\r\n\$\d+\r\n(\w+)\r\n", request):
-                        reply = replies.pop(0) if name in (b"STRLEN", b"GET") and replies else b"+OK\r\n"
-                        connection.sendall(reply.removesuffix(CUT))
-                        if reply.endswith(CUT):
-                            connection.shutdown(socket.SHUT_RDWR)
+                converse(connection, replies)
+
+
+def converse(connection: socket.socket, replies: list[bytes]) -> None:
+    while request := connection.recv(65536):
+        for name in re.findall(rb"\*\d+\r\n\$\d+\r\n(\w+)\r\n", request):
+            reply = replies.pop(0) if name in (b"STRLEN", b"GET") and replies else b"+OK\r\n"
+            connection.sendall(reply.removesuffix(CUT))
+            if reply.endswith(CUT):
+                return
 
 
 def test_two_chunks_come_home() -> None:
