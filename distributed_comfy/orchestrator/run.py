@@ -30,6 +30,7 @@ from tasks.cluster import Cluster, open_cluster
 log = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted by its user"
+_POLL_S = 0.1
 _CANCEL_S = 15.0
 """How long a cancelled job may take to come to its end before its collector stops without it."""
 
@@ -169,13 +170,24 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
         raise JobStateInvalid(job_id=job_id, state=state.state, order="attach", needed="a job that can go on; `jobs retry` makes it one")
     if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
         raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
-    owner = f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
-    if not cluster.jobs.own(job_id, owner):
-        raise JobOwned(job_id=job_id, owner=cluster.jobs.owner(job_id))
+    owner = _take_over(cluster, job_id, stop)
     with Ownership(cluster, job_id, owner), ProgressListener(cluster, job_id, reporter.step):
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
         return _collect(cluster, record, DeliveryOptions(out, reporter.item_done), stop)
+
+
+def _take_over(cluster: Cluster, job_id: str, stop: threading.Event) -> str:
+    """Get the owner lease, waiting for it to run out where its holder does not renew it; the new owner's name."""
+    owner = f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
+    left_ms = cluster.jobs.owner_lease_ms(job_id)
+    while not cluster.jobs.own(job_id, owner):
+        if stop.wait(_POLL_S):
+            raise RunInterrupted(when="before the job was taken over")
+        before_ms, left_ms = left_ms, cluster.jobs.owner_lease_ms(job_id)
+        if left_ms > before_ms > 0:
+            raise JobOwned(job_id=job_id, owner=cluster.jobs.owner(job_id))
+    return owner
 
 
 def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop: threading.Event) -> Delivery:

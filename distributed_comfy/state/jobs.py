@@ -11,13 +11,15 @@ from distributed_comfy.messages import ItemResult, ItemSpec, JobRecord, Prompt, 
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.matching import Matching
-from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState
+from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState, SpoolPlace
 from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.specs import pack_specs, unpack_spec
 from distributed_comfy.state.workers import to_ms
 
 TEMPLATES = "templates"
 """Field beside the prompts that holds the shared parts of the item specs."""
+_UNCAPPED = 2**50
+"""Results that are kept are meant to lie there together: only the cap on the bytes of all jobs holds such a job back."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class JobTable:
         """Enter a job with all its items and call idle workers; the same job id again changes nothing.
 
         Args:
-            owner: who holds the owner lease.
+            owner: who holds the owner lease; empty where nobody has to, because the results are kept for Celery.
         """
-        record = submission.record
+        record, settings = submission.record, self._settings
+        kept = record.results == "celery"
         templates, packed = pack_specs(submission.specs)
         last = max(spec.index for spec in submission.specs) if record.has_last_stage else None
         args: list[str | int] = [
@@ -59,13 +62,13 @@ class JobTable:
             record.priority,
             submission.signature,
             submission.last_signature,
-            self._settings.job_bytes_in_flight,
-            to_ms(self._settings.priority_aging_s),
-            self._settings.job_ttl_s,
+            _UNCAPPED if kept else settings.job_bytes_in_flight,
+            to_ms(settings.priority_aging_s),
+            settings.job_ttl_s,
             "" if last is None else last,
             record.host,
-            owner,
-            to_ms(self._settings.owner_ttl_s),
+            "" if kept else owner,
+            to_ms(settings.blob_ttl_s if kept else settings.owner_ttl_s),
             record.title,
             *_requirements(record),
             len(packed),
@@ -193,6 +196,10 @@ class JobTable:
         """Who holds the owner lease; empty where nobody does."""
         return str(self._scripts.reply(lambda: self._client.get(self._keys("owner", job_id))) or "")
 
+    def owner_lease_ms(self, job_id: str) -> int:
+        """What is left of the owner lease; 0 where nobody holds it."""
+        return max(0, int(self._client.pttl(self._keys("owner", job_id))))
+
     def disown(self, job_id: str, owner: str) -> None:
         """Give the owner lease back at once."""
         self._scripts.transition("collect", "disown", job_id, owner)
@@ -219,6 +226,16 @@ class JobTable:
     def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
         """Make the last stage claimable and keep its feed."""
         return self._scripts.transition("collect", "unblock", job_id, index, feed_json) == "ok"
+
+    def note_spool(self, job_id: str, spool: SpoolPlace) -> None:
+        """Say where the owner keeps what it fetches."""
+        self._scripts.transition("collect", "spool", job_id, spool.host, spool.folder, spool.out)
+
+    def spool(self, job_id: str) -> SpoolPlace | None:
+        """Where the job's results were fetched to; None where nobody has begun to."""
+        key = self._keys("job", job_id)
+        host, folder, out = self._scripts.reply(lambda: self._client.hmget(key, "spool_host", "spool", "out"))
+        return SpoolPlace(host, folder, out) if folder else None
 
     def settle(self, job_id: str) -> None:
         """The owner has all it wants of an ended job: nothing of it is in flight any more."""
@@ -314,6 +331,8 @@ def _job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobSt
     else:
         shown = "running" if number("running") or number("done") else "pending"
     reason = "its owner is gone; `distributed-comfy jobs attach` takes it over" if shown == "parked" else fields.get("reason", "")
+    if stored == "active" and fields.get("stuck_ms"):
+        reason = "its results leave no room for more in the blob store; forget() some of them, or raise DC_BYTES_IN_FLIGHT"
     counts = {name: number(name) for name in ("total", "running", "done", "failed")}
     counts["pending"] = counts["total"] - counts["running"] - counts["done"] - counts["failed"]
     return JobState(

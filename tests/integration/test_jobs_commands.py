@@ -1,0 +1,201 @@
+"""``jobs`` and ``workers``: looking, steering, detaching and taking over, with real workers."""
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy
+import psutil
+import pytest
+
+from tests.cluster_rig import Rig
+from tests.command_line import CommandLine, pictures, pixels, slow, texts, until
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def line(builtin_rig: Rig, tmp_path: Path) -> CommandLine:
+    """A command line on the rig's servers and workers; an owner that is not heard of is missed soon."""
+    cluster = builtin_rig.cluster
+    return CommandLine(
+        tmp_path,
+        DC_REDIS_URL=cluster.redis_url, DC_BLOB_URL=cluster.blob_url, DC_KEY_PREFIX=cluster.settings.key_prefix, DC_OWNER_TTL_S="2",
+    )  # fmt: skip
+
+
+def detach(line: CommandLine, prompt: Any, *options: str) -> dict[str, Any]:
+    """A job in the background."""
+    done = line.run("run", line.write("graph.json", prompt), "--detach", "--json", *options)
+    assert done.status == 0, done.err
+    found: dict[str, Any] = done.json
+    return found
+
+
+def state(rig: Rig, job_id: str) -> str:
+    return rig.cluster.jobs.job_state(job_id).state
+
+
+def pngs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+def test_a_detached_run_returns_with_its_job_and_ends_alone(line: CommandLine, builtin_rig: Rig) -> None:
+    done = line.run("run", line.write("graph.json", slow(100, seed=3)), "--items", "6", "--out", "made", "--detach")
+    assert done.status == 0, done.err
+    job_id = done.out.split()[1]
+    assert f"distributed-comfy jobs cancel {job_id}" in done.out and f"distributed-comfy jobs attach {job_id}" in done.out
+    assert state(builtin_rig, job_id) in ("pending", "running")
+    until(lambda: len(pngs(line.folder / "made")) == 6)
+    until(lambda: not line.left_running())
+    assert [texts(path)["seed"] for path in pngs(line.folder / "made")] == list(range(3, 9))
+    assert state(builtin_rig, job_id) == "done"
+    log = Path(done.out.split("tail -f ")[1].split()[0])
+    assert "6 files" in log.read_text() and "redis://:" not in log.read_text()
+
+
+def test_a_detached_run_that_cannot_begin_says_so_at_once(line: CommandLine) -> None:
+    done = line.run("run", line.write("graph.json", pictures()), "--items", "0", "--detach")
+    assert (done.status, done.out) == (2, "") and "error: items must be from 1 to 10000, not 0" in done.err
+    missing = line.run("run", line.folder / "no.json", "--detach")
+    assert missing.status == 2 and "cannot read the prompt" in missing.err
+    assert until(lambda: not line.left_running())
+
+
+def test_a_job_whose_collector_is_killed_is_parked_and_can_be_taken_over(line: CommandLine, builtin_rig: Rig) -> None:
+    started = detach(line, slow(250, seed=40), "--items", "40", "--out", "made")
+    job_id = started["job"]
+    until(lambda: len(pngs(line.folder / "made")) >= 2)
+    refused = line.run("jobs", "attach", job_id, "--out", "made")
+    assert refused.status == 2 and f"job {job_id} is collected by" in refused.err
+    os.kill(started["pid"], signal.SIGKILL)
+    until(lambda: state(builtin_rig, job_id) == "parked")
+    shown = line.run("jobs", "show", job_id)
+    assert f"`distributed-comfy jobs attach {job_id} --out DIR` takes it over" in shown.out
+    listed = {job["job"]: job for job in line.run("jobs", "list", "--json").json}
+    assert listed[job_id]["state"] == "parked" and "attach" in listed[job_id]["reason"]
+    executions = len(builtin_rig.executions(job_id))
+
+    done = line.run("jobs", "attach", job_id, "--out", "made", "--json")
+    assert done.status == 0, done.err
+    assert [item["seed"] for item in done.json["items"]] == [str(seed) for seed in range(40, 80)]
+    assert state(builtin_rig, job_id) == "done"
+    indexes = sorted(index for index, _, _ in builtin_rig.executions(job_id))
+    assert indexes == list(range(40)), "what the killed one had fetched is in the folder, so nothing ran twice"
+    assert executions < 40, "there was something left to do"
+    again = line.run("jobs", "attach", job_id, "--out", "made")
+    assert again.status == 2 and f"job {job_id} is collected; attach needs" in again.err
+
+
+def test_a_taken_over_job_gives_the_same_pictures(line: CommandLine, builtin_rig: Rig) -> None:
+    prompt = slow(100, seed=60)
+    assert line.run("run", line.write("whole.json", prompt), "--items", "6", "--out", "whole").status == 0
+    started = detach(line, prompt, "--items", "6", "--out", "first")
+    until(lambda: len(pngs(line.folder / "first")) >= 1)
+    os.kill(started["pid"], signal.SIGKILL)
+    until(lambda: state(builtin_rig, started["job"]) == "done")  # before anybody missed its owner
+    done = line.run("jobs", "attach", started["job"], "--out", "second", "--json")
+    assert done.status == 0, done.err
+    files = [line.folder / path for path in done.json["files"]]
+    assert len(files) == 6, "what the killed one had fetched was made again for the other folder"
+    for mine, theirs in zip(files, pngs(line.folder / "whole"), strict=True):
+        assert numpy.array_equal(pixels(mine), pixels(theirs))
+
+
+def test_cancel_ends_a_job_and_its_collector(line: CommandLine, builtin_rig: Rig) -> None:
+    started = detach(line, slow(300), "--items", "40")
+    done = line.run("jobs", "cancel", started["job"], "--reason", "wrong model", "--json")
+    assert (done.status, done.json["state"], done.json["reason"]) == (0, "cancelled", "wrong model")
+    until(lambda: not psutil.pid_exists(started["pid"]))
+    assert f"job {started['job']} was cancelled: wrong model" in Path(started["log"]).read_text()
+    again = line.run("jobs", "cancel", started["job"])
+    assert again.status == 0, "an order given twice is not an error"
+    attach = line.run("jobs", "attach", started["job"])
+    assert attach.status == 2 and "is cancelled; attach needs a job that can go on; `jobs retry` makes it one" in attach.err
+
+
+def test_a_cancelled_job_can_be_retried_and_collected(line: CommandLine) -> None:
+    started = detach(line, slow(200, seed=5), "--items", "30", "--out", "first")
+    until(lambda: pngs(line.folder / "first"))
+    line.run("jobs", "cancel", started["job"])
+    until(lambda: not psutil.pid_exists(started["pid"]))
+    retried = line.run("jobs", "retry", started["job"])
+    assert retried.status == 0 and f"jobs attach {started['job']}" in retried.out
+    done = line.run("jobs", "attach", started["job"], "--out", "second", "--json")
+    assert done.status == 0, done.err
+    assert [item["seed"] for item in done.json["items"]] == [str(seed) for seed in range(5, 35)]
+    assert len(pngs(line.folder / "second")) == 30
+
+
+def test_a_paused_job_gets_nothing_until_it_is_resumed(line: CommandLine, builtin_rig: Rig) -> None:
+    started = detach(line, slow(100), "--items", "100", "--out", "made")
+    job_id = started["job"]
+    assert line.run("jobs", "pause", job_id, "--json").json["state"] == "paused"
+    until(lambda: builtin_rig.cluster.jobs.job_state(job_id).counts["running"] == 0)
+    before = builtin_rig.cluster.jobs.job_state(job_id).counts["done"]
+    other = line.run("run", line.write("other.json", pictures()), "--items", "2", "--json")
+    assert other.status == 0, "the workers are free for others"
+    assert builtin_rig.cluster.jobs.job_state(job_id).counts["done"] == before < 100
+    assert line.run("jobs", "resume", job_id, "--json").json["state"] in ("running", "done")
+    until(lambda: state(builtin_rig, job_id) == "done")
+
+
+def test_a_priority_can_be_changed_and_is_checked(line: CommandLine) -> None:
+    started = detach(line, slow(100), "--items", "200", "--priority", "2")
+    assert line.run("jobs", "show", started["job"], "--json").json["priority"] == 2
+    assert line.run("jobs", "priority", started["job"], "9", "--json").json["priority"] == 9
+    assert line.run("jobs", "priority", started["job"], "10").status == 2
+    line.run("jobs", "cancel", started["job"])
+
+
+def test_show_lists_every_item(line: CommandLine) -> None:
+    found = line.run("run", line.write("graph.json", pictures(seed=70)), "--items", "3", "--user", "ann", "--json").json
+    shown = line.run("jobs", "show", found["job"], "--json").json
+    assert (shown["state"], shown["user"], shown["prompt"]) == ("done", "ann", "graph.json")
+    rows = [(item["index"], item["seed"], item["state"]) for item in shown["items"]]
+    assert rows == [(0, "70", "done"), (1, "71", "done"), (2, "72", "done")]
+    assert {item["worker"] for item in shown["items"]} <= {"one", "two"}
+    text = line.run("jobs", "show", found["job"]).out
+    assert "3/3 items done" in text and "graph.json of ann" in text
+
+
+@pytest.mark.parametrize("order", ["show", "cancel", "retry", "pause", "resume", "attach"])
+def test_an_unknown_job_is_named(line: CommandLine, order: str) -> None:
+    done = line.run("jobs", order, "0123456789ab")
+    assert done.status == 2 and "no job 0123456789ab; `distributed-comfy jobs list` shows the known ones" in done.err
+
+
+def test_an_ended_job_cannot_be_steered(line: CommandLine) -> None:
+    job_id = line.run("run", line.write("graph.json", pictures()), "--items", "1", "--json").json["job"]
+    for order in ("cancel", "pause", "resume", "retry"):
+        done = line.run("jobs", order, job_id)
+        assert done.status == 2 and f"job {job_id} is done; {order} needs" in done.err
+
+
+def test_workers_are_listed_with_what_they_are(line: CommandLine) -> None:
+    found = {worker["name"]: worker for worker in line.run("workers", "list", "--json").json}
+    assert {"one", "two"} <= set(found)
+    assert found["one"]["engine"] == "builtin" and found["one"]["device"] == "cpu" and found["one"]["state"] in ("idle", "ticketed")
+    table = line.run("workers", "list").out
+    assert "WORKER" in table and "builtin" in table
+
+
+def test_a_drained_worker_gets_nothing_until_it_is_undrained(line: CommandLine) -> None:
+    assert line.run("workers", "drain", "two").out == "worker two gets nothing more\n"
+    try:
+        found = {worker["name"]: worker["state"] for worker in line.run("workers", "list", "--json").json}
+        assert found["two"] == "drained"
+        path = line.write("graph.json", slow(30))
+        done = line.run("run", path, "--items", "6", "--json").json
+        assert {item["worker"] for item in done["items"]} == {"one"}
+    finally:
+        assert line.run("workers", "undrain", "two", "--json").json == {"worker": "two", "drained": False}
+    done = line.run("run", path, "--items", "6", "--seed", "900", "--json").json
+    assert {item["worker"] for item in done["items"]} == {"one", "two"}
+
+
+def test_an_unknown_worker_is_named(line: CommandLine) -> None:
+    done = line.run("workers", "drain", "three")
+    assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
