@@ -5,6 +5,7 @@
 --   fetched  index, claim id                  the result is in the spool: no longer in flight
 --   reopen   index, claim id, requirement, last requirement, max attempts, error, meta    the blob is gone or damaged: run the item again
 --   unblock  index, feed                      the last stage may run
+--   spool    host, spool, folder              where the owner keeps what it fetches, and where its files go in the end
 --   settle                                    the owner has all it wants of an ended job: nothing is in flight any more
 -- Gives  {'ok' | 'new' (own, reopen: match the job's signatures) | 'no', worker...}
 local what, id = ARGV[1], ARGV[2]
@@ -84,6 +85,11 @@ function orders.unblock()
   item_write(id, ARGV[3], item)
   requeue(job, ARGV[3])
   offer(job, out)
+  return out
+end
+
+function orders.spool()
+  call('HSET', K.job(id), 'spool_host', ARGV[3], 'spool', ARGV[4], 'out', ARGV[5])
   return out
 end
 

@@ -64,9 +64,27 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.aging(), '-inf', NOW, 'LIMIT', 0, 50
   end
 end
 
--- Jobs without an owner.
+-- Jobs without an owner.  One whose results are kept for whoever asks (keep_ms) needs none; where its own results leave no room for its
+-- next item, it waits as long as they are kept.
+local function stuck(job)
+  if job.running > 0 or job.unfetched == 0 or job.offered > 0 or job.paused > 0 then return false end
+  return call('LLEN', K.pending(job.id)) + call('LLEN', K.back(job.id)) > 0
+end
+
+local function watch_kept(job, keep_ms)
+  local since = num(call('HGET', K.job(job.id), 'stuck_ms'))
+  if not stuck(job) then
+    if since > 0 then call('HDEL', K.job(job.id), 'stuck_ms') end
+  elseif since == 0 then
+    call('HSET', K.job(job.id), 'stuck_ms', NOW)
+  elseif NOW - since > keep_ms then
+    end_job(job, 'cancelled', 'nobody took its results, and they left no room for more', out)
+  end
+end
+
 local function ownerless(id)
-  local job = job_read(id)
+  local job, keep_ms = job_read(id), num(call('HGET', K.job(id), 'keep_ms'))
+  if keep_ms > 0 then return watch_kept(job, keep_ms) end
   if job.parked == 0 then
     job.parked = NOW
     job_set(job, 'parked')
@@ -82,9 +100,12 @@ for _, id in ipairs(NOW >= grace and call('SMEMBERS', K.active()) or {}) do
 end
 
 -- Bytes of ended jobs that nobody will fetch are no longer in flight.  A job that became done while its owner was gone waits for one as
--- long as a parked job does.
+-- long as a parked job does; results that are kept wait their time, also those of a job that failed.
 local function may_be_fetched(job)
-  return job.state == 'done' and NOW - num(call('HGET', K.job(job.id), 'ended_ms')) <= num(ARGV[6])
+  local times = call('HMGET', K.job(job.id), 'ended_ms', 'keep_ms')
+  local keep_ms = num(times[2])
+  if job.state ~= 'done' and keep_ms == 0 then return false end
+  return NOW - num(times[1]) <= (keep_ms > 0 and keep_ms or num(ARGV[6]))
 end
 
 for _, id in ipairs(call('HKEYS', K.unsettled())) do

@@ -51,6 +51,7 @@ if job.state == '' then return {'unknown'} end
 
 local function change(field, value)
   if job.state ~= 'active' then return job.state end
+  if job[field] == value then return end
   job[field] = value
   if field == 'base' then job.level = value end
   job_set(job, 'base', 'level', 'paused')

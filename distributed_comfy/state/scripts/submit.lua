@@ -1,5 +1,6 @@
 -- A job enters the table.  Idempotent: a known job id changes nothing.
--- ARGV  job, record, submitter, priority, sig, last_sig or '', cap bytes, aging ms, ttl s, last index or '', host, owner, owner lease ms,
+-- ARGV  job, record, submitter, priority, sig, last_sig or '', cap bytes, aging ms, ttl s, last index or '', host,
+--       owner, owner lease ms (or '', how long after its end the results of a job without owner are kept),
 --       title, requirement, last requirement, count, then `count` times: index, packed spec;  then pairs: prompt hash, prompt.
 -- Writes job, jobs, active, spec, prompts, pending | item (last stage: blocked), owner, submitter, sigs, the index.
 -- Gives  {'ok' | 'new' (a signature has not been matched with the capabilities yet), worker...}
@@ -12,7 +13,7 @@ call('HSET', K.job(id), 'record', ARGV[2], 'submitter', ARGV[3], 'base', ARGV[4]
   'state', 'active', 'created_ms', NOW, 'place', '')
 call('ZADD', K.jobs(), seq, id)
 call('SADD', K.active(), id)
-call('SET', K.owner(id), ARGV[12], 'PX', ARGV[13])
+if ARGV[12] == '' then call('HSET', K.job(id), 'keep_ms', ARGV[13]) else call('SET', K.owner(id), ARGV[12], 'PX', ARGV[13]) end
 submitter_enter(ARGV[3])
 local at = 18
 for _ = 1, count do

@@ -1,0 +1,431 @@
+"""Random interleavings of everything that may happen to the table of truth, on a real Redis, against a plain Python model.
+
+Every script call may be executed twice with the first reply lost, and tickets may fail to be sent.  After every step the table must
+agree with the model, and with itself (`tests.state_audit`).  At the end of a run, with the reaper off, everything gets done.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hypothesis.strategies as st
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from distributed_comfy.errors import EngineDied, OutOfMemory, WorkerLacks
+from distributed_comfy.state.records import Claim
+from tests.state_audit import Audit
+from tests.state_cluster import OWNER, Cluster, Job, cluster_of
+from tests.state_model import MIB, Item, Model, ModelJob, ModelWorker
+
+EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "20"))
+STEPS = int(os.environ.get("STATE_STEPS", "40"))
+MAX_ATTEMPTS = 3
+NAMES = ("u", "v", "w")
+CLASSES = (("A",), ("B",), ("A", "B"), ("A", "Saver"), ("A", "B", "Saver"))
+ERRORS = {"engine_died": EngineDied(status="9", log_tail=""), "out_of_memory": OutOfMemory(device="d", node_id="3", exception_message="")}
+NUMBER = st.integers(0, 10_000)
+
+
+class TicketsLost(Exception):
+    """The process ends between a transition and its tickets."""
+
+
+class Table(RuleBasedStateMachine):
+    """The rules; the client and the number of slots are set by the test."""
+
+    client: redis.Redis
+    slots = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster: Cluster = cluster_of(
+            self.client,
+            slots=self.slots,
+            max_attempts=MAX_ATTEMPTS,
+            retry_backoff_s=1000,
+            warm_slice_s=0,
+            job_bytes_in_flight=10 * MIB,
+            ownerless_ttl_s=1000,
+        )
+        self.cluster.client.flushall()
+        self.cluster.jobs.set_byte_limit(14 * MIB)
+        self.model = Model(MAX_ATTEMPTS, self.slots)
+        self.numbers = 0
+        self.old: list[tuple[str, tuple[Any, ...]]] = []
+        self.twice = False
+        self.mute = False
+        scripts = self.cluster.scripts
+        run, send = scripts.run, scripts._send_tickets
+
+        def run_perhaps_twice(name: str, *args: str | int) -> list[str]:
+            if name in ("submit", "complete", "give_back") or (name == "collect" and args[0] in ("fetched", "reopen", "unblock")):
+                self.old.append((name, args))
+            if self.twice:
+                run(name, *args)
+            return run(name, *args)
+
+        def send_perhaps(names: Sequence[str]) -> None:
+            if self.mute:
+                raise TicketsLost
+            send(names)
+
+        scripts.run = run_perhaps_twice  # type: ignore[method-assign]
+        scripts._send_tickets = send_perhaps
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+    def job(self, number: int, *states: str) -> ModelJob | None:
+        found = [job for job in self.model.jobs.values() if not states or job.state in states]
+        return found[number % len(found)] if found else None
+
+    def worker(self, number: int) -> ModelWorker:
+        return list(self.model.workers.values())[number % len(self.model.workers)]
+
+    def held(self, number: int) -> tuple[ModelWorker, Claim] | None:
+        found = [(worker, claim, at) for worker in self.model.workers.values() for claim, at in worker.held.items()]
+        if not found:
+            return None
+        worker, claim, (job, index) = found[number % len(found)]
+        return worker, Claim(claim, job, index, "", 1)
+
+    def does(self, action: Callable[[], Any], twice: bool, mute: bool) -> Any:
+        """Run a transition; None where the process died over its tickets."""
+        self.twice, self.mute = twice, mute
+        try:
+            return action()
+        except TicketsLost:
+            return None
+        finally:
+            self.twice = self.mute = False
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+    @rule(name=st.sampled_from(NAMES), classes=st.sampled_from(CLASSES), twice=st.booleans(), mute=st.booleans())
+    def register(self, name: str, classes: tuple[str, ...], twice: bool, mute: bool) -> None:
+        known = self.model.workers.get(name)
+        if known and known.alive:
+            if known.classes != frozenset(classes):
+                known.classes, known.barred = frozenset(classes), set()
+            known.down = False
+        else:
+            self.numbers += 1
+            if known:
+                self._dies(known)
+            barred = known.barred if known and known.classes == frozenset(classes) else set()
+            self.model.workers[name] = ModelWorker(name, frozenset(classes), f"life {self.numbers}", barred=barred)
+        incarnation = self.model.workers[name].incarnation
+        self.does(lambda: self.cluster.join(name, has=classes, incarnation=incarnation), twice, mute)
+
+    @precondition(lambda self: self.model.workers)
+    @rule(number=NUMBER, keep=st.booleans())
+    def lease_runs_out(self, number: int, keep: bool) -> None:
+        worker = self.worker(number)
+        worker.alive = False
+        self.cluster.expire(worker.name)
+        if not keep:
+            worker.held.clear()
+
+    @precondition(lambda self: self.model.workers)
+    @rule(number=NUMBER, order=st.sampled_from(["drain", "undrain", "suspend", "leave"]), twice=st.booleans(), mute=st.booleans())
+    def worker_stops_claiming(self, number: int, order: str, twice: bool, mute: bool) -> None:
+        worker = self.worker(number)
+        if order in ("drain", "undrain"):
+            worker.drained = order == "drain"
+            self.does(lambda: self.cluster.jobs.drain(worker.name, worker.drained), twice, mute)
+            return
+        worker.down = True
+        if order == "leave":
+            worker.alive = False
+            for job, index in self.model.running(worker.name):
+                job.items[index].free("pending")
+        self.does(lambda: getattr(self.cluster.workers, order)(worker.name, worker.incarnation), twice, mute)
+
+    @precondition(lambda self: self.model.workers)
+    @rule(number=NUMBER, forget=st.booleans(), twice=st.booleans(), mute=st.booleans())
+    def renew(self, number: int, forget: bool, twice: bool, mute: bool) -> None:
+        worker = self.worker(number)
+        if forget:
+            worker.held.clear()
+        answer = self.does(lambda: self.cluster.renew(worker.name, *worker.held), twice, mute)
+        lost = self.model.renewed(worker)
+        assert answer is None or (answer.alive and set(answer.lost) == lost)
+
+    # -- items ---------------------------------------------------------------------------------------------------------
+    @precondition(lambda self: self.model.workers)
+    @rule(number=NUMBER, renew_between=st.booleans(), on_ticket=st.booleans(), twice=st.booleans(), mute=st.booleans())
+    def claim(self, number: int, renew_between: bool, on_ticket: bool, twice: bool, mute: bool) -> None:
+        name = self.cluster.tickets[number % len(self.cluster.tickets)] if on_ticket and self.cluster.tickets else ""
+        worker = self.model.workers[name] if name in self.model.workers else self.worker(number)
+        self.numbers += 1
+        claim_id = f"c{self.numbers}"
+        worker.held[claim_id] = ("", -1)  # held from before it is asked for
+        if renew_between:
+            lost = self.model.renewed(worker)
+            assert claim_id in lost
+            assert set(self.cluster.renew(worker.name, *worker.held).lost) == lost
+        certain = self.model.certain(worker) if self.model.may_claim(worker) else []
+        self.does(lambda: self.cluster.claim(worker.name, claim_id), twice, mute)
+        if renew_between:
+            self.model.renewed(worker)
+            self.cluster.renew(worker.name, *worker.held)
+        claim = self.cluster.workers.claim(worker.name, worker.incarnation, claim_id) if self._is_claimed(claim_id, worker) else None
+        del worker.held[claim_id]
+        if claim is None:
+            assert not certain, f"{worker.name} got nothing, but there is {certain}"
+            return
+        job = self.model.jobs[claim.job_id]
+        assert self.model.may_claim(worker)
+        assert job.on_offer()
+        assert job.items[claim.index].state == "pending"
+        assert self.model.serves(worker, job, claim.index)
+        self.model.claimed(claim.job_id, claim.index, claim_id, worker.name)
+        worker.held[claim_id] = (claim.job_id, claim.index)
+
+    def _is_claimed(self, claim_id: str, worker: ModelWorker) -> bool:
+        return bool(self.cluster.client.hexists(self.cluster.key("claims", worker.name), claim_id))
+
+    @rule(number=NUMBER, size=st.sampled_from([0, MIB, 4 * MIB, 20 * MIB]), again=st.booleans(), twice=st.booleans(), mute=st.booleans())
+    def complete(self, number: int, size: int, again: bool, twice: bool, mute: bool) -> None:
+        found = self.held(number)
+        if not found:
+            return
+        worker, claim = found
+        valid = self.model.valid(claim.job_id, claim.index, claim.claim_id)
+        outcome = self._as(worker, lambda: self.cluster.complete(worker.name, claim, size), twice, mute)
+        if outcome is None:  # it died over its tickets; the result is in, and it may say so again
+            outcome = self._as(worker, lambda: self.cluster.complete(worker.name, claim, size), False, False)
+        assert outcome is valid
+        if valid:
+            self.model.completed(claim.job_id, claim.index, size)
+        if again:
+            assert self._as(worker, lambda: self.cluster.complete(worker.name, claim, size), False, False) is valid
+        del worker.held[claim.claim_id]
+
+    @rule(
+        number=NUMBER,
+        how=st.sampled_from(["release", "release", "retry", "retry", "lacks", "final"]),
+        error=st.sampled_from(sorted(ERRORS)),
+        twice=st.booleans(),
+        mute=st.booleans(),
+    )
+    def give_back(self, number: int, how: Any, error: str, twice: bool, mute: bool) -> None:
+        found = self.held(number)
+        if not found:
+            return
+        worker, claim = found
+        given = WorkerLacks(worker=worker.name, lacks="x") if how == "lacks" else ERRORS[error]
+        outcome = self._as(worker, lambda: self.cluster.give_back(worker.name, claim, how, given), twice, mute)
+        expected = "lost"
+        if self.model.valid(claim.job_id, claim.index, claim.claim_id):
+            expected = "ok" if self._ends(worker, self.model.jobs[claim.job_id], claim.index, how, error) else "failed"
+        assert outcome in (None, "lost" if twice else expected)
+        del worker.held[claim.claim_id]
+
+    def _ends(self, worker: ModelWorker, job: ModelJob, index: int, how: str, error: str) -> bool:
+        if how == "release":
+            job.items[index].free("pending")
+            return True
+        if how == "retry":
+            return self.model.lost(job, index, error)
+        if how == "lacks":
+            return self.model.lacks(worker, job, index)
+        self.model.failed(job, index, job.items[index].claim, worker.name)
+        return False
+
+    def _as(self, worker: ModelWorker, action: Callable[[], Any], twice: bool, mute: bool) -> Any:
+        """What the worker's process does; it may be of an earlier life than the table knows."""
+        return self.does(action, twice, mute)
+
+    @precondition(lambda self: self.old)
+    @rule(number=NUMBER)
+    def an_old_command_comes_again(self, number: int) -> None:
+        name, args = self.old[number % len(self.old)]
+        self.cluster.tickets += _workers_in(name, self.cluster.scripts._scripts[name](keys=(), args=args))
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+    @precondition(lambda self: len(self.model.jobs) < 6)
+    @rule(
+        items=st.integers(1, 4),
+        needs=st.sampled_from(["A", "B"]),
+        last=st.booleans(),
+        user=st.sampled_from(["ann", "bob"]),
+        priority=st.integers(4, 6),
+        twice=st.booleans(),
+        mute=st.booleans(),
+    )
+    def submit(self, items: int, needs: str, last: bool, user: str, priority: int, twice: bool, mute: bool) -> None:
+        name = f"j{len(self.model.jobs)}"
+        rows = [Item() for _ in range(items)] + [Item("blocked")] * last
+        self.model.jobs[name] = ModelJob(name, rows, needs, "Saver" if last else "")
+        job = Job(items, user, priority, (needs,), ("Saver",) if last else None)
+        self.does(lambda: self.cluster.submit(name, job), twice, mute)
+
+    @rule(number=NUMBER, order=st.sampled_from(["pause", "resume", "cancel", "priority"]), twice=st.booleans(), mute=st.booleans())
+    def steer(self, number: int, order: str, twice: bool, mute: bool) -> None:
+        job = self.job(number, "active")
+        if job is None:
+            return
+        if order == "cancel":
+            self.model.ended(job, "cancelled")
+            self.does(lambda: self.cluster.jobs.cancel(job.name, "enough"), twice, mute)
+        elif order == "priority":
+            self.does(lambda: self.cluster.jobs.set_priority(job.name, number % 10), twice, mute)
+        else:
+            job.paused = order == "pause"
+            self.does(lambda: getattr(self.cluster.jobs, order)(job.name), twice, mute)
+
+    @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
+    def retry(self, number: int, twice: bool, mute: bool) -> None:
+        job = self.job(number, "failed", "cancelled")
+        if job is not None:
+            self.model.retried(job)
+            self.does(lambda: self.cluster.jobs.retry(job.name), twice, mute)
+
+    @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
+    def fetch(self, number: int, twice: bool, mute: bool) -> None:
+        job = self.job(number)
+        if job is not None:
+            self._fetch(job, twice, mute)
+
+    def _fetch(self, job: ModelJob, twice: bool, mute: bool) -> bool:
+        fetched = False
+        for index, item in enumerate(job.items):
+            if item.state == "done" and not item.fetched:
+                item.fetched = fetched = True
+                self.does(lambda index=index, item=item: self.cluster.jobs.mark_fetched(job.name, index, item.claim), twice, mute)
+        return fetched
+
+    @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
+    def reopen(self, number: int, twice: bool, mute: bool) -> None:
+        job = self.job(number, "active", "done")
+        done = [index for index, item in enumerate(job.items) if item.state == "done"] if job else []
+        if job is None or not done:
+            return
+        index = done[number % len(done)]
+        claim = job.items[index].claim
+        self.model.reopened(job, index)
+        assert self.does(lambda: self.cluster.jobs.reopen(job.name, index, claim), twice, mute) in (True, None)
+
+    @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
+    def unblock(self, number: int, twice: bool, mute: bool) -> None:
+        job = self.job(number, "active")
+        if job is None or not job.last_needs:
+            return
+        if job.items[-1].state == "blocked":
+            job.items[-1].free("pending")
+        self.does(lambda: self.cluster.jobs.unblock(job.name, len(job.items) - 1, "{}"), twice, mute)
+
+    @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
+    def owner_goes_or_comes(self, number: int, twice: bool, mute: bool) -> None:
+        job = self.job(number)
+        if job is None:
+            return
+        job.owned = not job.owned
+        if job.owned:
+            job.parked = job.parked and job.state != "active"
+            self.does(lambda: self.cluster.jobs.own(job.name, OWNER), twice, mute)
+        else:
+            self.cluster.disown(job.name)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+    @rule(tickets_lost=st.booleans(), backoff_over=st.booleans(), twice=st.booleans(), mute=st.booleans())
+    def reap(self, tickets_lost: bool, backoff_over: bool, twice: bool, mute: bool) -> None:
+        if tickets_lost:
+            self.cluster.age_tickets()
+        if backoff_over:
+            self.cluster.end_backoff()
+        dead = [worker for worker in self.model.workers.values() if not worker.alive]
+        uncertain = [job for worker in dead for job, _ in self.model.running(worker.name)]
+        for worker in dead:
+            self._dies(worker)
+            del self.model.workers[worker.name]
+        self.model.ticked(backoff_over)
+        self.does(self.cluster.reap, twice, mute)
+        for job in uncertain:
+            if job.state == "failed":
+                self._adopt_order(job)
+
+    def _dies(self, worker: ModelWorker) -> None:
+        for job, index in self.model.running(worker.name):
+            if job.items[index].state == "running":
+                self.model.lost(job, index, "worker_lost")
+
+    def _adopt_order(self, job: ModelJob) -> None:
+        """Of several items lost at once, the table chooses which is counted first; the job fails with the one that was its last."""
+        states = self.cluster.jobs.item_states(job.name)
+        for index, item in enumerate(job.items):
+            if item.state in ("pending", "stopped", "failed"):
+                assert states[index].state in ("pending", "stopped", "failed")
+                text = self.cluster.client.hget(self.cluster.key("item", job.name), str(index))
+                item.state, item.claim, item.worker = states[index].state, states[index].claim_id, states[index].worker
+                item.attempts = (json.loads(text).get("a") or {}) if text else {}
+        assert any(item.state == "failed" for item in job.items)
+
+    # -- what must hold ------------------------------------------------------------------------------------------------
+    @invariant()
+    def the_table_agrees_with_the_model_and_itself(self) -> None:
+        Audit(self.cluster).check()
+        for name, job in self.model.jobs.items():
+            states = self.cluster.jobs.item_states(name)
+            shown = {index: (state.state, state.claim_id if state.state in ("running", "done") else "") for index, state in states.items()}
+            wanted = {index: (item.state, item.claim if item.state in ("running", "done") else "") for index, item in enumerate(job.items)}
+            assert shown == wanted, name
+            state = self.cluster.jobs.job_state(name).state
+            expected = job.state if job.state != "active" else "parked" if job.parked else "paused" if job.paused else ""
+            assert state == expected or (not expected and state in ("running", "pending")), (name, state, expected)
+
+    def teardown(self) -> None:
+        """The dust settles: everyone is back, lost tickets are replaced once, and then the reaper is off."""
+        self.register("u", ("A", "B", "Saver"), False, False)
+        for name in ("joker", "joker2"):
+            self.cluster.join(name, has=("A", "B", "Saver", "Joker"))
+        for job in [job for job in self.model.jobs.values() if job.state == "active"]:
+            self.cluster.jobs.own(job.name, OWNER)
+            self.cluster.jobs.resume(job.name)
+        for name in self.cluster.client.smembers(self.cluster.key("workers")):
+            self.cluster.renew(name)
+            self.cluster.renew(name)
+        self.cluster.end_backoff()
+        self.cluster.age_tickets()
+        self.cluster.tickets.clear()
+        self.cluster.reap()
+        for _ in range(200):
+            self.cluster.answer_tickets(MIB)
+            left = [name for name, state in self.cluster.jobs.jobs().items() if not state.ended]
+            if not left:
+                break
+            for name in left:
+                for index, item in self.cluster.jobs.item_states(name).items():
+                    if item.state == "done":
+                        self.cluster.jobs.mark_fetched(name, index, item.claim_id)
+                self.cluster.jobs.unblock(name, max(self.cluster.jobs.item_states(name)), "{}")
+            assert self.cluster.tickets, f"stranded: {[(name, self.cluster.jobs.item_states(name)) for name in left]}"
+        Audit(self.cluster).check()
+
+
+def _workers_in(name: str, answer: Sequence[str]) -> list[str]:
+    return list(answer[1:])
+
+
+def _run(url: str, slots: int) -> None:
+    wanted = settings(
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    )
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        run_state_machine_as_test(type("Table", (Table,), {"client": client, "slots": slots}), settings=wanted)
+
+
+def test_the_table_is_right_under_random_interleavings(redis_url: str) -> None:
+    _run(redis_url, slots=1)
+
+
+def test_the_table_is_right_under_random_interleavings_with_three_slots(redis_url: str) -> None:
+    _run(redis_url, slots=3)
+
+

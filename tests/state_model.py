@@ -1,0 +1,208 @@
+"""The table of truth in plain Python: what jobs, items and workers must be after each transition, without any index."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+MIB = 2**20
+
+
+@dataclass
+class Item:
+    """One row."""
+
+    state: str = "pending"
+    claim: str = ""
+    worker: str = ""
+    attempts: dict[str, int] = field(default_factory=dict)
+    size: int = 0
+    fetched: bool = False
+
+    def free(self, state: str) -> None:
+        """Nobody has it any more."""
+        self.state, self.claim, self.worker = state, "", ""
+
+
+@dataclass
+class ModelJob:
+    """One job; the last item is the last stage where ``last_needs`` is given."""
+
+    name: str
+    items: list[Item]
+    needs: str
+    last_needs: str = ""
+    state: str = "active"
+    paused: bool = False
+    parked: bool = False
+    owned: bool = True
+    largest: int = 0
+
+    def needs_of(self, index: int) -> str:
+        """The node class that an item needs."""
+        return self.last_needs if self.is_last(index) else self.needs
+
+    def is_last(self, index: int) -> bool:
+        """True for the last stage."""
+        return bool(self.last_needs) and index == len(self.items) - 1
+
+    def on_offer(self) -> bool:
+        """Hands out items, if it has any."""
+        return self.state == "active" and not self.paused and not self.parked
+
+    def in_flight(self) -> bool:
+        """Something of it runs or waits to be fetched."""
+        return any(item.state == "running" or (item.state == "done" and item.size and not item.fetched) for item in self.items)
+
+    def end(self, state: str) -> None:
+        """Nothing of it runs any more."""
+        self.state = state
+        for item in self.items:
+            if item.state == "running":
+                item.state = "stopped"
+
+
+@dataclass
+class ModelWorker:
+    """One registered name."""
+
+    name: str
+    classes: frozenset[str]
+    incarnation: str
+    alive: bool = True
+    drained: bool = False
+    down: bool = False
+    barred: set[tuple[str, str]] = field(default_factory=set)
+    """(job, node class)."""
+    held: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """What its process believes to have: claim id -> job, index."""
+    missed: set[str] = field(default_factory=set)
+    """Claims that the table knows and that the last sign of life did not hold."""
+
+
+class Model:
+    """Jobs and workers, and what each transition makes of them."""
+
+    def __init__(self, max_attempts: int, slots: int) -> None:
+        self.jobs: dict[str, ModelJob] = {}
+        self.workers: dict[str, ModelWorker] = {}
+        self._max_attempts = max_attempts
+        self._slots = slots
+
+    def running(self, worker: str) -> list[tuple[ModelJob, int]]:
+        """What the table says the worker has."""
+        return [(job, index) for job, index in self._all() if job.items[index].state == "running" and job.items[index].worker == worker]
+
+    def renewed(self, worker: ModelWorker) -> set[str]:
+        """A sign of life; the claims among those held that the table does not know."""
+        running = self.running(worker.name)
+        for job, index in running:
+            item = job.items[index]
+            if item.claim in worker.held:
+                worker.missed.discard(item.claim)
+            elif item.claim in worker.missed:
+                item.free("pending")
+            else:
+                worker.missed.add(item.claim)
+        worker.alive = True
+        return set(worker.held) - {job.items[index].claim for job, index in running}
+
+    def may_claim(self, worker: ModelWorker) -> bool:
+        """It has a free slot and is not told to stop."""
+        return not worker.drained and not worker.down and len(self.running(worker.name)) < self._slots
+
+    def serves(self, worker: ModelWorker, job: ModelJob, index: int) -> bool:
+        """The worker can run the item."""
+        needs = job.needs_of(index)
+        return needs in worker.classes and (job.name, needs) not in worker.barred
+
+    def certain(self, worker: ModelWorker) -> list[tuple[str, int]]:
+        """Items that no byte cap can keep from this worker."""
+        return [
+            (job.name, index)
+            for job, index in self._all()
+            if job.on_offer() and job.items[index].state == "pending" and self.serves(worker, job, index)
+            if job.is_last(index) or not job.in_flight() or self._known_to_be_small(job)
+        ]
+
+    def _known_to_be_small(self, job: ModelJob) -> bool:
+        return job.largest == 0 and any(item.state == "done" for item in job.items)
+
+    def claimed(self, job: str, index: int, claim: str, worker: str) -> None:
+        item = self.jobs[job].items[index]
+        item.state, item.claim, item.worker = "running", claim, worker
+
+    def valid(self, job: str, index: int, claim: str) -> bool:
+        """The claim is the one that runs the item."""
+        item = self.jobs[job].items[index]
+        return self.jobs[job].state == "active" and item.state == "running" and item.claim == claim
+
+    def completed(self, job_name: str, index: int, size: int) -> None:
+        job = self.jobs[job_name]
+        item = job.items[index]
+        item.state, item.size, item.fetched = "done", size, False
+        job.largest = max(job.largest, size)
+        if all(other.state == "done" for other in job.items):
+            self.ended(job, "done")
+
+    def ended(self, job: ModelJob, state: str) -> None:
+        job.end(state)
+        for worker in self.workers.values():
+            worker.barred = {(name, needs) for name, needs in worker.barred if name != job.name}
+
+    def failed(self, job: ModelJob, index: int, claim: str, worker: str) -> None:
+        item = job.items[index]
+        item.state, item.claim, item.worker = "failed", claim, worker
+        self.ended(job, "failed")
+
+    def lost(self, job: ModelJob, index: int, error: str) -> bool:
+        """The item's execution failed for this reason; False where that was its last attempt and the job failed."""
+        item = job.items[index]
+        item.attempts[error] = item.attempts.get(error, 0) + 1
+        if item.attempts[error] >= self._max_attempts:
+            self.failed(job, index, item.claim, item.worker)
+            return False
+        item.free("pending" if item.attempts[error] == 1 or error == "worker_lost" else "waiting")
+        return True
+
+    def lacks(self, worker: ModelWorker, job: ModelJob, index: int) -> bool:
+        """The worker is barred; False where nobody is left and the job failed."""
+        worker.barred.add((job.name, job.needs_of(index)))
+        if any(self.serves(other, job, index) for other in self.workers.values()):
+            job.items[index].free("pending")
+            return True
+        self.failed(job, index, job.items[index].claim, worker.name)
+        return False
+
+    def retried(self, job: ModelJob) -> None:
+        job.state, job.paused, job.parked = "active", False, False
+        for item in job.items:
+            if item.state in ("failed", "stopped"):
+                item.free("pending")
+                item.attempts = {}
+
+    def reopened(self, job: ModelJob, index: int) -> None:
+        item = job.items[index]
+        if job.state == "done":
+            job.state = "active"
+        item.attempts["blob_missing"] = item.attempts.get("blob_missing", 0) + 1
+        item.size, item.fetched = 0, False
+        if item.attempts["blob_missing"] >= self._max_attempts:
+            self.failed(job, index, item.claim, "")
+        else:
+            item.free("pending")
+
+    def ticked(self, backoff_over: bool) -> None:
+        """What a tick of the reaper does beside burying workers."""
+        for job in self.jobs.values():
+            for item in job.items:
+                if backoff_over and item.state == "waiting":
+                    item.free("pending")
+                if job.state != "active" and not job.owned and item.state == "done":
+                    item.fetched = True  # nobody will
+            if job.state == "active":
+                job.parked = not job.owned
+
+    def _all(self) -> Iterator[tuple[ModelJob, int]]:
+        for job in self.jobs.values():
+            for index in range(len(job.items)):
+                yield job, index
