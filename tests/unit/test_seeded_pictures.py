@@ -17,12 +17,12 @@ def drawn(subject: Subject, steps: int = 6) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("size", [(256, 256), (129, 77)])
+@pytest.mark.parametrize("size", [(96, 96), (61, 45)])
 def test_the_bits_do_not_depend_on_the_number_of_threads(style: str, size: tuple[int, int]) -> None:
     before = torch.get_num_threads()
     try:
         pictures = []
-        for threads in (1, 2, 3, 4, 7):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             pictures.append(drawn(Subject(2**64 - 1, 0, *size, style)))
     finally:
@@ -52,7 +52,7 @@ def test_eight_neighbours_have_eight_palettes_and_all_styles() -> None:
 
 
 def test_each_step_changes_the_picture_and_a_preview_shows_it() -> None:
-    picture = Picture(Subject(3, 0, 512, 300), device="cpu")
+    picture = Picture(Subject(3, 0, 400, 230), device="cpu")
     seen = [picture.preview() for _ in picture.steps(4)]
     assert all((one - other).abs().max() > 0.05 for one, other in itertools.pairwise(seen))
     assert min(seen[0].shape[:2]) <= 2 * 192
