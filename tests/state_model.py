@@ -197,8 +197,8 @@ class Model:
             for item in job.items:
                 if backoff_over and item.state == "waiting":
                     item.free("pending")
-                if job.state != "active" and not job.owned and item.state == "done":
-                    item.fetched = True  # nobody will
+                if job.state in ("failed", "cancelled") and not job.owned and item.state == "done":
+                    item.fetched = True  # nobody will; a job that is done waits for an owner
             if job.state == "active":
                 job.parked = not job.owned
 

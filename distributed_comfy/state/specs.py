@@ -14,16 +14,15 @@ def pack_specs(specs: Sequence[ItemSpec]) -> tuple[list[str], list[tuple[int, st
 
     The list is ``[template number, seed, node, input, value, node, input, value...]``.
     """
-    templates: dict[str, int] = {}
+    templates: dict[ItemSpec, int] = {}
     packed: list[tuple[int, str]] = []
     for spec in specs:
-        template = dump(replace(spec, index=0, seed="", patches=()))
-        number = templates.setdefault(template, len(templates))
+        number = templates.setdefault(replace(spec, index=0, seed="", patches=()), len(templates))
         flat: list[Any] = [number, spec.seed]
         for patch in spec.patches:
             flat += [patch.node_id, patch.input, patch.value]
         packed.append((spec.index, canonical_json(flat)))
-    return list(templates), packed
+    return [dump(template) for template in templates], packed
 
 
 def unpack_spec(templates: Sequence[str], index: int, packed: str | bytes) -> ItemSpec:

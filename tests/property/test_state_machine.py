@@ -21,7 +21,7 @@ from tests.state_audit import Audit
 from tests.state_cluster import OWNER, Cluster, Job, cluster_of
 from tests.state_model import MIB, Item, Model, ModelJob, ModelWorker
 
-EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "40"))
 STEPS = int(os.environ.get("STATE_STEPS", "40"))
 MAX_ATTEMPTS = 3
 NAMES = ("u", "v", "w")

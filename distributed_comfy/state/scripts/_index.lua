@@ -83,9 +83,12 @@ local function submitter_leave(name)
 end
 
 -- == byte caps ======================================================================================================
-local function capable_workers(sig)
+local function capable_workers(sig, enough)
   local count = 0
-  for _, cap in ipairs(call('SMEMBERS', K.sig_caps(sig))) do count = count + call('SCARD', K.cap_workers(cap)) end
+  for _, cap in ipairs(call('SMEMBERS', K.sig_caps(sig))) do
+    count = count + call('SCARD', K.cap_workers(cap))
+    if count >= enough then break end
+  end
   return count
 end
 
@@ -94,7 +97,7 @@ end
 local function byte_room(job, wanted)
   local room, hold = wanted, nil
   if job.largest == 0 and job.done == 0 then
-    room, hold = 2 * capable_workers(job.sig) - job.running, 'size'
+    room, hold = 2 * capable_workers(job.sig, (job.running + wanted) / 2) - job.running, 'size'
   elseif job.largest > 0 then
     room, hold = math.floor((job.cap - job.unfetched) / job.largest) - job.running, 'own'
     local limit = num(call('HGET', K.limits(), 'all'))
