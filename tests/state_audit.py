@@ -122,8 +122,9 @@ class Audit:
         for index, row in rows.items():
             if row["s"] == "running":
                 truth.claims.setdefault(row["w"], {})[row["c"]] = f"{job_id}|{index}"
-        unfetched = sum(row.get("b", 0) for row in rows.values() if row["s"] == "done" and row.get("f") != 1)
-        assert int(fields.get("unfetched", 0)) in ({unfetched} if fields["state"] == "active" else {0, unfetched}), (job_id, unfetched)
+        settled = int(fields.get("settled", 0))
+        there = [row for row in rows.values() if row["s"] == "done" and row.get("f") != 1 and row.get("e", 0) == settled]
+        assert int(fields.get("unfetched", 0)) == sum(row.get("b", 0) for row in there), (job_id, there)
         if fields["state"] == "active":
             self._active(truth, job_id, fields, lists)
         else:

@@ -19,7 +19,7 @@ end
 
 -- == jobs and items =================================================================================================
 local NUMBERS = {'paused', 'parked', 'seq', 'base', 'level', 'running', 'done', 'failed', 'total', 'largest', 'unfetched', 'cap',
-  'offered', 'offered_last'}
+  'offered', 'offered_last', 'settled'}
 local TEXTS = {'state', 'sig', 'last_sig', 'last', 'submitter', 'place'}
 
 local function job_read(id)
@@ -109,6 +109,11 @@ local function byte_room(job, wanted)
   return math.max(room, 0), hold
 end
 
+-- The bytes of a done item that count as unfetched: none once it was fetched, or its job was settled since.
+local function unfetched_bytes(job, item)
+  return item.s == 'done' and item.f ~= 1 and num(item.e) == job.settled and num(item.b) or 0
+end
+
 local room_made = false -- bytes are no longer in flight: jobs held by the cap on all bytes may go on
 
 local function book_bytes(job)
@@ -118,6 +123,12 @@ local function book_bytes(job)
   call('INCRBY', K.inflight(), digits(bytes - booked))
   if bytes > 0 then call('HSET', K.unsettled(), job.id, digits(bytes)) else call('HDEL', K.unsettled(), job.id) end
   room_made = room_made or bytes < booked
+end
+
+local function settle(job) -- nobody will fetch what is there
+  job.unfetched, job.settled = 0, job.settled + 1
+  job_set(job, 'unfetched', 'settled')
+  book_bytes(job)
 end
 
 -- == the claim index: every job stands where its fields say, and `place` is the only function that puts it there ====

@@ -37,16 +37,16 @@ end
 function orders.fetched()
   local item = item_read(id, ARGV[3])
   if item.c ~= ARGV[4] or item.f == 1 or item.s ~= 'done' then return out end
+  job.unfetched = job.unfetched - unfetched_bytes(job, item)
   item.f = 1
   item_write(id, ARGV[3], item)
-  job.unfetched = math.max(0, job.unfetched - num(item.b))
   job_set(job, 'unfetched')
   offer(job, out)
   return out
 end
 
 local function uncount(item) -- a done item is not done any more
-  if item.f ~= 1 then job.unfetched = math.max(0, job.unfetched - num(item.b)) end
+  job.unfetched = job.unfetched - unfetched_bytes(job, item)
   job.done = job.done - 1
   job_set(job, 'done', 'unfetched')
   call('HDEL', K.result(id), ARGV[3])
@@ -63,7 +63,7 @@ function orders.reopen()
   uncount(item)
   if job.state == 'done' then revive(job, ARGV[5], ARGV[6]) end
   if unmatched(job) then out[1] = 'new' end
-  item.s, item.c, item.w, item.f, item.b, item.r = 'pending', '', '', nil, nil, ARGV[4]
+  item.s, item.c, item.w, item.f, item.b, item.e, item.r = 'pending', '', '', nil, nil, nil, ARGV[4]
   item.a.blob_missing = (item.a.blob_missing or 0) + 1
   if item.a.blob_missing >= num(ARGV[7]) then
     fail_item(job, ARGV[3], item, ARGV[4], '', ARGV[8], ARGV[9], out)
@@ -95,9 +95,7 @@ end
 
 function orders.settle()
   if job.state == 'active' then return {'no'} end
-  job.unfetched = 0
-  job_set(job, 'unfetched')
-  book_bytes(job)
+  if job.unfetched > 0 then settle(job) end
   return out
 end
 

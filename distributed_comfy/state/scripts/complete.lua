@@ -14,7 +14,7 @@ if job.state ~= 'active' or item.s ~= 'running' or item.c ~= claim then return {
 local bytes = num(ARGV[7])
 call('HSET', K.result(id), index, ARGV[6])
 stop_running(job, index, item)
-item.s, item.b = 'done', bytes
+item.s, item.b, item.e = 'done', bytes, job.settled > 0 and job.settled or nil
 item_write(id, index, item)
 job.done = job.done + 1
 job.unfetched = job.unfetched + bytes

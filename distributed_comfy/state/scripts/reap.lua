@@ -112,9 +112,7 @@ for _, id in ipairs(call('HKEYS', K.unsettled())) do
   local job = call('EXISTS', K.owner(id)) == 0 and job_read(id)
   if job and job.state ~= 'active' and not may_be_fetched(job) then
     abandoned[#abandoned + 1] = id
-    job.unfetched = 0
-    if job.state ~= '' then job_set(job, 'unfetched') end
-    book_bytes(job)
+    if job.state == '' then book_bytes(job) else settle(job) end
   end
 end
 

@@ -221,3 +221,24 @@ def test_fifty_workers_at_the_cap_finish_every_job_with_the_reaper_off(cluster: 
         assert moved, "nothing moves any more"
     unknown = 6 * 2 * 50  # before its first result a job may run twice per worker
     assert peak <= (unknown + 12) * size_bytes
+
+
+def test_bytes_that_were_let_go_are_not_counted_when_the_job_runs_again(cluster: Cluster) -> None:
+    cluster.join("w")
+    cluster.submit("a", items=4)
+    for _ in range(2):
+        cluster.work("w", 4 * MIB)
+    cluster.jobs.cancel("a", "enough")
+    cluster.disown("a")
+    assert cluster.reap().abandoned == ("a",)
+    cluster.jobs.retry("a")
+    cluster.jobs.own("a", "owner")
+    assert in_flight(cluster) == 0
+    cluster.work("w", 4 * MIB)
+    assert fetch(cluster, "a") == 3  # two of them are gone, which only the owner finds out
+    assert in_flight(cluster) == 0
+    first = cluster.jobs.item_states("a")[0]
+    assert cluster.jobs.reopen("a", 0, first.claim_id)
+    assert in_flight(cluster) == 0
+    assert sorted(cluster.answer_tickets(4 * MIB)) == ["a", "a"]
+    assert in_flight(cluster) == 8 * MIB
