@@ -16,10 +16,10 @@ _STARTS = re.compile(r"^([\d.]+) tasks\.run_item item (\S+) starts", re.MULTILIN
 HOW = """\
 Jobs of one item, one after the other, each to a worker that has been idle for 20 to 60 ms. The clock starts just before `submit_prompt`,
 which reads the prompt, plans it, looks whether a live worker can run it, stores it and sends the ticket. *Claimed* is the time at which
-the claim script ran, from the job's event stream (the Redis server's clock, which is this host's, to 0.5 ms). *Starts* is the
-moment at which the engine process enters the item's first node, told by the node itself: it includes reading the job in the
-consumer, the pipe to the engine, placing inputs and checking the prompt. The other rows are parts of the same jobs. Items per second: one job
-of many items that do nothing but return 8 x 8 pixels, from the first claim to the last completion; each goes through claim, engine process, blob store
+the claim script ran, from the job's event stream (the Redis server's clock, which is this host's, to 0.5 ms). *Starts* is the moment at
+which the engine process enters the item's first node, told by the node itself: it includes reading the job in the consumer, the pipe to
+the engine, placing inputs and checking the prompt. The other rows are parts of the same jobs. Items per second: one job of many items
+that do nothing but return 8 x 8 pixels, from the first claim to the last completion; each goes through claim, engine process, blob store
 and completion, with the append-only file on; runs on one and on four workers alternate."""
 
 
@@ -95,7 +95,9 @@ def _dispatch_rows(times: list[_Times]) -> list[Row]:
         ("handed to the engine -> starts", [(one.starts - one.ready) * 1000 for one in times]),
         ("starts -> done (nothing to do, 8 x 8 pixels shipped)", [(one.done - one.starts) * 1000 for one in times]),
     ]
-    return rows + [Row(f"of which {words}, p50", median(values), "ms", note=f"p99 {percentile(values, 0.99):.1f}") for words, values in parts]
+    for words, values in parts:
+        rows.append(Row(f"of which {words}, p50", median(values), "ms", note=f"p99 {percentile(values, 0.99):.1f}"))
+    return rows
 
 
 def _throughput_rows(rig: Rig, names: list[str], *, items: int, repeats: int) -> list[Row]:

@@ -1,6 +1,6 @@
 """The worker's side of the transport benchmark, in a process of its own: ``python -m benchmarks.image_writer URL COUNT``.
 
-On each line of standard input it stores ``COUNT`` pictures as an engine does, and prints a reference to each as soon as it lies in the store.
+For each line of standard input it stores ``COUNT`` pictures as an engine does, and prints a reference to each as soon as it lies there.
 """
 from __future__ import annotations
 

@@ -70,6 +70,16 @@ class Rig:
         self.execution_log = folder / "executions"
         self.workers: dict[str, Worker] = {}
         self.keys = Keys(cluster.settings.key_prefix)
+        self._owned: dict[str, str] = {}
+        self._closed = threading.Event()
+        self._owning = threading.Thread(target=self._keep_owned, name="owner", daemon=True)
+        self._owning.start()
+
+    def close(self) -> None:
+        """End workers and threads."""
+        self._closed.set()
+        self.stop_workers()
+        self._owning.join()
 
     # -- workers -------------------------------------------------------------------------------------------------------
     def start_workers(self, names: Sequence[str], *, provider: str = "node_classes", **settings: object) -> list[Worker]:
@@ -155,19 +165,22 @@ class Rig:
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
     def submit(self, prompt: Prompt, items: int | None = None, **options: Any) -> QueuedJob:
-        """Queue a prompt as the headless master does."""
+        """Queue a prompt as the headless master does; its owner lease is kept until `forget`."""
         wanted = SubmitOptions(items=items, **options)
-        return submit_prompt(self.cluster, read_prompt(prompt, wanted), wanted, threading.Event())
+        job = submit_prompt(self.cluster, read_prompt(prompt, wanted), wanted, threading.Event())
+        self._owned[job.record.job_id] = job.owner
+        return job
 
     def wait_event(self, job: QueuedJob, kind: str, index: int | None = None, timeout_s: float = 120.0) -> float:
-        """Wait for the job's first event of a kind, of one item or any; when it happened in Redis' clock, see `event_times`."""
-        job_id, cursor = job.record.job_id, "0"
+        """Wait for the job's first event of a kind, of one item or any; when it happened in Redis' clock, see `events`."""
+        job_id = job.record.job_id
         give_up = time.monotonic() + timeout_s
+        cursor, _ = self.cluster.jobs.wait_events(job_id, "", 0.0)
         while time.monotonic() < give_up:
             found = [when for when, its_kind, its_index in self.events(job) if its_kind == kind and index in (None, its_index)]
             if found:
                 return found[0]
-            cursor, _ = self.cluster.jobs.wait_events(job_id, "" if cursor == "0" else cursor, 0.5 if cursor != "0" else 0.0)
+            cursor, _ = self.cluster.jobs.wait_events(job_id, cursor, 0.25)
         raise BenchmarkFailed(f"job {job_id}: no event {kind} of item {index} within {timeout_s:.0f} s")
 
     def wait_end(self, job: QueuedJob, timeout_s: float = 300.0) -> None:
@@ -201,11 +214,17 @@ class Rig:
     def forget(self, job: QueuedJob) -> None:
         """Nothing of the job stays: cancelled if it has not ended, its blobs dropped, its bytes settled."""
         job_id = job.record.job_id
+        self._owned.pop(job_id, None)
         if not self.cluster.jobs.job_state(job_id).ended:
             self.cluster.jobs.cancel(job_id, "the benchmark is over")
         self.cluster.blobs.drop_job(job_id)
         self.cluster.jobs.settle(job_id)
         self.cluster.jobs.disown(job_id, job.owner)
+
+    def _keep_owned(self) -> None:
+        while not self._closed.wait(self.cluster.settings.owner_ttl_s / 5):
+            for job_id, owner in list(self._owned.items()):
+                self.cluster.jobs.own(job_id, owner)
 
 
 @contextmanager
@@ -218,7 +237,7 @@ def open_rig(*, quick: bool) -> Iterator[Rig]:
         cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
         ending.callback(cluster.close)
         rig = Rig(cluster, folder, quick)
-        ending.callback(rig.stop_workers)
+        ending.callback(rig.close)
         yield rig
 
 

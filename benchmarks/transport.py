@@ -8,12 +8,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.image_writer import SIDE, open_store
+from benchmarks.image_writer import SIDE
 from benchmarks.nodes import pattern
 from benchmarks.rig import BenchmarkFailed, Rig, image_prompt, open_rig, peak_bytes, ran
 from benchmarks.rows import Row, Section, median, percentile, spread
@@ -31,13 +30,14 @@ FETCH_THREADS = 4
 """As `CollectorOptions.fetch_threads`."""
 
 HOW = f"""\
-A picture is {SIDE} x {SIDE} x 3 float32, 12.6 MB, its bits known from its seed; every one that arrives is compared bit for bit. *One image*: frame with
-checksum, put in chunks, get, checksum, unlink, over loopback through the blob Redis, one after the other. *{IMAGES} images*: a process of its own stores
-them as fast as it can, {FETCH_THREADS} threads here fetch, check and unlink each as soon as it is told of, as the collector does; the time is from the word to
-begin to the last unlink, the peak is the new blob server's own `used_memory_peak`. *Through the cluster*: the same pictures made by workers (the engine
-process stores them, the table tells, the collector fetches them into its spool on disk with an fsync); for one image the time is from
-the end of the node to the collector's report that it is safe, for {IMAGES} from submission to the last one, on two workers, with the peaks of both servers
-(the state with its append-only file on)."""
+A picture is {SIDE} x {SIDE} x 3 float32, 12.6 MB, its bits known from its seed; every one that arrives is compared bit for bit. *One
+image*: frame with checksum, put in chunks, get, checksum, unlink, over loopback through the blob Redis, one after the other. *{IMAGES}
+images*: a process of its own stores them as fast as it can, {FETCH_THREADS} threads here fetch, check and unlink each as soon as it is
+told of, as the collector does; the time is from the word to begin to the last unlink, the peak is the new blob server's own
+`used_memory_peak`. *Through the cluster*: the same pictures made by workers (the engine process stores them, the table tells, the
+collector fetches them into its spool on disk with an fsync); for one image the time is from the end of the node to the collector's report
+that it is safe, for {IMAGES} from submission to the last one, on two workers, with the peaks of both servers (the state with its
+append-only file on)."""
 
 
 def run(*, quick: bool) -> Section:
@@ -79,7 +79,8 @@ def _one_image(store: RedisBlobStore, repeats: int) -> list[Row]:
 
 def _check_bits(found: Any, seed: int) -> None:
     expected = pattern(seed, SIDE, SIDE)
-    if found.dtype != expected.dtype or found.shape != expected.shape or not np.array_equal(found.view(np.uint32), expected.view(np.uint32)):
+    same_kind = found.dtype == expected.dtype and found.shape == expected.shape
+    if not same_kind or not np.array_equal(found.view(np.uint32), expected.view(np.uint32)):
         raise BenchmarkFailed(f"image {seed} did not arrive bit for bit")
 
 
