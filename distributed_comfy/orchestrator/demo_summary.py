@@ -90,8 +90,7 @@ def summary_json(result: DemoResult) -> dict[str, Any]:
         "files": [image.path.name for image in delivery.images],
         "contact_sheet": SHEET,
         "seconds": round(delivery.seconds, 3),
-        "seconds_on_one_worker": round(alone.seconds, 3) if alone else None,
-        "same_pixels_on_one_worker": result.same_pixels,
+        "on_one_worker": _alone_json(alone, result.same_pixels) if alone else None,
         "workers": {name: [i for i, item in sorted(delivery.results.items()) if item.worker == name] for name in result.workers},
         "items": [
             {
@@ -104,6 +103,16 @@ def summary_json(result: DemoResult) -> dict[str, Any]:
             }
             for index, item in sorted(delivery.results.items())
         ],
+    }
+
+
+def _alone_json(alone: Delivery, same_pixels: bool | None) -> dict[str, Any]:
+    items = alone.results.values()
+    return {
+        "worker": next(iter(items)).worker,
+        "seconds": round(alone.seconds, 3),
+        "engine_seconds": round(sum(item.seconds for item in items), 3),
+        "same_pixels": same_pixels,
     }
 
 
