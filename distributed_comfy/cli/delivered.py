@@ -35,6 +35,7 @@ def _show_files(output: Output, delivery: Delivery) -> None:
     if delivery.error is None:
         if not paths:
             output.warn("the job is done, but no node saved anything and nothing was collected")
+        _warn_of_blocked(output, delivery)
         workers = len({result.worker for result in delivery.results.values()})
         classes = {result.device_class for result in delivery.results.values()}
         output.remark(
@@ -44,6 +45,16 @@ def _show_files(output: Output, delivery: Delivery) -> None:
         )
         if len(classes) > 1:
             output.warn(f"results of different device classes are not comparable bit for bit: {'; '.join(sorted(classes))}")
+
+
+def _warn_of_blocked(output: Output, delivery: Delivery) -> None:
+    items: dict[str, list[str]] = {}
+    for index, result in sorted(delivery.results.items()):
+        for node_id in result.blocked:
+            items.setdefault(node_id, []).append(str(index))
+    for node_id, indexes in items.items():
+        which = f"item {indexes[0]}" if len(indexes) == 1 else f"items {', '.join(indexes)}"
+        output.warn(f"nothing reached {node_id} in {which}: something before it was blocked or skipped")
 
 
 def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
@@ -73,6 +84,7 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
                 "seconds": round(result.seconds, 4),
                 "engine": result.engine,
                 "device_class": result.device_class,
+                "blocked": list(result.blocked),
                 "files": files.get(index, []),
             }
             for index, result in sorted(delivery.results.items())

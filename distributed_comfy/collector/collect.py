@@ -207,6 +207,8 @@ class Collector:
             self._missing -= index < self._generated
             result = self._spool.result(index)
             log.info("job %s item %d: collected from %s", self._job.job_id, index, result.worker)
+            for node_id in result.blocked:
+                log.info("job %s item %d: nothing reached %s: blocked or skipped before it", self._job.job_id, index, node_id)
             self._options.on_item(index, result)
             self._check.add(index, result)
 
