@@ -179,6 +179,20 @@ class OutputUnwritable(BadInput):
     sentence = "cannot write to {path}: {reason}; free space there or choose another folder with --out"
 
 
+class ResultsNeedCollector(BadInput):
+    """Results were to be left to Celery, but part of the prompt can run only where somebody collects."""
+
+    code = "results_need_collector"
+    sentence = "what follows the collector (nodes {nodes}) needs the results of all items; remove it, or leave out results='celery'"
+
+
+class FlowerMissing(BadInput):
+    """The program that shows the cluster's tasks is not installed."""
+
+    code = "flower_missing"
+    sentence = "Flower is not installed for {python}: {reason}; run `{python} -m pip install 'distributed-comfy[flower]'`"
+
+
 # -- the cluster is not there -------------------------------------------------------------------------------------------
 class ClusterUnavailable(DistributedComfyError):
     """No Redis, no worker, or none that can run this."""
@@ -370,7 +384,7 @@ class ResultCollected(DistributedComfyError):
     """The pixels were fetched by the job's collector and are not in the blob store any more."""
 
     code = "result_collected"
-    sentence = "the result of item {item_id} was collected by {host} into {folder}; read it there"
+    sentence = "the result of item {item_id} was collected by {host} into {folder}; read it there, or submit with results='celery'"
 
 
 # -- items --------------------------------------------------------------------------------------------------------------

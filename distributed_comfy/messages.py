@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union, cast
@@ -24,6 +25,9 @@ Prompt = dict[str, dict[str, Any]]
 
 ItemKind = Literal["generate", "whole", "last"]
 """``generate``: one seed of a distributed job; ``whole``: a prompt without distributed nodes; ``last``: what follows the collector."""
+
+ResultsGoTo = Literal["collector", "celery"]
+"""``collector``: whoever owns the job fetches its results; ``celery``: they stay in the blob store for Celery's result API."""
 
 T = TypeVar("T")
 
@@ -243,12 +247,19 @@ class JobRecord:
     host: str = ""
     """Host of the submitter."""
     title: str = ""
+    results: ResultsGoTo = "collector"
     version: int = MESSAGE_VERSION
 
 
 def item_id(job_id: str, index: int) -> str:
     """The Celery task id of an item."""
     return f"{job_id}-{index}"
+
+
+def parse_item_id(text: str) -> tuple[str, int] | None:
+    """Job and index in what `item_id` made; None for any other task id."""
+    found = re.fullmatch(r"([0-9a-f]{12})-(\d+)", text, re.ASCII)
+    return (found[1], int(found[2])) if found else None
 
 
 # -- engine process -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The Celery application: broker and result backend on the state Redis, JSON only, one queue per worker."""
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -12,6 +13,28 @@ RUN_ITEM = "tasks.run_item"
 """Name of the one task; its only argument is the worker it is for."""
 
 _VISIBILITY_TIMEOUT_S = 7 * 86_400  # a ticket is never redelivered by the broker: leases decide who is dead
+
+
+TensorKind = Literal["numpy", "torch"]
+"""``numpy``: arrays, bfloat16 as the float32 of the same value; ``torch``: tensors on the CPU in their own element type."""
+TENSORS = get_args(TensorKind)
+
+_OPTIONS = "distributed_comfy_results"
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What the result backend needs to know beside the URL of the state Redis."""
+
+    settings: Settings
+    blob_url: str = ""
+    """Empty: results lie in the state Redis."""
+    tensors: TensorKind = "numpy"
+
+
+def result_options(app: Celery) -> ResultOptions | None:
+    """The options of an application that `make_app` made; None for another one."""
+    return getattr(app, _OPTIONS, None)
 
 
 def gpu_queue(worker: str) -> Queue:
@@ -25,14 +48,19 @@ def route_ticket(name: str, args: Any, kwargs: Any, options: Any, task: Any = No
     return {"queue": gpu_queue(args[0])} if name == RUN_ITEM and args else None
 
 
-def make_app(settings: Settings, redis_url: str) -> Celery:
+def make_app(settings: Settings, redis_url: str, blob_url: str = "", tensors: TensorKind = "numpy") -> Celery:
     """An application for this cluster; it connects when first used.
 
     Args:
         settings: key prefix and expiry.
         redis_url: the state Redis.
+        blob_url: the blob Redis, from which results are fetched; empty: the same one.
+        tensors: what ``AsyncResult(item_id).get()`` makes of tensors.
     """
     app = Celery("distributed-comfy", set_as_current=False, broker=redis_url, backend=redis_url)
+    # Not in the configuration, which workers show to whoever asks: Celery 5.6 does not hide the password of a URL with a class in front.
+    app.backend_cls = f"tasks.backend:FrameBackend+{redis_url}"
+    setattr(app, _OPTIONS, ResultOptions(settings, blob_url, tensors))
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",

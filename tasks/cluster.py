@@ -57,7 +57,7 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     client = connect(redis_url, "DC_REDIS_URL", decode_responses=True)
     blob_client = connect(blob_url, "DC_BLOB_URL")
     blobs = RedisBlobStore(blob_client, prefix=settings.key_prefix, chunk_bytes=settings.chunk_bytes, ttl_s=settings.blob_ttl_s)
-    app = make_app(settings, redis_url)
+    app = make_app(settings, redis_url, blob_url)
     scripts = Scripts(client, settings.key_prefix, functools.partial(send_tickets, app))
     matching = Matching(scripts, matches)
     jobs = JobTable(scripts, matching, settings)

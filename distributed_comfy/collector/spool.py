@@ -27,11 +27,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from distributed_comfy import messages
 from distributed_comfy.collector.naming import writing
-from distributed_comfy.errors import FrameMalformed, MessageVersionUnknown, SpoolUnusable
+from distributed_comfy.errors import BlobMissing, FrameMalformed, MessageVersionUnknown, SpoolUnusable
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import FileRef, ItemResult, TensorRef
 from distributed_comfy.transport.blobs import BlobStore
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 SPOOL_FORMAT = 1
 """Version of the layout; a change that old code cannot read raises it."""
+ITEMS = "items"
+"""Folder of the items, below the spool's own."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,38 @@ def read_manifest(folder: Path) -> SpoolManifest | None:
     if manifest.format != SPOOL_FORMAT:
         raise MessageVersionUnknown(kind="spool", version=manifest.format, known=[SPOOL_FORMAT])
     return manifest
+
+
+class SpooledBlobs:
+    """One item of a spool that another process may have open: only read, without a lock.
+
+    Args:
+        folder: of the spool.
+        item: its index file.
+    """
+
+    def __init__(self, folder: Path, item: SpooledItem) -> None:
+        self.result = item.result
+        """What the item's worker sent."""
+        self._folder = folder / ITEMS / item.folder
+        self._files = item.files
+
+    def get(self, blob: str) -> memoryview:
+        """See `BlobReader.get`; `BlobMissing` also where the spool was removed meanwhile."""
+        try:
+            return np.fromfile(self._folder / self._files[blob][0], np.uint8).data
+        except (KeyError, FileNotFoundError) as error:
+            raise BlobMissing(blob=blob) from error
+
+
+def find_spooled(folder: Path, job_id: str, index: int) -> SpooledBlobs | None:
+    """The item in the spool of this job; None where folder or item are not there (any more)."""
+    try:
+        manifest = read_manifest(folder)
+        item = messages.load(SpooledItem, _index_path(folder, index).read_bytes())
+    except (MessageVersionUnknown, OSError):
+        return None
+    return SpooledBlobs(folder, item) if manifest is not None and manifest.job_id == job_id else None
 
 
 class Spool:
@@ -197,7 +232,7 @@ class Spool:
         item = self._items.pop(index, None)
         if item is not None:
             with writing(self.folder):
-                self._index_path(index).unlink(missing_ok=True)
+                _index_path(self.folder, index).unlink(missing_ok=True)
             shutil.rmtree(self._items_folder / item.folder, ignore_errors=True)
 
     def note_fed(self, claim_id: str, counts: list[int]) -> None:
@@ -233,10 +268,7 @@ class Spool:
     # -- inside
     @property
     def _items_folder(self) -> Path:
-        return self.folder / "items"
-
-    def _index_path(self, index: int) -> Path:
-        return self._items_folder / f"{index:06}.json"
+        return self.folder / ITEMS
 
     def _open(self) -> dict[int, SpooledItem]:
         """Read the index files and sweep away what a crash left."""
@@ -247,7 +279,7 @@ class Spool:
             if found is None:
                 _write_atomically(self.folder / "spool.json", asdict(self.manifest))
             items = {item.index: item for item in map(self._read_item, sorted(self._items_folder.glob("*.json"))) if item}
-            kept = {name for item in items.values() for name in (item.folder, self._index_path(item.index).name)}
+            kept = {name for item in items.values() for name in (item.folder, _index_path(self.folder, item.index).name)}
             for path in self._items_folder.iterdir():
                 if path.name not in kept:
                     log.info("job %s: removing %s, which a crash left unfinished", self.manifest.job_id, path.name)
@@ -261,12 +293,17 @@ class Spool:
             whole = all((self._items_folder / item.folder / name).stat().st_size == size for name, size in item.files.values())
         except (MessageVersionUnknown, FileNotFoundError):
             return None
-        return item if whole and path == self._index_path(item.index) else None
+        return item if whole and path == _index_path(self.folder, item.index) else None
 
     def _commit(self, item: SpooledItem) -> None:
         with self._changing:
-            _write_atomically(self._index_path(item.index), messages.to_plain(item))
+            _write_atomically(_index_path(self.folder, item.index), messages.to_plain(item))
             self._items[item.index] = item
+
+
+def _index_path(folder: Path, index: int) -> Path:
+    """Of an item, in a spool's folder."""
+    return folder / ITEMS / f"{index:06}.json"
 
 
 def references(result: ItemResult) -> Iterator[TensorRef | FileRef]:

@@ -13,6 +13,7 @@ from distributed_comfy.collector.save import ImageSaver, PictureMetadata, SavedF
 from distributed_comfy.collector.spool import Spool, SpoolManifest
 from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, RunInterrupted
 from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
 
 SPOOL_FOLDER = ".distributed-comfy"
@@ -80,6 +81,8 @@ class Courier:
         self._seeds = {index: spec.seed for index, spec in cluster.jobs.specs(record.job_id).items()}
         metadata = self._metadata()
         self._spool = Spool(options.out / SPOOL_FOLDER / record.job_id, SpoolManifest(record.job_id, record.resume_key))
+        out = options.out.absolute()
+        cluster.jobs.note_spool(record.job_id, SpoolPlace(cluster.settings.host_name, str(self._spool.folder.absolute()), str(out)))
         collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs)
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
         self._saver = ImageSaver(self._spool, self._collectors_to_save(), options.out, metadata=metadata, prefix=options.prefix)

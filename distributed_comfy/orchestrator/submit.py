@@ -18,9 +18,10 @@ from distributed_comfy.errors import (
     NoWorker,
     PromptHasNoOutput,
     PromptMalformed,
+    ResultsNeedCollector,
     RunInterrupted,
 )
-from distributed_comfy.messages import Capability, InputFile, JobRecord, Requirement
+from distributed_comfy.messages import Capability, InputFile, JobRecord, Requirement, ResultsGoTo
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import lacks, matches, signature
@@ -54,6 +55,8 @@ class SubmitOptions:
     """Queue the job even if no live worker can run it now, and wait this long for one."""
     comfyui_path: Path | None = None
     """Its ``input`` folder is searched for the files that the prompt loads."""
+    results: ResultsGoTo = "collector"
+    """``celery``: nobody collects the job; its results stay in the blob store for Celery's result API."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class QueuedJob:
     plan: JobPlan
     inputs: JobInputs
     owner: str
+    """Who holds the owner lease; empty where nobody has to."""
 
 
 def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) -> GivenPrompt:
@@ -123,7 +127,10 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         RunInterrupted: ``stop`` was set.
     """
     plan = _plan_with_workers(cluster, given.parsed, options, stop)
-    job_id, owner = secrets.token_hex(6), f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
+    kept = options.results == "celery"
+    if kept and plan.has_last_stage:
+        raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
+    job_id, owner = secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
     try:
         input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
@@ -156,6 +163,7 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
         resume_key=_resume_key(cluster, plan, {entry.file.name: entry.file.sha256 for entry in input_files}),
         host=cluster.settings.host_name,
         title=given.title,
+        results=options.results,
     )
 
 

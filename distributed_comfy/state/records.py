@@ -59,6 +59,17 @@ class JobState:
 
 
 @dataclass(frozen=True)
+class SpoolPlace:
+    """Where a job's owner keeps the results that it fetched."""
+
+    host: str
+    folder: str
+    """The spool; it goes when the job has ended and its files are saved."""
+    out: str
+    """The user's folder, where the files are then."""
+
+
+@dataclass(frozen=True)
 class WorkerFacts:
     """What a worker tells about itself when it registers."""
 

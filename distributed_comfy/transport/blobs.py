@@ -24,7 +24,18 @@ from distributed_comfy.transport.frames import BytesLike
 _BLOB_ID = re.compile(r"(.+)#([1-9]\d{0,6})", re.DOTALL)
 
 
-class BlobStore(Protocol):
+class BlobReader(Protocol):
+    """Where blobs can be read: a store, or a place where a collector keeps what it fetched."""
+
+    def get(self, blob: str) -> memoryview:
+        """The whole blob in one new, writable buffer.
+
+        Raises:
+            BlobMissing: the blob, or a chunk of it, is not there.
+        """
+
+
+class BlobStore(BlobReader, Protocol):
     """Where tensors and files lie between their writer and their reader; safe to use from several threads.
 
     All methods raise `ConnectionLost` when the store cannot be reached.
@@ -49,13 +60,6 @@ class BlobStore(Protocol):
         Raises:
             BlobStoreFull: the store is at its memory limit; nothing of the blob is left in it.
             ValueError: ``pieces`` are not ``size_bytes`` long.
-        """
-
-    def get(self, blob: str) -> memoryview:
-        """The whole blob in one new, writable buffer.
-
-        Raises:
-            BlobMissing: the blob, or a chunk of it, is not there.
         """
 
     def chunks(self, blob: str) -> Iterator[BytesLike]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from distributed_comfy.errors import FrameMalformed, ValueNotSendable
 from distributed_comfy.messages import LiteralValue, MappingValue, TensorRef, Value
-from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.blobs import BlobReader, BlobStore
 from distributed_comfy.transport.frames import (
     decode_tensor,
     decode_torch,
@@ -43,7 +43,7 @@ def store_value(store: BlobStore, name: str, value: Any, *, job_id: str, limit_b
     return _store(store, name, value, job_id, limit_bytes)
 
 
-def load_value(store: BlobStore, value: Value, *, as_torch: bool) -> Any:
+def load_value(store: BlobReader, value: Value, *, as_torch: bool) -> Any:
     """The value that `store_value` took: tensors as torch (CPU) or numpy, dicts as dicts.
 
     Raises:
@@ -96,7 +96,7 @@ def _store(store: BlobStore, name: str, value: Any, job_id: str, limit_bytes: in
     return LiteralValue(_literal(value, name))
 
 
-def _load_tensor(store: BlobStore, ref: TensorRef, *, as_torch: bool) -> Any:
+def _load_tensor(store: BlobReader, ref: TensorRef, *, as_torch: bool) -> Any:
     frame = store.get(ref.blob)
     header = read_header(frame, limit_bytes=len(frame))
     if (header.dtype, header.shape) != (ref.dtype, tuple(ref.shape)):
