@@ -1,0 +1,165 @@
+"""The compose stack seen from outside: its containers, its command line, and its two servers."""
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = "examples/seeded_pictures.json"
+POLL_S = 0.25
+
+
+@dataclass
+class Job:
+    """A job that `submit` runs in the background."""
+
+    process: subprocess.Popen[str]
+    out: str
+
+    def result(self, timeout_s: float = 240.0) -> dict[str, Any]:
+        """What the command printed as JSON; it must have succeeded."""
+        output, remarks = self.process.communicate(timeout=timeout_s)
+        assert self.process.returncode == 0, remarks
+        found: dict[str, Any] = last_json(output)
+        return found
+
+
+class Stack:
+    """A project of docker compose, or of podman-compose."""
+
+    def __init__(self, engine: str, compose: Sequence[str], container: Sequence[str], project: str) -> None:
+        self.engine = engine
+        self.project = project
+        self._compose = list(compose)
+        self._container = list(container)
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+    def compose(self, *arguments: str, timeout_s: float = 120.0) -> str:
+        """Run a compose command that must succeed; its standard output."""
+        return _checked([*self._compose, *arguments], timeout_s)
+
+    def container(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        """Run a command of the container engine that must succeed; its standard output."""
+        return _checked([*self._container, *arguments], timeout_s)
+
+    def ours(self, container: str, *arguments: str) -> Any:
+        """Run a command of ours in a running container; its JSON."""
+        output = self.container("exec", container, "/opt/container/entrypoint.sh", "distributed-comfy", *arguments, "--json")
+        return last_json(output)
+
+    def submit(self, out: str, *arguments: str) -> Job:
+        """Run the example through the service `submit`, in the background."""
+        command = [*self._compose, "run", "--rm", "-T", "submit", "run", EXAMPLE, "--json", "--out", f"output/{out}", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return Job(process, out)
+
+    def files(self, out: str) -> dict[str, bytes]:
+        """Files of a folder in the volume of pictures, taken out as docs/compose.md says."""
+        command = [*self._compose, "run", "--rm", "-T", "--no-deps", "--entrypoint", "tar", "submit", "-C", f"output/{out}", "-c", "."]
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            found = {Path(member.name).name: archive.extractfile(member) for member in archive if member.isfile()}
+            return {name: file.read() for name, file in found.items() if file is not None}
+
+    # -- containers ----------------------------------------------------------------------------------------------------
+    def containers(self, service: str = "", *, also_ended: bool = False) -> list[str]:
+        """Ids of the containers of a service, or of all services."""
+        labels = [f"label=com.docker.compose.project={self.project}"]
+        labels += [f"label=com.docker.compose.service={service}"] if service else []
+        filters = [part for label in labels for part in ("--filter", label)]
+        return self.container("ps", "-q", "--no-trunc", *(["-a"] if also_ended else []), *filters).split()
+
+    def start_all(self) -> None:
+        """Start what a test stopped or killed."""
+        for service in ("redis-state", "redis-blobs", "worker-cpu"):
+            running = self.containers(service)
+            for container in set(self.containers(service, also_ended=True)) - set(running):
+                self.container("start", container)
+
+    def is_healthy(self, container: str) -> bool:
+        """What the health check says: Docker runs it by itself, podman without systemd when it is told to."""
+        if self.engine == "docker":
+            return self.container("inspect", "--format", "{{.State.Health.Status}}", container).strip() == "healthy"
+        done = subprocess.run([*self._container, "healthcheck", "run", container], capture_output=True, timeout=30, check=False)
+        return done.returncode == 0
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Everything that the engine tells of a container."""
+        found: dict[str, Any] = json.loads(self.container("inspect", container))[0]
+        return found
+
+    # -- cluster -------------------------------------------------------------------------------------------------------
+    @property
+    def any_worker(self) -> str:
+        """A running worker container, to run commands in."""
+        return self.containers("worker-cpu")[0]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """`workers list`."""
+        found: list[dict[str, Any]] = self.ours(self.any_worker, "workers", "list")
+        return found
+
+    def wait_workers(self, count: int, *, state: str, timeout_s: float = 90.0) -> list[dict[str, Any]]:
+        """Wait until as many workers are in this state."""
+
+        def found() -> list[dict[str, Any]]:
+            workers = [worker for worker in self.workers() if worker["state"] == state]
+            return workers if len(workers) >= count else []
+
+        return wait_for(found, f"{count} workers {state}", timeout_s)
+
+    def container_of(self, worker: str) -> str:
+        """The container of a worker, whose name begins with the container's short id."""
+        (found,) = [container for container in self.containers("worker-cpu") if worker.startswith(container[:12])]
+        return found
+
+    def server(self, service: str, *command: str) -> list[str]:
+        """Ask a Valkey server, as a client with the password; lines of its answer."""
+        (container,) = self.containers(service)
+        ask = 'export REDISCLI_AUTH="$(cat /var/lib/dc-secret/redis-password)"; exec valkey-cli "$@"'
+        return self.container("exec", container, "sh", "-ec", ask, "-", *command).split()
+
+    def password(self) -> str:
+        """Of both servers."""
+        return self.container("exec", self.any_worker, "cat", "/var/lib/dc-secret/redis-password")
+
+    @contextmanager
+    def frozen_worker(self, container: str) -> Iterator[None]:
+        """The worker process of a container hangs, as one does that waits for a dead disk."""
+        find = "for p in /proc/[0-9]*; do if tr '\\0' ' ' < $p/cmdline | grep -q 'm [w]orker_entry'; then kill -{} ${{p#/proc/}}; fi; done"
+        self.container("exec", container, "sh", "-c", find.format("STOP"))
+        try:
+            yield
+        finally:
+            self.container("exec", container, "sh", "-c", find.format("CONT"))
+
+
+def wait_for(found: Callable[[], Any], what: str, timeout_s: float) -> Any:
+    """Poll until there is something."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(POLL_S)
+    raise AssertionError(f"{what}: not within {timeout_s:.0f} s")
+
+
+def last_json(output: str) -> Any:
+    """The JSON among what podman-compose prints beside it."""
+    lines = [line for line in output.splitlines() if line.startswith(("{", "["))]
+    assert lines, f"no JSON in {output!r}"
+    return json.loads(lines[-1])
+
+
+def _checked(command: Sequence[str], timeout_s: float) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,77 @@
+"""What each container of the cpu profile may and may not: health, users, secrets, the servers' settings."""
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from tests.compose.stack import Stack, wait_for
+
+LONG_RUNNING = ("redis-state", "redis-blobs", "worker-cpu")
+
+
+@pytest.mark.parametrize("service", LONG_RUNNING)
+def test_a_container_that_works_is_healthy(stack: Stack, service: str) -> None:
+    for container in stack.containers(service):
+        assert wait_for(lambda container=container: stack.is_healthy(container), f"{service} healthy", 60)
+
+
+def test_a_worker_that_hangs_is_unhealthy_until_it_goes_on(stack: Stack) -> None:
+    container = stack.any_worker
+    with stack.frozen_worker(container):
+        assert wait_for(lambda: not stack.is_healthy(container), "unhealthy", 60)
+        others = [other for other in stack.containers("worker-cpu") if other != container]
+        assert all(stack.is_healthy(other) for other in others), "only the one that hangs"
+    assert wait_for(lambda: stack.is_healthy(container), "healthy again", 60)
+
+
+def test_no_process_of_the_stack_runs_as_root(stack: Stack) -> None:
+    users = {container: stack.container("exec", container, "id", "-u").strip() for container in stack.containers()}
+    assert users and "0" not in users.values()
+    first = {container: stack.container("exec", container, "grep", "^Uid:", "/proc/1/status").split()[1] for container in users}
+    assert "0" not in first.values()
+    capabilities = {stack.container("exec", container, "grep", "^CapEff:", "/proc/1/status").split()[1] for container in users}
+    assert {int(capability, 16) for capability in capabilities} == {0}
+
+
+def test_the_password_is_nowhere_but_in_its_volume(stack: Stack) -> None:
+    password = stack.password()
+    assert len(password) == 48
+    assert stack.submit("secret", "--items", "1", "--set", "2.steps=1").result()["files"]
+    for container in stack.containers(also_ended=True):
+        assert password not in json.dumps(stack.inspect(container))
+        assert password not in stack.container("logs", container)
+    for container in stack.containers():
+        commands = stack.container("exec", container, "sh", "-c", "cat /proc/[0-9]*/cmdline")
+        assert password not in commands
+
+
+def test_the_servers_refuse_who_has_no_password(stack: Stack) -> None:
+    for service in ("redis-state", "redis-blobs"):
+        (container,) = stack.containers(service)
+        assert "NOAUTH" in stack.container("exec", container, "valkey-cli", "ping")
+
+
+def test_the_state_server_keeps_everything_and_the_blob_server_nothing(stack: Stack) -> None:
+    names = ("appendonly", "appendfsync", "save", "maxmemory", "maxmemory-policy")
+
+    def settings(service: str) -> dict[str, str]:
+        return {name: " ".join(stack.server(service, "CONFIG", "GET", name)[1:]) for name in names}
+
+    state = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory": "0", "maxmemory-policy": "noeviction"}
+    blobs = {**state, "appendonly": "no", "maxmemory": str(256 * 2**20)}
+    assert settings("redis-state") == state
+    assert settings("redis-blobs") == blobs
+
+
+def test_no_port_of_the_stack_is_published(stack: Stack) -> None:
+    assert [stack.container("port", container) for container in stack.containers()] == [""] * len(stack.containers())
+
+
+def test_a_failed_command_of_ours_ends_with_its_own_exit_status(stack: Stack) -> None:
+    with pytest.raises(AssertionError, match="no job"):
+        stack.compose("run", "--rm", "-T", "submit", "jobs", "show", "0123456789ab")
+    command = ["exec", stack.any_worker, "/opt/container/entrypoint.sh", "distributed-comfy", "run", "missing.json"]
+    done = subprocess.run([*stack._container, *command], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2

@@ -1,0 +1,100 @@
+"""A job through the cpu profile of docker-compose.yml, with containers killed and stopped under it."""
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.compose.stack import Job, Stack, wait_for
+
+ITEMS = 6
+# Some seconds for each item, so that there is a middle to kill it in.
+SLOW = ("--items", str(ITEMS), "--set", "2.steps=40")
+GRACE_S = 40.0
+
+
+def pictures(files: dict[str, bytes]) -> list[NDArray[Any]]:
+    """Pixels of the saved pictures, in the order of their names."""
+    return [numpy.asarray(Image.open(io.BytesIO(files[name]))) for name in sorted(files) if name.endswith(".png")]
+
+
+def busy_worker(stack: Stack, job: Job) -> dict[str, Any]:
+    """A worker that runs an item of the job that was just submitted."""
+
+    def found() -> dict[str, Any] | None:
+        assert job.process.poll() is None, job.process.communicate()
+        return next((worker for worker in stack.workers() if worker["state"] == "busy"), None)
+
+    worker: dict[str, Any] = wait_for(found, "a busy worker", 60)
+    return worker
+
+
+def items_of(stack: Stack, result: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """`jobs show`: seed items by index."""
+    shown = stack.ours(stack.any_worker, "jobs", "show", result["job"])
+    return {item["index"]: item for item in shown["items"] if item["kind"] != "last"}
+
+
+def test_a_job_is_complete_and_the_same_although_a_worker_is_killed_in_the_middle(stack: Stack) -> None:
+    undisturbed = stack.submit("undisturbed", *SLOW).result()
+    assert [item["index"] for item in undisturbed["items"]][:ITEMS] == list(range(ITEMS))
+    assert len({item["worker"] for item in undisturbed["items"][:ITEMS]}) == 2
+
+    job = stack.submit("disturbed", *SLOW)
+    victim = busy_worker(stack, job)
+    stack.container("kill", stack.container_of(victim["name"]))
+    disturbed = job.result()
+
+    assert [item["index"] for item in disturbed["items"]][:ITEMS] == list(range(ITEMS))
+    attempts = {index: item["failed_attempts"] for index, item in items_of(stack, disturbed).items()}
+    assert sum(attempts.values()) == 1, f"the worker was killed in the middle of exactly one item: {attempts}"
+    expected, found = pictures(stack.files("undisturbed")), pictures(stack.files("disturbed"))
+    assert len(expected) == len(found) == ITEMS
+    for before, after in zip(expected, found, strict=True):
+        numpy.testing.assert_array_equal(before, after)
+    assert len({image.tobytes() for image in found}) == ITEMS, "every seed has a picture of its own"
+
+
+def test_a_worker_that_is_stopped_in_the_middle_ends_in_time_and_its_item_counts_no_failure(stack: Stack) -> None:
+    job = stack.submit("stopped", *SLOW)
+    container = stack.container_of(busy_worker(stack, job)["name"])
+    started = time.monotonic()
+    stack.container("stop", "-t", str(int(GRACE_S)), container, timeout_s=GRACE_S + 30)
+    seconds = time.monotonic() - started
+    assert seconds < GRACE_S, "it was killed when its time was over"
+    assert stack.inspect(container)["State"]["ExitCode"] == 0
+    result = job.result()
+    assert {index: item["failed_attempts"] for index, item in items_of(stack, result).items()} == dict.fromkeys(range(ITEMS), 0)
+    assert len(pictures(stack.files("stopped"))) == ITEMS
+
+
+def test_nothing_of_a_job_is_left_in_the_servers(stack: Stack) -> None:
+    result = stack.submit("tidy", "--items", "2", "--set", "2.steps=1").result()
+    assert stack.server("redis-blobs", "DBSIZE") == ["0"], stack.server("redis-blobs", "KEYS", "*")
+    states = {entry["job"]: entry["state"] for entry in stack.ours(stack.any_worker, "jobs", "list")}
+    assert states[result["job"]] == "done"
+    assert set(states.values()) == {"done"}
+    names = {worker["name"] for worker in stack.workers()}
+    assert len(names) == 2
+    keys = stack.server("redis-state", "KEYS", "*")
+    own = [key for key in keys if key.startswith("dc:worker:")]
+    assert all(key.split(":")[2] in names for key in own), f"keys of workers that are gone: {own}"
+    unfinished = ("runs", "pending", "back", "finish", "owner")
+    assert [key for key in keys if key.startswith("dc:job:") and key.rpartition(":")[2] in unfinished] == []
+
+
+def test_what_the_state_server_knew_is_there_after_it_was_killed(stack: Stack) -> None:
+    result = stack.submit("kept", "--items", "2", "--set", "2.steps=1").result()
+    time.sleep(1.5)  # the append-only file is synced every second
+    (server,) = stack.containers("redis-state")
+    stack.container("kill", server)
+    stack.start_all()
+    workers = stack.wait_workers(2, state="idle")
+    assert len(workers) == 2
+    assert {entry["job"]: entry["state"] for entry in stack.ours(stack.any_worker, "jobs", "list")}[result["job"]] == "done"
+    again = stack.submit("after", "--items", "2", "--set", "2.steps=1").result()
+    assert len(again["files"]) == 2
