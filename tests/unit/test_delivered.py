@@ -11,9 +11,8 @@ from distributed_comfy.cli.output import Output
 from distributed_comfy.messages import ItemResult
 from distributed_comfy.orchestrator.delivery import Delivery
 
-RESULTS = {
-    0: ItemResult(worker="one", blocked=("collect",)), 1: ItemResult(worker="two"), 2: ItemResult(worker="one", blocked=("collect", "size~1")),
-}  # fmt: skip
+BLOCKED: tuple[tuple[str, ...], ...] = (("collect",), (), ("collect", "size~1"))
+RESULTS = {index: ItemResult(worker="one", blocked=blocked) for index, blocked in enumerate(BLOCKED)}
 
 
 def test_items_without_images_are_reported_by_collector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
