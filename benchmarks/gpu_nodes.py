@@ -5,7 +5,7 @@ Both our worker's engine and plain ComfyUI load it, so both are watched in the s
 
     open       this process: kind (ours or plain), ComfyUI's arguments, allocator
     read       a model file is read from disk: seconds
-    to_device  a model is moved to the device: seconds
+    to_device  weights are moved to the device: bytes, seconds
     prompt     begin; end: allocated and reserved bytes of torch, peak since the last end, models loaded
     sample     begin and end of a sampler node
     step       the model is called (with cfg once per step, both conditionings in one batch): what calls it, before any kernel of the step
@@ -132,6 +132,22 @@ def clock(owner, name, event):
     setattr(owner, name, clocked)
 
 
+def watch_moves():
+    """Record each time that weights move to the device; ComfyUI calls this for models that are there already too."""
+    model_load = comfy.model_management.LoadedModel.model_load
+
+    @functools.wraps(model_load)
+    def watched(self, *args, **kwargs):
+        before, began = self.model.loaded_size(), time.monotonic()
+        result = model_load(self, *args, **kwargs)
+        moved = self.model.loaded_size() - before
+        if moved:
+            record("to_device", bytes=moved, seconds=time.monotonic() - began)
+        return result
+
+    comfy.model_management.LoadedModel.model_load = watched
+
+
 def watch_steps():
     """Record each call of a diffusion model."""
     apply_model = comfy.model_base.BaseModel.apply_model
@@ -174,7 +190,7 @@ def install():
     backend = torch.cuda.get_allocator_backend() if CUDA else "cpu"
     record("open", kind=kind, arguments=sys.argv[1:], allocator=backend, torch=torch.__version__, threads=torch.get_num_threads())
     clock(comfy.utils, "load_torch_file", "read")
-    clock(comfy.model_management.LoadedModel, "model_load", "to_device")
+    watch_moves()
     watch(nodes, "common_ksampler", "sample")
     watch(comfy.sd.VAE, "decode", "decode")
     watch(nodes.SaveImage, "save_images", "save")

@@ -1,0 +1,131 @@
+"""The same pictures through us and through plain ComfyUI, one way after the other, round after round."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.gpu_ours import Ours
+from benchmarks.gpu_place import Place
+from benchmarks.gpu_plain import Plain
+from benchmarks.gpu_trace import Trace, Work, work
+from benchmarks.rig import BenchmarkFailed
+from benchmarks.rows import median
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way, once: a number of pictures."""
+
+    seconds: float
+    """For each picture: from the submission of all to the end of the last, over their number."""
+    work: Work
+    moved_bytes: int
+    """In and out of both Redis servers."""
+    saved_bytes: int
+    """PNG files."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make the pictures."""
+
+    name: str
+    what: str
+    run: Callable[[], Run]
+    control: str = ""
+    """The way of plain ComfyUI to compare with; empty for plain ComfyUI itself."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What takes part: place, plain ComfyUI, and our workers by their number of slots."""
+
+    place: Place
+    plain: Plain
+    ours: Mapping[int, Ours]
+    items: int
+
+    def ways(self) -> list[Way]:
+        """All ways, plain ones first."""
+        found = [
+            Way("plain", "prompts posted to plain ComfyUI; GpuSwallow takes each picture", lambda: self._plain("swallow")),
+            Way("plain, saved", "the same with SaveImage", lambda: self._plain("save")),
+        ]
+        for slots, ours in self.ours.items():
+            found += self._our_ways(ours, f" ({slots} slots)")[:2] if slots > 1 else self._our_ways(ours, "")
+        return found
+
+    def _our_ways(self, ours: Ours, mark: str) -> list[Way]:
+        return [
+            Way(f"prompts{mark}", "the same prompts as jobs of their own", lambda: self._prompts(ours, "swallow"), "plain"),
+            Way(f"job, saved{mark}", "one job; pictures saved by us as they arrive", lambda: self._job(ours, "save"), "plain, saved"),
+            Way(f"job{mark}", "one job; a last stage with GpuSwallow takes the batch", lambda: self._job(ours, "swallow"), "plain"),
+            Way(f"prompts, saved{mark}", "the same with SaveImage", lambda: self._prompts(ours, "save"), "plain, saved"),
+        ]
+
+    def _plain(self, end: str) -> Run:
+        began, ended = self.plain.run([self.place.plain_prompt(end) for _ in range(self.items)])
+        return self._measured(self.plain.trace, began, ended, saved_bytes=self.plain.clear_output())
+
+    def _prompts(self, ours: Ours, end: str) -> Run:
+        prompts = [self.place.plain_prompt(end) for _ in range(self.items)]
+        return self._watched(ours, lambda: ours.run_all(prompts))
+
+    def _job(self, ours: Ours, end: str) -> Run:
+        prompt = self.place.job_prompt(end, self.items)
+
+        def run() -> None:
+            delivery = ours.run(prompt, self.items)
+            if delivery.error is not None:
+                raise delivery.error
+
+        return self._watched(ours, run)
+
+    def _watched(self, ours: Ours, run: Callable[[], None]) -> Run:
+        with ours.at_work():
+            moved, began = ours.moved_bytes(), time.time()
+            run()
+            ended = time.time()
+            return self._measured(ours.trace, began, ended, moved_bytes=ours.moved_bytes() - moved, saved_bytes=self._saved())
+
+    def _saved(self) -> int:
+        files = list(self.place.folder.glob("out/*/*.png"))
+        size = sum(path.stat().st_size for path in files)
+        for path in files:
+            path.unlink()
+        return size
+
+    def _measured(self, trace: Trace, began: float, ended: float, *, moved_bytes: int = 0, saved_bytes: int = 0) -> Run:
+        found = work(trace.events(began, ended + 0.01))
+        if len(found.decodes) != self.items:
+            raise BenchmarkFailed(f"{len(found.decodes)} pictures were decoded and not {self.items}")
+        return Run((ended - began) / self.items, found, moved_bytes, saved_bytes)
+
+
+def play(ways: Sequence[Way], rounds: int) -> dict[str, list[Run]]:
+    """Each way once per round, every other round backwards."""
+    found: dict[str, list[Run]] = {way.name: [] for way in ways}
+    for number in range(rounds):
+        for way in ways if number % 2 == 0 else reversed(ways):
+            run = way.run()
+            found[way.name].append(run)
+            print(f"round {number + 1}/{rounds} {way.name}: {run.seconds:.3f} s per picture", file=sys.stderr, flush=True)
+    return found
+
+
+def share_of_plain(ours: Sequence[Run], plain: Sequence[Run]) -> float:
+    """Our pictures per second over plain ComfyUI's, medians over the rounds, from submission to the end."""
+    return median([run.seconds for run in plain]) / median([run.seconds for run in ours])
+
+
+def steady_share(ours: Sequence[Run], plain: Sequence[Run]) -> float:
+    """The same from one decoded picture to the next, without beginning and end of a job."""
+    return all_median(plain, "periods") / all_median(ours, "periods")
+
+
+def all_median(runs: Sequence[Run], name: str) -> float:
+    """The median over all numbers of one list of `Work`, of all rounds; 0 where there are none."""
+    values = [value for run in runs for value in getattr(run.work, name)]
+    return median(values) if values else 0.0
