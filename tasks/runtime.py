@@ -246,6 +246,8 @@ class WorkerRuntime:
                     self.engine.interrupt(argument)
                 elif order == "look":
                     self.engine.describe()
+                elif order == "free":
+                    self.engine.free()
 
     def _quietly(self, what: str, action: Callable[[], object]) -> None:
         """Redis may be away: the next tick tries again."""

@@ -74,7 +74,7 @@ _TEMPLATES = {
     "cap_sigs": "cap:{}:sigs",
     "cap_workers": "cap:{}:workers",
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews
-    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look"
+    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free"
 }
 
 

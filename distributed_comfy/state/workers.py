@@ -107,6 +107,11 @@ class WorkerTable:
         """End the lease at once: what the worker has goes back, and the next tick of the reaper takes it off the table."""
         self._scripts.transition("steer", "leave", name, incarnation)
 
+    def free(self, name: str) -> bool:
+        """Let a worker's engine unload its models and give device memory back as soon as nothing runs; False where nobody heard it."""
+        client, channel = self._scripts.client, self._scripts.keys("orders", name)
+        return bool(self._scripts.reply(lambda: client.publish(channel, "free")))
+
     # -- items ---------------------------------------------------------------------------------------------------------
     def claim(self, name: str, incarnation: str, claim_id: str) -> Claim | None:
         """The next item for this worker, or None; the same claim id gets the same answer.
