@@ -6,20 +6,20 @@
     delivery = job.wait()
     print(delivery.paths)
 
-`submit`, `watch` and `cancel` are loaded when they are first used, because this package is also imported where none of what they need is
-there: in ComfyUI's own interpreter.
+`submit`, `watch`, `cancel` and `celery_app` are loaded when they are first used, because this package is also imported where none of what
+they need is there: in ComfyUI's own interpreter.
 """
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distributed_comfy.orchestrator.api import Delivery, Job, JobState, cancel, submit, watch
+    from distributed_comfy.orchestrator.api import Delivery, Job, JobState, cancel, celery_app, submit, watch
 
 __version__ = "0.1.0"
 """This release; `setup.cfg` takes it from here."""
 
-__all__ = ["Delivery", "Job", "JobState", "cancel", "submit", "watch"]
+__all__ = ["Delivery", "Job", "JobState", "cancel", "celery_app", "submit", "watch"]
 
 
 def __getattr__(name: str) -> Any:

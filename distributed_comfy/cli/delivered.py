@@ -6,6 +6,7 @@ from typing import Any
 from distributed_comfy.cli.failures import error_json, show_error
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import DistributedComfyError, JobError, OutputUnwritable, RunInterrupted
+from distributed_comfy.messages import item_id
 from distributed_comfy.orchestrator.delivery import Delivery
 
 _FILES_SHOWN = 12
@@ -14,16 +15,27 @@ _FILES_SHOWN = 12
 def show_delivery(output: Output, delivery: Delivery) -> int:
     """Print a delivery; the exit status."""
     output.result(delivery_json(delivery))
-    _show_files(output, delivery)
+    if delivery.kept:
+        _show_kept(output, delivery)
+    else:
+        _show_files(output, delivery)
     error = delivery.error
     if error is None:
         return 0
     show_error(output, error)
     total, here = len(delivery.seeds), len(delivery.results)
-    output.remark(f"  {here} of {total} items were finished; their files are in {delivery.out}" if here else "  no item was finished")
+    where = "kept for Celery's result API" if delivery.kept else f"in {delivery.out}"
+    output.remark(f"  {here} of {total} items were finished; their files are {where}" if here else "  no item was finished")
     for line in _remedies(delivery, error):
         output.remark(f"  {line}")
     return error.exit_code
+
+
+def _show_kept(output: Output, delivery: Delivery) -> None:
+    """Ids to ask Celery's result API for."""
+    for index in sorted(delivery.results):
+        output.say(item_id(delivery.job_id, index))
+    output.remark("these results stay in the blob server until they are forgotten or expire: AsyncResult(id).get()")
 
 
 def _show_files(output: Output, delivery: Delivery) -> None:
@@ -60,7 +72,7 @@ def _warn_of_blocked(output: Output, delivery: Delivery) -> None:
 def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
     if isinstance(error, OutputUnwritable):
         return [f"nothing is lost: `distributed-comfy jobs attach {delivery.job_id} --out DIR` goes on, into a folder with room"]
-    if isinstance(error, JobError) and not isinstance(error, RunInterrupted):
+    if delivery.kept or (isinstance(error, JobError) and not isinstance(error, RunInterrupted)):
         return []
     return [f"the job is parked: `distributed-comfy jobs attach {delivery.job_id} --out {delivery.out}` goes on with it"]
 

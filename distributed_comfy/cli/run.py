@@ -35,6 +35,10 @@ from distributed_comfy.settings import Settings, read_settings
 @click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="Only workers with this engine [any].")
 @comfyui_option
 @click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Queue it although no worker can run it now.")
+@click.option(
+    "--results", type=click.Choice(["collector", "celery"]), default="collector", show_default=True,
+    help="celery: save nothing; results stay in the blob server for Celery's result API.",
+)  # fmt: skip
 @click.option("--detach", is_flag=True, help="Return as soon as the job is queued; a process in the background collects it.")
 @click.option("--announce", type=click.Path(path_type=Path), hidden=True)
 @json_option
@@ -94,6 +98,7 @@ def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> R
         engine=options["engine"] or "",
         wait_s=options["wait"],
         comfyui_path=options["tree"],
+        results=options["results"],
     )
     return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop)
 
@@ -102,7 +107,7 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     """Start this command again in the background, and say how to find it."""
     set_up_logging(settings, output, audience="person")
     arguments = [str(prompt), "--out", str(options["out"])]
-    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait"):
+    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results"):
         if options[name] not in (None, ""):
             arguments += [f"--{name}", str(options[name])]
     for assignment in options["sets"]:

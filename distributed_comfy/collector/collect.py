@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed
 from distributed_comfy.collector.patience import Patience
 from distributed_comfy.collector.spool import Spool, references
 from distributed_comfy.collector.table import JobTable
-from distributed_comfy.errors import BlobMissing, FrameError, ItemsMissing, JobCancelled, JobFailed, from_wire
+from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameError, ItemsMissing, JobCancelled, JobFailed, from_wire
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.state.records import ItemState, JobEvent, JobState
 from distributed_comfy.transport.blobs import BlobStore
@@ -256,22 +256,28 @@ class Collector:
     # -- the end
     def _raise_end(self) -> None:
         """The error of a job that ended without all items here."""
-        failed = sorted(index for index, item in self._states.items() if item.state == "failed" and item.error)
-        if self._state.state == "failed" and failed:
-            item = self._states[failed[0]]
-            error = item.error or {}
-            raise JobFailed(job_id=self._job.job_id, index=failed[0], worker=item.worker, last=str(from_wire(error)), error=error)
-        if self._state.state == "failed" and self._state.error:
-            raise from_wire(self._state.error)
-        if self._state.state == "cancelled":
-            raise JobCancelled(job_id=self._job.job_id, reason=self._state.reason or "no reason was given")
-        raise ItemsMissing(job_id=self._job.job_id, indexes=[index for index in range(self._job.items) if index not in self._told])
+        missing = [index for index in range(self._job.items) if index not in self._told]
+        raise job_error(self._job.job_id, self._state, self._states) or ItemsMissing(job_id=self._job.job_id, indexes=missing)
 
     def _end(self) -> None:
         self._stop.set()
         if self._feeding is not None:
             self._feeding.end()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def job_error(job_id: str, state: JobState, items: Mapping[int, ItemState]) -> DistributedComfyError | None:
+    """Why a job that has ended is not done; None where it is, or where the table does not say."""
+    failed = sorted(index for index, item in items.items() if item.state == "failed" and item.error)
+    if state.state == "failed" and failed:
+        item = items[failed[0]]
+        error = item.error or {}
+        return JobFailed(job_id=job_id, index=failed[0], worker=item.worker, last=str(from_wire(error)), error=error)
+    if state.state == "failed" and state.error:
+        return from_wire(state.error)
+    if state.state == "cancelled":
+        return JobCancelled(job_id=job_id, reason=state.reason or "no reason was given")
+    return None
 
 
 @dataclass(frozen=True)

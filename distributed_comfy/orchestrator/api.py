@@ -1,4 +1,4 @@
-"""The Python API: `submit`, `watch`, `cancel`, and the handle of a job.
+"""The Python API: `submit`, `watch`, `cancel`, the handle of a job, and `celery_app` to ask for results by Celery's own API.
 
     import distributed_comfy
 
@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.messages import ResultsGoTo
 from distributed_comfy.orchestrator.background import Background
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
@@ -26,9 +28,10 @@ from distributed_comfy.orchestrator.servers import redis_servers
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.state.records import JobState
+from tasks.app import TensorKind, make_app
 from tasks.cluster import Cluster, open_cluster
 
-__all__ = ["Delivery", "Job", "JobState", "cancel", "submit", "watch"]
+__all__ = ["Delivery", "Job", "JobState", "cancel", "celery_app", "submit", "watch"]
 
 _LOOK_S = 1.0
 
@@ -73,7 +76,7 @@ class Job:
 def submit(  # noqa: PLR0913 - named options read better in a script than a dataclass of them
     prompt: str | Path | Mapping[str, Any],
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     items: int | None = None,
     seed: int | None = None,
     sets: Sequence[str] = (),
@@ -83,13 +86,14 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     engine: str = "",
     workers: int = 0,
     wait_s: float = 0.0,
+    results: ResultsGoTo = "collector",
     settings: Settings | None = None,
 ) -> Job:
     """Queue a prompt and begin to collect it; returns as soon as it is queued.
 
     Args:
         prompt: path, JSON text or parsed JSON of an API-format prompt.
-        out: folder for images and other files; made if it is not there, nothing in it is overwritten.
+        out: folder for images and other files; made if it is not there, nothing in it is overwritten.  Needed where results are collected.
         items: seeds to run; None: the collector's own number, else one per live worker.
         seed: item 0's seed; item k has seed + k. None: as in the prompt.
         sets: changes such as ``"3.steps=20"``, as ``--set`` of the command line.
@@ -99,16 +103,22 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
         engine: only workers with this engine, ``comfyui`` or ``builtin``; empty: any.
         workers: workers to bring up for this job alone; 0: those of the cluster.
         wait_s: queue the job even if no live worker can run it, and wait this long for the first worker.
+        results: ``celery``: nothing is collected; results stay in the blob store for Celery's result API, see docs/results.md, and the
+            job goes on when this process ends.
         settings: None: from the environment.
     Raises:
         BadInput, ClusterUnavailable, EngineStartFailed: nothing was queued.
     """
     settings = settings or read_settings()
-    asked = SubmitOptions(items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path)
+    if out is None and results == "collector":
+        raise SettingInvalid(name="out", reason="collected results need a folder; give one, or results='celery'")
+    asked = SubmitOptions(items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path, results)
     given = read_prompt(prompt, asked)
     check_early(given, asked)
-    prepare_folder(Path(out))
-    collecting = _Collecting(settings, RunOptions(Path(out), asked, workers, WorkerOptions(engine, settings.comfyui_path)), given)
+    folder = Path(out or ".")
+    if results == "collector":
+        prepare_folder(folder)
+    collecting = _Collecting(settings, RunOptions(folder, asked, workers, WorkerOptions(engine, settings.comfyui_path)), given)
     return Job(collecting.wait_submitted(), collecting)
 
 
@@ -141,6 +151,23 @@ def cancel(job_id: str, *, reason: str = "cancelled from Python", settings: Sett
     """
     with _connection(settings) as cluster:
         cluster.jobs.cancel(job_id, reason)
+
+
+@contextmanager
+def celery_app(*, tensors: TensorKind = "numpy", settings: Settings | None = None) -> Iterator[Any]:
+    """A Celery application on the cluster's servers, to ask for results: ``app.AsyncResult("3f9a12bc77d0-4").get()``.
+
+    Args:
+        tensors: ``numpy``, or ``torch`` where it is installed.
+        settings: None: from the environment.
+    """
+    settings = settings or read_settings()
+    with redis_servers(settings) as servers:
+        app = make_app(settings, servers.redis_url, servers.blob_url, tensors)
+        try:
+            yield app
+        finally:
+            app.close()
 
 
 @contextmanager

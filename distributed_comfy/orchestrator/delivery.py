@@ -38,6 +38,8 @@ class Delivery:
     """Wall time from submission (or from taking over) to the last file."""
     error: DistributedComfyError | None = None
     """Why the job is not complete; None where it is."""
+    kept: bool = False
+    """True where nothing was collected, because the results are kept for Celery; `out` says nothing then."""
 
     @property
     def paths(self) -> list[Path]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import redis
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, JobError, JobOwned, JobStateInvalid, RunInterrupted
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.delivery import SPOOL_FOLDER, Courier, Delivery, DeliveryOptions, prepare_folder
+from distributed_comfy.orchestrator.kept import KeptJob
 from distributed_comfy.orchestrator.local_workers import WorkerOptions, local_workers
 from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener, Step
@@ -30,6 +31,7 @@ from tasks.cluster import Cluster, open_cluster
 log = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted by its user"
+_EMBEDDED = "the embedded Redis ends with the last process that uses it, and these results with it; DC_REDIS_URL names one that stays"
 _POLL_S = 0.1
 _CANCEL_S = 15.0
 """How long a cancelled job may take to come to its end before its collector stops without it."""
@@ -122,7 +124,8 @@ def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], optio
     """
     given = read_prompt(source, options.submit)
     check_early(given, options.submit)
-    prepare_folder(options.out)
+    if options.submit.results == "collector":
+        prepare_folder(options.out)
     with redis_servers(settings) as servers, open_session(settings, servers, options, reporter) as cluster:
         return run_on(cluster, given, options, reporter)
 
@@ -146,7 +149,12 @@ def open_session(settings: Settings, servers: Servers, options: RunOptions, repo
 def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: Reporter) -> Delivery:
     """`run_prompt` on connections that are open already."""
     job = submit_prompt(cluster, given, options.submit, options.stop)
-    reporter.submitted(JobStart(job.record, {item.index: item.seed for item in job.plan.items}, job.plan.warnings))
+    kept = job.record.results == "celery"
+    warnings = (*job.plan.warnings, _EMBEDDED) if kept and not cluster.settings.redis_url else job.plan.warnings
+    start = JobStart(job.record, {item.index: item.seed for item in job.plan.items}, warnings)
+    reporter.submitted(start)
+    if kept:
+        return _watch(cluster, start, options.stop, reporter)
     delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), options.prefix)
     with Ownership(cluster, job.record.job_id, job.owner), ProgressListener(cluster, job.record.job_id, reporter.step):
         return _collect(cluster, job.record, delivery, options.stop)
@@ -197,7 +205,7 @@ def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop
     """
     courier = Courier(cluster, record, options)
     try:
-        with _cancelling(cluster, record.job_id, courier, stop):
+        with _cancelling(cluster, record.job_id, courier.stop, stop):
             courier.deliver()
     except JobError as error:
         if not isinstance(error, RunInterrupted):
@@ -210,18 +218,26 @@ def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop
     return courier.delivery()
 
 
+def _watch(cluster: Cluster, start: JobStart, stop: threading.Event, reporter: Reporter) -> Delivery:
+    """Wait for the end of a job that nobody collects; ``stop`` cancels it, and what is finished stays for Celery."""
+    job_id, given_up = start.record.job_id, threading.Event()
+    job = KeptJob(cluster, start.record, reporter.item_done, given_up)
+    with ProgressListener(cluster, job_id, reporter.step), _cancelling(cluster, job_id, given_up.set, stop):
+        return replace(job.wait(), seeds=start.seeds)
+
+
 @contextmanager
-def _cancelling(cluster: Cluster, job_id: str, courier: Courier, stop: threading.Event) -> Iterator[None]:
-    """While the context lasts, the event cancels the job; if that does not end it in time, its collector stops."""
+def _cancelling(cluster: Cluster, job_id: str, give_up: Callable[[], None], stop: threading.Event) -> Iterator[None]:
+    """While the context lasts, the event cancels the job; if that does not end it in time, whoever waits for it gives up."""
     over = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.1):
             if over.is_set():
                 return
-        _cancel_rest(cluster, job_id, INTERRUPTED)
-        if not over.wait(_CANCEL_S):
-            courier.stop()
+        told = _cancel_rest(cluster, job_id, INTERRUPTED)
+        if not told or not over.wait(_CANCEL_S):
+            give_up()
 
     watcher = threading.Thread(target=watch, name=f"stop-{job_id}", daemon=True)
     watcher.start()
@@ -232,8 +248,8 @@ def _cancelling(cluster: Cluster, job_id: str, courier: Courier, stop: threading
         watcher.join()
 
 
-def _cancel_rest(cluster: Cluster, job_id: str, reason: str) -> None:
-    """An ended run leaves nothing running; a job that has ended by itself stays as it is."""
+def _cancel_rest(cluster: Cluster, job_id: str, reason: str) -> bool:
+    """An ended run leaves nothing running; a job that has ended by itself stays as it is.  False where no server could be told."""
     try:
         if not cluster.jobs.job_state(job_id).ended:
             cluster.jobs.cancel(job_id, reason)
@@ -242,3 +258,5 @@ def _cancel_rest(cluster: Cluster, job_id: str, reason: str) -> None:
         pass
     except (ClusterUnavailable, redis.RedisError) as error:
         log.warning("job %s could not be cancelled (%s); it is parked once its owner lease runs out", job_id, error)
+        return False
+    return True
