@@ -121,8 +121,9 @@ def _import_main(root: Path) -> Any:
         variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     for name, value in variables.items():
         os.environ.setdefault(name, value)  # noqa: TID251 - written for libraries, not read
-    importlib.import_module("cuda_malloc")  # chooses the allocator, before torch is imported
+    cuda_malloc = importlib.import_module("cuda_malloc")  # chooses the allocator, before torch is imported
     main = _once_logged(lambda: importlib.import_module("main"))
+    main.cuda_malloc = cuda_malloc  # `start_comfyui` looks for it there on a GPU, but it is bound only where main is the program
     for name in ("main", "execution", "nodes", "server", "utils"):
         path = sys.modules[name].__file__ or next(iter(sys.modules[name].__path__), "")
         if root not in Path(path).resolve().parents:
