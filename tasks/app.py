@@ -1,6 +1,7 @@
 """The Celery application: broker and result backend on the state Redis, JSON only, one queue per worker."""
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -48,6 +49,13 @@ def route_ticket(name: str, args: Any, kwargs: Any, options: Any, task: Any = No
     return {"queue": gpu_queue(args[0])} if name == RUN_ITEM and args else None
 
 
+def celery_url(redis_url: str) -> str:
+    """A Redis URL in Celery's words, which differ for Unix sockets: ``unix:///s?db=1`` is ``redis+socket:///s?virtual_host=1`` there."""
+    if not redis_url.startswith("unix://"):
+        return redis_url
+    return re.sub(r"([?&])db=", r"\1virtual_host=", redis_url.replace("unix://", "redis+socket://", 1))
+
+
 def make_app(settings: Settings, redis_url: str, blob_url: str = "", tensors: TensorKind = "numpy") -> Celery:
     """An application for this cluster; it connects when first used.
 
@@ -57,9 +65,10 @@ def make_app(settings: Settings, redis_url: str, blob_url: str = "", tensors: Te
         blob_url: the blob Redis, from which results are fetched; empty: the same one.
         tensors: what ``AsyncResult(item_id).get()`` makes of tensors.
     """
-    app = Celery("distributed-comfy", set_as_current=False, broker=redis_url, backend=redis_url)
+    url = celery_url(redis_url)
+    app = Celery("distributed-comfy", set_as_current=False, broker=url, backend=url)
     # Not in the configuration, which workers show to whoever asks: Celery 5.6 does not hide the password of a URL with a class in front.
-    app.backend_cls = f"tasks.backend:FrameBackend+{redis_url}"
+    app.backend_cls = f"tasks.backend:FrameBackend+{url.removeprefix('redis+')}"
     setattr(app, _OPTIONS, ResultOptions(settings, blob_url, tensors))
     app.conf.update(
         accept_content=["json"],
