@@ -26,7 +26,7 @@ from distributed_comfy.settings import read_settings
 @click.command()
 @click.option("--items", type=int, default=8, show_default=True, metavar="N", help="Pictures to make.")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N", help="CPU workers to start.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True, metavar="DIR")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True, help="Folder.")
 @json_option
 @click.pass_obj
 def demo(output: Output, /, items: int, workers: int, out: Path) -> None:

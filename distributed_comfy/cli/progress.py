@@ -43,6 +43,7 @@ class _View:
     total: int = 0
     seeds: Mapping[int, str] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
     done: set[int] = field(default_factory=set)
     lanes: dict[str, _Lane] = field(default_factory=dict)
 
@@ -85,7 +86,7 @@ class RunProgress(SilentReporter):
 
     def workers_starting(self, count: int) -> None:
         """Say what takes so long."""
-        self._output.remark(f"starting {count} {'worker' if count == 1 else 'workers'}", "dim")
+        self._output.remark(f"starting {_counted(count, 'worker')}", "dim")
 
     def workers_ready(self, names: list[str]) -> None:
         """Say that it is over."""
@@ -122,21 +123,26 @@ class RunProgress(SilentReporter):
             if lane.index == index:
                 lane.index = None
             line = f"  {len(view.done)}/{view.total}  {_item(index, view)} on {result.worker} in {result.seconds:.2f} s"
+            complete = len(view.done) >= view.total
+            if complete:
+                view.ended = time.monotonic()
         if self._live is None:
             self._output.remark(line)
+        elif complete:  # what comes now, such as the end of our own workers, is not the job's time
+            self.finish()
 
     # -- display -------------------------------------------------------------------------------------------------------
     def _render(self) -> RenderableType:
         with self._lock:
             view = self._view
             grid = Table.grid(padding=(0, 2))
-            elapsed = time.monotonic() - view.began
+            elapsed = (view.ended or time.monotonic()) - view.began
             bar = ProgressBar(max(1, view.total), len(view.done), width=32)
             grid.add_row(Text(view.title, "bold"), bar, f"{len(view.done)} of {view.total}", f"{elapsed:.1f} s")
             for name, lane in list(view.lanes.items())[:_WORKERS_SHOWN]:
                 grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view))
             hidden = len(view.lanes) - _WORKERS_SHOWN
-            return Group(grid, Text(f"  and {hidden} more workers", "dim")) if hidden > 0 else grid
+            return Group(grid, Text(f"  and {_counted(hidden, 'more worker')}", "dim")) if hidden > 0 else grid
 
 
 def _lane_cells(lane: _Lane, view: _View) -> tuple[RenderableType, str, str]:
@@ -152,5 +158,8 @@ def _item(index: int, view: _View) -> str:
 
 
 def _count(items: int, has_last_stage: bool) -> str:
-    number = items - 1 if has_last_stage else items
-    return f"{number} {'item' if number == 1 else 'items'}{' and a last stage' if has_last_stage else ''}"
+    return f"{_counted(items - 1, 'item')} and a last stage" if has_last_stage else _counted(items, "item")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

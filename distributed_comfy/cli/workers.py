@@ -37,7 +37,7 @@ def list_workers(output: Output, /) -> None:
     output.table(("WORKER", "STATE", "ITEMS", "ENGINE", "DEVICE", "DEVICE CLASS", "TAGS"), rows)
 
 
-@workers.command()
+@workers.command(short_help="Let a worker finish, and give it nothing more.")
 @click.argument("name")
 @json_option
 @click.pass_obj

@@ -1,7 +1,13 @@
 """``distributed-comfy run`` with real workers: what it saves, what it says, and how it fails."""
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -9,6 +15,7 @@ from PIL import Image
 
 from tests.cluster_rig import Rig
 from tests.command_line import CommandLine, pictures, pixels, slow, texts, until
+from tests.conftest import RedisServer
 from tests.prompts import node, out
 
 pytestmark = pytest.mark.redis
@@ -164,3 +171,45 @@ def test_a_run_whose_workers_cannot_start_says_why(tmp_path: Path) -> None:
     done = line.run("run", path, "--workers", "1", "--engine", "builtin", DC_DEVICE="cuda:7", CUDA_VISIBLE_DEVICES="")
     assert done.status in (1, 2, 3) and "cuda" in done.err and "Traceback" not in done.err, done.err
     assert line.left_running() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_parks_the_job_and_nothing_is_lost(line: CommandLine, builtin_rig: Rig) -> None:
+    """Files above a size cannot be written, as on a full disk; with room the job goes on."""
+    path = line.write("graph.json", pictures(seed=30, width=256, height=256))
+    command = f'ulimit -f 100; exec "{sys.executable}" -m distributed_comfy run "{path}" --items 4 --out made --json'
+    where: dict[str, Any] = {"cwd": line.folder, "env": line.environment}
+    full = subprocess.run(["sh", "-c", command], **where, capture_output=True, text=True, check=False, timeout=60)
+    assert full.returncode == 2, full.stderr
+    job_id = json.loads(full.stdout)["job"]
+    assert "error: cannot write to made" in full.stderr and "free space there or choose another folder with --out" in full.stderr
+    assert f"nothing is lost: `distributed-comfy jobs attach {job_id} --out DIR` goes on" in full.stderr
+    done = line.run("jobs", "attach", job_id, "--out", "elsewhere", "--json")
+    assert done.status == 0, done.err
+    assert [texts(line.folder / file)["seed"] for file in done.json["files"]] == [30, 31, 32, 33]
+    assert sorted(index for index, _, _ in builtin_rig.executions(job_id)) == [0, 1, 2, 3], "no item ran twice"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_ends_a_run_whose_redis_is_gone(redis_server: RedisServer, tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    options = ("--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder), "--save", "")
+    server = subprocess.Popen([redis_server.program, *options], stdout=subprocess.DEVNULL)
+    try:
+        until((folder / "s").exists)
+        line = CommandLine(tmp_path, DC_REDIS_URL=f"unix://{folder / 's'}")
+        path = line.write("graph.json", pictures(steps=600, width=512, height=512))
+        process = line.start("run", path, "--items", "4", "--workers", "1", "--engine", "builtin")
+        until(lambda: "job " in process.stderr.readline(), timeout_s=60)  # type: ignore[union-attr]
+        time.sleep(1.0)  # the first item is under way
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    time.sleep(1.0)
+    began = time.monotonic()
+    done = line.interrupt(process)
+    assert done.status == 130 and "interrupted before all of the job was here" in done.err, done.err
+    assert "jobs attach" in done.err and "Traceback" not in done.err
+    assert time.monotonic() - began < 40
+    assert until(lambda: not line.left_running())

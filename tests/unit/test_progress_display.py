@@ -1,0 +1,115 @@
+"""How a run is shown while it goes: bars on a terminal, lines elsewhere."""
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.orchestrator.progress import Step
+from distributed_comfy.orchestrator.run import JobStart
+from distributed_comfy.orchestrator.servers import Servers
+
+
+class Screen(Output):
+    """Keeps what is printed."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self.file = io.StringIO()
+        self.remarks = Console(file=self.file, force_terminal=terminal, width=160, highlight=False, markup=False, legacy_windows=False)
+
+    @property
+    def lines(self) -> list[str]:
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.file.getvalue()).replace("\r", "\n").splitlines()
+
+
+def job(items: int, *, last: bool = False) -> JobStart:
+    record = JobRecord("abcdefabcdef", "ann", 5, items, (), "", has_last_stage=last, title="cats.json")
+    return JobStart(record, {index: str(100 + index) for index in range(items)}, ("only so much",))
+
+
+def result(worker: str, seconds: float = 1.0) -> ItemResult:
+    return ItemResult(worker=worker, seconds=seconds)
+
+
+def test_elsewhere_than_on_a_terminal_each_item_is_one_line() -> None:
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.connected(Servers("redis://:secret@host:6379/0", "", embedded=True))
+        progress.workers_starting(1)
+        progress.workers_ready(["w1"])
+        progress.submitted(job(2))
+        progress.step(Step(0, "w1", "3", 5, 10))
+        progress.item_done(1, result("w1", 0.25))
+        progress.item_done(0, result("w2", 2))
+    assert screen.lines == [
+        "connected to embedded Redis at redis://:***@host:6379/0",
+        "starting 1 worker",
+        "ready: w1",
+        "note: only so much",
+        "job abcdefabcdef: 2 items",
+        "  1/2  item 1 (seed 101) on w1 in 0.25 s",
+        "  2/2  item 0 (seed 100) on w2 in 2.00 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("items", "last", "words"), [(1, False, "1 item"), (2, True, "1 item and a last stage"), (9, True, "8 items and a last stage")]
+)
+def test_a_job_is_counted_in_items(items: int, last: bool, words: str) -> None:
+    screen = Screen(terminal=False)
+    RunProgress(screen).submitted(job(items, last=last))
+    assert screen.lines[-1] == f"job abcdefabcdef: {words}"
+
+
+def shown(screen: Screen, what: Callable[[RunProgress], object]) -> str:
+    """The display after some events, the last time it was drawn."""
+    progress = RunProgress(screen, "cats")
+    progress.submitted(job(3))
+    what(progress)
+    progress.finish()
+    return "\n".join(screen.lines)
+
+
+def test_on_a_terminal_every_worker_has_a_bar_with_its_item_and_steps() -> None:
+    text = shown(Screen(terminal=True), lambda progress: progress.step(Step(2, "w1", "3", 5, 10)))
+    assert re.search(r"cats .* 0 of 3 ", text)
+    assert re.search(r"  w1 .* item 2 \(seed 102\)  5/10", text)
+
+
+def test_on_a_terminal_finished_items_are_counted_and_their_worker_waits() -> None:
+    def events(progress: RunProgress) -> None:
+        progress.step(Step(0, "w1", "3", 9, 10))
+        progress.item_done(0, result("w1", 2))
+        progress.step(Step(0, "w1", "3", 10, 10))  # late: the item has arrived
+        progress.item_done(1, result("w1", 4))
+
+    text = shown(Screen(terminal=True), events)
+    assert re.search(r"cats .* 2 of 3 ", text)
+    assert re.search(r"  w1 +waiting +2 done, 3.00 s each", text)
+
+
+def test_the_display_ends_with_the_last_item() -> None:
+    screen = Screen(terminal=True)
+    progress = RunProgress(screen)
+    progress.submitted(job(1))
+    progress.item_done(0, result("w1"))
+    before = len(screen.file.getvalue())
+    progress.finish()
+    assert len(screen.file.getvalue()) == before, "nothing is drawn any more"
+    assert "cats.json" in "\n".join(screen.lines) and "1 of 1" in "\n".join(screen.lines)
+
+
+def test_hundreds_of_workers_do_not_fill_the_screen() -> None:
+    def events(progress: RunProgress) -> None:
+        for number in range(100):
+            progress.step(Step(0, f"w{number}", "3", 1, 10))
+
+    text = shown(Screen(terminal=True), events)
+    assert "and 76 more workers" in text and "w99" not in text
