@@ -105,6 +105,7 @@ class Table(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), classes=st.sampled_from(CLASSES), twice=st.booleans(), mute=st.booleans())
     def register(self, name: str, classes: tuple[str, ...], twice: bool, mute: bool) -> None:
         known = self.model.workers.get(name)
+        uncertain = []
         if known and known.alive:
             if known.classes != frozenset(classes):
                 known.classes, known.barred = frozenset(classes), set()
@@ -112,11 +113,12 @@ class Table(RuleBasedStateMachine):
         else:
             self.numbers += 1
             if known:
-                self._dies(known)
+                uncertain = self._dies(known)
             barred = known.barred if known and known.classes == frozenset(classes) else set()
             self.model.workers[name] = ModelWorker(name, frozenset(classes), f"life {self.numbers}", barred=barred)
         incarnation = self.model.workers[name].incarnation
         self.does(lambda: self.cluster.join(name, has=classes, incarnation=incarnation), twice, mute)
+        self._adopt_order(uncertain)
 
     @precondition(lambda self: self.model.workers)
     @rule(number=NUMBER, keep=st.booleans())
@@ -337,31 +339,34 @@ class Table(RuleBasedStateMachine):
         if backoff_over:
             self.cluster.end_backoff()
         dead = [worker for worker in self.model.workers.values() if not worker.alive]
-        uncertain = [job for worker in dead for job, _ in self.model.running(worker.name)]
+        uncertain = [job for worker in dead for job in self._dies(worker)]
         for worker in dead:
-            self._dies(worker)
             del self.model.workers[worker.name]
         self.model.ticked(backoff_over)
         self.does(self.cluster.reap, twice, mute)
-        for job in uncertain:
-            if job.state == "failed":
-                self._adopt_order(job)
+        self._adopt_order(uncertain)
 
-    def _dies(self, worker: ModelWorker) -> None:
-        for job, index in self.model.running(worker.name):
+    def _dies(self, worker: ModelWorker) -> list[ModelJob]:
+        """Its items are lost; the jobs they were of."""
+        lost = self.model.running(worker.name)
+        for job, index in lost:
             if job.items[index].state == "running":
                 self.model.lost(job, index, "worker_lost")
+        return [job for job, _ in lost]
 
-    def _adopt_order(self, job: ModelJob) -> None:
-        """Of several items lost at once, the table chooses which is counted first; the job fails with the one that was its last."""
-        states = self.cluster.jobs.item_states(job.name)
-        for index, item in enumerate(job.items):
-            if item.state in ("pending", "stopped", "failed"):
-                assert states[index].state in ("pending", "stopped", "failed")
-                text = self.cluster.client.hget(self.cluster.key("item", job.name), str(index))
-                item.state, item.claim, item.worker = states[index].state, states[index].claim_id, states[index].worker
-                item.attempts = (json.loads(text).get("a") or {}) if text else {}
-        assert any(item.state == "failed" for item in job.items)
+    def _adopt_order(self, jobs: Sequence[ModelJob]) -> None:
+        """Of several items lost at once, the table chooses which is counted first; a job fails with the one whose last attempt it was."""
+        for job in jobs:
+            if job.state != "failed":
+                continue
+            states = self.cluster.jobs.item_states(job.name)
+            texts = self.cluster.client.hgetall(self.cluster.key("item", job.name))
+            for index, item in enumerate(job.items):
+                if item.state in ("pending", "stopped", "failed"):
+                    assert states[index].state in ("pending", "stopped", "failed")
+                    item.state, item.claim, item.worker = states[index].state, states[index].claim_id, states[index].worker
+                    item.attempts = json.loads(texts.get(str(index), "{}")).get("a") or {}
+            assert any(item.state == "failed" for item in job.items)
 
     # -- what must hold ------------------------------------------------------------------------------------------------
     @invariant()

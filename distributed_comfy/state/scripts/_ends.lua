@@ -4,13 +4,12 @@ local function with_task_id(meta, job_id, index) -- celery_meta.py leaves the id
 end
 
 local function publish_meta(job_id, index, meta, ttl_s)
-  if meta == '' then return end
   local key = K.meta(job_id .. '-' .. index)
   call('SET', key, meta, 'EX', ttl_s)
   call('PUBLISH', key, meta)
 end
 
--- A running item stops being one: claim, counters and the worker's slot are released.
+-- A running item stops being one: claim and counters.  Its worker has a slot more; who may be called again looks for work later.
 local function stop_running(job, index, item)
   call('HDEL', K.claims(item.w), item.c)
   call('HDEL', K.unheld(item.w), item.c)
@@ -18,7 +17,6 @@ local function stop_running(job, index, item)
   job.running = job.running - 1
   job_set(job, 'running')
   submitter_count(job.submitter, -1, false)
-  worker_index(item.w, worker_read(item.w))
 end
 
 local function requeue(job, index)
@@ -146,7 +144,6 @@ local function drop_claims(name, class, max_attempts, error_json, meta, out)
       end
     end
   end
-  call('DEL', K.claims(name), K.unheld(name))
 end
 
 -- The worker leaves its capability, which goes with the last one that has it.

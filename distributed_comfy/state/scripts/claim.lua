@@ -136,5 +136,4 @@ end
 local out, taken = claim_next()
 ticket_used(name, facts, taken, out)
 worker_index(name, worker_read(name))
-cover(taken, out) -- with this one running, more of its job may be on offer than before
 return out

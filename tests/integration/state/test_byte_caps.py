@@ -196,6 +196,29 @@ def test_many_jobs_at_the_cap_on_all_bytes_are_passed_over_in_one_go(cluster: Cl
     assert {state.state for state in cluster.jobs.jobs().values()} == {"done"}
 
 
+def test_a_worker_that_met_only_jobs_that_are_held_is_called_again(cluster: Cluster) -> None:
+    names = [f"w{k}" for k in range(40)]
+    cluster.join(*names)
+    for k in range(40):
+        cluster.submit(f"j{k}", items=3)
+    for name, claim in [(name, cluster.take(name)) for name in names]:
+        cluster.complete(name, claim, MIB)
+    cluster.tickets.clear()
+    cluster.submit("fresh")
+    cluster.jobs.set_byte_limit(MIB)  # nobody has looked since
+    for name in names[1:]:
+        cluster.jobs.drain(name)
+    cluster.age_tickets()
+    cluster.reap()
+    calls = 0
+    while cluster.tickets:
+        calls += 1
+        if cluster.work("w0", MIB) == "fresh":
+            break
+    assert cluster.jobs.job_state("fresh").state == "done"
+    assert 2 <= calls <= 5
+
+
 @pytest.mark.parametrize("size_bytes", [3 * MIB, 30 * MIB])
 def test_fifty_workers_at_the_cap_finish_every_job_with_the_reaper_off(cluster: Cluster, size_bytes: int) -> None:
     cluster.jobs.set_byte_limit(25 * MIB)

@@ -71,8 +71,10 @@ def test_a_job_that_waits_gains_a_step_per_tick_of_aging_until_it_is_served(clus
         cluster.client.zadd(cluster.key("aging"), {"waits": 0})
         cluster.reap()
     assert cluster.number("waits", "level") == 6
+    cluster.client.zadd(cluster.key("aging"), {"waits": cluster.now_ms() + 5})
     assert cluster.taken("w") == "waits"
     assert cluster.number("waits", "level") == 4
+    assert cluster.client.zscore(cluster.key("aging"), "waits") > cluster.now_ms() + 50_000  # it waits anew
     assert cluster.taken("w") == "urgent"
 
 
@@ -104,6 +106,14 @@ def test_of_two_submitters_with_as_many_running_the_least_recently_served_comes_
     cluster.submit("ann-1", items=3, submitter="ann")
     cluster.submit("bob-1", items=3, submitter="bob")
     assert [cluster.work("w") for _ in range(4)] == ["ann-1", "bob-1", "ann-1", "bob-1"]
+
+
+def test_a_newcomer_stands_behind_those_who_wait_already(cluster: Cluster) -> None:
+    cluster.submit("ann-1", items=3, submitter="ann")
+    cluster.submit("bob-1", items=3, submitter="bob")
+    assert [cluster.work("w"), cluster.work("w")] == ["ann-1", "bob-1"]
+    cluster.submit("aaa-1", submitter="aaa")
+    assert [cluster.work("w") for _ in range(3)] == ["ann-1", "aaa-1", "bob-1"]
 
 
 def test_the_job_with_the_fewest_running_items_comes_first(cluster: Cluster) -> None:

@@ -74,6 +74,38 @@ def test_a_result_counts_while_the_lease_has_run_out_and_nobody_has_noticed(clus
     assert cluster.jobs.job_state("a").state == "done"
 
 
+def test_the_owner_is_woken_by_whatever_happens_to_an_item(new_cluster: OpenCluster) -> None:
+    cluster = new_cluster(max_attempts=2)
+    cluster.join("w")
+    cluster.submit("a", items=1, last_needs=("Sampler",))
+    claims = [cluster.take("w", "c1")]
+    cluster.give_back("w", claims[0])
+    claims.append(cluster.take("w", "c2"))
+    cluster.complete("w", claims[1])
+    cluster.jobs.reopen("a", 0, "c2")
+    cluster.jobs.pause("a")
+    cluster.jobs.resume("a")
+    claims.append(cluster.take("w", "c3"))
+    cluster.give_back("w", claims[2], "final")
+    cursor, events = cluster.jobs.wait_events("a", "0", 0)
+    assert [(event.kind, event.index, event.claim_id) for event in events] == [
+        ("claimed", 0, "c1"),
+        ("released", 0, "c1"),
+        ("claimed", 0, "c2"),
+        ("done", 0, "c2"),
+        ("released", 0, "c2"),
+        ("job", -1, ""),
+        ("job", -1, ""),
+        ("claimed", 0, "c3"),
+        ("failed", 0, "c3"),
+        ("job", -1, ""),
+    ]
+    assert cluster.jobs.wait_events("a", cursor, 0) == (cursor, [])
+    assert cluster.jobs.wait_events("a", "", 0) == (cursor, [])
+    cluster.jobs.retry("a")
+    assert [event.kind for event in cluster.jobs.wait_events("a", cursor, 0)[1]] == ["job"]
+
+
 # -- given back ---------------------------------------------------------------------------------------------------------
 def test_a_release_uses_up_no_attempt(cluster: Cluster) -> None:
     cluster.join("w")
@@ -383,11 +415,14 @@ def test_a_job_is_listed_until_its_keys_expire(cluster: Cluster) -> None:
     cluster.submit("b")
     cluster.jobs.cancel("a", "enough")
     assert list(cluster.jobs.jobs()) == ["a", "b"]
+    until = cluster.client.zscore(cluster.key("ended"), "a") - cluster.now_ms()
+    assert 0.9 < until / 1000 / cluster.settings.job_ttl_s <= 1
     cluster.client.delete(*cluster.client.keys("dc:job:a*"))
-    cluster.client.zadd(cluster.key("ended"), {"a": 0})
+    cluster.client.zadd(cluster.key("ended"), {"a": 0}, xx=True)
     assert list(cluster.jobs.jobs()) == ["b"]
     cluster.reap()
     assert cluster.client.zrange(cluster.key("jobs"), 0, -1) == ["b"]
+    assert cluster.client.zcard(cluster.key("ended")) == 0
 
 
 def test_submitting_a_known_job_changes_nothing(cluster: Cluster) -> None:

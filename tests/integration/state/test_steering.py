@@ -115,6 +115,9 @@ def test_retry_runs_what_did_not_finish_and_nothing_else(cluster: Cluster, cance
     cluster.jobs.retry("a")
     state = cluster.jobs.job_state("a")
     assert (state.counts["done"], state.counts["failed"], state.counts["pending"]) == (1, 0, 4)
+    assert (state.reason, state.error, state.ended_ms) == ("", None, 0)
+    assert cluster.client.zcard(cluster.key("ended")) == 0
+    assert cluster.client.ttl(cluster.key("job", "a")) == -1
     assert cluster.answer_tickets() == ["a"] * 3
     assert cluster.jobs.unblock("a", 4, "{}")
     assert cluster.answer_tickets() == ["a"]
@@ -235,7 +238,9 @@ def test_a_job_without_an_owner_is_parked_and_runs_on_when_the_owner_is_back(clu
     assert cluster.complete("w", claim)
     assert cluster.tickets == []
     assert cluster.claim("w") is None
+    cursor, _ = cluster.jobs.wait_events("a", "", 0)
     assert cluster.jobs.own("a", OWNER)
+    assert [event.kind for event in cluster.jobs.wait_events("a", cursor, 0)[1]] == ["job"]
     assert cluster.jobs.job_state("a").state == "running"
     assert cluster.answer_tickets() == ["a"]
 
