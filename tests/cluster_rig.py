@@ -250,6 +250,17 @@ class Rig:
         states = [state for state in self.cluster.workers.workers() if state.facts.name == name and state.state != "lost"]
         return states[0] if states else None
 
+    def is_idle(self) -> bool:
+        """All workers have a running engine and hold nothing."""
+        return all((state := self.state(name)) is not None and state.state == "idle" for name in self.workers)
+
+    def wait_idle(self) -> None:
+        """Wait for it, whatever a test before killed."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.is_idle():
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.02)
+
     def run(self, prompt: Mapping[str, Any], **options: Any) -> JobReport:
         """Run a job to its end; ``out`` is its folder, the rest are `SubmitOptions`."""
         report = JobReport(options.pop("out", None) or self.new_folder())

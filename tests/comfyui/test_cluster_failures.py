@@ -25,10 +25,7 @@ SLOW = {"slow": node("ProbeSteps", images=out("8"), steps=25, stubborn=False, sa
 @pytest.fixture(autouse=True)
 def whole(comfyui_rig: Rig) -> None:
     """Each test finds both workers with a running engine, whatever the one before it killed."""
-    deadline = time.monotonic() + 60
-    while not idle(comfyui_rig):
-        assert time.monotonic() < deadline, comfyui_rig.logs()
-        time.sleep(0.05)
+    comfyui_rig.wait_idle()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +117,7 @@ def test_a_cancelled_job_stops_sampling_at_once_and_leaves_the_models_loaded(com
     running.stop.set()
     assert isinstance(running.wait().error, JobCancelled)
     ended_s = time.monotonic() - began
-    running.until(lambda: idle(comfyui_rig))
+    running.until(comfyui_rig.is_idle)
     idle_s = time.monotonic() - began
     assert ended_s < 2 and idle_s < 2, (ended_s, idle_s)
     comfyui_rig.run(distributed(seed=77), items=4)
@@ -141,15 +138,9 @@ def test_a_cancel_at_any_moment_hits_this_job_and_no_other(comfyui_rig: Rig, del
     running.stop.set()
     began = time.monotonic()
     assert isinstance(running.wait().error, JobCancelled)
-    running.until(lambda: idle(comfyui_rig))
+    running.until(comfyui_rig.is_idle)
     assert time.monotonic() - began < 4
     assert len(comfyui_rig.run(distributed(), items=2).done.files) == 4
-
-
-def idle(rig: Rig) -> bool:
-    """Both workers can claim again and hold nothing."""
-    states = [rig.state(name) for name in ("one", "two")]
-    return all(state is not None and state.state == "idle" for state in states)
 
 
 def test_an_engine_killed_in_the_last_stage_gets_all_images_fed_again(comfyui_rig: Rig) -> None:

@@ -20,6 +20,7 @@ def loads(rig: Rig) -> dict[str, int]:
 
 def warm_up(rig: Rig) -> dict[str, int]:
     """Let both workers run the example; what they have loaded then."""
+    rig.wait_idle()
     for seed in range(0, 600, 6):
         report = rig.run(distributed(seed=seed), items=6)
         if {result.worker for index, result in report.done.results.items() if index < 6} == set(rig.workers):

@@ -40,6 +40,7 @@ def test_a_worker_with_three_slots_prepares_ahead_and_gives_the_same_bits(comfyu
 
 def test_an_engine_that_dies_with_three_claims_gives_all_of_them_back(comfyui_rig: Rig, wide: WorkerProcess) -> None:
     items = 4
+    comfyui_rig.wait_idle()
     slow = distributed({"slow": node("ProbeSteps", images=out("8"), steps=20, stubborn=False, salt=0)}, "slow")
     expected = comfyui_rig.run(slow, items=items)
     running = comfyui_rig.begin(slow, items=items, tags=["wide"])
