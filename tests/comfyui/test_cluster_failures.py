@@ -1,6 +1,7 @@
 """What a cluster survives: killed engines and workers, raising nodes, cancels; and how long it takes."""
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -97,11 +98,16 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def has_executed(rig: Rig, job_id: str, times: int) -> bool:
+    """Whether that many executions of a job have begun."""
+    return len(rig.executions(job_id)) >= times
+
+
 def test_an_engine_that_dies_of_the_same_item_again_and_again_fails_the_job(comfyui_rig: Rig) -> None:
     running = comfyui_rig.begin(distributed(SLOW, "slow"), items=1)
     job_id = running.queued()
     for attempt in range(1, 4):
-        running.until(lambda wanted=attempt: len(comfyui_rig.executions(job_id)) >= wanted)
+        running.until(functools.partial(has_executed, comfyui_rig, job_id, attempt))
         os.kill(comfyui_rig.executions(job_id)[-1][2], signal.SIGKILL)
     error = running.wait().error
     assert isinstance(error, JobFailed) and "SIGKILL" in str(error)
@@ -112,7 +118,7 @@ def test_a_cancelled_job_stops_sampling_at_once_and_leaves_the_models_loaded(com
     before = warm_up(comfyui_rig)
     running = comfyui_rig.begin(distributed(steps=5000), items=2)
     for name in ("one", "two"):
-        running.until(lambda worker=name: samples(running.report, worker))
+        running.until(functools.partial(samples, running.report, name))
     began = time.monotonic()
     running.stop.set()
     assert isinstance(running.wait().error, JobCancelled)
