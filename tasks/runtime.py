@@ -191,12 +191,14 @@ class WorkerRuntime:
     def _keep_lease(self) -> None:
         describe_at = time.monotonic() + self.settings.describe_interval_s
         while not self._stopped.wait(self.settings.renew_interval_s):
-            if not self._able.is_set() or self.failed:
-                if self._capability is not None and not self.failed:
-                    self._quietly("register", self.register)
+            if self.failed:
                 continue
-            self._quietly("renew", self._renew)
-            if time.monotonic() >= describe_at:
+            if self._ever_able:  # also while the engine restarts: the worker lives, and its name stays its own
+                self._quietly("renew", self._renew)
+            if not self._able.is_set():
+                if self._capability is not None:
+                    self._quietly("register", self.register)
+            elif time.monotonic() >= describe_at:
                 self.engine.describe()
                 describe_at = time.monotonic() + self.settings.describe_interval_s
 

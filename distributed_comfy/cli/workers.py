@@ -24,7 +24,7 @@ def list_workers(output: Output, /) -> None:
     """All registered workers.
 
     \b
-    State: idle; ticketed (called, about to claim); busy; drained (gets nothing more);
+    State: idle; ticketed (called, about to claim); busy; drained (gets nothing more); down (its engine restarts, or it ends);
     lost (gave no sign of life, is about to be taken off the list).
     """
     with connected(output) as cluster:

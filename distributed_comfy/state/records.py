@@ -89,8 +89,10 @@ class WorkerState:
     """A registered worker as the table sees it."""
 
     facts: WorkerFacts
-    state: Literal["idle", "ticketed", "busy", "drained", "lost"]
-    """``lost``: its lease ran out and the reaper has not taken it off the table yet."""
+    state: Literal["idle", "ticketed", "busy", "drained", "down", "lost"]
+    """``down``: its engine is restarting, or it is ending.
+
+    ``lost``: its lease ran out and the reaper has not taken it off the table yet."""
     claims: tuple[str, ...] = ()
     """Items it has, as ``job-index``."""
     capability: str = ""

@@ -212,11 +212,13 @@ def _counted(parts: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int) -> WorkerState:
-    state: Literal["idle", "ticketed", "busy", "drained", "lost"] = "idle"
+    state: Literal["idle", "ticketed", "busy", "drained", "down", "lost"] = "idle"
     if lease_ms < 0:
         state = "lost"
     elif claims:
         state = "busy"
+    elif fields.get("down") == "1":
+        state = "down"
     elif fields.get("drained") == "1":
         state = "drained"
     elif int(fields.get("tickets", 0)) > 0:
