@@ -150,6 +150,30 @@ def test_the_cap_on_all_bytes_holds_other_jobs_too_but_each_may_run_one_item(clu
     assert cluster.claim("w") is None
 
 
+@pytest.mark.parametrize("end", ["small result", "release", "forgotten"])
+def test_an_item_that_ends_with_less_than_was_booked_makes_room_for_other_jobs(cluster: Cluster, end: str) -> None:
+    cluster.jobs.set_byte_limit(8 * MIB)
+    cluster.join("u", "v", "w")
+    cluster.submit("a", items=3, submitter="ann")
+    cluster.submit("b", items=3, submitter="bob")
+    assert [cluster.work("u", 4 * MIB), cluster.work("u", 4 * MIB)] == ["a", "b"]
+    fetch(cluster, "b")
+    running = cluster.take("u")
+    assert running.job_id == "b"
+    assert [cluster.claim("v"), cluster.claim("w")] == [None, None]
+    assert cluster.number("a", "offered") == 0
+    cluster.tickets.clear()
+    if end == "release":
+        cluster.give_back("u", running)
+    elif end == "forgotten":
+        cluster.renew("u")
+        cluster.renew("u")
+    else:
+        cluster.complete("u", running)
+    assert cluster.number("a", "offered") == 1
+    assert len(cluster.tickets) >= 2
+
+
 @pytest.mark.parametrize("end", ["cancel", "abandon", "settle"])
 def test_the_bytes_of_an_ended_job_make_room_for_those_that_wait(cluster: Cluster, end: str) -> None:
     cluster.jobs.set_byte_limit(8 * MIB)

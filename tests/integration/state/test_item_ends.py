@@ -203,6 +203,7 @@ def test_a_job_avoids_the_worker_that_lacks_something_and_only_that_job_does(clu
     assert cluster.give_back("v", claim, "lacks", LACKS) == "ok"
     assert cluster.jobs.item_states("a")[0].attempts == 0
     assert cluster.client.hget(cluster.key("job", "a"), "sig") == "sig-Sampler!a"
+    assert cluster.client.sismember(cluster.key("matched"), "sig-Sampler!a")
     assert cluster.client.hget(cluster.key("job", "b"), "sig") == "sig-Sampler"
     assert [cluster.taken("v"), cluster.taken("w")] == ["b", "a"]
 

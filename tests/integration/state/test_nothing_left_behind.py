@@ -49,6 +49,14 @@ def cancel(cluster: Cluster) -> None:
     cluster.jobs.cancel("a", "enough")
 
 
+def cancel_while_the_last_stage_backs_off(cluster: Cluster) -> None:
+    cluster.answer_tickets()
+    cluster.jobs.unblock("a", 4, "{}")
+    for _ in range(2):
+        cluster.give_back("w", cluster.take("w"), "retry", EngineDied(status="9", log_tail=""))
+    cluster.jobs.cancel("a", "enough")
+
+
 def be_abandoned(cluster: Cluster) -> None:
     cluster.work("v", MIB)
     cluster.disown("a")
@@ -77,8 +85,19 @@ def be_retried_reopened_and_paused(cluster: Cluster) -> None:
     finish(cluster)
 
 
+ENDS = [
+    finish,
+    fail,
+    cancel,
+    cancel_while_the_last_stage_backs_off,
+    be_abandoned,
+    lack_everywhere,
+    be_retried_reopened_and_paused,
+]
+
+
 @pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("end", [finish, fail, cancel, be_abandoned, lack_everywhere, be_retried_reopened_and_paused])
+@pytest.mark.parametrize("end", ENDS)
 def test_an_ended_job_leaves_only_keys_that_expire(new_cluster: OpenCluster, end: Callable[[Cluster], None], slots: int) -> None:
     cluster = new_cluster(slots=slots, ownerless_ttl_s=0, retry_backoff_s=1000)
     cluster.join("v", "w")

@@ -174,6 +174,7 @@ def test_a_drained_worker_finishes_its_item_and_gets_no_more(cluster: Cluster) -
 def test_an_undrained_worker_is_called_again(cluster: Cluster) -> None:
     cluster.join("w")
     cluster.jobs.drain("w")
+    assert cluster.client.exists(cluster.key("idle_caps")) == 0
     cluster.submit("a")
     assert cluster.tickets == []
     assert cluster.jobs.drain("w", drained=False)
@@ -234,6 +235,7 @@ def test_a_job_without_an_owner_is_parked_and_runs_on_when_the_owner_is_back(clu
     claim = cluster.take("w")
     cluster.disown("a")
     cluster.reap()
+    assert cluster.jobs.wait_events("a", "0", 0)[1][-1].kind == "job"
     assert cluster.jobs.job_state("a").state == "parked"
     assert cluster.complete("w", claim)
     assert cluster.tickets == []
