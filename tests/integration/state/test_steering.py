@@ -116,6 +116,7 @@ def test_retry_runs_what_did_not_finish_and_nothing_else(cluster: Cluster, cance
     state = cluster.jobs.job_state("a")
     assert (state.counts["done"], state.counts["failed"], state.counts["pending"]) == (1, 0, 4)
     assert (state.reason, state.error, state.ended_ms) == ("", None, 0)
+    assert all(item.error is None for item in cluster.jobs.item_states("a").values())
     assert cluster.client.zcard(cluster.key("ended")) == 0
     assert cluster.client.ttl(cluster.key("job", "a")) == -1
     assert cluster.answer_tickets() == ["a"] * 3
