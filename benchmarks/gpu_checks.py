@@ -10,6 +10,7 @@ from benchmarks.rig import BenchmarkFailed
 
 STEPS_BEFORE_CANCEL = 3
 WAIT_S = 300.0
+FREE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ def free(ours: Ours) -> Freed:
 
 
 def _settled(ours: Ours) -> tuple[int, float]:
-    """The memory in use when it has stopped falling, and when that was."""
-    lowest, when = ours.place.used_bytes(ours.engine_pid), time.time()
-    while time.time() - when < 1.0:
+    """The memory in use when it has fallen and stays, and when it fell last; without a GPU it need not fall at all."""
+    began = when = time.time()
+    first = lowest = ours.place.used_bytes(ours.engine_pid)
+    while time.time() - when < 1.0 or (lowest == first and ours.place.on_gpu and time.time() - began < FREE_TIMEOUT_S):
         now = ours.place.used_bytes(ours.engine_pid)
         if now < lowest:
             lowest, when = now, time.time()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.gpu_checks import Cancelled, Exhausted, Freed
-from benchmarks.gpu_rounds import Run, Way, all_median, share_of_plain, steady_share
+from benchmarks.gpu_rounds import Run, Way, all_median, quiet_period, share_of_plain
 from benchmarks.rows import median, spread
 
 SHARE_OF_PLAIN = 0.99
@@ -81,26 +81,28 @@ def _step_s(runs: Mapping[str, Sequence[Run]]) -> float:
 def _ways_table(ways: Sequence[Way], runs: Mapping[str, Sequence[Run]]) -> str:
     if not runs:
         return ""
-    head = ["way", "s per picture", "of plain", "steady", "step", "decode", "gap", "busy", "MB moved", "target 99 %"]
+    head = ["way", "s per picture", "of plain", "target 99 %", "quiet period", "of plain", "step", "decode", "gap", "dispatch", "busy"]
+    head += ["MB moved", "cores", "stolen"]
     rows = [head, ["---"] * len(head), *(_way_row(way, runs) for way in ways)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _way_row(way: Way, runs: Mapping[str, Sequence[Run]]) -> list[str]:
-    own = runs[way.name]
+    own, plain = runs[way.name], runs.get(way.control, ())
     seconds = [run.seconds for run in own]
-    shares = ["", "", ""]
-    if way.control:
-        share = share_of_plain(own, runs[way.control])
-        shares = [f"{share:.1%}", f"{steady_share(own, runs[way.control]):.1%}", "met" if share >= SHARE_OF_PLAIN else "missed"]
+    share, quiet = (share_of_plain(own, plain), quiet_period(plain) / quiet_period(own)) if plain else (0.0, 0.0)
     return [
         way.name,
         f"{median(seconds):.3f} ({spread(seconds, 3)})",
-        *shares[:2],
-        *(_ms(all_median(own, name)) for name in ("steps", "decodes", "gaps")),
+        f"{share:.1%}" if plain else "",
+        ("met" if share >= SHARE_OF_PLAIN else "missed") if plain else "",
+        f"{quiet_period(own):.3f} s",
+        f"{quiet:.1%}" if plain else "",
+        *(_ms(all_median(own, name)) for name in ("steps", "decodes", "gaps", "dispatches")),
         f"{median([run.work.busy for run in own]):.1%}",
         f"{median([run.moved_bytes for run in own]) / 1e6:.1f}",
-        shares[2],
+        f"{median([run.cores_busy for run in own]):.1f}",
+        f"{median([run.stolen for run in own]):.1%}",
     ]
 
 
@@ -116,9 +118,10 @@ def _warm_lines(ways: Sequence[Way], runs: Mapping[str, Sequence[Run]]) -> list[
         Line("models read from disk or moved to the device in warm jobs", f"{reads} reads, {moves} moves", "0", reads + moves == 0,
              f"{len(ours)} runs"),
     ]  # fmt: skip
-    saves = all_median(runs["plain, saved"], "saves")
+    saved = runs.get("plain, saved", ())
+    saves = all_median(saved, "saves")
     if saves:
-        png = median([run.saved_bytes for run in runs["plain, saved"]]) / 1e6
+        png = median([run.saved_bytes for run in saved]) / 1e6
         found.append(Line("SaveImage inside ComfyUI, per picture", _ms(saves), note=f"all PNG files of a run: {png:.1f} MB"))
     peak = max(run.work.peak_bytes for run in ours)
     if peak:

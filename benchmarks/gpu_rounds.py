@@ -1,17 +1,21 @@
 """The same pictures through us and through plain ComfyUI, one way after the other, round after round."""
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.gpu_ours import Ours
 from benchmarks.gpu_place import Place
 from benchmarks.gpu_plain import Plain
 from benchmarks.gpu_trace import Trace, Work, work
 from benchmarks.rig import BenchmarkFailed
-from benchmarks.rows import median
+from benchmarks.rows import median, percentile
+
+Ticks = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class Run:
     """In and out of both Redis servers."""
     saved_bytes: int
     """PNG files."""
+    cores_busy: float
+    """Of all processes of this machine, on average."""
+    stolen: float
+    """Share of the processors' time that other machines of the host took."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,9 @@ class Contest:
         ]
 
     def _plain(self, end: str) -> Run:
+        ticks = _ticks()
         began, ended = self.plain.run([self.place.plain_prompt(end) for _ in range(self.items)])
-        return self._measured(self.plain.trace, began, ended, saved_bytes=self.plain.clear_output())
+        return self._measured(self.plain.trace, (began, ended, ticks), saved_bytes=self.plain.clear_output())
 
     def _prompts(self, ours: Ours, end: str) -> Run:
         prompts = [self.place.plain_prompt(end) for _ in range(self.items)]
@@ -85,10 +94,10 @@ class Contest:
 
     def _watched(self, ours: Ours, run: Callable[[], None]) -> Run:
         with ours.at_work():
-            moved, began = ours.moved_bytes(), time.time()
+            moved, ticks, began = ours.moved_bytes(), _ticks(), time.time()
             run()
-            ended = time.time()
-            return self._measured(ours.trace, began, ended, moved_bytes=ours.moved_bytes() - moved, saved_bytes=self._saved())
+            span = (began, time.time(), ticks)
+            return self._measured(ours.trace, span, moved_bytes=ours.moved_bytes() - moved, saved_bytes=self._saved())
 
     def _saved(self) -> int:
         files = list(self.place.folder.glob("out/*/*.png"))
@@ -97,11 +106,22 @@ class Contest:
             path.unlink()
         return size
 
-    def _measured(self, trace: Trace, began: float, ended: float, *, moved_bytes: int = 0, saved_bytes: int = 0) -> Run:
+    def _measured(self, trace: Trace, span: tuple[float, float, Ticks], *, moved_bytes: int = 0, saved_bytes: int = 0) -> Run:
+        began, ended, before = span
+        busy, stolen, total = (now - then for now, then in zip(_ticks(), before, strict=True))
         found = work(trace.events(began, ended + 0.01))
         if len(found.decodes) != self.items:
             raise BenchmarkFailed(f"{len(found.decodes)} pictures were decoded and not {self.items}")
-        return Run((ended - began) / self.items, found, moved_bytes, saved_bytes)
+        seconds = (ended - began) / self.items
+        return Run(seconds, found, moved_bytes, saved_bytes, busy / total * (os.cpu_count() or 1), stolen / total)
+
+
+def _ticks() -> Ticks:
+    """Of all processors since the start: busy, stolen by other machines, all."""
+    words = Path("/proc/stat").read_text().split("\n")[0].split()
+    user, nice, system, idle, waiting, irq, soft, stolen = (int(word) for word in words[1:9])
+    busy = user + nice + system + irq + soft
+    return busy, stolen, busy + idle + waiting + stolen
 
 
 def play(ways: Sequence[Way], rounds: int) -> dict[str, list[Run]]:
@@ -120,9 +140,13 @@ def share_of_plain(ours: Sequence[Run], plain: Sequence[Run]) -> float:
     return median([run.seconds for run in plain]) / median([run.seconds for run in ours])
 
 
-def steady_share(ours: Sequence[Run], plain: Sequence[Run]) -> float:
-    """The same from one decoded picture to the next, without beginning and end of a job."""
-    return all_median(plain, "periods") / all_median(ours, "periods")
+def quiet_period(runs: Sequence[Run]) -> float:
+    """From one decoded picture to the next: the time that a quarter of all pictures do not exceed.
+
+    The step time of a model that is bound by its Python code depends on what else runs on the host, and jumps by half from second to
+    second; a quarter of all pictures usually came when nothing did.
+    """
+    return percentile([period for run in runs for period in run.work.periods], 0.25)
 
 
 def all_median(runs: Sequence[Run], name: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.rig import BenchmarkFailed
 
-_POLL_S = 0.002
+_POLL_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ class Trace:
 
     def events(self, since: float = 0.0, until: float = float("inf")) -> list[Event]:
         """Events of a span of time, in order."""
-        with self.path.open("rb") as file:
-            file.seek(self._read_bytes)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read_bytes += len(whole)
-        self._events += [_event(line) for line in whole.splitlines()]
+        self._read_on()
         return [event for event in self._events if since <= event.at <= until]
 
     def count(self, name: str, since: float, until: float = float("inf")) -> int:
@@ -54,13 +49,24 @@ class Trace:
             BenchmarkFailed: it did not, within ``timeout_s``, or ``alive`` says that it never will.
         """
         give_up = time.monotonic() + timeout_s
-        while True:
-            found = [event for event in self.events(since) if event.name == name]
-            if len(found) >= count:
-                return found[count - 1]
+        found = [event for event in self.events(since) if event.name == name]
+        while len(found) < count:
             if time.monotonic() > give_up or not alive():
                 raise BenchmarkFailed(f"{len(found)} of {count} events {name!r} within {timeout_s:.0f} s in {self.path}")
             time.sleep(_POLL_S)
+            found += [event for event in self._read_on() if event.name == name]
+        return found[count - 1]
+
+    def _read_on(self) -> list[Event]:
+        """The events since the last look."""
+        with self.path.open("rb") as file:
+            file.seek(self._read_bytes)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        events = [_event(line) for line in whole.splitlines()]
+        self._events += events
+        return events
 
 
 def _event(line: bytes) -> Event:
@@ -77,6 +83,8 @@ class Work:
     """From the end of one item's decode to that of the next."""
     gaps: Sequence[float]
     """From the end of one item's decode to the first model call of the next: the device has nothing to do."""
+    dispatches: Sequence[float]
+    """From the end of one prompt to the beginning of the next, in the ComfyUI process."""
     steps: Sequence[float]
     """From one model call to the next of the same item."""
     decodes: Sequence[float]
@@ -100,6 +108,7 @@ def work(events: Sequence[Event]) -> Work:
     return Work(
         periods=[later - end for end, later in itertools.pairwise(ends)],
         gaps=gaps,
+        dispatches=_pauses(events),
         steps=steps,
         decodes=_durations(events, "decode"),
         saves=_durations(events, "save"),
@@ -134,3 +143,9 @@ def _durations(events: Sequence[Event], name: str) -> list[float]:
     begins = [event.at for event in events if event.name == f"{name}:begin"]
     ends = [event.at for event in events if event.name == f"{name}:end"]
     return [end - begin for begin, end in zip(begins, ends, strict=False)]
+
+
+def _pauses(events: Sequence[Event]) -> list[float]:
+    begins = [event.at for event in events if event.name == "prompt:begin"]
+    ends = [event.at for event in events if event.name == "prompt:end"]
+    return [begin - end for end, begin in zip(ends, begins[1:], strict=False)]
