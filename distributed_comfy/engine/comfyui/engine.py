@@ -57,6 +57,7 @@ class ComfyUIEngine:
         self._capabilities = CapabilityReader(self._tree, self._folders.input)
         self._warm = WarmNodes(self._tree.nodes.NODE_CLASS_MAPPINGS)
         self._collect_due = 0.0
+        self._tree.settle()
 
     def _register(self, classes: dict[str, type]) -> None:
         """Add the cluster's classes; they win over a pack's classes of the same name, whose context would be another one."""

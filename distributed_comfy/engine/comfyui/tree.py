@@ -60,6 +60,11 @@ class ComfyTree:
         if HOOK_BREAKER in sys.modules:
             sys.modules[HOOK_BREAKER].restore_functions()
 
+    def settle(self) -> None:
+        """Start-up is over: spare what it made from every later `collect`, which would look through half a million objects for 0.25 s."""
+        gc.collect()
+        gc.freeze()
+
     def forget_listings(self) -> None:
         """Let ComfyUI list its model folders afresh.
 
