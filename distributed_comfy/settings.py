@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     """Input files by hash, engine temp folders; without it a per-user folder."""
     execution_log: Path | None = None
     """File to which each engine appends one line per execution it begins (for tests of lost and doubled work)."""
+    flower_basic_auth: str = ""
+    """``USER:PASS`` that Flower's page asks for."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Detail of the logs."""
 
@@ -177,7 +179,7 @@ def child_environment(settings: Settings, **changes: object) -> dict[str, str]:
 
 def _shown(field: str, value: object) -> str:
     """A URL may hold a password, so only its scheme is shown."""
-    return f"{str(value).split(':')[0]}:..." if field.endswith("_url") else repr(value)
+    return f"{str(value).split(':')[0]}:..." if field.endswith(("_url", "_auth")) else repr(value)
 
 
 def slug(text: str) -> str:

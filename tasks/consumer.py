@@ -12,10 +12,11 @@ from celery import bootsteps
 from celery.worker import state as celery_state
 
 from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.settings import Settings, redact_url
 from tasks.app import RUN_ITEM, gpu_queue
 from tasks.cluster import Cluster, open_cluster
-from tasks.names import free_worker_name
+from tasks.names import free_worker_name, node_name
 from tasks.run_item import ticket_body
 from tasks.runtime import WorkerRuntime, with_folder
 
@@ -72,10 +73,11 @@ class _Consumer:
         self._runtime = WorkerRuntime(cluster, name, options, self._reconnect)
         app = cluster.app
         app.conf.task_queues = (gpu_queue(name),)
-        app.task(bind=True, name=RUN_ITEM, acks_late=True, ignore_result=True)(ticket_body(self._runtime, self._dispatcher))
+        body = ticket_body(self._runtime, self._dispatcher)
+        app.task(bind=True, name=RUN_ITEM, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(body)
         app.steps["worker"].add(RuntimeStep)
         self._controller = app.WorkController(
-            hostname=f"{name}@{cluster.settings.host_name}",
+            hostname=node_name(name, options.device, cluster.settings.host_name),
             pool_cls="threads",
             concurrency=cluster.settings.slots,
             loglevel=cluster.settings.log_level,

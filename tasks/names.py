@@ -1,4 +1,4 @@
-"""Default names of workers: host, device, and a free number."""
+"""Names of workers: by default host, device, and a free number; and what Celery's monitors call them."""
 from __future__ import annotations
 
 from distributed_comfy.settings import slug
@@ -18,3 +18,9 @@ def free_worker_name(cluster: Cluster, device: str) -> str:
         if name not in taken and cluster.workers.reserve_name(name):
             return name
         number += 1
+
+
+def node_name(worker: str, device: str, host: str) -> str:
+    """Celery's name of a worker, by which Flower lists it: ``pc1-cuda0@pc1``, or ``fast.cuda0@pc1`` where its own name lacks the device."""
+    short = slug(device.replace(":", ""))
+    return f"{worker}@{host}" if short in worker else f"{worker}.{short}@{host}"

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ResultFile:
     """Which of ComfyUI's folders it was in: ``output`` or ``temp``."""
     node_id: str
     """The output node that wrote it."""
-    content: bytes
+    content: bytes = field(repr=False)
     """Compared with the hash that its worker took."""
 
     def save(self, folder: Path) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import redis
+from celery.exceptions import Ignore
 
 from distributed_comfy.errors import (
     ClusterUnavailable,
@@ -23,63 +24,82 @@ from distributed_comfy.state.workers import GiveBackReason
 from distributed_comfy.transport.feed_names import Feed, bind_feed
 from distributed_comfy.transport.values import value_blobs
 from tasks.inputs import bring_inputs
+from tasks.item_events import NO_WORK, NodeTraceback, TicketEvents, node_class_of, node_traceback
 from tasks.runtime import WorkerRuntime
 
 log = logging.getLogger(__name__)
 
-NO_WORK = "no work"
-
-Announce = Callable[..., object]
-"""Sends a monitoring event for this task: ``announce("task-started", job=..., ...)``."""
+Outcome = Literal["again", "failed", "taken away"]
+"""Of an attempt that did not finish its item."""
 
 
-def run_ticket(runtime: WorkerRuntime, announce: Announce) -> str:
+def run_ticket(runtime: WorkerRuntime, events: TicketEvents) -> str:
     """Claim and run one item.
 
     Args:
         runtime: the worker.
-        announce: tells monitors which item this task turned out to be.
+        events: tell monitors which item this task turned out to be.
     Returns:
-        The item's id and how it ended, or `NO_WORK`.
+        The item's id and how long it took, or `NO_WORK`.
+    Raises:
+        DistributedComfyError: the item failed for good, and with it the job; the table knows it already, monitors learn it so.
+        Ignore: the item will run again, or was taken away from this worker; monitors were told which.
     """
-    if runtime.draining.is_set() or not runtime.wait_able(0):
-        return NO_WORK
     claim_id = runtime.held.new()
     try:
-        claim = runtime.cluster.workers.claim(runtime.name, runtime.incarnation, claim_id)
+        claim = _claim(runtime, claim_id)
         if claim is None:
+            events.no_work()
             return NO_WORK
         runtime.held.advance(claim_id, "reserved")
-        return f"{item_id(claim.job_id, claim.index)}: {_run_claim(runtime, claim, announce)}"
-    except WorkerLost:
-        log.warning("worker %s was declared dead while it asked for an item", runtime.name)
-        return NO_WORK
+        return f"{item_id(claim.job_id, claim.index)}: {_run_claim(runtime, claim, events)}"
     finally:
         runtime.held.drop(claim_id)
 
 
-def _run_claim(runtime: WorkerRuntime, claim: Claim, announce: Announce) -> str:
+def _claim(runtime: WorkerRuntime, claim_id: str) -> Claim | None:
+    if runtime.draining.is_set() or not runtime.wait_able(0):
+        return None
+    try:
+        return runtime.cluster.workers.claim(runtime.name, runtime.incarnation, claim_id)
+    except WorkerLost:
+        log.warning("worker %s was declared dead while it asked for an item", runtime.name)
+        return None
+
+
+def _run_claim(runtime: WorkerRuntime, claim: Claim, events: TicketEvents) -> str:
     incarnation = runtime.incarnation
     try:
         request, spec = _request(runtime, claim)
-        node_class = request.prompt[spec.targets[0]]["class_type"] if spec.targets else ""
-        announce("task-started", job=claim.job_id, item=claim.index, node_class=node_class, seed=spec.seed)
+        events.item_started(claim.job_id, spec, node_class_of(spec, request.prompt, request.original_prompt))
         log.info("item %s starts (attempt %d, seed %s)", item_id(claim.job_id, claim.index), claim.attempt, spec.seed or "-")
         bring_inputs(runtime.cluster, request, runtime.engine.options.cache_folder)
         future: Future[ItemResult] = runtime.engine.run(request)
         runtime.held.advance(claim.claim_id, "started")
         result = future.result()
     except DistributedComfyError as error:
-        return _give_back(runtime, incarnation, claim, error)
+        _end_task(_give_back(runtime, incarnation, claim, error), error, events)
     except Exception as error:  # the task boundary: whatever it was, the item must not hang in the table
         _give_back(runtime, incarnation, claim, RemoteError(original_code=type(error).__name__, details=str(error)))
         raise
     runtime.held.advance(claim.claim_id, "ending")
     if runtime.cluster.workers.complete(runtime.name, incarnation, claim, result):
         log.info("item %s is done in %.2f s", item_id(claim.job_id, claim.index), result.seconds)
-        return "done"
+        return f"done in {result.seconds:.2f} s"
     _unlink(runtime, result)
-    return "no longer ours"
+    events.item_taken_away()
+    raise Ignore("the item went elsewhere")
+
+
+def _end_task(outcome: Outcome, error: DistributedComfyError, events: TicketEvents) -> NoReturn:
+    """End the Celery task as the item's attempt ended; all that matters is in the table already."""
+    if outcome == "taken away":
+        events.item_taken_away()
+        raise Ignore(str(error)) from error
+    if outcome == "again":
+        events.item_failed_for_now(error)
+        raise Ignore(str(error)) from error
+    raise error from NodeTraceback(node_traceback(error))
 
 
 def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec]:
@@ -107,7 +127,7 @@ def _feed(runtime: WorkerRuntime, claim: Claim) -> Feed:
     return bind_feed(load(Feed, text), claim.claim_id) if text else {}
 
 
-def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: DistributedComfyError) -> str:
+def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: DistributedComfyError) -> Outcome:
     runtime.held.advance(claim.claim_id, "ending")
     how = _how(runtime, error)
     if how == "release":
@@ -121,7 +141,9 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
         outcome = "lost"
     if isinstance(error, WorkerLacks):
         runtime.engine.describe()
-    return f"{how}, {outcome}"
+    if how == "release" or outcome == "lost":
+        return "taken away"
+    return "failed" if outcome == "failed" else "again"
 
 
 def _how(runtime: WorkerRuntime, error: DistributedComfyError) -> GiveBackReason:
@@ -149,11 +171,6 @@ def ticket_body(runtime: WorkerRuntime, dispatcher: Callable[[], Any]) -> Callab
     def run_item(task: Any, worker: str) -> str:
         """Come and claim; the worker's name is only for the router."""
 
-        def announce(kind: str, **facts: object) -> None:
-            events = dispatcher()
-            if events is not None and events.enabled:
-                events.send(kind, uuid=task.request.id, **facts)
-
-        return run_ticket(runtime, announce)
+        return run_ticket(runtime, TicketEvents(dispatcher, task.request.id))
 
     return run_item

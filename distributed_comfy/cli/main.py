@@ -37,12 +37,19 @@ def _jobs() -> click.Command:
     return jobs
 
 
+def _flower() -> click.Command:
+    from distributed_comfy.cli.flower import flower
+
+    return flower
+
+
 _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
     "workers": (_workers, "List workers; drain and undrain them."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
+    "flower": (_flower, "Show workers and items on a web page."),
 }
 
 

@@ -248,7 +248,7 @@ def test_stock_celery_without_our_code_sees_the_same_states_and_error_names(buil
 
 
 def test_items_of_a_cancelled_job_are_revoked(builtin_rig: Rig, user: CeleryUser) -> None:
-    job_id = keep(builtin_rig, rule_images(milliseconds=20_000), items=3)
+    job_id = keep(builtin_rig, rule_images(milliseconds=4000), items=3)
     asking = user.begin(ASK_FOR_ERRORS, job=job_id, count=3)
     until(lambda: builtin_rig.cluster.jobs.job_state(job_id).counts["running"] == 2)
     distributed_comfy.cancel(job_id, settings=settings_of(builtin_rig))
