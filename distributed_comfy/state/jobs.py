@@ -78,12 +78,12 @@ class JobTable:
         for name, prompt in submission.prompts.items():
             args += [name, _in_order(prompt)]
         args += [TEMPLATES, canonical_json(templates)]
-        outcome, *workers = self._scripts.run("submit", *args)
-        try:
-            if outcome == "new":
-                self._matching.match_signatures((submission.signature, submission.last_signature))
-        finally:
-            self._scripts.send_tickets(workers)
+        # Workers whose capability is known here are called at once; a look at all capabilities, where it is due, comes after.
+        needs = {submission.signature: record.requirement, submission.last_signature: record.last_requirement}
+        (outcome, *workers), (_, *more) = self._scripts.run_together([("submit", args), ("serve", [0, *self._matching.known_pairs(needs)])])
+        self._scripts.send_tickets([*workers, *more])
+        if outcome == "new":
+            self._matching.match_signatures((submission.signature, submission.last_signature))
 
     def set_byte_limit(self, limit: int) -> None:
         """Cap on the bytes in flight of all jobs."""

@@ -1,7 +1,7 @@
 """Matches each requirement signature with each capability hash once, and stores which serves which."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from distributed_comfy.messages import Capability, Requirement, load
@@ -25,6 +25,11 @@ class Matching:
     def capabilities(self) -> dict[str, Capability]:
         """Every capability that a registered worker has, by hash."""
         return self._capabilities(self._ask("hkeys", "caps"))
+
+    def known_pairs(self, requirements: Mapping[str, Requirement | None]) -> list[str]:
+        """What `serve` takes, for signatures and the capabilities that were read before: ahead of a look at all of them, without one."""
+        known = self._known
+        return self._pairs({sig: need for sig, need in requirements.items() if sig and need is not None}, known)
 
     def match_signatures(self, signatures: Iterable[str]) -> None:
         """Signatures that are new: against all capabilities."""
@@ -55,15 +60,18 @@ class Matching:
         return self._scripts.reply(lambda: getattr(self._scripts.client, command)(name, *args))
 
     def _store(self, requirements: dict[str, str], capabilities: dict[str, Capability], compared: list[str]) -> None:
-        parsed = {sig: load(Requirement, text) for sig, text in requirements.items()}
-        pairs = [
-            part
-            for sig, requirement in parsed.items()
-            for name, capability in capabilities.items()
-            if self._matches(requirement, capability)
-            for part in (sig, name)
-        ]
+        pairs = self._pairs({sig: load(Requirement, text) for sig, text in requirements.items()}, capabilities)
         for start in range(0, len(pairs), _BATCH):
             self._scripts.transition("serve", 0, *pairs[start : start + _BATCH])
         if compared:
             self._scripts.transition("serve", len(compared), *compared)
+
+    def _pairs(self, requirements: Mapping[str, Requirement], capabilities: Mapping[str, Capability]) -> list[str]:
+        """Signature and capability hash in turn, where they match."""
+        return [
+            part
+            for sig, requirement in requirements.items()
+            for name, capability in capabilities.items()
+            if self._matches(requirement, capability)
+            for part in (sig, name)
+        ]

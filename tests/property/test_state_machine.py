@@ -59,7 +59,7 @@ class Table(RuleBasedStateMachine):
         self.twice = False
         self.mute = False
         scripts = self.cluster.scripts
-        run, send = scripts.run, scripts._send_tickets
+        run, run_together, send = scripts.run, scripts.run_together, scripts._send_tickets
 
         def run_perhaps_twice(name: str, *args: str | int) -> list[str]:
             if name in ("submit", "complete", "give_back") or (name == "collect" and args[0] in ("fetched", "reopen", "unblock")):
@@ -68,12 +68,19 @@ class Table(RuleBasedStateMachine):
                 run(name, *args)
             return run(name, *args)
 
+        def run_together_perhaps_twice(calls: Sequence[tuple[str, Sequence[str | int]]]) -> list[list[str]]:
+            self.old += [(name, tuple(args)) for name, args in calls if name == "submit"]
+            if self.twice:
+                run_together(calls)
+            return run_together(calls)
+
         def send_perhaps(names: Sequence[str]) -> None:
             if self.mute:
                 raise TicketsLost
             send(names)
 
         scripts.run = run_perhaps_twice  # type: ignore[method-assign]
+        scripts.run_together = run_together_perhaps_twice  # type: ignore[method-assign]
         scripts._send_tickets = send_perhaps
 
     # -- choosing ------------------------------------------------------------------------------------------------------
