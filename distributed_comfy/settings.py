@@ -117,6 +117,13 @@ class Settings(BaseSettings):
             raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
         return device
 
+    @field_validator("flower_basic_auth")
+    @classmethod
+    def _is_name_and_password(cls, auth: str) -> str:
+        if auth and not re.fullmatch(r"[^:]+:.+", auth):
+            raise ValueError("must be like USER:PASS")
+        return auth
+
     @cached_property
     def host_name(self) -> str:
         """`host`, or the system's name, in the characters a worker name may have."""
@@ -178,8 +185,10 @@ def child_environment(settings: Settings, **changes: object) -> dict[str, str]:
 
 
 def _shown(field: str, value: object) -> str:
-    """A URL may hold a password, so only its scheme is shown."""
-    return f"{str(value).split(':')[0]}:..." if field.endswith(("_url", "_auth")) else repr(value)
+    """A URL may hold a password, so only its scheme is shown; a password not at all."""
+    if field.endswith("_auth"):
+        return "not shown"
+    return f"{str(value).split(':')[0]}:..." if field.endswith("_url") else repr(value)
 
 
 def slug(text: str) -> str:

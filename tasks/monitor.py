@@ -38,11 +38,8 @@ class FlowerOptions:
 def check_flower_options(options: FlowerOptions) -> None:
     """
     Raises:
-        SettingInvalid: the page would be open to other hosts without a password, or the password is none.
+        SettingInvalid: the page would be open to other hosts without a password.
     """
-    user, colon, password = options.basic_auth.partition(":")
-    if options.basic_auth and not (user and colon and password):
-        raise SettingInvalid(name="--basic-auth", reason="must be like USER:PASS")
     if not options.basic_auth and not _is_loopback(options.address):
         reason = f"{options.address!r} can be reached from other hosts; set --basic-auth USER:PASS too"
         raise SettingInvalid(name="--address", reason=reason)
