@@ -223,6 +223,14 @@ class RedisUnreachable(ClusterUnavailable):
     sentence = "cannot reach Redis at {url}: {reason}; is it running, and is {setting} right?"
 
 
+class RedisRefusesWrites(ClusterUnavailable):
+    """Redis answers and takes no changes: its memory or disk is full, or it is a replica."""
+
+    code = "redis_refuses_writes"
+    retryable = True
+    sentence = "{url} takes no changes: {reason}; give it memory (maxmemory) or disk space, or name the primary server in DC_REDIS_URL"
+
+
 class RedisRefused(ClusterUnavailable):
     """Redis answers and refuses the password or user."""
 
@@ -476,20 +484,6 @@ class ItemInterrupted(ItemError):
     code = "item_interrupted"
     retryable = True
     sentence = "item {item_id} was interrupted"
-
-
-class ClaimLost(ItemError):
-    """The table of truth says that this claim is not (or no longer) the caller's."""
-
-    code = "claim_lost"
-    sentence = "claim {claim_id} is no longer valid; the item went elsewhere"
-
-
-class AttemptsExhausted(ItemError):
-    """The item failed as often as is allowed."""
-
-    code = "attempts_exhausted"
-    sentence = "item {item_id} failed {attempts} times, last on {worker}: {last}; `distributed-comfy jobs retry {job_id}` tries again"
 
 
 # -- the pipe between a consumer and its engine ---------------------------------------------------------------------------

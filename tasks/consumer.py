@@ -12,7 +12,7 @@ from celery import bootsteps
 from celery.worker import state as celery_state
 
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, RemoteError
 from distributed_comfy.settings import Settings, redact_url
 from tasks.app import RUN_ITEM, gpu_queue
 from tasks.cluster import Cluster, open_cluster
@@ -91,11 +91,18 @@ class _Consumer:
         """Consume until told to end."""
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)):
             signal.signal(number, self._on_signal)
+        threading.excepthook = self._on_thread_error
         if end_with_stdin:
             threading.Thread(target=self._watch_stdin, name="stdin", daemon=True).start()
         threading.Thread(target=self._watch_failure, name="failure", daemon=True).start()
         self._controller.start()
         return self._runtime.failed.exit_code if self._runtime.failed else 0
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """A worker without one of its threads would look alive and do nothing: it ends with the reason."""
+        name = error.thread.name if error.thread else "?"
+        log.critical("worker %s: thread %s failed", self._runtime.name, name, exc_info=error.exc_value)
+        self._runtime.failed = RemoteError(original_code=error.exc_type.__name__, details=f"in thread {name}: {error.exc_value}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._ending.is_set():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 
+from distributed_comfy.errors import ConnectionLost
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster
 
@@ -20,7 +21,10 @@ def reap_once(cluster: Cluster, process_id: str) -> None:
         clear_broker(cluster, worker)
     for job_id in found.abandoned:
         log.info("job %s ended without a collector; its blobs are dropped", job_id)
-        cluster.blobs.drop_job(job_id)
+        try:
+            cluster.blobs.drop_job(job_id)
+        except ConnectionLost as error:
+            log.warning("job %s: its blobs could not be dropped (%s); they expire by themselves", job_id, error)
 
 
 def queue_key(settings: Settings, worker: str) -> str:

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import redis
 from celery.exceptions import Ignore
@@ -28,6 +29,11 @@ from tasks.item_events import NO_WORK, NodeTraceback, TicketEvents, node_class_o
 from tasks.runtime import WorkerRuntime
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 2.0
 
 Outcome = Literal["again", "failed", "taken away"]
 """Of an attempt that did not finish its item."""
@@ -83,12 +89,31 @@ def _run_claim(runtime: WorkerRuntime, claim: Claim, events: TicketEvents) -> st
         _give_back(runtime, incarnation, claim, RemoteError(original_code=type(error).__name__, details=str(error)))
         raise
     runtime.held.advance(claim.claim_id, "ending")
-    if runtime.cluster.workers.complete(runtime.name, incarnation, claim, result):
+    if _patiently(runtime, lambda: runtime.cluster.workers.complete(runtime.name, incarnation, claim, result)):
         log.info("item %s is done in %.2f s", item_id(claim.job_id, claim.index), result.seconds)
         return f"done in {result.seconds:.2f} s"
     _unlink(runtime, result)
     events.item_taken_away()
     raise Ignore("the item went elsewhere")
+
+
+def _patiently(runtime: WorkerRuntime, tell: Callable[[], T]) -> T:
+    """Tell the table how an item ended, for as long as it takes it to answer: the work is done and the claim still held.
+
+    Raises:
+        ClusterUnavailable, redis.RedisError: the worker is told to end before the table answers.
+    """
+    wait_s = _FIRST_WAIT_S
+    while True:
+        try:
+            return tell()
+        except (ClusterUnavailable, redis.RedisError) as error:
+            if runtime.stopped or runtime.draining.is_set():
+                raise
+            if wait_s == _FIRST_WAIT_S:
+                log.warning("worker %s: the table does not answer (%s); the result waits for it", runtime.name, error)
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
 
 def _end_task(outcome: Outcome, error: DistributedComfyError, events: TicketEvents) -> NoReturn:
@@ -135,7 +160,7 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
     else:
         log.warning("item %s failed on %s (%s): %s", item_id(claim.job_id, claim.index), runtime.name, how, error)
     try:
-        outcome = runtime.cluster.workers.give_back(runtime.name, incarnation, claim, how, error)
+        outcome = _patiently(runtime, lambda: runtime.cluster.workers.give_back(runtime.name, incarnation, claim, how, error))
     except (ClusterUnavailable, redis.RedisError) as lost:
         log.warning("item %s could not be given back (%s); its lease or the next sign of life does it", claim.index, lost)
         outcome = "lost"

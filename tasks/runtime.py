@@ -18,7 +18,7 @@ import redis
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, WorkerNameTaken
+from distributed_comfy.errors import DistributedComfyError, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
@@ -67,6 +67,7 @@ class WorkerRuntime:
         self._threads: list[threading.Thread] = []
         self._restart_consumer = restart_consumer
         self._unread = 0
+        self._ailing: set[str] = set()
         self._shown_at: dict[str, float] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -76,6 +77,11 @@ class WorkerRuntime:
         for target, name in ((self._keep_lease, "lease"), (self._keep_reaping, "reaper"), (self._hear_orders, "orders")):
             self._threads.append(threading.Thread(target=target, name=name, daemon=True))
             self._threads[-1].start()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
 
     def wait_able(self, timeout_s: float) -> bool:
         """Wait until the engine is ready and the worker registered; False after ``timeout_s``."""
@@ -141,10 +147,8 @@ class WorkerRuntime:
             self._register_patiently()
             log.info("worker %s is ready: %s on %s", self.name, capability.engine, capability.device_class)
         except WorkerNameTaken as error:
-            self.failed = error
-            log.error("%s", error)
-            self._able.set()
-        except (ClusterUnavailable, redis.RedisError) as error:
+            self._refuse(error)
+        except (DistributedComfyError, redis.RedisError) as error:
             log.warning("worker %s could not register (%s); it tries again with its next sign of life", self.name, error)
 
     def _register_patiently(self) -> None:
@@ -197,7 +201,9 @@ class WorkerRuntime:
                 self._quietly("renew", self._renew)
             if not self._able.is_set():
                 if self._capability is not None:
-                    self._quietly("register", self.register)
+                    self._quietly("register", self._register_patiently)
+                elif not self._ever_able:
+                    self._quietly("name", lambda: self.cluster.workers.keep_name(self.name))
             elif time.monotonic() >= describe_at:
                 self.engine.describe()
                 describe_at = time.monotonic() + self.settings.describe_interval_s
@@ -210,7 +216,7 @@ class WorkerRuntime:
             for claim_id in self.held.running():
                 self.engine.interrupt(claim_id)
             self.incarnation = uuid.uuid4().hex
-            self.register()
+            self._register_patiently()
             return
         for claim_id in answer.lost:
             if self.held.is_running(claim_id):
@@ -252,11 +258,22 @@ class WorkerRuntime:
                     self.engine.free()
 
     def _quietly(self, what: str, action: Callable[[], object]) -> None:
-        """Redis may be away: the next tick tries again."""
+        """Servers may be away: the next tick tries again.  Said once per outage."""
         try:
             action()
-        except (ClusterUnavailable, redis.RedisError) as error:
-            log.debug("worker %s: %s: %s", self.name, what, error)
+        except WorkerNameTaken as error:
+            self._refuse(error)
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.log(logging.DEBUG if what in self._ailing else logging.WARNING, "worker %s: %s: %s; it tries again", self.name, what, error)
+            self._ailing.add(what)
+        else:
+            self._ailing.discard(what)
+
+    def _refuse(self, error: WorkerNameTaken) -> None:
+        """Another live worker has the name: this one ends."""
+        log.error("%s", error)
+        self.failed = error
+        self._able.set()
 
     def _read_job(self, job_id: str) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
         return self.cluster.jobs.texts(job_id)

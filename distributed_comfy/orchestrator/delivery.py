@@ -1,11 +1,15 @@
 """Brings one job home: its spool, its files in the user's folder, and what became of every item."""
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import redis
 
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.naming import FolderNames
@@ -15,6 +19,8 @@ from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, Ru
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
 
 SPOOL_FOLDER = ".distributed-comfy"
 """Below the output folder: one spool per unfinished job."""
@@ -120,13 +126,18 @@ class Courier:
         return Delivery(self._record.job_id, self._options.out, self._saver.saved, self._files, self._results, self._seeds, seconds, error)
 
     def clear(self) -> None:
-        """Nothing of an ended job stays in the blob store or the spool."""
+        """Nothing of an ended job stays in the blob store or the spool.
+
+        The files are delivered whatever happens here: what cannot be cleared now is cleared by the reaper or by its expiry.
+        """
+        try:
+            self._cluster.jobs.settle(self._record.job_id)
+            self._cluster.blobs.drop_job(self._record.job_id)
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.warning("job %s: not cleared from the servers (%s); it expires there by itself", self._record.job_id, error)
         self._spool.remove()
-        self._cluster.blobs.drop_job(self._record.job_id)
-        self._cluster.jobs.settle(self._record.job_id)
-        parent = self._options.out / SPOOL_FOLDER
-        if parent.exists() and not any(parent.iterdir()):
-            parent.rmdir()
+        with suppress(OSError):  # another run in this folder has a spool there
+            (self._options.out / SPOOL_FOLDER).rmdir()
 
     def _on_item(self, index: int, result: ItemResult) -> None:
         self._saver.add(index)

@@ -16,7 +16,14 @@ from typing import Any, Protocol
 
 import redis
 
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, JobError, JobOwned, JobStateInvalid, RunInterrupted
+from distributed_comfy.errors import (
+    DistributedComfyError,
+    JobError,
+    JobOwned,
+    JobStateInvalid,
+    JobUnknown,
+    RunInterrupted,
+)
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.delivery import SPOOL_FOLDER, Courier, Delivery, DeliveryOptions, prepare_folder
 from distributed_comfy.orchestrator.kept import KeptJob
@@ -156,8 +163,9 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     if kept:
         return _watch(cluster, start, options.stop, reporter)
     delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), options.prefix)
-    with Ownership(cluster, job.record.job_id, job.owner), ProgressListener(cluster, job.record.job_id, reporter.step):
-        return _collect(cluster, job.record, delivery, options.stop)
+    ownership = Ownership(cluster, job.record.job_id, job.owner)
+    with ownership, ProgressListener(cluster, job.record.job_id, reporter.step):
+        return _collect(cluster, job.record, delivery, options.stop, ownership.lost)
 
 
 def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: threading.Event) -> Delivery:
@@ -179,10 +187,11 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
         raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
     owner = _take_over(cluster, job_id, stop)
-    with Ownership(cluster, job_id, owner), ProgressListener(cluster, job_id, reporter.step):
+    ownership = Ownership(cluster, job_id, owner)
+    with ownership, ProgressListener(cluster, job_id, reporter.step):
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
-        return _collect(cluster, record, DeliveryOptions(out, reporter.item_done), stop)
+        return _collect(cluster, record, DeliveryOptions(out, reporter.item_done), stop, ownership.lost)
 
 
 def _take_over(cluster: Cluster, job_id: str, stop: threading.Event) -> str:
@@ -198,16 +207,19 @@ def _take_over(cluster: Cluster, job_id: str, stop: threading.Event) -> str:
     return owner
 
 
-def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop: threading.Event) -> Delivery:
+def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop: threading.Event, lost: threading.Event) -> Delivery:
     """Collect until the job ends; what ends it otherwise also ends its items.
 
-    A job whose folder cannot be written (any more) is left as it is: without an owner it is parked, and can be attached to.
+    A job whose folder cannot be written (any more) is left as it is: without an owner it is parked, and can be attached to.  One that
+    another process has taken over (``lost``) is left to that one.
     """
     courier = Courier(cluster, record, options)
     try:
-        with _cancelling(cluster, record.job_id, courier.stop, stop):
+        with _cancelling(cluster, record.job_id, courier.stop, stop), _leaving(courier, lost):
             courier.deliver()
     except JobError as error:
+        if lost.is_set():
+            return courier.delivery(JobOwned(job_id=record.job_id, owner="another process, which took it over"))
         if not isinstance(error, RunInterrupted):
             _cancel_rest(cluster, record.job_id, str(error))
             courier.clear()
@@ -224,6 +236,26 @@ def _watch(cluster: Cluster, start: JobStart, stop: threading.Event, reporter: R
     job = KeptJob(cluster, start.record, reporter.item_done, given_up)
     with ProgressListener(cluster, job_id, reporter.step), _cancelling(cluster, job_id, given_up.set, stop):
         return replace(job.wait(), seeds=start.seeds)
+
+
+@contextmanager
+def _leaving(courier: Courier, lost: threading.Event) -> Iterator[None]:
+    """While the context lasts, the event stops the courier."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_POLL_S):
+            if lost.is_set():
+                courier.stop()
+                return
+
+    watcher = threading.Thread(target=watch, name="taken-over", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @contextmanager
@@ -254,9 +286,9 @@ def _cancel_rest(cluster: Cluster, job_id: str, reason: str) -> bool:
         if not cluster.jobs.job_state(job_id).ended:
             cluster.jobs.cancel(job_id, reason)
             log.info("job %s is cancelled: %s", job_id, reason)
-    except JobStateInvalid:  # it ended between the two calls
+    except (JobStateInvalid, JobUnknown):  # it ended between the two calls, or long ago
         pass
-    except (ClusterUnavailable, redis.RedisError) as error:
+    except (DistributedComfyError, redis.RedisError) as error:
         log.warning("job %s could not be cancelled (%s); it is parked once its owner lease runs out", job_id, error)
         return False
     return True

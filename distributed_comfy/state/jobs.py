@@ -198,7 +198,7 @@ class JobTable:
 
     def owner_lease_ms(self, job_id: str) -> int:
         """What is left of the owner lease; 0 where nobody holds it."""
-        return max(0, int(self._client.pttl(self._keys("owner", job_id))))
+        return max(0, int(self._scripts.reply(lambda: self._client.pttl(self._keys("owner", job_id)))))
 
     def disown(self, job_id: str, owner: str) -> None:
         """Give the owner lease back at once."""

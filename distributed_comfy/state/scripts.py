@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import redis
 
-from distributed_comfy.errors import ClusterUnavailable, RedisUnreachable
+from distributed_comfy.errors import ClusterUnavailable, RedisRefusesWrites, RedisUnreachable
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
+
+_UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 
 SHARED = ("_index", "_workers", "_ends")
 SCRIPTS = ("submit", "claim", "complete", "give_back", "register", "renew", "reap", "collect", "steer", "serve")
@@ -71,9 +73,14 @@ class Scripts:
 
         Raises:
             RedisUnreachable: no answer.
+            RedisRefusesWrites: it answers, and takes no changes now.
         """
         try:
             return call()
+        except redis.ResponseError as error:
+            if isinstance(error, _UNWRITABLE) or str(error).startswith(("MISCONF", "OOM", "READONLY")):
+                raise RedisRefusesWrites(url="the state Redis", reason=str(error)) from error
+            raise
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnreachable(url="the state Redis", reason=str(error), setting="DC_REDIS_URL") from error
 

@@ -94,10 +94,14 @@ class WorkerTable:
         self._scripts.send_tickets(rest[int(count) :])
         return Renewal(alive=True, lost=lost)
 
-    def reserve_name(self, name: str, for_s: float = 120.0) -> bool:
+    def reserve_name(self, name: str, for_s: float = 30.0) -> bool:
         """Keep a name free for a worker that is starting; False where another one is doing so."""
         client, key = self._scripts.client, self._scripts.keys("starting", name)
         return bool(self._scripts.reply(lambda: client.set(key, 1, nx=True, px=to_ms(for_s))))
+
+    def keep_name(self, name: str, for_s: float = 30.0) -> None:
+        """Keep the reservation of a worker that takes long to start."""
+        self._scripts.reply(lambda: self._scripts.client.pexpire(self._scripts.keys("starting", name), to_ms(for_s)))
 
     def suspend(self, name: str, incarnation: str) -> None:
         """Call the worker no more until it registers again: its engine is down, or it is about to end."""
