@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     blob_limit_bytes: int = Field(2**33, ge=2**20)
     """Largest single tensor or file."""
-    chunk_bytes: int = Field(4 * 2**20, ge=2**16, le=64 * 2**20)
+    chunk_bytes: int = Field(2**20, ge=2**16, le=64 * 2**20)
     """A blob is stored in pieces of this size, so that no client of the Redis waits long for another."""
     blob_ttl_s: int = Field(86_400, ge=60)
     """A blob that nobody fetched or deleted vanishes after this long."""

@@ -46,7 +46,7 @@ class EngineOptions:
     """Takes everything the engine and its nodes print."""
     blob_url: str
     key_prefix: str = "dc:"
-    chunk_bytes: int = 4 * 2**20
+    chunk_bytes: int = 2**20
     blob_limit_bytes: int = 2**33
     blob_ttl_s: int = 86_400
     device: str = "cpu"
