@@ -73,15 +73,15 @@ class Shipper:
         crate = _Crate(self._harbour, shipment.request)
         try:
             event: Event = Finished(claim_id, crate.fill(shipment))
-            self._harbour.send(event)
             log.info("shipped item %s (%d blobs)", item_id(shipment.request.job_id, shipment.request.index), len(crate.blobs))
         except DistributedComfyError as error:
             log.warning("item %s was not shipped: %s", item_id(shipment.request.job_id, shipment.request.index), error)
             crate.discard()
-            self._harbour.send(Failed(claim_id, error))
+            event = Failed(claim_id, error)
         finally:
             self._harbour.claims.end(claim_id)
             discard_outgoing(self._harbour.options.folder, claim_id)
+        self._harbour.send(event)  # last: whoever hears it finds nothing left
 
 
 class _Crate:

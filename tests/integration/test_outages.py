@@ -41,8 +41,8 @@ def cluster_with(table: FailingTable, reap: Any) -> Cluster:
     def drop(job_id: str) -> None:
         raise ConnectionLost(target="the blob Redis", reason="refused")
 
-    parts = SimpleNamespace(settings=settings, jobs=table, workers=SimpleNamespace(reap=reap), blobs=SimpleNamespace(drop_job=drop), client=None)
-    return cast(Cluster, parts)
+    workers, blobs = SimpleNamespace(reap=reap), SimpleNamespace(drop_job=drop)
+    return cast(Cluster, SimpleNamespace(settings=settings, jobs=table, workers=workers, blobs=blobs, client=None))
 
 
 def wait_until(reached: Any, timeout_s: float = 5.0) -> bool:
