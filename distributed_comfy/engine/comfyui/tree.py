@@ -28,6 +28,12 @@ EXECUTOR_TIMEOUT_S = 60.0
 HOOK_BREAKER = "hook_breaker_ac10a0"
 """ComfyUI's module that keeps packs from replacing core functions for good."""
 
+BOUND_BY_THE_PROGRAM = ("cuda_malloc",)
+"""Modules that ``main.py`` imports only where it is the program, before torch, and that its functions use.
+
+The one chooses torch's allocator when it is imported; on a GPU `start_comfyui` looks into it again.
+"""
+
 
 @dataclass(frozen=True)
 class ComfyTree:
@@ -126,9 +132,9 @@ def _import_main(root: Path) -> Any:
         variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     for name, value in variables.items():
         os.environ.setdefault(name, value)  # noqa: TID251 - written for libraries, not read
-    cuda_malloc = importlib.import_module("cuda_malloc")  # chooses the allocator, before torch is imported
+    bound = {name: importlib.import_module(name) for name in BOUND_BY_THE_PROGRAM}
     main = _once_logged(lambda: importlib.import_module("main"))
-    main.cuda_malloc = cuda_malloc  # `start_comfyui` looks for it there on a GPU, but it is bound only where main is the program
+    vars(main).update(bound)
     for name in ("main", "execution", "nodes", "server", "utils"):
         path = sys.modules[name].__file__ or next(iter(sys.modules[name].__path__), "")
         if root not in Path(path).resolve().parents:
