@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.gpu_checks import Cancelled, Exhausted, Freed
-from benchmarks.gpu_rounds import Run, Way, all_median, quiet_period, share_of_plain
+from benchmarks.gpu_rounds import Run, Way, all_mean, all_median, quiet_period, share_by_gaps, share_of_plain
 from benchmarks.rows import median, spread
 
 SHARE_OF_PLAIN = 0.99
@@ -67,7 +67,7 @@ class Findings:
         if self.cancelled:
             found += _cancel_lines(self.cancelled, _step_s(self.runs))
         if self.freed is not None:
-            found += _free_lines(self.freed)
+            found += _free_lines(self.freed, on_gpu="driver" in self.facts)
         if self.exhausted is not None:
             found += _exhausted_lines(self.exhausted)
         return found
@@ -81,8 +81,8 @@ def _step_s(runs: Mapping[str, Sequence[Run]]) -> float:
 def _ways_table(ways: Sequence[Way], runs: Mapping[str, Sequence[Run]]) -> str:
     if not runs:
         return ""
-    head = ["way", "s per picture", "of plain", "target 99 %", "quiet period", "of plain", "step", "decode", "gap", "dispatch", "busy"]
-    head += ["MB moved", "cores", "stolen"]
+    head = ["way", "s per picture", "of plain", "target 99 %", "by idle time", "quiet period", "of plain", "step", "decode"]
+    head += ["gap, median", "mean", "dispatch", "busy", "first", "last", "MB moved", "cores", "all", "stolen"]
     rows = [head, ["---"] * len(head), *(_way_row(way, runs) for way in ways)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -90,20 +90,27 @@ def _ways_table(ways: Sequence[Way], runs: Mapping[str, Sequence[Run]]) -> str:
 def _way_row(way: Way, runs: Mapping[str, Sequence[Run]]) -> list[str]:
     own, plain = runs[way.name], runs.get(way.control, ())
     seconds = [run.seconds for run in own]
-    share, quiet = (share_of_plain(own, plain), quiet_period(plain) / quiet_period(own)) if plain else (0.0, 0.0)
     return [
         way.name,
         f"{median(seconds):.3f} ({spread(seconds, 3)})",
-        f"{share:.1%}" if plain else "",
-        ("met" if share >= SHARE_OF_PLAIN else "missed") if plain else "",
-        f"{quiet_period(own):.3f} s",
-        f"{quiet:.1%}" if plain else "",
-        *(_ms(all_median(own, name)) for name in ("steps", "decodes", "gaps", "dispatches")),
+        *(_shares(own, plain) if plain else ["", "", "", f"{quiet_period(own):.3f} s", ""]),
+        *(_ms(all_median(own, name)) for name in ("steps", "decodes", "gaps")),
+        _ms(all_mean(own, "gaps")),
+        _ms(all_median(own, "dispatches")),
         f"{median([run.work.busy for run in own]):.1%}",
+        _ms(median([run.first_s for run in own])),
+        _ms(median([run.last_s for run in own])),
         f"{median([run.moved_bytes for run in own]) / 1e6:.1f}",
-        f"{median([run.cores_busy for run in own]):.1f}",
+        f"{median([run.cores for run in own]):.1f}",
+        f"{median([run.all_cores for run in own]):.1f}",
         f"{median([run.stolen for run in own]):.1%}",
     ]
+
+
+def _shares(own: Sequence[Run], plain: Sequence[Run]) -> list[str]:
+    share, quiet = share_of_plain(own, plain), quiet_period(own)
+    verdict = "met" if share >= SHARE_OF_PLAIN else "missed"
+    return [f"{share:.1%}", verdict, f"{share_by_gaps(own, plain):.1%}", f"{quiet:.3f} s", f"{quiet_period(plain) / quiet:.1%}"]
 
 
 def _ms(seconds: float) -> str:
@@ -142,11 +149,11 @@ def _cancel_lines(cancelled: Sequence[Cancelled], step_s: float) -> list[Line]:
     ]  # fmt: skip
 
 
-def _free_lines(freed: Freed) -> list[Line]:
+def _free_lines(freed: Freed, *, on_gpu: bool) -> list[Line]:
     used = f"{freed.loaded_bytes / GIB:.2f} -> {freed.freed_bytes / GIB:.2f} -> {freed.again_bytes / GIB:.2f} GiB"
     return [
-        Line("device memory in use: warm -> cleared -> next picture made", used, "falls", freed.freed_bytes < freed.loaded_bytes,
-             "all processes on the device"),
+        Line("memory in use: warm -> cleared -> next picture made", used, "falls" if on_gpu else "",
+             freed.freed_bytes < freed.loaded_bytes if on_gpu else None, "all processes on the device" if on_gpu else "engine process"),
         Line("clear memory: order -> memory is back", f"{freed.free_s:.2f} s"),
         Line("next picture after that", f"{freed.next_s:.2f} s", note=f"{freed.reads} reads, {freed.moves} moves"),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from benchmarks.gpu_trace import Trace, Work, work
 from benchmarks.rig import BenchmarkFailed
 from benchmarks.rows import median, percentile
 
-Ticks = tuple[int, int, int]
+Ticks = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,14 @@ class Run:
     """In and out of both Redis servers."""
     saved_bytes: int
     """PNG files."""
-    cores_busy: float
-    """Of all processes of this machine, on average."""
+    first_s: float
+    """From the submission to the first model call."""
+    last_s: float
+    """From the end of the last decode to the end of it all."""
+    cores: float
+    """That the ComfyUI process had busy, on average."""
+    all_cores: float
+    """Of all processes of this machine."""
     stolen: float
     """Share of the processors' time that other machines of the host took."""
 
@@ -74,7 +80,7 @@ class Contest:
         ]
 
     def _plain(self, end: str) -> Run:
-        ticks = _ticks()
+        ticks = _ticks(self.plain.pid)
         began, ended = self.plain.run([self.place.plain_prompt(end) for _ in range(self.items)])
         return self._measured(self.plain.trace, (began, ended, ticks), saved_bytes=self.plain.clear_output())
 
@@ -94,7 +100,7 @@ class Contest:
 
     def _watched(self, ours: Ours, run: Callable[[], None]) -> Run:
         with ours.at_work():
-            moved, ticks, began = ours.moved_bytes(), _ticks(), time.time()
+            moved, ticks, began = ours.moved_bytes(), _ticks(ours.engine_pid), time.time()
             run()
             span = (began, time.time(), ticks)
             return self._measured(ours.trace, span, moved_bytes=ours.moved_bytes() - moved, saved_bytes=self._saved())
@@ -108,20 +114,25 @@ class Contest:
 
     def _measured(self, trace: Trace, span: tuple[float, float, Ticks], *, moved_bytes: int = 0, saved_bytes: int = 0) -> Run:
         began, ended, before = span
-        busy, stolen, total = (now - then for now, then in zip(_ticks(), before, strict=True))
-        found = work(trace.events(began, ended + 0.01))
+        own, busy, stolen, total = (now - then for now, then in zip(_ticks(int(trace.path.name)), before, strict=True))
+        events = trace.events(began, ended + 0.01)
+        found = work(events)
         if len(found.decodes) != self.items:
             raise BenchmarkFailed(f"{len(found.decodes)} pictures were decoded and not {self.items}")
+        first = next(event.at for event in events if event.name == "step") - began
+        last = ended - max(event.at for event in events if event.name == "decode:end")
+        share = (os.cpu_count() or 1) / total
         seconds = (ended - began) / self.items
-        return Run(seconds, found, moved_bytes, saved_bytes, busy / total * (os.cpu_count() or 1), stolen / total)
+        return Run(seconds, found, moved_bytes, saved_bytes, first, last, own * share, busy * share, stolen / total)
 
 
-def _ticks() -> Ticks:
-    """Of all processors since the start: busy, stolen by other machines, all."""
+def _ticks(pid: int) -> Ticks:
+    """Processor time since the start: that of a process, and of all processors busy, stolen by other machines, and in all."""
     words = Path("/proc/stat").read_text().split("\n")[0].split()
     user, nice, system, idle, waiting, irq, soft, stolen = (int(word) for word in words[1:9])
     busy = user + nice + system + irq + soft
-    return busy, stolen, busy + idle + waiting + stolen
+    own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(own[11]) + int(own[12]), busy, stolen, busy + idle + waiting + stolen
 
 
 def play(ways: Sequence[Way], rounds: int) -> dict[str, list[Run]]:
@@ -147,6 +158,18 @@ def quiet_period(runs: Sequence[Run]) -> float:
     second; a quarter of all pictures usually came when nothing did.
     """
     return percentile([period for run in runs for period in run.work.periods], 0.25)
+
+
+def share_by_gaps(ours: Sequence[Run], plain: Sequence[Run]) -> float:
+    """Our pictures per second over plain ComfyUI's if sampling and decoding take the same time in both: only the idle times differ."""
+    period = quiet_period(plain)
+    return period / (period + all_mean(ours, "gaps") - all_mean(plain, "gaps"))
+
+
+def all_mean(runs: Sequence[Run], name: str) -> float:
+    """The mean over all numbers of one list of `Work`, of all rounds; 0 where there are none."""
+    values = [value for run in runs for value in getattr(run.work, name)]
+    return sum(values) / len(values) if values else 0.0
 
 
 def all_median(runs: Sequence[Run], name: str) -> float:
