@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MIRROR = "http://deb.debian.org/debian"
 STAND_IN = "distributed-comfy.stand-in"
 
 _PYTHON_LINKS = "ln -s /usr/bin/python3 /usr/local/bin/python3 && ln -s /usr/bin/python3 /usr/local/bin/python"
@@ -60,7 +59,7 @@ def provide(base: Base, work: Path, run: Callable[[Sequence[str]], None], podman
     root = work / f"root-{base.suite}"
     try:
         packages = f"--include={','.join(base.packages)}"
-        run(["debootstrap", "--variant=minbase", packages, base.suite, str(root), MIRROR])
+        run(["debootstrap", "--variant=minbase", packages, base.suite, str(root)])
         run(["chroot", str(root), "sh", "-ec", base.arrange])
         run(["chroot", str(root), "sh", "-ec", "apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/*.log /usr/share/doc/*"])
         label = f'LABEL {STAND_IN}="Debian {base.suite}: {" ".join(base.packages)}"'
