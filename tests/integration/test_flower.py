@@ -97,6 +97,7 @@ def test_exactly_the_items_are_listed_by_job_item_node_class_and_seed(stack: Sta
     results = {row.item: row.facts["result"] for row in rows}
     assert all(text.startswith(f"'{report.job_id}-{k}: done in ") for k, text in results.items())
     assert {row.worker for row in rows} == {"one.cpu@pc1", "pc1-cpu-7@pc1"}
+    assert len(json.loads(stack.flower.page(f"/api/tasks?search=kwargs:job={report.job_id}"))) == 8
     others = {task["name"] for task in stack.flower.tasks() if task["uuid"] not in {row.facts["uuid"] for row in rows}}
     assert others == {"no work"} or others <= {"no work", "RuleImage", "SaveImage", "DistributedCollector"}
 
