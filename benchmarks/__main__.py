@@ -16,6 +16,8 @@ from benchmarks.rig import BenchmarkFailed
 from benchmarks.rows import Section
 from benchmarks.worker import ROOT
 
+RESULTS = Path("benchmarks") / "results" / "benchmarks.json"
+
 BENCHMARKS: dict[str, Callable[..., Section]] = {
     "dispatch": dispatch.run,
     "state": state.run,
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=description)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; without a name all of them")
     parser.add_argument("--quick", action="store_true", help="see whether everything works; too few repetitions for numbers to trust")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=RESULTS, help="write every number to FILE [%(default)s]")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the report to FILE")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]

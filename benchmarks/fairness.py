@@ -24,12 +24,18 @@ running item that moves evenly from trial to trial; counted is the time from jus
 is what one of the first user's items takes on that worker, from one start to the next, measured while only they run."""
 
 
+LIMITS = """\
+Makespan: the milliseconds between two items of a worker (completion, ticket, claim) count against items of any length, so their share
+falls with the item time. Two users: the next item of a busy worker is the small job's, so it waits for what is left of one item and then
+for the few milliseconds of any dispatch."""
+
+
 def run(*, quick: bool) -> Section:
     """See the module."""
     with open_rig(quick=quick) as rig:
         rows = _uneven(rig, seconds=0.1 if quick else 0.5, repeats=1 if quick else 3)
         rows += _two_users(rig, seconds=0.2 if quick else 0.5, trials=4 if quick else 20)
-    return Section("Fairness", HOW, rows)
+    return Section("Fairness", HOW, rows, LIMITS)
 
 
 # -- uneven workers -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,13 @@ HOW = """\
 *Worker*: each of several workers has an item that takes ten minutes; one after the other gets SIGKILL (the Celery consumer) at random
 moments, so that leases and reaper stand anywhere. Counted is the time until the table says that the item can be claimed (the `released`
 event, in Redis' clock). The other workers and this process reap, as in any cluster. *Engine*: the engine process of a worker gets SIGKILL
-in the middle of an item; the consumer notices, and gives the item back. A killed consumer takes its engine with it: counted is how many
-engines were left one second later."""
+in the middle of an item; the consumer notices, and gives the item back. A killed consumer takes its engine with it: *engines left* are
+those that still ran at the end."""
+
+
+LIMITS = """\
+A killed worker is found by its lease alone: between 4.5 and 6 s are left of it, then comes the reaper's next tick, once per second. A
+dead engine is noticed by the end of its pipe."""
 
 
 def run(*, quick: bool) -> Section:
@@ -28,7 +33,7 @@ def run(*, quick: bool) -> Section:
         rows = _killed_engines(rig, trials=2 if quick else 12)
     with open_rig(quick=quick) as rig:
         rows = _killed_workers(rig, trials=2 if quick else 12) + rows
-    return Section("Losses", HOW, rows)
+    return Section("Losses", HOW, rows, LIMITS)
 
 
 def _killed_workers(rig: Rig, trials: int) -> list[Row]:

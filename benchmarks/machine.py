@@ -24,6 +24,7 @@ def facts(root: Path) -> dict[str, str]:
         "commit": _first_line(["git", "-C", str(root), "rev-parse", "--short", "HEAD"]) or "unknown",
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB" if hasattr(os, "sysconf") else "unknown",
+        "priority": _priority(),
         "system": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "Redis": _redis_version(),
@@ -34,6 +35,15 @@ def facts(root: Path) -> dict[str, str]:
 def load() -> str:
     """Processes that ran or wanted to, on average over the last minute: more than the benchmark's own few mean a disturbed run."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def _priority() -> str:
+    """Whether other work on this machine had to wait for the benchmarks; their processes inherit it."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "normal"
+    if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+        return "real-time (chrt -r), because the machine did other work; memory and disk were still shared"
+    return "normal" if os.getpriority(os.PRIO_PROCESS, 0) == 0 else f"nice {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
 def _cpu_name() -> str:

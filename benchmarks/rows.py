@@ -63,5 +63,6 @@ def shown(value: float | None, unit: str) -> str:
     """A number for people: three significant digits, whole numbers whole."""
     if value is None:
         return ""
-    text = f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    before_point = math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.0f}" if value == int(value) else f"{value:.{max(0, 2 - before_point)}f}"
     return f"{text} {unit}".strip()
