@@ -11,7 +11,7 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-comfyui check lint types contracts style docs bench clean clean-env
+.PHONY: help env demo test test-comfyui compose-test check lint types contracts style docs bench clean clean-env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -29,6 +29,9 @@ test: env ## all tests but those that need a real ComfyUI
 test-comfyui: env ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
 		$(BIN)/python -m pytest -m comfyui $(ARGS)
+
+compose-test: env ## builds the cpu profile of docker-compose.yml and tests it running (Docker, else podman), within 15 minutes
+	@$(BIN)/python scripts/compose_test.py $(ARGS)
 
 check: lint types contracts style ## all that needs no test run; what pre-commit runs
 
