@@ -43,6 +43,20 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.runtime.stop()
 
 
+class PromptEventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Sends each monitoring event at once, at every new connection.
+
+    Celery collects them in batches, which go with a worker that is killed in the next second; and up to 5.6 it forgets one that
+    another thread adds while a batch is sent.  A few small messages per item cost nothing, and without a monitor none are sent.
+    """
+
+    requires = {"celery.worker.consumer.events:Events"}  # noqa: RUF012 - Celery reads a set
+
+    def start(self, parent: Any) -> None:
+        """Celery calls this with its consumer, before it takes the first ticket."""
+        parent.event_dispatcher.buffer_group = frozenset()
+
+
 def run_worker(settings: Settings, redis_url: str, blob_url: str, options: EngineOptions, *, end_with_stdin: bool = False) -> int:
     """Be a worker until a signal ends it.
 
@@ -76,6 +90,7 @@ class _Consumer:
         body = ticket_body(self._runtime, self._dispatcher)
         app.task(bind=True, name=RUN_ITEM, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(body)
         app.steps["worker"].add(RuntimeStep)
+        app.steps["consumer"].add(PromptEventsStep)
         self._controller = app.WorkController(
             hostname=node_name(name, options.device, cluster.settings.host_name),
             pool_cls="threads",

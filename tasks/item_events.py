@@ -55,7 +55,6 @@ class TicketEvents:
         events = self._dispatcher()
         if events is not None and events.enabled:
             events.send(kind, uuid=self._task_id, **facts)
-            events.flush()  # they are sent in batches, and a worker that is killed in the next second would take the batch with it
 
 
 def node_traceback(error: DistributedComfyError) -> str:

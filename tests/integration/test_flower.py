@@ -154,6 +154,7 @@ def test_an_item_whose_engine_died_is_shown_twice_the_first_time_as_a_retry(stac
     os.kill(pid, signal.SIGKILL)
     assert running.wait().done
     rows = stack.flower.rows_when(job_id, lambda rows: sum(row.state == "SUCCESS" for row in rows) == 2)
+    rows = [row for row in rows if row.state != "REVOKED"]  # taken by the same worker again, before it knew that it has no engine
     assert sorted(row.state for row in rows if row.item == index) == ["RETRY", "SUCCESS"] and len(rows) == 3
     (died,) = [row for row in rows if row.state == "RETRY"]
     assert died.facts["exception"].startswith("EngineDied('the engine process ended with ")
