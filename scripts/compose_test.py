@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from compose_test_engine import ContainerEngine, EngineMissing, find_engine, provide_bases
+from compose_test_engine import ContainerEngine, EngineMissing, find_engine, forget_old_layers, provide_bases
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build/compose-test"
@@ -30,6 +31,7 @@ SETTINGS = {
     "DC_DRAIN_TIMEOUT_S": "20",
     "WORKER_STOP_GRACE_PERIOD": "40s",
     "BLOB_MAXMEMORY": "256mb",
+    "FLOWER_PORT": "25555",
 }
 
 
@@ -140,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build, run and test the cpu profile of docker-compose.yml.")
     parser.add_argument("--keep", action="store_true", help="leave the stack running")
     options, pytest_arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that everything is taken down first
     WORK.mkdir(parents=True, exist_ok=True)
     clock = Clock(LIMIT_S)
     try:
@@ -150,6 +153,7 @@ def main() -> int:
             say(f"compose-test: stand-in for {name}")
         stack = Stack(engine, clock)
         status = run_tests(stack, pytest_arguments, keep=options.keep)
+        forget_old_layers(engine)
     except (EngineMissing, StepFailed) as error:
         say(f"compose-test: FAILED: {error}")
         return 1

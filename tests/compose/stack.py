@@ -1,11 +1,15 @@
 """The compose stack seen from outside: its containers, its command line, and its two servers."""
 from __future__ import annotations
 
+import ast
+import base64
 import io
 import json
 import subprocess
 import tarfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +83,7 @@ class Stack:
 
     def start_all(self) -> None:
         """Start what a test stopped or killed."""
-        for service in ("redis-state", "redis-blobs", "worker-cpu"):
+        for service in ("redis-state", "redis-blobs", "worker-cpu", "flower"):
             running = self.containers(service)
             for container in set(self.containers(service, also_ended=True)) - set(running):
                 self.container("start", container)
@@ -127,9 +131,26 @@ class Stack:
         ask = 'export REDISCLI_AUTH="$(cat /var/lib/dc-secret/redis-password)"; exec valkey-cli "$@"'
         return self.container("exec", container, "sh", "-ec", ask, "-", *command).split()
 
-    def password(self) -> str:
-        """Of both servers."""
-        return self.container("exec", self.any_worker, "cat", "/var/lib/dc-secret/redis-password")
+    def secret(self, name: str) -> str:
+        """``redis-password`` or ``flower-auth``, out of the volume."""
+        return self.container("exec", self.any_worker, "cat", f"/var/lib/dc-secret/{name}")
+
+    def flower(self, path: str, authorization: str = "") -> tuple[int, str]:
+        """HTTP status and text of a page of Flower, by the port that is published."""
+        (container,) = self.containers("flower")
+        address = self.container("port", container, "5555/tcp").splitlines()[0].strip()
+        headers = {"Authorization": f"Basic {base64.b64encode(authorization.encode()).decode()}"} if authorization else {}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"http://{address}{path}", headers=headers), timeout=10) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+    def flower_tasks(self, job_id: str) -> list[dict[str, Any]]:
+        """What Flower lists of a job, ``kwargs`` as values."""
+        status, text = self.flower(f"/api/tasks?search=kwargs:job={job_id}", self.secret("flower-auth"))
+        assert status == 200
+        return [{**task, "kwargs": ast.literal_eval(task["kwargs"])} for task in json.loads(text).values()]
 
     @contextmanager
     def frozen_worker(self, container: str) -> Iterator[None]:

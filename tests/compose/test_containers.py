@@ -8,7 +8,7 @@ import pytest
 
 from tests.compose.stack import Stack, wait_for
 
-LONG_RUNNING = ("redis-state", "redis-blobs", "worker-cpu")
+LONG_RUNNING = ("redis-state", "redis-blobs", "worker-cpu", "flower")
 
 
 @pytest.mark.parametrize("service", LONG_RUNNING)
@@ -35,16 +35,29 @@ def test_no_process_of_the_stack_runs_as_root(stack: Stack) -> None:
     assert {int(capability, 16) for capability in capabilities} == {0}
 
 
-def test_the_password_is_nowhere_but_in_its_volume(stack: Stack) -> None:
-    password = stack.password()
-    assert len(password) == 48
+def test_the_passwords_are_nowhere_but_in_their_volume(stack: Stack) -> None:
+    secrets = (stack.secret("redis-password"), stack.secret("flower-auth").removeprefix("flower:"))
+    assert [len(secret) for secret in secrets] == [48, 48] and secrets[0] != secrets[1]
     assert stack.submit("secret", "--items", "1", "--set", "2.steps=1").result()["files"]
-    for container in stack.containers(also_ended=True):
-        assert password not in json.dumps(stack.inspect(container))
-        assert password not in stack.container("logs", container)
-    for container in stack.containers():
-        commands = stack.container("exec", container, "sh", "-c", "cat /proc/[0-9]*/cmdline")
-        assert password not in commands
+    seen = [json.dumps(stack.inspect(container)) + stack.container("logs", container) for container in stack.containers(also_ended=True)]
+    seen += [stack.container("exec", container, "sh", "-c", "cat /proc/[0-9]*/cmdline") for container in stack.containers()]
+    pages = ("/api/workers?refresh=1", "/api/tasks", "/workers", "/broker")
+    seen += [stack.flower(page, stack.secret("flower-auth"))[1] for page in pages]
+    assert [text for text in seen for secret in secrets if secret in text] == []
+
+
+def test_flower_shows_the_workers_to_who_has_the_password_and_nothing_to_others(stack: Stack) -> None:
+    names = {worker["name"] for worker in stack.workers()}
+
+    def shown() -> set[str]:
+        status, text = stack.flower("/api/workers?refresh=1", stack.secret("flower-auth"))
+        assert status == 200
+        return {worker for worker in json.loads(text) if worker.split("@")[0].split(".")[0] in names}
+
+    assert wait_for(lambda: len(shown()) == 2, "both workers in Flower", 60)
+    for page in ("/api/workers", "/api/tasks", "/workers", "/tasks"):
+        assert stack.flower(page) == (401, "")
+        assert stack.flower(page, "flower:wrong") == (401, "")
 
 
 def test_the_servers_refuse_who_has_no_password(stack: Stack) -> None:
@@ -65,8 +78,11 @@ def test_the_state_server_keeps_everything_and_the_blob_server_nothing(stack: St
     assert settings("redis-blobs") == blobs
 
 
-def test_no_port_of_the_stack_is_published(stack: Stack) -> None:
-    assert [stack.container("port", container) for container in stack.containers()] == [""] * len(stack.containers())
+def test_only_flowers_page_is_published_and_only_on_this_host(stack: Stack) -> None:
+    ports = {container: stack.container("port", container).strip() for container in stack.containers()}
+    (flower,) = stack.containers("flower")
+    assert ports.pop(flower) == "5555/tcp -> 127.0.0.1:25555"
+    assert set(ports.values()) == {""}
 
 
 def test_a_failed_command_of_ours_ends_with_its_own_exit_status(stack: Stack) -> None:

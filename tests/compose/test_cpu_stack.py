@@ -39,6 +39,21 @@ def items_of(stack: Stack, result: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return {item["index"]: item for item in shown["items"] if item["kind"] != "last"}
 
 
+def listed_by_flower(stack: Stack, result: dict[str, Any]) -> list[int]:
+    """Items of a job that is done, as Flower lists them: each must have its node class, and all but the lost ones must be successes."""
+
+    def settled() -> list[dict[str, Any]]:
+        tasks = stack.flower_tasks(result["job"])
+        return tasks if sum(task["state"] == "SUCCESS" for task in tasks) == ITEMS + 1 else []
+
+    tasks = wait_for(settled, "every item in Flower", 30)
+    for task in tasks:
+        is_last = task["kwargs"]["item"] == ITEMS
+        assert task["kwargs"]["node_class"] == task["name"] == ("SaveImage" if is_last else "SeededGenerator")
+        assert task["state"] in ("SUCCESS", "STARTED")
+    return sorted(task["kwargs"]["item"] for task in tasks)
+
+
 def test_a_job_is_complete_and_the_same_although_a_worker_is_killed_in_the_middle(stack: Stack) -> None:
     undisturbed = stack.submit("undisturbed", *SLOW).result()
     assert [item["index"] for item in undisturbed["items"]][:ITEMS] == list(range(ITEMS))
@@ -52,6 +67,9 @@ def test_a_job_is_complete_and_the_same_although_a_worker_is_killed_in_the_middl
     assert [item["index"] for item in disturbed["items"]][:ITEMS] == list(range(ITEMS))
     attempts = {index: item["failed_attempts"] for index, item in items_of(stack, disturbed).items()}
     assert sum(attempts.values()) == 1, f"the worker was killed in the middle of exactly one item: {attempts}"
+    (killed,) = [index for index, count in attempts.items() if count]
+    assert listed_by_flower(stack, undisturbed) == [*range(ITEMS), ITEMS]
+    assert listed_by_flower(stack, disturbed) == sorted([*range(ITEMS), ITEMS, killed])
     expected, found = pictures(stack.files("undisturbed")), pictures(stack.files("disturbed"))
     assert len(expected) == len(found) == ITEMS
     for before, after in zip(expected, found, strict=True):
