@@ -1,4 +1,4 @@
-"""All settings, read once from the environment and then passed as an argument; no other module reads the environment."""
+"""All settings, read once from the environment and a file, then passed as an argument; no other module reads the environment."""
 from __future__ import annotations
 
 import getpass
@@ -8,11 +8,12 @@ import socket
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from distributed_comfy.config_file import default_config_file, read_config_file
 from distributed_comfy.errors import SettingInvalid
 
 EngineName = Literal["comfyui", "builtin"]
@@ -23,6 +24,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DC_", frozen=True, env_ignore_empty=True, populate_by_name=True)
 
+    config: Path | None = None
+    """JSON file with further settings, see above; without it the user's own if there is one."""
     redis_url: str = ""
     """State Redis: queues, jobs, items, leases. Empty: the embedded one."""
     blob_url: str = ""
@@ -154,17 +157,44 @@ def read_settings(**overrides: object) -> Settings:
     """The settings of this process.
 
     Args:
-        overrides: values that win over the environment (command-line options); None means not given.
+        overrides: values that win over the environment (command-line options), as that does over the file of settings; None means not
+            given.
 
     Raises:
-        SettingInvalid: names the variable, its value and what it must be.
+        SettingInvalid: names the variable (and the file it stands in), its value and what it must be.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    path, in_file = _from_file()
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        return Settings(**{**in_file, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0])
-        raise SettingInvalid(name=variable(field.lower()), reason=f"{first['msg']} (it is {_shown(field, first.get('input'))})") from error
+        field = str(first["loc"][0]).lower()
+        where = f", in {path}" if field in in_file and field not in given else ""
+        reason = f"{first['msg']} (it is {_shown(field, first.get('input'))}{where})"
+        raise SettingInvalid(name=variable(field), reason=reason) from error
+
+
+def _from_file() -> tuple[Path | None, dict[str, Any]]:
+    """The file of settings, and by field what it says and the environment does not; values are checked with all others.
+
+    Raises:
+        SettingInvalid: see `config_file.read_config_file`.
+    """
+    path = Path(os.environ.get("DC_CONFIG") or default_config_file(os.environ)).expanduser().absolute()
+    if not os.environ.get("DC_CONFIG") and not path.exists():
+        return None, {}
+    fields = {variable(name): name for name in Settings.model_fields if name != "config"}
+    in_environment = {name.upper() for name, value in os.environ.items() if value}
+    entries = read_config_file(path, fields, {"DC_REDIS_URL", "DC_BLOB_URL", "DC_FLOWER_BASIC_AUTH"})
+    kept = {fields[name]: value for name, value in entries.items() if name not in in_environment and value != ""}
+    return path, {"config": path, **{field: _absolute(field, value, path.parent) for field, value in kept.items()}}
+
+
+def _absolute(field: str, value: object, folder: Path) -> object:
+    """A path in the file is relative to the file's folder, and ``~`` is the user's home, as no shell will say here."""
+    is_path = "Path" in str(Settings.model_fields[field].annotation)
+    return folder / Path(value).expanduser() if is_path and isinstance(value, str) else value
 
 
 def variable(field: str) -> str:

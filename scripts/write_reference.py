@@ -31,6 +31,31 @@ SETTINGS_HEAD = """# Settings
 Written by `make docs` from `distributed_comfy/settings.py`. Every setting is an environment variable, read once at the start; an
 option of the command line wins over it. A wrong value stops the start and names the variable. An empty variable counts as not set.
 
+## The file of settings
+
+The same names can stand in a JSON file, with text or numbers as values; the environment wins over it.
+
+    {
+      "DC_REDIS_URL": "redis://:PASSWORD@gpu-host:6379/0",
+      "DC_BLOB_URL": "redis://:PASSWORD@gpu-host:6380/0",
+      "COMFYUI_PATH": "~/comfy/ComfyUI",
+      "DC_SLOTS": 2
+    }
+
+`DC_CONFIG=FILE` names it; without that it is, where it exists, the user's own:
+
+| System | File |
+|---|---|
+| Linux and others | `$XDG_CONFIG_HOME/distributed-comfy/config.json`, by default `~/.config/distributed-comfy/config.json` |
+| macOS | `~/Library/Application Support/distributed-comfy/config.json` |
+| Windows | `%APPDATA%\\distributed-comfy\\config.json` (write `\\\\` or `/` in paths) |
+
+A relative path in it is meant from the file's folder, and `~` is the user's home. An unknown name, a wrong value or a mistake in the JSON
+stops the start and names file and setting. As the file may hold passwords, close it to others with `chmod 600`; a warning says where that
+was forgotten. An empty file has no settings, so `DC_CONFIG=/dev/null` keeps the user's own one out.
+
+## All settings
+
 | Variable | Default | Values | Meaning |
 |---|---|---|---|
 """

@@ -22,6 +22,7 @@ import redis
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 START_TIMEOUT_S = 10.0
+os.environ["DC_CONFIG"] = os.devnull  # a file of settings that somebody has at home is not for tests
 
 pytest_plugins = ("tests.cluster_fixtures",)
 

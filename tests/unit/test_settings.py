@@ -23,7 +23,8 @@ WRONG = {
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     for name in Settings.model_fields:
         monkeypatch.delenv(write_reference.variable(name), raising=False)
 

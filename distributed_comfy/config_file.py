@@ -1,0 +1,101 @@
+"""The JSON file of settings: where it lies, what it may hold.  A path goes in, text by name comes out; the values are judged elsewhere."""
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import stat
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from distributed_comfy.errors import SettingInvalid
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "DC_CONFIG"
+"""Names the file; it is the one setting that the file cannot hold."""
+
+
+def default_config_file(environment: Mapping[str, str]) -> Path:
+    """Where a user's file lies by the customs of this system, whether there is one or not."""
+    if sys.platform == "win32":
+        base = Path(environment.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return base / "distributed-comfy" / "config.json"
+
+
+def read_config_file(path: Path, names: Collection[str], secrets: Collection[str]) -> dict[str, str | int | float]:
+    """The settings in a file; an empty file has none.
+
+    Args:
+        path: of the file.
+        names: what settings are called, ``DC_REDIS_URL`` and so on.
+        secrets: those among ``names`` that should not be seen by other users of the host.
+    Raises:
+        SettingInvalid: the file cannot be read, is no JSON object, or holds a name that is no setting, twice the same one, or a value
+            that is neither text nor a number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SettingInvalid(name=VARIABLE, reason=f"cannot read {path}: {reason}; set it to a JSON file, or unset it") from error
+    entries = _parsed(path, text)
+    for name, value in entries.items():
+        _check_name(path, name, names)
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise SettingInvalid(name=name, reason=f"must be text or a number (it is {json.dumps(value)[:80]} in {path})")
+    _warn_of_readers(path, sorted(set(entries) & set(secrets)))
+    return entries
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    if not text.strip():
+        return {}
+    try:
+        found = json.loads(text, object_pairs_hook=lambda pairs: _without_doubles(path, pairs), parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        remedy = "write \\\\ (or /) where a path has a backslash" if "escape" in error.msg else "make it JSON, as in docs/settings.md"
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise SettingInvalid(name=VARIABLE, reason=f"{where}: {error.msg}; {remedy}") from error
+    except ValueError as error:
+        raise SettingInvalid(name=VARIABLE, reason=f"{path}: {error}; make it JSON, as in docs/settings.md") from error
+    if not isinstance(found, dict):
+        example = '{"DC_REDIS_URL": "redis://..."}'
+        raise SettingInvalid(name=VARIABLE, reason=f"{path} must be a JSON object like {example}, not {type(found).__name__}")
+    return found
+
+
+def _without_doubles(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingInvalid(name=twice, reason=f"stands more than once in {path}; remove all but one")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _check_name(path: Path, name: str, names: Collection[str]) -> None:
+    if name in names:
+        return
+    if name == VARIABLE:
+        raise SettingInvalid(name=name, reason=f"cannot stand in {path} itself; remove it there and set the environment variable")
+    close = difflib.get_close_matches(name.upper(), names, n=1)
+    remedy = f"did you mean {close[0]}?" if close else "docs/settings.md shows all; remove it"
+    raise SettingInvalid(name=name, reason=f"is not a setting (it stands in {path}); {remedy}")
+
+
+def _warn_of_readers(path: Path, secrets: list[str]) -> None:
+    """On Windows a user's own folder is closed to others by default."""
+    if os.name == "posix" and secrets and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        log.warning("%s holds %s and other users can read it; run: chmod 600 %s", path, " and ".join(secrets), path)
