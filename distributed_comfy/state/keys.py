@@ -38,6 +38,7 @@ _TEMPLATES = {
     "caps": "caps",  # HASH capability hash -> capability
     "idle_caps": "idle-caps",  # SET of capability hashes that have an idle worker
     "workers": "workers",  # SET of registered names
+    "tallies": "tallies",  # HASH of counters that only grow, for metrics; their names are in tallies.py
     "job": "job:{}",
     "prompts": "job:{}:prompts",
     "spec": "job:{}:spec",
@@ -66,6 +67,7 @@ _TEMPLATES = {
     "unheld": "worker:{}:unheld",  # HASH claim -> the sign of life that did not hold it
     "barred": "worker:{}:barred",
     "lease": "worker:{}:lease",
+    "memory": "worker:{}:memory",  # STRING with PX: "free|total" bytes of its device
     "starting": "worker:{}:starting",  # STRING with PX: the name is being taken
     "idle": "idle:{}",  # ZSET worker -> claims and tickets, of those with this capability hash and a free slot
     "sig_caps": "sig:{}:caps",

@@ -85,6 +85,14 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of a worker's first device, whoever uses it."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
 class WorkerState:
     """A registered worker as the table sees it."""
 
@@ -99,6 +107,10 @@ class WorkerState:
     """Capability hash."""
     lease_ms: int = 0
     """What is left of its lease."""
+    memory: DeviceMemory | None = None
+    """None where the engine reports none: on the CPU, and before it has begun to use its device."""
+    engine_s: float = 0.0
+    """Engine time of all items it did since it joined."""
 
 
 @dataclass(frozen=True)

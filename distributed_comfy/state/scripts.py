@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import redis
 
 from distributed_comfy.errors import ClusterUnavailable, RedisRefusesWrites, RedisUnreachable
-from distributed_comfy.state import celery_meta
+from distributed_comfy.state import celery_meta, tallies
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 
 SHARED = ("_index", "_workers", "_ends")
-SCRIPTS = ("submit", "claim", "complete", "give_back", "register", "renew", "reap", "collect", "steer", "serve")
+SCRIPTS = ("submit", "claim", "complete", "give_back", "register", "renew", "reap", "collect", "steer", "serve", "measure")
 
 SendTickets = Callable[[Sequence[str]], None]
 """Sends one ticket to each named worker; called right after the script that decided so."""
@@ -31,7 +31,7 @@ def script_source(name: str, prefix: str) -> str:
     """Lua source of a transition under one key prefix: key functions, shared parts, the script itself."""
     folder = resources.files("distributed_comfy.state") / "scripts"
     parts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in (*SHARED, name)]
-    return "\n".join((Keys(prefix).lua(), f"local REVOKED = [==[{celery_meta.template_cancelled()}]==]", *parts))
+    return "\n".join((Keys(prefix).lua(), tallies.lua(), f"local REVOKED = [==[{celery_meta.template_cancelled()}]==]", *parts))
 
 
 class Scripts:

@@ -12,7 +12,7 @@ from distributed_comfy.messages import Capability, ItemResult, dump, item_id, lo
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.matching import Matching
-from distributed_comfy.state.records import Claim, WorkerFacts, WorkerState
+from distributed_comfy.state.records import Claim, DeviceMemory, WorkerFacts, WorkerState
 from distributed_comfy.state.scripts import Scripts
 
 GiveBackReason = Literal["release", "retry", "lacks", "final"]
@@ -81,13 +81,17 @@ class WorkerTable:
         finally:
             self._scripts.send_tickets(rest)
 
-    def renew(self, name: str, incarnation: str, held: Iterable[str]) -> Renewal:
+    def renew(self, name: str, incarnation: str, held: Iterable[str], memory: DeviceMemory | None = None) -> Renewal:
         """Say that the worker lives and holds these claims (those it is just asking for included).
 
         What the table thinks it runs goes back when two calls in a row do not hold it.
+
+        Args:
+            memory: of its device, where that is known; for whoever watches.
         """
         lease_ms, tick_ms = to_ms(self._settings.lease_ttl_s), to_ms(self._settings.reaper_interval_s)
-        outcome, count, *rest = self._scripts.run("renew", name, incarnation, lease_ms, tick_ms, uuid.uuid4().hex, *held)
+        shown = f"{memory.free_bytes}|{memory.total_bytes}" if memory else ""
+        outcome, count, *rest = self._scripts.run("renew", name, incarnation, lease_ms, tick_ms, uuid.uuid4().hex, shown, *held)
         if outcome == "dead":
             return Renewal(alive=False)
         lost = tuple(rest[: int(count)])
@@ -137,7 +141,16 @@ class WorkerTable:
         """Enter the result; False where the claim is no longer valid, and then the caller deletes its own blobs."""
         meta = celery_meta.success(claim.job_id, claim.index, result)
         outcome = self._scripts.transition(
-            "complete", name, incarnation, claim.claim_id, claim.job_id, claim.index, dump(result), result.size_bytes, meta
+            "complete",
+            name,
+            incarnation,
+            claim.claim_id,
+            claim.job_id,
+            claim.index,
+            dump(result),
+            result.size_bytes,
+            meta,
+            to_ms(result.seconds),
         )
         return outcome == "ok"
 
@@ -199,9 +212,10 @@ class WorkerTable:
             pipe.hgetall(keys("worker", name))
             pipe.hvals(keys("claims", name))
             pipe.pttl(keys("lease", name))
+            pipe.get(keys("memory", name))
         replies = self._scripts.reply(pipe.execute)
-        rows = zip(names, replies[0::3], replies[1::3], replies[2::3], strict=True)
-        return [_worker_state(fields, claims, lease_ms) for _, fields, claims, lease_ms in rows if "facts" in fields]
+        rows = zip(*(replies[first::4] for first in range(4)), strict=True)
+        return [_worker_state(*row) for row in rows if "facts" in row[0]]
 
 
 def _lost_worker(name: str) -> tuple[str, str]:
@@ -215,7 +229,7 @@ def _counted(parts: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(parts[1 : 1 + count]), list(parts[1 + count :])
 
 
-def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int) -> WorkerState:
+def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int, memory: str | None) -> WorkerState:
     state: Literal["idle", "ticketed", "busy", "drained", "down", "lost"] = "idle"
     if lease_ms < 0:
         state = "lost"
@@ -228,7 +242,15 @@ def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int) 
     elif int(fields.get("tickets", 0)) > 0:
         state = "ticketed"
     items = tuple(item_id(*_split(where)) for where in claims)
-    return WorkerState(load(WorkerFacts, fields["facts"]), state, items, fields.get("cap", ""), max(0, lease_ms))
+    return WorkerState(
+        load(WorkerFacts, fields["facts"]),
+        state,
+        items,
+        fields.get("cap", ""),
+        max(0, lease_ms),
+        DeviceMemory(*map(int, memory.split("|"))) if memory else None,
+        int(fields.get("engine_ms", 0)) / 1000,
+    )
 
 
 def _split(where: str) -> tuple[str, int]:

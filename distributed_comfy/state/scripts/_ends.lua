@@ -77,6 +77,7 @@ local function end_job(job, state, reason, out)
   local ttl_s = num(call('HGET', K.job(job.id), 'ttl_s'))
   job.state = state
   call('HSET', K.job(job.id), 'state', state, 'reason', reason, 'ended_ms', NOW)
+  tally('job|' .. state)
   place(job)
   stop_all(job, out)
   if state ~= 'done' then revoke_rest(job, ttl_s) end
@@ -103,7 +104,8 @@ local function revive(job, requirement, last_requirement)
 end
 
 -- == items ==========================================================================================================
-local function fail_item(job, index, item, claim, worker, error_json, meta, out)
+local function fail_item(job, index, item, claim, worker, cause, error_json, meta, out)
+  tally('failure|' .. cause)
   item_write(job.id, index, {s = 'failed', c = claim, w = worker, a = item.a})
   call('HSET', K.error(job.id), index, error_json)
   job.failed = job.failed + 1
@@ -113,8 +115,8 @@ local function fail_item(job, index, item, claim, worker, error_json, meta, out)
   end_job(job, 'failed', 'item ' .. index .. ' failed', out)
 end
 
--- Gives a running item back.  class '' uses up no attempt; returns false when its attempts are used up.
-local function give_back(job, index, item, class, max_attempts, wait_ms)
+-- Gives a running item back.  class '' uses up no attempt; returns false when its attempts are used up.  cause: for the tally, else the class.
+local function give_back(job, index, item, class, max_attempts, wait_ms, cause)
   stop_running(job, index, item)
   if class ~= '' then
     item.a[class] = (item.a[class] or 0) + 1
@@ -122,8 +124,9 @@ local function give_back(job, index, item, class, max_attempts, wait_ms)
     wait_ms = item.a[class] == 1 and 0 or wait_ms * 2 ^ (item.a[class] - 2) -- the first retry is immediate
   end
   local claim, name = item.c, item.w
-  item.s, item.c, item.w = wait_ms > 0 and 'waiting' or 'pending', '', ''
+  item.s, item.c, item.w, item.q = wait_ms > 0 and 'waiting' or 'pending', '', '', NOW + wait_ms
   item_write(job.id, index, item)
+  tally('retry|' .. (cause or class ~= '' and class or 'released'))
   if wait_ms > 0 then call('ZADD', K.backoff(), NOW + wait_ms, job.id .. '|' .. index) else requeue(job, index) end
   event(job.id, 'released', index, claim, name)
   return true
@@ -140,7 +143,7 @@ local function drop_claims(name, class, max_attempts, error_json, meta, out)
       if give_back(job, index, item, class, max_attempts, 0) then
         offer(job, out)
       else
-        fail_item(job, index, item, claim, name, error_json, meta, out)
+        fail_item(job, index, item, claim, name, class, error_json, meta, out)
       end
     end
   end

@@ -19,8 +19,8 @@ end
 
 -- == jobs and items =================================================================================================
 local NUMBERS = {'paused', 'parked', 'seq', 'base', 'level', 'running', 'done', 'failed', 'total', 'largest', 'unfetched', 'cap',
-  'offered', 'offered_last', 'settled'}
-local TEXTS = {'state', 'sig', 'last_sig', 'last', 'submitter', 'place'}
+  'offered', 'offered_last', 'settled', 'created_ms'}
+local TEXTS = {'state', 'sig', 'last_sig', 'last', 'submitter', 'place', 'kind'}
 
 local function job_read(id)
   local fields = {}
@@ -58,6 +58,26 @@ end
 
 local function event(job_id, kind, index, claim, worker)
   call('XADD', K.events(job_id), 'MAXLEN', '~', '1000', '*', 'k', kind, 'i', index, 'c', claim or '', 'w', worker or '')
+end
+
+-- == tallies for metrics (tallies.py names them); callers have checked that their transition has not happened before ==
+local function tally(name, by) call('HINCRBY', K.tallies(), name, by or 1) end
+
+local function tally_time(what, kind, ms) -- a histogram: one more in its bucket, and the sum
+  local bound = 'inf'
+  for _, limit in ipairs(BOUNDS_MS) do
+    if ms <= limit then
+      bound = limit
+      break
+    end
+  end
+  tally(what .. '|' .. kind .. '|' .. bound)
+  tally(what .. '|' .. kind .. '|sum', math.max(0, math.floor(ms)))
+end
+
+local function kind_of(job, index)
+  if index == job.last then return 'last' end
+  return job.kind ~= '' and job.kind or 'generate'
 end
 
 -- == submitters =====================================================================================================

@@ -102,7 +102,8 @@ end
 local function take(job, list)
   local id, index = job.id, call('LPOP', K[list](job.id))
   local item = item_read(id, index)
-  item.s, item.c, item.w = 'running', claim, name
+  tally_time('wait', kind_of(job, index), NOW - (item.q or job.created_ms))
+  item.s, item.c, item.w, item.q = 'running', claim, name, nil
   item_write(id, index, item)
   call('HSET', K.runs(id), index, claim .. '|' .. name)
   call('HSET', K.claims(name), claim, id .. '|' .. index)

@@ -63,13 +63,14 @@ function orders.reopen()
   uncount(item)
   if job.state == 'done' then revive(job, ARGV[5], ARGV[6]) end
   if unmatched(job) then out[1] = 'new' end
-  item.s, item.c, item.w, item.f, item.b, item.e, item.r = 'pending', '', '', nil, nil, nil, ARGV[4]
+  item.s, item.c, item.w, item.f, item.b, item.e, item.r, item.q = 'pending', '', '', nil, nil, nil, ARGV[4], NOW
   item.a.blob_missing = (item.a.blob_missing or 0) + 1
   if item.a.blob_missing >= num(ARGV[7]) then
-    fail_item(job, ARGV[3], item, ARGV[4], '', ARGV[8], ARGV[9], out)
+    fail_item(job, ARGV[3], item, ARGV[4], '', 'blob_missing', ARGV[8], ARGV[9], out)
     return out
   end
   item_write(id, ARGV[3], item)
+  tally('retry|blob_missing')
   requeue(job, ARGV[3])
   event(id, 'released', ARGV[3], ARGV[4], '')
   offer(job, out)
@@ -81,7 +82,7 @@ function orders.unblock()
   if item.s ~= 'blocked' then return out end
   if job.state ~= 'active' then return {'no'} end
   call('HSET', K.job(id), 'feed', ARGV[4])
-  item.s = 'pending'
+  item.s, item.q = 'pending', NOW
   item_write(id, ARGV[3], item)
   requeue(job, ARGV[3])
   offer(job, out)

@@ -1,5 +1,5 @@
 -- An item is done.  Idempotent: the same claim id again gets 'ok'; a claim that is not (or no longer) valid gets 'lost'.
--- ARGV  worker, incarnation, claim id, job, index, result, bytes, meta
+-- ARGV  worker, incarnation, claim id, job, index, result, bytes, meta, engine ms
 -- Writes item, result, job counters, meta (with PUBLISH), events; frees the claim and calls workers.
 -- Gives  {'ok' | 'lost', worker...}
 local name, inc, claim, id, index = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -20,6 +20,8 @@ job.done = job.done + 1
 job.unfetched = job.unfetched + bytes
 job.largest = math.max(job.largest, bytes)
 job_set(job, 'done', 'unfetched', 'largest')
+tally_time('run', kind_of(job, index), num(ARGV[9]))
+if facts.inc == inc then call('HINCRBY', K.worker(name), 'engine_ms', num(ARGV[9])) end
 publish_meta(id, index, ARGV[8], call('HGET', K.job(id), 'ttl_s'))
 event(id, 'done', index, claim, name)
 local out = {'ok'}

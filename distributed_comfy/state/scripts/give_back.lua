@@ -43,7 +43,7 @@ local class, wait_ms, goes_back = '', 0, how ~= 'final'
 if how == 'retry' then class, wait_ms = ARGV[8], num(ARGV[10]) end
 if how == 'lacks' then goes_back = bar(index == job.last and 'last_sig' or 'sig') end
 if goes_back then
-  goes_back = give_back(job, index, item, class, num(ARGV[9]), wait_ms)
+  goes_back = give_back(job, index, item, class, num(ARGV[9]), wait_ms, how == 'lacks' and ARGV[8] or nil)
 else
   stop_running(job, index, item)
 end
@@ -51,7 +51,7 @@ if goes_back then
   offer(job, out)
 else
   out[1] = 'failed'
-  fail_item(job, index, item, claim, name, ARGV[7], ARGV[11], out)
+  fail_item(job, index, item, claim, name, ARGV[8], ARGV[7], ARGV[11], out)
 end
 offer_room(out)
 if call('HGET', K.worker(name), 'inc') == inc then look_for_work(name, out) end

@@ -16,6 +16,7 @@ call('HSET', K.reaper_facts(), 'run_id', ARGV[5], 'last_ms', NOW, 'grace_ms', di
 
 -- Workers: those whose lease ran out leave; unanswered tickets are taken for lost.
 local function bury(name)
+  if call('HGET', K.worker(name), 'left') ~= '1' then tally('lost workers') end
   drop_claims(name, 'worker_lost', num(ARGV[7]), ARGV[8], ARGV[9], out)
   local worker = worker_read(name)
   tickets_withdraw(name, worker)

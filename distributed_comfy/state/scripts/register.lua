@@ -7,6 +7,7 @@ local holder = call('GET', K.lease(name))
 if holder and holder ~= inc then return {'taken', tostring(call('PTTL', K.lease(name)))} end
 local out = {'ok'}
 if facts.inc ~= inc then -- another life of this name, which ended without a word
+  if facts.inc ~= '' and call('HGET', K.worker(name), 'left') ~= '1' then tally('lost workers') end
   drop_claims(name, 'worker_lost', num(ARGV[8]), ARGV[9], ARGV[10], out)
   call('HSET', K.worker(name), 'inc', inc, 'since_ms', NOW, 'warm_job', '', 'drained', 0, 'unanswered', 0)
 end
@@ -18,7 +19,7 @@ call('SADD', K.workers(), name)
 call('SADD', K.cap_workers(cap), name)
 call('DEL', K.starting(name))
 call('SET', K.lease(name), inc, 'PX', lease_ms)
-call('HSET', K.worker(name), 'cap', cap, 'slots', slots, 'facts', ARGV[6], 'down', 0)
+call('HSET', K.worker(name), 'cap', cap, 'slots', slots, 'facts', ARGV[6], 'down', 0, 'left', 0)
 look_for_work(name, out)
 cover_all(withdrawn, out)
 offer_capped(out)

@@ -1,5 +1,6 @@
 -- A worker lives.  Idempotent.  Only PEXPIRE in the common case, so that it works at maxmemory.
--- ARGV  worker, incarnation, lease ms, tick ms, this call's own id, then the claim ids it holds (those it is just asking for included)
+-- ARGV  worker, incarnation, lease ms, tick ms, this call's own id, "free|total" bytes of its device or '', then the claim ids it holds
+--       (those it is just asking for included)
 -- An item that the table thinks it runs goes back when two calls in a row do not hold it: one call may have been written down
 -- before the claim was asked for and be read after it, and the same call may come twice.
 -- Gives  {'ok' | 'dead', number of lost claims, lost claim..., worker...}
@@ -8,8 +9,9 @@ local facts = worker_read(name)
 local holder = call('GET', K.lease(name))
 if facts.inc ~= inc or holder and holder ~= inc then return {'dead', '0'} end
 if call('PEXPIRE', K.lease(name), ARGV[3]) == 0 then call('SET', K.lease(name), inc, 'PX', ARGV[3]) end -- expired, but not yet reaped
+if ARGV[6] ~= '' then redis.pcall('SET', K.memory(name), ARGV[6], 'PX', ARGV[3]) end -- refused where the server is full, which is no matter
 local held = {}
-for i = 6, #ARGV do held[ARGV[i]] = true end
+for i = 7, #ARGV do held[ARGV[i]] = true end
 local out, lost, known = {}, {}, {}
 local unheld = call('EXISTS', K.unheld(name)) == 1
 
@@ -34,7 +36,7 @@ for i = 1, #flat, 2 do
     call('HDEL', K.unheld(name), flat[i])
   end
 end
-for i = 6, #ARGV do if not known[ARGV[i]] then lost[#lost + 1] = ARGV[i] end end
+for i = 7, #ARGV do if not known[ARGV[i]] then lost[#lost + 1] = ARGV[i] end end
 offer_room(out)
 facts = worker_read(name)
 cover_all(tickets_expire(name, facts, num(ARGV[4])), out)

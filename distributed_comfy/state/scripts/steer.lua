@@ -31,7 +31,7 @@ function orders.suspend()
 end
 
 function orders.leave()
-  call('HSET', K.worker(id), 'down', 1)
+  call('HSET', K.worker(id), 'down', 1, 'left', 1)
   call('DEL', K.lease(id))
   turn_off()
   drop_claims(id, '', 0, '', '', out)
@@ -81,7 +81,7 @@ function orders.retry()
     for i = 1, #flat, 2 do
       local item = cjson.decode(flat[i + 1])
       if item.s == 'failed' or item.s == 'stopped' then
-        item_write(id, flat[i], {s = 'pending', c = '', w = '', a = {}})
+        item_write(id, flat[i], {s = 'pending', c = '', w = '', a = {}, q = NOW})
         requeue(job, flat[i])
       end
     end

@@ -1,7 +1,9 @@
 """The connection breaks after a script ran and before its reply came; redis-py sends it again.  It must be as if nothing had happened."""
 from __future__ import annotations
 
+import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from distributed_comfy.errors import EngineDied, RedisUnreachable, WorkerLacks
+from distributed_comfy.state.figures import read_figures
 from distributed_comfy.state.scripts import SCRIPTS
 from tests.state_audit import Audit, snapshot
 from tests.state_cluster import OWNER, Cluster, cluster_of, open_cluster
@@ -142,6 +145,7 @@ CASES = {
     "drain": Case("steer", a_job, lambda c, _: c.jobs.drain("v")),
     "undrain": Case("steer", lambda c: (c.join("v"), c.jobs.drain("v"), c.submit("a")), lambda c, _: c.jobs.drain("v", drained=False)),
     "suspend": Case("steer", a_claim, lambda c, _: c.workers.suspend("v", "life-of-v")),
+    "measure": Case("measure", a_last_claim, lambda c, _: read_figures(c.scripts).items),
     "leave": Case("steer", a_claim, lambda c, _: c.workers.leave("v", "life-of-v")),
 }
 
@@ -183,10 +187,26 @@ def comparable(cluster: Cluster) -> dict[str, Any]:
             continue
         if name in TIMED or name.endswith(":unheld"):
             value = sorted(value)
+        elif name == "tallies":
+            value = executions(value)
         elif isinstance(value, dict):
-            value = {field: text for field, text in value.items() if field not in TIMES}
+            value = {field: without_time(text) for field, text in value.items() if field not in TIMES}
         found[name] = value
     return found
+
+
+def without_time(text: Any) -> Any:
+    """An item without the moment from which it could be claimed again."""
+    return re.sub(r'"q":\d+,?', "", text) if isinstance(text, str) else text
+
+
+def executions(tallies: dict[str, str]) -> Counter[str]:
+    """How often everything happened, however long it took."""
+    counts: Counter[str] = Counter()
+    for name, count in tallies.items():
+        if not name.endswith("|sum"):
+            counts[re.sub(r"^((?:wait|run)\|\w+)\|.*", r"\1", name)] += int(count)
+    return counts
 
 
 def replaced(cluster: Cluster) -> set[str]:

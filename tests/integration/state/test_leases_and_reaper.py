@@ -230,7 +230,7 @@ def test_a_buried_worker_leaves_no_key_behind(cluster: Cluster) -> None:
         cluster.expire(name)
     assert set(cluster.reap().gone) == {"w", "other"}
     left = {key for key in set(cluster.client.keys()) - before if cluster.client.ttl(key) == -1}
-    assert left <= {cluster.key(name) for name in ("jobs", "ended", "sequence", "served", "reaper_facts", "inflight")}
+    assert left <= {cluster.key(name) for name in ("jobs", "ended", "sequence", "served", "reaper_facts", "inflight", "tallies")}
 
 
 def test_two_processes_reap_once_per_tick(cluster: Cluster) -> None:

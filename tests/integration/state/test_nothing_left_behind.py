@@ -13,7 +13,7 @@ from tests.integration.state.conftest import OpenCluster
 from tests.state_cluster import Cluster
 
 MIB = 2**20
-COUNTERS = {"jobs", "ended", "sequence", "served", "inflight", "reaper-facts"}
+COUNTERS = {"jobs", "ended", "sequence", "served", "inflight", "reaper-facts", "tallies"}
 """One key each for the whole cluster, whatever it has run."""
 
 
