@@ -12,6 +12,7 @@ from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Shipping, Started
 from distributed_comfy.errors import DistributedComfyError, EngineDied, ItemInterrupted
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
+from distributed_comfy.state.records import DeviceMemory
 from tasks.held import Phase
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ class EngineLink:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._ended = threading.Event()
+
+    @property
+    def memory(self) -> DeviceMemory | None:
+        """Of the engine's device; None where that is not known."""
+        return self._process.memory
 
     def start(self) -> None:
         """Keep an engine running, from a thread of this link."""

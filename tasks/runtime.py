@@ -210,7 +210,7 @@ class WorkerRuntime:
 
     def _renew(self) -> None:
         asked = self.held.all()
-        answer = self.cluster.workers.renew(self.name, self.incarnation, asked)
+        answer = self.cluster.workers.renew(self.name, self.incarnation, asked, self.engine.memory)
         if not answer.alive:
             log.warning("worker %s was declared dead; it drops what it has and registers anew", self.name)
             for claim_id in self.held.running():

@@ -44,6 +44,7 @@ from distributed_comfy.errors import (
     SettingInvalid,
 )
 from distributed_comfy.messages import Capability, RunRequest
+from distributed_comfy.state.records import DeviceMemory
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,11 @@ class EngineProcess:
     def pid(self) -> int | None:
         """Process id of the current or last process."""
         return self._child.pid if self._child is not None else None
+
+    @property
+    def memory(self) -> DeviceMemory | None:
+        """What the process last said about its device; None where it cannot tell, or is gone."""
+        return self._child.memory if self._child is not None and self.alive else None
 
     def start(self, *, timeout_s: float = START_TIMEOUT_S) -> Capability:
         """Start a process and wait until it is ready.
@@ -166,6 +172,7 @@ class _Child:
         self._over = False
         # The thread that starts the process must outlive it, see `launch.spawn`.
         self._thread = threading.Thread(target=self._live, name=f"engine {options.worker}", daemon=True)
+        self.memory: DeviceMemory | None = None
         self.gone = threading.Event()
         """Set when the process has ended and its claims were answered."""
 
@@ -249,6 +256,7 @@ class _Child:
     def _hear(self, event: Any) -> None:
         if isinstance(event, Beat):
             self._last_sign = time.monotonic() - event.quiet_s
+            self.memory = DeviceMemory(event.free_bytes, event.total_bytes) if event.total_bytes else None
         elif isinstance(event, Ready):
             self._settle(event.capability)
         elif isinstance(event, StartFailed):

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from distributed_comfy.engine.base import Engine
 from distributed_comfy.engine.claims import ClaimBook, LifeSign, Stage
 from distributed_comfy.engine.context import GraphContext
+from distributed_comfy.engine.device_memory import device_memory
 from distributed_comfy.engine.folders import WorkFolders, discard_outgoing
 from distributed_comfy.engine.inputs import place_inputs
 from distributed_comfy.engine.options import EngineOptions
@@ -204,7 +205,9 @@ class EngineChild:
 
     def _beat(self, harbour: Harbour) -> None:
         while True:
-            self._send(Beat(max(self._executing.quiet_s, harbour.life.quiet_s)))
+            quiet_s = max(self._executing.quiet_s, harbour.life.quiet_s)
+            memory = device_memory() if self._engine_there.is_set() else None  # before that, torch may be half imported
+            self._send(Beat(quiet_s, memory.free_bytes, memory.total_bytes) if memory else Beat(quiet_s))
             time.sleep(self._options.beat_interval_s)
 
 

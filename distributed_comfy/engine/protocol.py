@@ -134,6 +134,9 @@ class Beat:
 
     quiet_s: float
     """Seconds since work last showed a sign of life; 0 without work."""
+    free_bytes: int = 0
+    """Memory left on the device; both 0 where that is not known."""
+    total_bytes: int = 0
 
 
 Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat]

@@ -39,6 +39,7 @@ ITEMS: list[Any] = [
     protocol.Shipping("c", 0.5),
     protocol.Finished("c", RESULT),
     protocol.Beat(1.5),
+    protocol.Beat(0.0, 3 * 2**30, 80 * 2**30),
 ]
 
 

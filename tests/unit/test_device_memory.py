@@ -1,0 +1,45 @@
+"""What an engine says about its device's memory; the driver itself is asked in the GPU tests only."""
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from distributed_comfy.engine.device_memory import device_memory
+from distributed_comfy.state.records import DeviceMemory
+
+
+def torch_with(monkeypatch: pytest.MonkeyPatch, initialized: bool, answer: tuple[int, int] | RuntimeError) -> list[int]:
+    """A torch whose CUDA is in this state; the devices that were asked about."""
+    asked: list[int] = []
+
+    def mem_get_info(device: int) -> tuple[int, int]:
+        asked.append(device)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    cuda = SimpleNamespace(is_initialized=lambda: initialized, mem_get_info=mem_get_info)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    return asked
+
+
+def test_the_first_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = torch_with(monkeypatch, True, (3, 8))
+    assert device_memory() == DeviceMemory(3, 8) and asked == [0]
+
+
+def test_asking_does_not_begin_the_use_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = torch_with(monkeypatch, False, (3, 8))
+    assert device_memory() is None and asked == []
+
+
+def test_a_device_in_an_error_state_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_with(monkeypatch, True, RuntimeError("CUDA error: device-side assert triggered"))
+    assert device_memory() is None
+
+
+def test_an_engine_without_torch_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert device_memory() is None
