@@ -130,6 +130,13 @@ class SeedNotLiteral(BadInput):
     sentence = "DistributedSeed {node_id} takes its seed from node {feeder}, known only when it runs; type the number in or use --seed"
 
 
+class ValueNotLiteral(BadInput):
+    """A DistributedValue takes its values from a node, so nobody knows before the run what the items get."""
+
+    code = "value_not_literal"
+    sentence = "DistributedValue {node_id} takes its {input} from node {feeder}, known only when it runs; put the value in itself"
+
+
 class InputUnknown(BadInput):
     """``--set`` names a node or input that the prompt does not have."""
 

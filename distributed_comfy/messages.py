@@ -216,6 +216,8 @@ class InputFile:
     node_id: str
     input: str
     file: FileRef
+    value: str = ""
+    """The literal that names the file in the prompt of the items that load it."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from distributed_comfy.errors import (
     WorkerLacks,
     WorkerLost,
 )
-from distributed_comfy.messages import ItemResult, ItemSpec, RunRequest, apply_patches, item_id, load
+from distributed_comfy.messages import InputFile, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.state.records import Claim
 from distributed_comfy.state.specs import unpack_spec
 from distributed_comfy.state.workers import GiveBackReason
@@ -140,11 +140,16 @@ def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec
         targets=spec.targets,
         original_prompt=prompts[record.original_prompt_hash],
         extra_pnginfo=record.extra_pnginfo,
-        input_files=tuple(entry for entry in record.input_files if entry.node_id in prompt),
+        input_files=tuple(entry for entry in record.input_files if _loads(prompt, entry)),
         feed=_feed(runtime, claim) if spec.kind == "last" else {},
         attempt=claim.attempt,
     )
     return request, spec
+
+
+def _loads(prompt: Prompt, entry: InputFile) -> bool:
+    """Whether this item's prompt names the file: items may load different ones with the same node."""
+    return entry.node_id in prompt and prompt[entry.node_id]["inputs"].get(entry.input) == entry.value
 
 
 def _feed(runtime: WorkerRuntime, claim: Claim) -> Feed:

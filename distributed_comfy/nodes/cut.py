@@ -8,22 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from distributed_comfy.nodes.any_type import AnyType
 from distributed_comfy.nodes.collector import empty_images, silence
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.workflow.classes import CLAIM_INPUT, COLLECTOR_SLOTS, EDGE_SLOT, SLOTS_INPUT
-
-
-class AnyType(str):
-    """A type name that links with every other one.
-
-    ComfyUI refuses a link where ``received != declared``; a str subclass that is never unequal passes, also beside a list (a combo) and
-    whichever side it stands on. ``==`` stays that of the name.
-    """
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    __hash__ = str.__hash__
 
 
 class DistributedSink:

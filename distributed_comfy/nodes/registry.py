@@ -4,15 +4,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distributed_comfy.nodes.batches import AudioBatchDivider, DistributedEmptyImage, ImageBatchDivider
 from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.nodes.cut import DistributedSink, DistributedSource, bind
 from distributed_comfy.nodes.seed import DistributedSeed
-from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, SINK_CLASS, SOURCE_CLASS
+from distributed_comfy.nodes.values import DistributedModelName, DistributedValue
+from distributed_comfy.workflow.classes import (
+    AUDIO_DIVIDER_CLASS,
+    COLLECTOR_CLASS,
+    EMPTY_IMAGE_CLASS,
+    IMAGE_DIVIDER_CLASS,
+    MODEL_NAME_CLASS,
+    SEED_CLASS,
+    SINK_CLASS,
+    SOURCE_CLASS,
+    VALUE_CLASS,
+)
 
 DISPLAY_NAMES = {
     SEED_CLASS: "Distributed Seed",
     COLLECTOR_CLASS: "Distributed Collector",
+    VALUE_CLASS: "Distributed Value",
+    MODEL_NAME_CLASS: "Distributed Model Name",
+    IMAGE_DIVIDER_CLASS: "Image Batch Divider",
+    AUDIO_DIVIDER_CLASS: "Audio Batch Divider",
+    EMPTY_IMAGE_CLASS: "Distributed Empty Image",
     SINK_CLASS: "Distributed Sink (internal)",
     SOURCE_CLASS: "Distributed Source (internal)",
 }
@@ -30,6 +47,11 @@ def node_classes(context: NodeContext, *, nothing: Sequence[Any] = ()) -> dict[s
     return {
         SEED_CLASS: DistributedSeed,
         COLLECTOR_CLASS: DistributedCollector,
+        VALUE_CLASS: DistributedValue,
+        MODEL_NAME_CLASS: DistributedModelName,
+        IMAGE_DIVIDER_CLASS: ImageBatchDivider,
+        AUDIO_DIVIDER_CLASS: AudioBatchDivider,
+        EMPTY_IMAGE_CLASS: DistributedEmptyImage,
         SINK_CLASS: bind(DistributedSink, context=context),
         SOURCE_CLASS: bind(DistributedSource, context=context, nothing=nothing),
     }

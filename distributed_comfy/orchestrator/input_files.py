@@ -51,7 +51,7 @@ class JobInputs:
             InputFileMissing: named with node and folders; nothing is queued then.
         """
         found = [(reference, find_input_file(reference, folders[reference.folder])) for reference in references]
-        return tuple(InputFile(reference.node_id, reference.input, self._store_one(path)) for reference, path in found)
+        return tuple(InputFile(reference.node_id, reference.input, self._store_one(path), reference.value) for reference, path in found)
 
     def ensure(self, inputs: Sequence[InputFile]) -> None:
         """Store again what the blob store has lost, where the files are still here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from distributed_comfy.messages import Capability
+from distributed_comfy.workflow.classes import AUDIO_DIVIDER_CLASS, IMAGE_DIVIDER_CLASS, MODEL_NAME_CLASS
 
 SEED_LIMIT = 2**64 - 1
 """Largest seed that ComfyUI samples with."""
@@ -16,11 +17,11 @@ _OUTPUT_CLASSES = frozenset(
     {
         "SaveImage", "PreviewImage", "SaveImageWebsocket", "SaveAnimatedPNG", "SaveAnimatedWEBP", "SaveWEBM", "SaveVideo",
         "VHS_VideoCombine", "SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "PreviewAudio", "MaskPreview", "PreviewAny", "SaveLatent",
-        "SaveSVGNode", "SaveGLB", "Preview3D", "Preview3DAnimation", "ImageBatchDivider", "AudioBatchDivider", "DistributedModelName",
+        "SaveSVGNode", "SaveGLB", "Preview3D", "Preview3DAnimation", IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, MODEL_NAME_CLASS,
     }
 )
 """Output nodes by name, for planning while no worker is there to ask."""
-_SILENT_OUTPUTS = frozenset({"ImageBatchDivider", "AudioBatchDivider", "DistributedModelName"})
+_SILENT_OUTPUTS = frozenset({IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, MODEL_NAME_CLASS})
 """Output nodes that write nothing of what they are given."""
 _FILE_INPUTS = {
     ("LoadImage", "image"): "input",

@@ -20,6 +20,7 @@ from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.planning.files import FileReference, find_files
 from distributed_comfy.planning.requirements import requirement_of
 from distributed_comfy.planning.seeds import Seeds, find_seeds, with_seed
+from distributed_comfy.planning.values import Values, find_values
 from distributed_comfy.workflow.classes import (
     COLLECTOR_CLASS,
     ITEMS_INPUT,
@@ -27,6 +28,7 @@ from distributed_comfy.workflow.classes import (
     LEGACY_INPUTS,
     LOAD_BALANCE_INPUT,
     SEED_CLASS,
+    VALUE_CLASS,
 )
 from distributed_comfy.workflow.graph import Graph, as_link
 from distributed_comfy.workflow.parse import ParsedPrompt
@@ -95,16 +97,22 @@ class _Stages:
 
     cut: Cut
     seeds: Seeds
+    values: Values
     repeated: tuple[str, ...]
     """Targets of every item."""
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """Nodes whose values differ from item to item."""
+        return self.seeds.varying | self.values.varying
 
 
 def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[Capability]) -> JobPlan:
     """Plan a job from a checked prompt.
 
-    A prompt with collectors becomes N items and, where an output node follows one, a last stage.  A prompt with a DistributedSeed
-    and no collector is one item; asked for more, each runs the output nodes that see the seed.  Any other prompt is one item.
+    A prompt with collectors becomes N items and, where an output node follows one, a last stage.  A prompt with a DistributedSeed (or
+    a DistributedValue) and no collector is one item; asked for more, each runs the output nodes that see it.  Any other is one item.
 
     Args:
         parsed: from `parse_prompt`.
@@ -114,7 +122,7 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
     Raises:
         PromptHasCycle, PromptHasNoOutput, CollectorsNested, PromptMalformed: the prompt cannot be planned.
         NothingToVary: items or a seed were asked for, and no DistributedSeed takes them.
-        ItemsOutOfRange, SeedOutOfRange, SeedNotLiteral: the batch cannot be numbered.
+        ItemsOutOfRange, SeedOutOfRange, SeedNotLiteral, ValueNotLiteral: the batch cannot be numbered.
     """
     original = parsed.prompt if options.seed is None else with_seed(parsed.prompt, options.seed)
     facts = ClassFacts(capabilities, options.engine)
@@ -134,14 +142,16 @@ def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
     if not outputs and not collectors:
         raise PromptHasNoOutput()
     graph = Graph(whole.prune([*outputs, *collectors]))
-    seeds = find_seeds(graph, facts)
-    prompt = seeds.replace_nodes(graph.prompt)
+    seeds, values = find_seeds(graph, facts), find_values(graph)
+    prompt = values.replace_nodes(seeds.replace_nodes(graph.prompt))
+    varying = seeds.varying | values.varying
+    warnings += values.warnings
     if not collectors:
-        varying = tuple(node_id for node_id in outputs if node_id in seeds.varying)
-        rest = tuple(node_id for node_id in outputs if node_id not in seeds.varying)
-        return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, varying, warnings)
-    cut = cut_prompt(prompt, collectors, seeds.varying, facts)
-    return _Stages(cut, seeds, cut.sinks, [*warnings, *cut.warnings])
+        repeated = tuple(node_id for node_id in outputs if node_id in varying)
+        rest = tuple(node_id for node_id in outputs if node_id not in varying)
+        return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, values, repeated, warnings)
+    cut = cut_prompt(prompt, collectors, varying, facts)
+    return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings])
 
 
 def _without_legacy_inputs(prompt: Prompt) -> Prompt:
@@ -173,8 +183,8 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
     that differs between items, more than one is an error where it was asked for, and one where it would only be the default.
     """
     collectors = [node_id for node_id in stages.repeated if original[node_id]["class_type"] == COLLECTOR_CLASS]
-    varies = not stages.seeds.varying.isdisjoint(stages.repeated)
-    needed = f"{SEED_CLASS} that feeds the collector" if collectors else SEED_CLASS
+    varies = not stages.varying.isdisjoint(stages.repeated)
+    needed = f"{SEED_CLASS} (or {VALUE_CLASS} with worker_values)" + " that feeds the collector" * bool(collectors)
     if options.items is not None:
         return _checked_count(options.items, "--items", varies, needed)
     if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) is True for node_id in collectors):
@@ -210,7 +220,11 @@ def _items_input(prompt: Prompt, collector: str, warnings: list[str]) -> int:
 def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOptions, facts: ClassFacts) -> JobPlan:
     cut = stages.cut
     stage_prompts = [prompt for prompt in (cut.item_prompt, cut.last_prompt) if prompt]
-    needs = [requirement_of(prompt, facts, engine=options.engine, tags=options.tags) for prompt in stage_prompts]
+    own = stages.values.all_patches(count, cut.item_prompt)
+    needs = [
+        requirement_of(prompt, facts, patches=patches, engine=options.engine, tags=options.tags)
+        for prompt, patches in zip(stage_prompts, (own, ()), strict=False)
+    ]
     items = _item_specs(stages, count)
     if cut.last_targets:
         items.append(ItemSpec(count, "last", content_hash(cut.last_prompt), cut.last_targets, seed=stages.seeds.label(0)))
@@ -222,15 +236,15 @@ def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOption
         edges=cut.edges,
         requirement=needs[0],
         last_requirement=needs[1] if cut.last_targets else None,
-        input_files=find_files({**cut.item_prompt, **cut.last_prompt}, facts),
+        input_files=find_files({**cut.item_prompt, **cut.last_prompt}, facts, own),
         warnings=tuple(stages.warnings),
     )
 
 
 def _item_specs(stages: _Stages, count: int) -> list[ItemSpec]:
-    prompt, seeds = stages.cut.item_prompt, stages.seeds
+    prompt, seeds, values = stages.cut.item_prompt, stages.seeds, stages.values
     stage_hash = content_hash(prompt)
-    kind: ItemKind = "generate" if stages.cut.sinks or seeds.uses else "whole"
+    kind: ItemKind = "generate" if stages.cut.sinks or seeds.uses or stages.values.varying else "whole"
     first = (*stages.repeated, *stages.cut.first_targets)
     return [
         ItemSpec(
@@ -238,7 +252,7 @@ def _item_specs(stages: _Stages, count: int) -> list[ItemSpec]:
             kind=kind,
             prompt_hash=stage_hash,
             targets=stages.repeated if index else first,
-            patches=seeds.patches(index, prompt),
+            patches=seeds.patches(index, prompt) + values.patches(index, prompt),
             seed=seeds.label(index),
         )
         for index in range(count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from distributed_comfy.messages import Capability, Prompt, Requirement, content_hash, to_plain
+from distributed_comfy.messages import Capability, Patch, Prompt, Requirement, content_hash, to_plain
 from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.workflow.classes import OWN_CLASSES
 
@@ -13,7 +13,9 @@ _LONGEST_CHOICE = 512
 _MODEL_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
 
 
-def requirement_of(prompt: Prompt, facts: ClassFacts, *, engine: str = "", tags: Iterable[str] = ()) -> Requirement:
+def requirement_of(
+    prompt: Prompt, facts: ClassFacts, *, patches: Iterable[Patch] = (), engine: str = "", tags: Iterable[str] = ()
+) -> Requirement:
     """What a worker must have to run every node of ``prompt``.
 
     Choices are the string literals of inputs that offer a list on some known worker, or whose class no known worker has. Inputs that
@@ -22,15 +24,17 @@ def requirement_of(prompt: Prompt, facts: ClassFacts, *, engine: str = "", tags:
     Args:
         prompt: a stage's prompt, pruned to what runs.
         facts: about the node classes, see `ClassFacts`.
+        patches: what single items have instead; a worker must be able to run every item of the stage.
         engine: ``comfyui``, ``builtin`` or empty for any.
         tags: what the worker must carry.
     """
-    choices = set()
-    for node in prompt.values():
-        class_type = node["class_type"]
-        for name, value in node["inputs"].items():
-            if isinstance(value, str) and class_type not in OWN_CLASSES and _may_bind(facts, class_type, name, value):
-                choices.add((class_type, name, normalise(value)))
+    literals = [(node["class_type"], name, value) for node in prompt.values() for name, value in node["inputs"].items()]
+    literals += [(prompt[patch.node_id]["class_type"], patch.input, patch.value) for patch in patches]
+    choices = {
+        (class_type, name, normalise(value))
+        for class_type, name, value in literals
+        if isinstance(value, str) and class_type not in OWN_CLASSES and _may_bind(facts, class_type, name, value)
+    }
     classes = {node["class_type"] for node in prompt.values()} - OWN_CLASSES
     return Requirement(engine, tuple(sorted(classes)), tuple(sorted(choices)), tuple(sorted(set(tags))))
 

@@ -5,12 +5,24 @@ SEED_CLASS = "DistributedSeed"
 """Its output differs from item to item: base seed + item index."""
 COLLECTOR_CLASS = "DistributedCollector"
 """Joins what all items made; the prompt is cut here."""
+VALUE_CLASS = "DistributedValue"
+"""Its output differs from item to item: a literal of its own for each."""
+MODEL_NAME_CLASS = "DistributedModelName"
+"""Hands a text on to an input of any type."""
+IMAGE_DIVIDER_CLASS = "ImageBatchDivider"
+AUDIO_DIVIDER_CLASS = "AudioBatchDivider"
+EMPTY_IMAGE_CLASS = "DistributedEmptyImage"
 SINK_CLASS = "DistributedSink"
 """Internal: takes a collector's place (or sits on a crossing edge) in the prompt of an item."""
 SOURCE_CLASS = "DistributedSource"
 """Internal: takes a collector's place (or that of a crossing edge) in the prompt of the last stage."""
 
-OWN_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, SINK_CLASS, SOURCE_CLASS})
+OWN_CLASSES = frozenset(
+    {
+        SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, MODEL_NAME_CLASS, IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, EMPTY_IMAGE_CLASS,
+        SINK_CLASS, SOURCE_CLASS,
+    }
+)  # fmt: skip
 """Classes that every engine brings along."""
 
 CLAIM_INPUT = "claim_id"
@@ -31,7 +43,7 @@ LEGACY_INPUTS = frozenset(
     }
 )
 """Inputs that ComfyUI-Distributed writes into prompts while it runs; without meaning here."""
-LEGACY_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, "DistributedValue", "UltimateSDUpscaleDistributed"})
+LEGACY_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, "UltimateSDUpscaleDistributed"})
 """Classes that carry `LEGACY_INPUTS`."""
 
 

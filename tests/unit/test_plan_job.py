@@ -286,7 +286,8 @@ def test_files_to_bring_along_are_listed_once_with_their_folder(known: bool) -> 
     prompt = {**UNCOLLECTED, "load2": node("LoadImage", image="sub/y.png [output]"), "show2": node("PreviewImage", images=out("load2"))}
     prompt["unused"] = node("LoadImage", image="z.png")
     assert set(plan(prompt, known=known).input_files) == {
-        FileReference("load", "image", "x.png", "input"), FileReference("load2", "image", "sub/y.png", "output"),
+        FileReference("load", "image", "x.png", "input", "x.png"),
+        FileReference("load2", "image", "sub/y.png", "output", "sub/y.png [output]"),
     }
 
 
