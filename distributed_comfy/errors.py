@@ -200,6 +200,13 @@ class FlowerMissing(BadInput):
     sentence = "Flower is not installed for {python}: {reason}; run `{python} -m pip install 'distributed-comfy[flower]'`"
 
 
+class MetricsMissing(BadInput):
+    """What speaks to Prometheus is not installed."""
+
+    code = "metrics_missing"
+    sentence = "metrics need prometheus_client for {python}: {reason}; run `{python} -m pip install 'distributed-comfy[metrics]'`"
+
+
 # -- the cluster is not there -------------------------------------------------------------------------------------------
 class ClusterUnavailable(DistributedComfyError):
     """No Redis, no worker, or none that can run this."""

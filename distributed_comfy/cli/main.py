@@ -43,6 +43,12 @@ def _flower() -> click.Command:
     return flower
 
 
+def _metrics() -> click.Command:
+    from distributed_comfy.cli.metrics import metrics
+
+    return metrics
+
+
 _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
@@ -50,6 +56,7 @@ _COMMANDS = {
     "workers": (_workers, "List workers; drain and undrain them."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
     "flower": (_flower, "Show workers and items on a web page."),
+    "metrics": (_metrics, "Tell Prometheus how the cluster is."),
 }
 
 
