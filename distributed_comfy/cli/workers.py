@@ -55,6 +55,27 @@ def undrain(output: Output, /, name: str) -> None:
     _order(output, name, drained=False)
 
 
+@workers.command(short_help="Let workers look again at their models.")
+@click.argument("name", required=False)
+@json_option
+@click.pass_obj
+def look(output: Output, /, name: str | None) -> None:
+    """Let a worker, or all of them, look again at their models now: for a model that was just put there, and jobs that wait for it.
+
+    Each does so by itself every DC_DESCRIBE_INTERVAL_S (60 s). New node packs need a restart of the worker.
+    """
+    with connected(output) as cluster:
+        names = [worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"]
+        if name is not None and name not in names:
+            raise WorkerUnknown(name=name)
+        heard = {each: cluster.workers.look(each) for each in ([name] if name else names)}
+    output.result([{"worker": each, "heard": answer} for each, answer in heard.items()])
+    for each, answer in heard.items():
+        output.say(f"worker {each} {'looks again' if answer else 'did not hear it; it looks again by itself'}")
+    if not heard:
+        output.say("no worker is running; start one with `distributed-comfy worker`")
+
+
 def _order(output: Output, name: str, *, drained: bool) -> None:
     with connected(output) as cluster:
         if not cluster.jobs.drain(name, drained):

@@ -117,8 +117,15 @@ class WorkerTable:
 
     def free(self, name: str) -> bool:
         """Let a worker's engine unload its models and give device memory back as soon as nothing runs; False where nobody heard it."""
+        return self._order(name, "free")
+
+    def look(self, name: str) -> bool:
+        """Let a worker describe its models and node classes now instead of at its next interval; False where nobody heard it."""
+        return self._order(name, "look")
+
+    def _order(self, name: str, order: str) -> bool:
         client, channel = self._scripts.client, self._scripts.keys("orders", name)
-        return bool(self._scripts.reply(lambda: client.publish(channel, "free")))
+        return bool(self._scripts.reply(lambda: client.publish(channel, order)))
 
     # -- items ---------------------------------------------------------------------------------------------------------
     def claim(self, name: str, incarnation: str, claim_id: str) -> Claim | None:

@@ -10,6 +10,7 @@ import numpy
 import psutil
 import pytest
 
+from distributed_comfy.state.keys import Keys
 from tests.cluster_rig import Rig
 from tests.command_line import CommandLine, pictures, pixels, slow, texts, until
 
@@ -198,4 +199,19 @@ def test_a_drained_worker_gets_nothing_until_it_is_undrained(line: CommandLine) 
 
 def test_an_unknown_worker_is_named(line: CommandLine) -> None:
     done = line.run("workers", "drain", "three")
+    assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
+
+
+def test_workers_are_told_to_look_again_one_or_all(line: CommandLine, builtin_rig: Rig) -> None:
+    cluster = builtin_rig.cluster
+    with cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
+        channel.subscribe(*(Keys(cluster.settings.key_prefix)("orders", name) for name in ("one", "two")))
+        assert line.run("workers", "look").out == "worker one looks again\nworker two looks again\n"
+        assert line.run("workers", "look", "two", "--json").json == [{"worker": "two", "heard": True}]
+        heard: list[dict[str, Any]] = []
+        until(lambda: heard.extend(filter(None, [channel.get_message(timeout=0.1)])) or len(heard) == 3)
+    orders = [(message["channel"].rpartition(":")[2], message["data"]) for message in heard]
+    assert orders == [("one", "look"), ("two", "look"), ("two", "look")]
+    builtin_rig.wait_idle()
+    done = line.run("workers", "look", "three")
     assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
