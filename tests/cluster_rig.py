@@ -18,10 +18,10 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
-from distributed_comfy.collector.spool import SpooledItem
+from distributed_comfy.collector.spool import SPOOL_FOLDER, SpooledItem
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import ItemResult, LiteralValue, MappingValue, TensorRef, Value, load
-from distributed_comfy.orchestrator.delivery import SPOOL_FOLDER, Delivery
+from distributed_comfy.orchestrator.delivery import Delivery
 from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.orchestrator.run import JobStart, RunOptions, SilentReporter, run_on
 from distributed_comfy.orchestrator.submit import SubmitOptions, read_prompt

@@ -98,6 +98,9 @@ class RunProgress(SilentReporter):
         for warning in start.warnings:
             self._output.warn(warning)
         record = start.record
+        if start.resumed:
+            here = f"{start.resumed_items} of {_counted(record.items, 'item')}"
+            self._output.remark(f"goes on where job {start.resumed} stopped: {here} here already (--fresh starts afresh)", "bold")
         with self._lock:
             self._view = _View(self._view.title or record.title or "prompt", record.items, start.seeds)
         self._output.remark(f"job {record.job_id}: {_count(record.items, record.has_last_stage)}", "bold")

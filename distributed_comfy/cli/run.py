@@ -39,6 +39,7 @@ from distributed_comfy.settings import Settings, read_settings
     "--results", type=click.Choice(["collector", "celery"]), default="collector", show_default=True,
     help="celery: save nothing; results stay in the blob server for Celery's result API.",
 )  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Do not go on with an unfinished job of the same content that lies in the folder.")
 @click.option("--detach", is_flag=True, help="Return as soon as the job is queued; a process in the background collects it.")
 @click.option("--announce", type=click.Path(path_type=Path), hidden=True)
 @json_option
@@ -48,7 +49,8 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
 
     A prompt with a DistributedCollector runs once per seed, on whichever worker is free, and is collected in order; any other is one item.
     All files of output nodes are saved, and the collected images too where no node behind the collector saves them. Nothing in the folder
-    is overwritten. Ctrl-C cancels the job; what is finished stays.
+    is overwritten. Ctrl-C cancels the job; what is finished stays. If this process or its host dies, the same command goes on where it
+    stopped.
 
     \b
     Examples:
@@ -100,7 +102,7 @@ def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> R
         comfyui_path=options["tree"],
         results=options["results"],
     )
-    return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop)
+    return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop, fresh=options["fresh"])
 
 
 def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str, Any]) -> int:
@@ -110,6 +112,8 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results"):
         if options[name] not in (None, ""):
             arguments += [f"--{name}", str(options[name])]
+    if options["fresh"]:
+        arguments.append("--fresh")
     for assignment in options["sets"]:
         arguments += ["--set", assignment]
     started = interruptibly(output, lambda stop: start_detached(settings, arguments, stop))

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,7 @@ from distributed_comfy.errors import OutputUnwritable
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _COUNTED = re.compile(r"(?P<stem>.*_)(?P<count>\d{3,12})(?P<tail>_?)")
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 PART_BYTES = 200
 """Longest part of a path, leaving room for a counter below the usual 255."""
 
@@ -42,7 +43,7 @@ class FolderNames:
     """Gives names in one folder to several threads; remembers how far each counter went, so a large folder is listed once.
 
     Args:
-        folder: where the files go; made when the first name is reserved.
+        folder: where the files go; made with the first one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,26 +51,29 @@ class FolderNames:
         self._counts: dict[tuple[Path, str], int] = {}
         self._lock = threading.Lock()
 
-    def reserve(self, relative: PurePosixPath) -> Path:
-        """Create an empty file of this name, or of the next free one, and return its path.
+    def put(self, file: Path, relative: PurePosixPath, note: Callable[[Path], None] = lambda path: None) -> Path:
+        """Move a finished file to this name, or to the next free one, and return its path.
 
-        ``a_00001_.png`` is counted on as ComfyUI counts; another name gets ``-1``, ``-2``...  The empty file keeps the name
-        against other processes until the caller replaces it.
+        ``a_00001_.png`` is counted on as ComfyUI counts; another name gets ``-1``, ``-2``...
 
+        Args:
+            file: on the same disk; it is gone afterwards.
+            relative: the name that is wanted.
+            note: told of each path before it is tried.
         Raises:
             OutputUnwritable: the folder is full, may not be written, or a link in it leads outside.
         """
         wanted = self.folder / relative
         with self._lock, writing(wanted):
             self._make_parent(wanted.parent)
-            return next(path for path in self._candidates(wanted) if _create(path))
+            return _first_free(file, self._candidates(wanted), note)
 
-    def reserve_next(self, prefix: str, suffix: str) -> Path:
-        """The next ``<prefix>_00001_<suffix>`` of ComfyUI's count, reserved as `reserve` does."""
+    def put_next(self, file: Path, prefix: str, suffix: str, note: Callable[[Path], None] = lambda path: None) -> Path:
+        """Move a finished file to the next ``<prefix>_00001_<suffix>`` of ComfyUI's count, as `put` does."""
         wanted = self.folder / f"{prefix}_00000_{suffix}"
         with self._lock, writing(wanted):
             self._make_parent(wanted.parent)
-            return next(path for path in self._counted(wanted) if _create(path))
+            return _first_free(file, self._counted(wanted), note)
 
     def _make_parent(self, parent: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
@@ -94,11 +98,38 @@ class FolderNames:
             yield wanted.with_name(f"{match['stem']}{self._counts[key]:0{len(match['count'])}}{match['tail']}{wanted.suffix}")
 
 
-def _create(path: Path) -> bool:
+def _first_free(file: Path, candidates: Iterator[Path], note: Callable[[Path], None]) -> Path:
+    for path in candidates:
+        note(path)
+        if _take(file, path):
+            return path
+    raise AssertionError("there is always a higher number")
+
+
+def _take(file: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken, in one step, so that a crash never leaves a name without a file."""
+    try:
+        if os.name == "nt":
+            os.rename(file, path)  # there it refuses a name that is taken
+        else:
+            os.link(file, path)
+            file.unlink()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _take_in_two_steps(file, path)
+    return True
+
+
+def _take_in_two_steps(file: Path, path: Path) -> bool:
+    """For disks that know no links: an empty file holds the name until the other replaces it."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except FileExistsError:
         return False
+    os.replace(file, path)
     return True
 
 

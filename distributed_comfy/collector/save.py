@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -91,7 +91,10 @@ class _Drawn:
 
     place: SavedImage
     """Without a path yet."""
-    partial: Future[Path]
+    key: str
+    """The image among the job's files, see `Spool.saved_files`."""
+    written: Future[tuple[Path, bool]]
+    """Its file, and whether that has its name already because an earlier collector of the job saved it."""
 
 
 class ImageSaver:
@@ -110,6 +113,7 @@ class ImageSaver:
 
     def __init__(self, spool: Spool, node_ids: Sequence[str], folder: Path, *, metadata: PictureMetadata, prefix: str = "ComfyUI") -> None:
         self._spool = spool
+        self._before = spool.saved_files(folder)
         self._node_ids = tuple(node_ids)
         self._names = FolderNames(folder)
         self._metadata = metadata
@@ -128,7 +132,7 @@ class ImageSaver:
         """
         if index not in self._drawn and index >= self._next:
             self._drawn[index] = [drawn for node_id in self._node_ids for drawn in self._draw(index, node_id)]
-        while all(drawn.partial.done() for drawn in self._drawn.get(self._next, ())) and self._next in self._drawn:
+        while all(drawn.written.done() for drawn in self._drawn.get(self._next, ())) and self._next in self._drawn:
             self._finish(self._next)
             self._next += 1
 
@@ -172,36 +176,40 @@ class ImageSaver:
                 raise PictureUnsavable(index=index, shape=list(ref.shape))
             for batch_index in range(ref.shape[0]):
                 place = SavedImage(index, node_id, placed.list_index, batch_index, Path())
-                drawn.append(_Drawn(place, self._threads.submit(self._compress, place, ref)))
+                key = f"image {index} {node_id} {placed.list_index} {batch_index}"
+                drawn.append(_Drawn(place, key, self._threads.submit(self._compress, key, place, ref)))
         return drawn
 
-    def _compress(self, place: SavedImage, ref: TensorRef) -> Path:
-        """Write one image under a name that nobody looks for."""
+    def _compress(self, key: str, place: SavedImage, ref: TensorRef) -> tuple[Path, bool]:
+        """Write one image under a name that nobody looks for, unless it is in the folder already; see `_Drawn.written`."""
+        if (saved := self._before.find(key)) is not None:
+            return saved, True
         pixels = to_pixels(self._spool.array(place.index, ref)[place.batch_index])
-        return _write_hidden(
-            self._names.folder,
-            lambda partial: Image.fromarray(pixels).save(
-                partial, format="PNG", compress_level=COMPRESS_LEVEL, pnginfo=self._metadata.of_item(place.index)
-            ),
-        )
+        metadata = self._metadata.of_item(place.index)
+
+        def write(partial: Path) -> None:
+            Image.fromarray(pixels).save(partial, format="PNG", compress_level=COMPRESS_LEVEL, pnginfo=metadata)
+
+        return _write_partial(self._spool.partial, write), False
 
     def _finish(self, index: int) -> None:
         """Give an item's images their names."""
         while self._drawn.get(index):
             drawn = self._drawn[index][0]
-            partial = drawn.partial.result()
-            path = self._names.reserve_next(self._prefix, ".png")
-            _replace(partial, path)
-            place = drawn.place
-            self._saved.append(SavedImage(place.index, place.node_id, place.list_index, place.batch_index, path))
+            path, named = drawn.written.result()
+            if not named:
+                path = self._names.put_next(path, self._prefix, ".png", partial(self._before.note, drawn.key, path))
+            self._saved.append(replace(drawn.place, path=path))
             self._drawn[index].pop(0)
         self._drawn.pop(index, None)
 
     def _sweep(self) -> None:
         """Remove images that got no name, after an error."""
         for drawn in (drawn for of_item in self._drawn.values() for drawn in of_item):
-            if not drawn.partial.cancelled() and drawn.partial.exception() is None:
-                drawn.partial.result().unlink(missing_ok=True)
+            if not drawn.written.cancelled() and drawn.written.exception() is None:
+                path, named = drawn.written.result()
+                if not named:
+                    path.unlink(missing_ok=True)
 
 
 def to_pixels(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -234,45 +242,29 @@ def save_files(
     Raises:
         OutputUnwritable: the disk is full, or the folder may not be written.
     """
+    before = spool.saved_files(names.folder)
     saved = []
-    for ref in spool.result(index).files:
+    for number, ref in enumerate(spool.result(index).files):
         if ref.folder in folders:
-            path = _save_file(spool.path(index, ref.blob), ref, names)
+            key = f"file {index} {number} {ref.folder} {ref.name}"
+            path = before.find(key)
+            if path is None:
+                copy = _write_partial(spool.partial, partial(shutil.copyfile, spool.path(index, ref.blob)))
+                path = names.put(copy, safe_relative(ref.name), partial(before.note, key, copy))
+                if path.name != Path(ref.name).name:
+                    log.info("saved %s of node %s as %s", ref.name, ref.node_id, path.name)
             saved.append(SavedFile(index, ref, path, path.relative_to(names.folder).as_posix()))
     return saved
 
 
-def _save_file(source: Path, ref: FileRef, names: FolderNames) -> Path:
-    partial = _write_hidden(names.folder, lambda target: shutil.copyfile(source, target))
-    try:
-        path = names.reserve(safe_relative(ref.name))
-        _replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    if path.name != Path(ref.name).name:
-        log.info("saved %s of node %s as %s", ref.name, ref.node_id, path.name)
-    return path
-
-
-def _write_hidden(folder: Path, write: Callable[[Path], Any]) -> Path:
-    """A new hidden file in ``folder`` with what ``write`` puts there; nothing is left of it after an error."""
-    partial = folder / f".{secrets.token_hex(8)}.part"
+def _write_partial(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """A new file in ``folder`` with what ``write`` puts there; nothing is left of it after an error."""
+    file = folder / secrets.token_hex(8)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            write(partial)
+            write(file)
         except BaseException:
             with suppress(OSError):
-                partial.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
             raise
-    return partial
-
-
-def _replace(partial: Path, reserved: Path) -> None:
-    """Move a finished file onto the empty one that holds its name."""
-    with writing(reserved):
-        try:
-            os.replace(partial, reserved)
-        except BaseException:
-            reserved.unlink(missing_ok=True)
-            raise
+    return file

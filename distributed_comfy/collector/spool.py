@@ -9,6 +9,8 @@ Layout::
     spool.json                      format, job id, resume key
     lock                            held by the collector that uses the folder
     feed.json                       how far a claim of the last stage was fed
+    saved.jsonl                     which files are in the user's folder already
+    partial/                        files for the user's folder while they are written
     items/000012.json               index file: claim, result, and the file and size of each blob
     items/000012-<claim hash>/0.blob, 1.blob...
 """
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 
 from distributed_comfy import messages
 from distributed_comfy.collector.naming import writing
+from distributed_comfy.collector.saved import SavedFiles
 from distributed_comfy.errors import BlobMissing, FrameMalformed, MessageVersionUnknown, SpoolUnusable
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import FileRef, ItemResult, TensorRef
@@ -44,6 +47,10 @@ log = logging.getLogger(__name__)
 
 SPOOL_FORMAT = 1
 """Version of the layout; a change that old code cannot read raises it."""
+SPOOL_FOLDER = ".distributed-comfy"
+"""Below the user's folder: one spool per unfinished job, see `spool_folder`."""
+MANIFEST = "spool.json"
+"""What says to which job a spool belongs."""
 ITEMS = "items"
 """Folder of the items, below the spool's own."""
 
@@ -74,6 +81,11 @@ class SpooledItem:
     """Claims whose result this one replaced; they cannot come back."""
 
 
+def spool_folder(out: Path, job_id: str) -> Path:
+    """Where the results of a job lie until its files are in ``out``."""
+    return out / SPOOL_FOLDER / job_id
+
+
 def read_manifest(folder: Path) -> SpoolManifest | None:
     """What the spool in ``folder`` belongs to; None where there is none.
 
@@ -81,7 +93,7 @@ def read_manifest(folder: Path) -> SpoolManifest | None:
         MessageVersionUnknown: another version of this project wrote it.
     """
     try:
-        plain = json.loads((folder / "spool.json").read_text("utf-8"))
+        plain = json.loads((folder / MANIFEST).read_text("utf-8"))
         manifest = SpoolManifest(str(plain["job_id"]), str(plain["resume_key"]), int(plain["format"]))
     except FileNotFoundError:
         return None
@@ -138,8 +150,11 @@ class Spool:
 
     def __init__(self, folder: Path, manifest: SpoolManifest) -> None:
         self.folder = folder
+        self.partial = folder / "partial"
+        """For files on their way to the user's folder, which is on the same disk; empty at the start."""
         self.manifest = manifest
         self._changing = threading.Lock()
+        self._saved: dict[Path, SavedFiles] = {}
         with writing(folder):
             self._items_folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / "lock")
@@ -196,6 +211,11 @@ class Spool:
     def blob_bytes(self, index: int, blob: str) -> int:
         """Length of a blob of the item's result; `KeyError` where it is not here."""
         return self._items[index].files[blob][1]
+
+    def saved_files(self, out: Path) -> SavedFiles:
+        """Which files of the job lie in the user's folder; one object for all who save there."""
+        with self._changing:
+            return self._saved.setdefault(out, SavedFiles(self.folder, out))
 
     # -- changes
     def add(self, index: int, claim_id: str, result: ItemResult, store: BlobStore) -> bool:
@@ -255,7 +275,8 @@ class Spool:
     def remove(self) -> None:
         """Delete the folder with everything in it, and close."""
         self._items.clear()
-        shutil.rmtree(self._items_folder, ignore_errors=True)
+        for folder in (self._items_folder, self.partial):
+            shutil.rmtree(folder, ignore_errors=True)
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -277,7 +298,9 @@ class Spool:
             raise SpoolUnusable(folder=str(self.folder), reason=f"it belongs to job {found.job_id}")
         with writing(self.folder):
             if found is None:
-                _write_atomically(self.folder / "spool.json", asdict(self.manifest))
+                _write_atomically(self.folder / MANIFEST, asdict(self.manifest))
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir()
             items = {item.index: item for item in map(self._read_item, sorted(self._items_folder.glob("*.json"))) if item}
             kept = {name for item in items.values() for name in (item.folder, _index_path(self.folder, item.index).name)}
             for path in self._items_folder.iterdir():

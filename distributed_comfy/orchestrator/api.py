@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ _LOOK_S = 1.0
 class Job:
     """A job that this process has submitted and collects, in a thread that also holds its owner lease.
 
-    If the process ends before `wait` has returned, the job is parked; ``distributed-comfy jobs attach`` takes it over.
+    If the process ends before `wait` has returned, the job is parked; ``distributed-comfy jobs attach`` takes it over, and submitting the
+    same prompt into the same folder goes on where it stopped.
     """
 
     def __init__(self, job_id: str, collecting: _Collecting) -> None:
@@ -87,6 +89,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     workers: int = 0,
     wait_s: float = 0.0,
     results: ResultsGoTo = "collector",
+    fresh: bool = False,
     settings: Settings | None = None,
 ) -> Job:
     """Queue a prompt and begin to collect it; returns as soon as it is queued.
@@ -105,6 +108,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
         wait_s: queue the job even if no live worker can run it, and wait this long for the first worker.
         results: ``celery``: nothing is collected; results stay in the blob store for Celery's result API, see docs/results.md, and the
             job goes on when this process ends.
+        fresh: start afresh even if ``out`` holds what an unfinished job of the same content has made.
         settings: None: from the environment.
     Raises:
         BadInput, ClusterUnavailable, EngineStartFailed: nothing was queued.
@@ -118,7 +122,8 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     folder = Path(out or ".")
     if results == "collector":
         prepare_folder(folder)
-    collecting = _Collecting(settings, RunOptions(folder, asked, workers, WorkerOptions(engine, settings.comfyui_path)), given)
+    options = RunOptions(folder, asked, workers, WorkerOptions(engine, settings.comfyui_path), fresh=fresh)
+    collecting = _Collecting(settings, options, given)
     return Job(collecting.wait_submitted(), collecting)
 
 
@@ -226,7 +231,7 @@ class _Collecting(SilentReporter):
         self._known.set()
 
     def _collect(self, stop: threading.Event) -> Delivery:
-        options = RunOptions(self._options.out, self._options.submit, self._options.workers, self._options.worker, stop)
+        options = replace(self._options, stop=stop)
         try:
             with redis_servers(self._settings) as servers, open_session(self._settings, servers, options, self) as cluster:
                 self._cluster = cluster

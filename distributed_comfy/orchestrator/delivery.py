@@ -14,16 +14,13 @@ import redis
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.naming import FolderNames
 from distributed_comfy.collector.save import ImageSaver, PictureMetadata, SavedFile, SavedImage, save_files
-from distributed_comfy.collector.spool import Spool, SpoolManifest
+from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, RunInterrupted
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
-
-SPOOL_FOLDER = ".distributed-comfy"
-"""Below the output folder: one spool per unfinished job."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ class DeliveryOptions:
     """Stores input files again that the blob store lost."""
     prefix: str = "ComfyUI"
     """First part of the names of collected images."""
+    spool: Spool | None = None
+    """The job's spool where it is open already, with the items of an earlier job; None: in the folder, made if it is not there."""
 
 
 class Courier:
@@ -85,10 +84,12 @@ class Courier:
         self._files: list[SavedFile] = []
         self._results: dict[int, ItemResult] = {}
         self._began = time.monotonic()
-        prepare_folder(options.out)
+        if options.spool is None:
+            prepare_folder(options.out)
         self._seeds = {index: spec.seed for index, spec in cluster.jobs.specs(record.job_id).items()}
         metadata = self._metadata()
-        self._spool = Spool(options.out / SPOOL_FOLDER / record.job_id, SpoolManifest(record.job_id, record.resume_key))
+        manifest = SpoolManifest(record.job_id, record.resume_key)
+        self._spool = options.spool or Spool(spool_folder(options.out, record.job_id), manifest)
         out = options.out.absolute()
         cluster.jobs.note_spool(record.job_id, SpoolPlace(cluster.settings.host_name, str(self._spool.folder.absolute()), str(out)))
         collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs)
@@ -146,7 +147,7 @@ class Courier:
         self._options.on_item(index, result)
 
     def _collectors_to_save(self) -> list[str]:
-        return [plan.node_id for plan in self._record.collectors if not plan.saved and "images" in plan.slots]
+        return [plan.node_id for plan in self._record.collectors if "images" in plan.unsaved]
 
     def _metadata(self) -> PictureMetadata:
         prompts, _ = self._cluster.jobs.prompts(self._record.job_id)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import redis
 
+from distributed_comfy.collector.spool import spool_folder
 from distributed_comfy.errors import (
     DistributedComfyError,
     JobError,
@@ -25,7 +26,7 @@ from distributed_comfy.errors import (
     RunInterrupted,
 )
 from distributed_comfy.messages import ItemResult, JobRecord
-from distributed_comfy.orchestrator.delivery import SPOOL_FOLDER, Courier, Delivery, DeliveryOptions, prepare_folder
+from distributed_comfy.orchestrator.delivery import Courier, Delivery, DeliveryOptions, prepare_folder
 from distributed_comfy.orchestrator.kept import KeptJob
 from distributed_comfy.orchestrator.local_workers import WorkerOptions, local_workers
 from distributed_comfy.orchestrator.ownership import Ownership
@@ -53,6 +54,10 @@ class JobStart:
     """Index of each item -> its seed in decimal; empty where nothing varies."""
     warnings: tuple[str, ...] = ()
     """Sentences for the user about what was decided for them."""
+    resumed: str = ""
+    """The unfinished job that this one goes on with; empty where it starts afresh."""
+    resumed_items: int = 0
+    """Items that it has from that job."""
 
 
 class Reporter(Protocol):
@@ -112,6 +117,8 @@ class RunOptions:
     """Set it to end the run: a queued job is cancelled, and what is here is saved."""
     prefix: str = "ComfyUI"
     """First part of the names of collected images."""
+    fresh: bool = False
+    """Start afresh even if ``out`` holds the spool of an unfinished job of the same content."""
 
 
 def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], options: RunOptions, reporter: Reporter) -> Delivery:
@@ -155,14 +162,18 @@ def open_session(settings: Settings, servers: Servers, options: RunOptions, repo
 
 def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: Reporter) -> Delivery:
     """`run_prompt` on connections that are open already."""
-    job = submit_prompt(cluster, given, options.submit, options.stop)
-    kept = job.record.results == "celery"
+    kept = options.submit.results == "celery"
+    asked = replace(options.submit, resume_in=None if kept or options.fresh else options.out)
+    job = submit_prompt(cluster, given, asked, options.stop)
     warnings = (*job.plan.warnings, _EMBEDDED) if kept and not cluster.settings.redis_url else job.plan.warnings
     start = JobStart(job.record, {item.index: item.seed for item in job.plan.items}, warnings)
+    if job.resumed is not None:
+        start = replace(start, resumed=job.resumed.job_id, resumed_items=len(job.resumed.spool.items()))
     reporter.submitted(start)
     if kept:
         return _watch(cluster, start, options.stop, reporter)
-    delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), options.prefix)
+    spool = job.resumed.spool if job.resumed else None
+    delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), options.prefix, spool)
     ownership = Ownership(cluster, job.record.job_id, job.owner)
     with ownership, ProgressListener(cluster, job.record.job_id, reporter.step):
         return _collect(cluster, job.record, delivery, options.stop, ownership.lost)
@@ -181,7 +192,7 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     """
     record = cluster.jobs.record(job_id)
     state = cluster.jobs.job_state(job_id)
-    spooled = (out / SPOOL_FOLDER / job_id).is_dir()
+    spooled = spool_folder(out, job_id).is_dir()
     if state.state in ("failed", "cancelled"):
         raise JobStateInvalid(job_id=job_id, state=state.state, order="attach", needed="a job that can go on; `jobs retry` makes it one")
     if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):

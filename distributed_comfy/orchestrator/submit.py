@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distributed_comfy import __version__
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
@@ -23,6 +24,7 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.messages import Capability, InputFile, JobRecord, Requirement, ResultsGoTo
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
+from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import lacks, matches, signature
 from distributed_comfy.state.jobs import Submission
@@ -57,6 +59,8 @@ class SubmitOptions:
     """Its ``input`` folder is searched for the files that the prompt loads."""
     results: ResultsGoTo = "collector"
     """``celery``: nobody collects the job; its results stay in the blob store for Celery's result API."""
+    resume_in: Path | None = None
+    """Output folder in which an unfinished job of the same content is looked for, to go on where it stopped; None: start afresh."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class QueuedJob:
     inputs: JobInputs
     owner: str
     """Who holds the owner lease; empty where nobody has to."""
+    resumed: Resumed | None = None
+    """What it goes on with; the spool is then open."""
 
 
 def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) -> GivenPrompt:
@@ -132,17 +138,27 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
     job_id, owner = secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
+    resumed = None
     try:
         input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
         record = _record(cluster, given, plan, options, input_files)
         record = replace(record, job_id=job_id)
-        prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
-        last = signature(plan.last_requirement) if plan.last_requirement else ""
-        cluster.jobs.submit(Submission(record, plan.items, prompts, signature(plan.requirement), last), owner)
-    except DistributedComfyError:
-        cluster.blobs.drop_job(job_id)
+        resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
+        cluster.jobs.submit(_submission(record, plan, resumed), owner)
+    except BaseException as error:
+        if resumed is not None:
+            resumed.spool.close()
+        if isinstance(error, DistributedComfyError):
+            # If only the answer was lost, the job is there without an owner: it is parked, and cancelled by and by.
+            cluster.blobs.drop_job(job_id)
         raise
-    return QueuedJob(record, plan, inputs, owner)
+    return QueuedJob(record, plan, inputs, owner, resumed)
+
+
+def _submission(record: JobRecord, plan: JobPlan, resumed: Resumed | None) -> Submission:
+    prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
+    last = signature(plan.last_requirement) if plan.last_requirement else ""
+    return Submission(record, plan.items, prompts, signature(plan.requirement), last, resumed.finished if resumed else ())
 
 
 def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: SubmitOptions, input_files: tuple[InputFile, ...]) -> JobRecord:
@@ -215,5 +231,7 @@ def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capabilit
 
 
 def _resume_key(cluster: Cluster, plan: JobPlan, input_hashes: Mapping[str, str]) -> str:
-    versions = {capability.engine: capability.engine_version for capability in cluster.matching.capabilities().values()}
-    return resume_key(plan, input_hashes=input_hashes, versions=versions)
+    """The versions are those of the live workers that can run the job."""
+    live = [capability for capability in live_capabilities(cluster).values() if matches(plan.requirement, capability)]
+    engines = {f"{capability.engine} {capability.engine_version}" for capability in live}
+    return resume_key(plan, input_hashes=input_hashes, versions={"package": __version__, "engines": ", ".join(sorted(engines))})

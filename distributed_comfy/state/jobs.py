@@ -23,6 +23,16 @@ _UNCAPPED = 2**50
 
 
 @dataclass(frozen=True)
+class FinishedItem:
+    """An item that an earlier job finished, and whose result the new job's owner has already."""
+
+    index: int
+    claim_id: str
+    """The execution that gave the result."""
+    result: ItemResult
+
+
+@dataclass(frozen=True)
 class Submission:
     """Everything that enters the table with a job."""
 
@@ -32,6 +42,8 @@ class Submission:
     """By hash; the stages and the user's own."""
     signature: str
     last_signature: str = ""
+    finished: Sequence[FinishedItem] = ()
+    """Of these nothing runs and nothing is fetched any more."""
 
 
 class JobTable:
@@ -72,9 +84,13 @@ class JobTable:
             record.title,
             *_requirements(record),
             len(packed),
+            len(submission.finished),
         ]
         for index, text in packed:
             args += [index, text]
+        for item in submission.finished:
+            meta = celery_meta.success(record.job_id, item.index, item.result)
+            args += [item.index, item.claim_id, item.result.worker, dump(item.result), item.result.size_bytes, meta]
         for name, prompt in submission.prompts.items():
             args += [name, _in_order(prompt)]
         args += [TEMPLATES, canonical_json(templates)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import threading
 from pathlib import Path, PurePosixPath
 
@@ -12,12 +13,24 @@ from distributed_comfy.collector.naming import FolderNames, safe_relative, writi
 from distributed_comfy.errors import OutputUnwritable
 
 
-def reserve(folder: Path, name: str) -> str:
-    return FolderNames(folder).reserve(safe_relative(name)).relative_to(folder).as_posix()
+def finished(beside: Path) -> Path:
+    """A file that waits for its name."""
+    beside.mkdir(parents=True, exist_ok=True)
+    descriptor, path = tempfile.mkstemp(dir=beside)
+    os.write(descriptor, b"whole")
+    os.close(descriptor)
+    return Path(path)
+
+
+def put(folder: Path, name: str) -> str:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as waiting:
+        path = FolderNames(folder).put(finished(Path(waiting)), safe_relative(name))
+        assert path.read_bytes() == b"whole" and not list(Path(waiting).iterdir())
+    return path.relative_to(folder).as_posix()
 
 
 def test_a_free_name_is_kept_with_its_subfolder(tmp_path: Path) -> None:
-    assert reserve(tmp_path, "portraits/day 1/ComfyUI_00001_.png") == "portraits/day 1/ComfyUI_00001_.png"
+    assert put(tmp_path, "portraits/day 1/ComfyUI_00001_.png") == "portraits/day 1/ComfyUI_00001_.png"
 
 
 @pytest.mark.parametrize(
@@ -33,34 +46,53 @@ def test_a_free_name_is_kept_with_its_subfolder(tmp_path: Path) -> None:
 def test_a_counted_name_that_is_taken_is_counted_on(tmp_path: Path, taken: list[str], given: str) -> None:
     for name in taken:
         (tmp_path / name).write_text(name)
-    assert reserve(tmp_path, "a_00001_.png") == given
+    assert put(tmp_path, "a_00001_.png") == given
     assert all((tmp_path / name).read_text() == name for name in taken)
 
 
 def test_a_name_without_a_count_gets_a_number(tmp_path: Path) -> None:
-    assert [reserve(tmp_path, "grid.tar.gz") for _ in range(3)] == ["grid.tar.gz", "grid.tar-1.gz", "grid.tar-2.gz"]
+    assert [put(tmp_path, "grid.tar.gz") for _ in range(3)] == ["grid.tar.gz", "grid.tar-1.gz", "grid.tar-2.gz"]
 
 
 def test_the_next_of_a_count_goes_on_where_the_folder_stands(tmp_path: Path) -> None:
     (tmp_path / "ComfyUI_00041_.png").write_text("")
     names = FolderNames(tmp_path)
-    assert [names.reserve_next("ComfyUI", ".png").name for _ in range(2)] == ["ComfyUI_00042_.png", "ComfyUI_00043_.png"]
-    assert FolderNames(tmp_path / "new").reserve_next("ComfyUI", ".png").name == "ComfyUI_00001_.png"
+    waiting = tmp_path / "waiting"
+    assert [names.put_next(finished(waiting), "ComfyUI", ".png").name for _ in range(2)] == ["ComfyUI_00042_.png", "ComfyUI_00043_.png"]
+    assert FolderNames(tmp_path / "new").put_next(finished(waiting), "ComfyUI", ".png").name == "ComfyUI_00001_.png"
+
+
+def test_every_name_is_told_before_it_is_tried(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("taken")
+    told: list[tuple[str, bool]] = []
+    file = finished(tmp_path / "waiting")
+    path = FolderNames(tmp_path).put(file, PurePosixPath("a.png"), lambda path: told.append((path.name, path.exists())))
+    assert told == [("a.png", True), ("a-1.png", False)] and path.name == "a-1.png"
+
+
+def test_a_disk_without_links_serves_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert [put(tmp_path, "a.png") for _ in range(2)] == ["a.png", "a-1.png"]
 
 
 def test_two_processes_and_many_threads_never_get_one_name(tmp_path: Path) -> None:
     given: list[Path] = []
 
-    def take(names: FolderNames) -> None:
-        given.extend([names.reserve(PurePosixPath("a_00001_.png")) for _ in range(25)])
+    out = tmp_path / "out"
 
-    two = [FolderNames(tmp_path), FolderNames(tmp_path)]  # each knows only its own counts, as two processes would
+    def take(names: FolderNames) -> None:
+        given.extend([names.put(finished(tmp_path / "waiting"), PurePosixPath("a_00001_.png")) for _ in range(25)])
+
+    two = [FolderNames(out), FolderNames(out)]  # each knows only its own counts, as two processes would
     threads = [threading.Thread(target=take, args=(two[number % 2],)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(given)) == 200 == len(list(tmp_path.iterdir()))
+    assert len(set(given)) == 200 == len(list(out.iterdir()))
 
 
 @pytest.mark.parametrize(
@@ -85,13 +117,13 @@ def test_two_processes_and_many_threads_never_get_one_name(tmp_path: Path) -> No
     ],
 )
 def test_hostile_names_stay_in_the_folder(tmp_path: Path, name: str, safe: str) -> None:
-    given = reserve(tmp_path / "out", name)
+    given = put(tmp_path / "out", name)
     assert given == safe
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_name_that_is_too_long_is_cut_and_keeps_its_ending(tmp_path: Path) -> None:
-    given = reserve(tmp_path, "ü" * 300 + ".png")
+    given = put(tmp_path, "ü" * 300 + ".png")
     assert given.endswith("ü.png")
     assert len(given.encode()) <= 200
 
@@ -102,7 +134,7 @@ def test_a_link_that_leads_out_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").symlink_to(tmp_path / "outside")
     with pytest.raises(OutputUnwritable):
-        reserve(tmp_path / "out", "sub/a.png")
+        put(tmp_path / "out", "sub/a.png")
     assert list((tmp_path / "outside").iterdir()) == []
 
 
@@ -110,7 +142,7 @@ def test_a_link_that_leads_out_is_not_followed(tmp_path: Path) -> None:
 def test_a_link_in_place_of_a_file_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").symlink_to(tmp_path / "outside.png")
-    assert reserve(tmp_path / "out", "a.png") == "a-1.png"
+    assert put(tmp_path / "out", "a.png") == "a-1.png"
     assert not (tmp_path / "outside.png").exists()
 
 

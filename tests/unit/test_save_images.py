@@ -16,7 +16,7 @@ from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import OutputUnwritable, PictureUnsavable
 from distributed_comfy.messages import ItemResult
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
-from tests.collected_jobs import COLLECTOR, file_ref, fill, image, image_result, open_spool
+from tests.collected_jobs import COLLECTOR, JOB_ID, file_ref, fill, image, image_result, open_spool
 
 PROMPT = {"3": {"class_type": "DistributedSeed", "inputs": {"seed": 1125899906842}}}
 METADATA = PictureMetadata(PROMPT, {"workflow": {"nodes": [{"title": "größe"}]}}, seeds=("7", "8", "18446744073709551615"))
@@ -130,16 +130,60 @@ def test_finished_items_appear_while_the_job_runs(spool: Spool, store: MemoryBlo
     images.close()
 
 
-def test_the_count_goes_on_and_nothing_is_overwritten(spool: Spool, store: MemoryBlobStore, out: Path) -> None:
-    fill(spool, store, 2)
+def test_the_count_goes_on_and_nothing_is_overwritten(tmp_path: Path, store: MemoryBlobStore, out: Path) -> None:
     out.mkdir()
     (out / "ComfyUI_00007_.png").write_text("the user's")
-    for _ in range(2):
+    for job in ("one", "two"):
+        spool = open_spool(tmp_path / job)
+        fill(spool, store, 2)
         with saver(spool, out) as images:
             images.add(0)
             images.add(1)
     assert names_in(out) == [f"ComfyUI_{number:05}_.png" for number in range(7, 12)]
     assert (out / "ComfyUI_00007_.png").read_text() == "the user's"
+
+
+def test_a_saver_that_starts_again_saves_nothing_twice(tmp_path: Path, store: MemoryBlobStore, out: Path) -> None:
+    """As after a crash: each time with a spool that is opened anew, and one item more."""
+    before: list[tuple[str, int]] = []
+    for items in (1, 2, 3):
+        with open_spool(tmp_path / "spool") as spool:
+            fill(spool, store, items)
+            with saver(spool, out) as images:
+                for index in range(items):
+                    images.add(index)
+            assert [image.path.name for image in images.saved] == [f"ComfyUI_{number:05}_.png" for number in range(1, items + 1)]
+        assert names_in(out) == [image.path.name for image in images.saved]
+        found = [(image.path.name, image.path.stat().st_mtime_ns) for image in images.saved]
+        assert found[: len(before)] == before, "what lies there is not written again"
+        before = found
+
+
+def test_an_image_that_the_user_deleted_or_replaced_is_saved_again(
+    tmp_path: Path, store: MemoryBlobStore, out: Path
+) -> None:
+    with open_spool(tmp_path / "spool") as spool:
+        fill(spool, store, 3)
+        with saver(spool, out) as images:
+            for index in range(3):
+                images.add(index)
+    (out / "ComfyUI_00001_.png").unlink()
+    (out / "ComfyUI_00003_.png").write_bytes(b"the user's own")
+    with open_spool(tmp_path / "spool") as spool, saver(spool, out) as images:
+        for index in range(3):
+            images.add(index)
+    assert [image.path.name for image in images.saved] == ["ComfyUI_00004_.png", "ComfyUI_00002_.png", "ComfyUI_00005_.png"]
+    assert [len(pixels_of(image.path)) for image in images.saved] == [8] * 3
+    assert (out / "ComfyUI_00003_.png").read_bytes() == b"the user's own"
+
+
+def test_files_of_output_nodes_are_not_saved_twice_either(tmp_path: Path, store: MemoryBlobStore, out: Path) -> None:
+    refs = (file_ref(store, "a.txt", b"one"), file_ref(store, "a.txt", b"two", blob_name=f"{JOB_ID}:other"))
+    for _ in range(2):
+        with open_spool(tmp_path / "spool") as spool:
+            spool.add(0, "c0", ItemResult(files=refs, worker="pc1-cpu"), store)
+            assert [entry.name for entry in save_files(spool, 0, FolderNames(out))] == ["a.txt", "a-1.txt"]
+    assert names_in(out) == ["a-1.txt", "a.txt"] and (out / "a-1.txt").read_bytes() == b"two"
 
 
 def test_a_blocked_item_saves_nothing(spool: Spool, store: MemoryBlobStore, out: Path) -> None:

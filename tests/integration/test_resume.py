@@ -1,0 +1,131 @@
+"""A master that dies, and the same command again: it goes on where it stopped, with a table that survived and with one that did not."""
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from distributed_comfy.collector.spool import SPOOL_FOLDER
+from tests.cluster_rig import Rig
+from tests.command_line import CommandLine, pixels, slow, texts, until
+
+pytestmark = pytest.mark.redis
+
+ITEMS = 10
+SEED = 500
+
+
+@pytest.fixture
+def line(builtin_rig: Rig, tmp_path: Path) -> CommandLine:
+    cluster = builtin_rig.cluster
+    line = CommandLine(tmp_path, DC_REDIS_URL=cluster.redis_url, DC_BLOB_URL=cluster.blob_url, DC_KEY_PREFIX=cluster.settings.key_prefix)
+    line.write("graph.json", slow(300, seed=SEED))
+    return line
+
+
+def start(line: CommandLine, *more: str) -> subprocess.Popen[str]:
+    return line.start("run", "graph.json", "--items", str(ITEMS), "--out", "made", "--json", *more)
+
+
+def spools(line: CommandLine) -> list[Path]:
+    return list((line.folder / "made" / SPOOL_FOLDER).glob("*"))
+
+
+def spooled(line: CommandLine) -> set[int]:
+    return {int(path.stem) for folder in spools(line) for path in folder.glob("items/*.json")}
+
+
+def pngs(line: CommandLine) -> list[Path]:
+    return sorted((line.folder / "made").glob("*.png"))
+
+
+def kill_in_the_middle(line: CommandLine) -> str:
+    """Kill a run that has saved some of its images; the id of its job."""
+    process = start(line)
+    until(lambda: len(pngs(line)) >= 3 or process.poll() is not None)
+    assert process.poll() is None, line.finish(process)
+    os.kill(process.pid, signal.SIGKILL)
+    line.finish(process)
+    (spool,) = spools(line)
+    return spool.name
+
+
+def check_complete(line: CommandLine) -> None:
+    """Every image once, in order, and nothing else."""
+    assert [texts(path)["seed"] for path in pngs(line)] == list(range(SEED, SEED + ITEMS))
+    assert [path.name for path in pngs(line)] == [f"ComfyUI_{number:05}_.png" for number in range(1, ITEMS + 1)]
+    assert sorted(path.name for path in (line.folder / "made").iterdir()) == [path.name for path in pngs(line)]
+
+
+def test_the_same_command_goes_on_where_a_killed_one_stopped(line: CommandLine, builtin_rig: Rig) -> None:
+    old = kill_in_the_middle(line)
+    before, here = {path: path.stat().st_mtime_ns for path in pngs(line)}, spooled(line)
+    done = line.finish(start(line))
+    assert done.status == 0, done.err
+    found = done.json
+    assert f"goes on where job {old} stopped: " in done.err and found["job"] != old
+    check_complete(line)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what was saved stays as it is"
+    again = {index for index, *_ in builtin_rig.executions(found["job"])}
+    assert not again & here and len(found["files"]) == ITEMS
+    state = builtin_rig.cluster.jobs.job_state(old)
+    assert (state.state, state.reason) == ("cancelled", f"goes on as job {found['job']}")
+
+
+def test_it_goes_on_even_if_the_table_is_lost(line: CommandLine, builtin_rig: Rig) -> None:
+    old = kill_in_the_middle(line)
+    here = spooled(line)
+    cluster = builtin_rig.cluster
+    cluster.jobs.cancel(old, "as if its Redis had been emptied")
+    for key in cluster.client.scan_iter(f"{cluster.settings.key_prefix}*{old}*"):
+        cluster.client.delete(key)
+    done = line.finish(start(line))
+    assert done.status == 0, done.err
+    assert f"{len(here)} of {ITEMS} items here already" in done.err
+    check_complete(line)
+    assert {index for index, *_ in builtin_rig.executions(done.json["job"])} == set(range(ITEMS)) - here
+
+
+def test_a_run_whose_items_are_all_here_needs_no_worker_time(line: CommandLine, builtin_rig: Rig) -> None:
+    """The master died between the last result and the last file."""
+    process = start(line)
+    until(lambda: spooled(line))
+    (spool,) = spools(line)
+    os.kill(process.pid, signal.SIGSTOP)  # results that nobody fetches any more stay in the blob store
+    jobs = builtin_rig.cluster.jobs
+    until(lambda: jobs.job_state(spool.name).ended or jobs.job_state(spool.name).state == "parked")
+    finished = jobs.job_state(spool.name).counts["done"]
+    os.kill(process.pid, signal.SIGKILL)
+    line.finish(process)
+    done = line.finish(start(line))
+    assert done.status == 0, done.err
+    check_complete(line)
+    assert len({index for index, *_ in builtin_rig.executions(done.json["job"])}) == ITEMS - finished
+
+
+def test_another_prompt_or_fresh_starts_afresh(line: CommandLine, builtin_rig: Rig) -> None:
+    kill_in_the_middle(line)
+    shutil.copytree(line.folder / "made", line.folder / "kept")
+    fresh = line.finish(start(line, "--fresh"))
+    assert fresh.status == 0 and "goes on" not in fresh.err
+    assert len(builtin_rig.executions(fresh.json["job"])) == ITEMS
+    shutil.rmtree(line.folder / "made")
+    (line.folder / "kept").rename(line.folder / "made")
+    other = line.finish(start(line, "--set", "make.width=40"))
+    assert other.status == 0 and "goes on" not in other.err
+    assert len(spools(line)) == 1, "what the first run left stays for a run that can use it"
+    assert {pixels(line.folder / path).shape[1] for path in other.json["files"]} == {40}
+
+
+def test_a_run_that_is_alive_is_left_alone(line: CommandLine, builtin_rig: Rig) -> None:
+    first = start(line)
+    until(lambda: spooled(line))
+    second = line.finish(start(line))
+    done = line.finish(first)
+    assert (first.returncode, second.status) == (0, 0), done.err + second.err
+    assert "goes on" not in second.err and done.json["job"] != second.json["job"]
+    assert sorted(texts(path)["seed"] for path in pngs(line)) == sorted([*range(SEED, SEED + ITEMS)] * 2)
