@@ -24,7 +24,7 @@ demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
 	@$(BIN)/distributed-comfy demo $(ARGS)
 
 test: env ## all tests but those that need a real ComfyUI
-	@$(BIN)/python -m pytest -m "not comfyui" $(ARGS)
+	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile $(ARGS)
 
 test-comfyui: env ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \

@@ -32,6 +32,8 @@ class Finished:
     """A command that has ended."""
 
     status: int
+    """As a shell shows it: 128 + the signal's number where one ended it. Python ends itself by SIGINT at its exit, whatever status was
+    asked for, if Ctrl-C came while it evaluated code from a string, as the making of a dataclass does."""
     out: str
     err: str
 
@@ -65,7 +67,7 @@ class CommandLine:
         except subprocess.TimeoutExpired:
             process.kill()
             raise AssertionError(f"{arguments} does not end: {process.communicate()}") from None
-        return Finished(process.returncode, out, err)
+        return Finished(as_a_shell_shows_it(process.returncode), out, err)
 
     def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         """Start a command in a session of its own."""
@@ -83,7 +85,7 @@ class CommandLine:
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 60.0) -> Finished:
         """Wait for the end of a started command."""
         out, err = process.communicate(timeout=timeout_s)
-        return Finished(process.returncode, out, err)
+        return Finished(as_a_shell_shows_it(process.returncode), out, err)
 
     def interrupt(self, process: subprocess.Popen[str]) -> Finished:
         """Ctrl-C, as a terminal sends it: to the whole foreground group."""
@@ -109,6 +111,11 @@ class CommandLine:
             return process.cmdline() if process.environ().get(MARK) == self._mark else []
         except psutil.Error:  # it ended, or is somebody else's
             return []
+
+
+def as_a_shell_shows_it(returncode: int) -> int:
+    """The exit status that ``$?`` has."""
+    return returncode if returncode >= 0 else 128 - returncode
 
 
 def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:

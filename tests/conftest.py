@@ -31,6 +31,12 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores for us: tests of whole clusters wait most of their time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 7) + 1
+
+
 @dataclass(frozen=True)
 class RedisServer:
     """Two servers on loopback, as in production: state with an append-only file, blobs without any persistence."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from celery.result import AsyncResult
 import distributed_comfy
 from distributed_comfy.errors import BlobMissing, JobFailed, ResultCollected, ResultsNeedCollector, SettingInvalid
 from distributed_comfy.orchestrator.delivery import Delivery
+from distributed_comfy.orchestrator.run import SilentReporter, attach
 from tests.celery_user import CeleryUser
 from tests.cluster_rig import Rig, RunningJob
 from tests.command_line import CommandLine, until
@@ -63,6 +65,16 @@ def test_a_job_whose_results_are_kept_needs_nobody_to_own_it(builtin_rig: Rig) -
     states = {seen.state for seen in distributed_comfy.watch(job_id, settings=settings_of(builtin_rig))}
     assert states <= {"pending", "running", "done"} and builtin_rig.cluster.jobs.owner(job_id) == ""
     assert len({key.split(b":")[3] for key in blobs_of(builtin_rig, job_id)}) == 4
+
+
+def test_whoever_attaches_to_such_a_job_collects_it(builtin_rig: Rig, tmp_path: Path) -> None:
+    job_id = keep(builtin_rig, rule_images(milliseconds=200), items=4)
+    until(lambda: builtin_rig.cluster.jobs.job_state(job_id).counts["done"])
+    delivery = attach(builtin_rig.cluster, job_id, tmp_path, SilentReporter(), threading.Event())
+    assert delivery.error is None and [image.index for image in delivery.images] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert blobs_of(builtin_rig, job_id) == []
+    with pytest.raises(ResultCollected):
+        builtin_rig.cluster.app.AsyncResult(f"{job_id}-0").get(timeout=10)
 
 
 def test_a_prompt_that_goes_on_behind_its_collector_is_refused_before_anything_runs(builtin_rig: Rig) -> None:

@@ -34,9 +34,10 @@ def reads_of_blobs(rig: Rig) -> int:
 
 
 # -- values -------------------------------------------------------------------------------------------------------------
-def test_another_process_gets_the_tensors_of_an_item_bit_for_bit(builtin_rig: Rig, user: CeleryUser) -> None:
-    job_id = keep(builtin_rig, rule_images(), items=3)
-    outputs = user.ask("answer = [app.AsyncResult(f'{job}-{k}').get(timeout=60) for k in (2, 0, 1)]", job=job_id)
+def test_another_process_gets_the_tensors_of_an_item_bit_for_bit(rig: Rig, tmp_path: Path) -> None:
+    job_id = keep(rig, rule_images(), items=3)
+    script = "answer = [app.AsyncResult(f'{job}-{k}').get(timeout=60) for k in (2, 0, 1)]"
+    outputs = CeleryUser(rig.cluster, tmp_path).ask(script, job=job_id)
     for index, output in zip((2, 0, 1), outputs, strict=True):
         assert (output.job_id, output.index, output.worker in ("one", "two"), output.seconds > 0) == (job_id, index, True, True)
         assert list(output.values) == ["collect"] and list(output.values["collect"]) == ["images"]
