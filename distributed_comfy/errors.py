@@ -256,7 +256,7 @@ class RedisTooOld(ClusterUnavailable):
     """The server lacks commands the scripts use."""
 
     code = "redis_too_old"
-    sentence = "Redis at {url} is version {version}; {needed} or later is needed"
+    sentence = "Redis at {url} is version {version}; {needed} or later is needed: upgrade it, or name another in DC_REDIS_URL"
 
 
 class NoRedisServer(ClusterUnavailable):
@@ -270,7 +270,7 @@ class ServerStartFailed(ClusterUnavailable):
     """A server program of the embedded Redis did not start."""
 
     code = "server_start_failed"
-    sentence = "{program} did not start: {reason}"
+    sentence = "{program} did not start: {reason}; free memory and disk, or name a running server in DC_REDIS_URL"
 
 
 class WorkerNameTaken(ClusterUnavailable):
@@ -360,7 +360,7 @@ class FileDamaged(FrameError):
     """A file's content differs from what its record says."""
 
     code = "file_damaged"
-    sentence = "file {name!r} has {found}, its record says {expected}; the blob was damaged on the way"
+    sentence = "file {name!r} has {found}, its record says {expected}; the blob was damaged on the way, and the item runs again"
 
 
 class FileNameUnsafe(FrameError):
@@ -375,7 +375,7 @@ class FileUnreadable(FrameError):
     """A file that must be shipped cannot be read."""
 
     code = "file_unreadable"
-    sentence = "cannot read {path}: {reason}"
+    sentence = "cannot read {path}: {reason}; see that it is there and that this user may read it"
 
 
 class CacheUnwritable(DistributedComfyError):
@@ -458,7 +458,7 @@ class EngineDied(ItemError):
 
     code = "engine_died"
     retryable = True
-    sentence = "the engine process ended with {status}; its last lines: {log_tail}"
+    sentence = "the engine process ended with {status} (by signal 9 a system out of memory ends it); its last lines: {log_tail}"
 
 
 class EngineStalled(ItemError):
@@ -519,7 +519,8 @@ class PipeMessageTooLarge(PipeError):
     """A message is longer than either side may send."""
 
     code = "pipe_message_too_large"
-    sentence = "a message of {size_bytes} bytes is over the engine pipe's limit of {limit_bytes}"
+    retryable = False
+    sentence = "a message of {size_bytes} bytes is over the engine pipe's limit of {limit_bytes}; load large data from files"
 
 
 class PipeMalformed(PipeError):
@@ -578,6 +579,13 @@ class AudioDiffers(JobError):
 
     code = "audio_differs"
     sentence = "item {index} has audio of {format}, item {first} of {first_format}; one track needs one format; make them equal"
+
+
+class BatchDiffers(JobError):
+    """Latents or masks of one batch have different sizes."""
+
+    code = "batch_differs"
+    sentence = "item {index} has {slot} of {size}, item {first} of {first_size}; one batch needs one size; make them equal"
 
 
 class PictureUnsavable(JobError):

@@ -72,7 +72,7 @@ class Capture:
     node_id: str
     """The sink's id: the collector's own, or ``<node>~<slot>`` for an edge that crosses the cut."""
     slot: str
-    """Input of the collector (``images``, ``audio``), or ``value``."""
+    """Input of the collector (``images``, ``audio``, ``latents``, ``masks``), or ``value``."""
     list_index: int
     """Position in the list that ComfyUI passes (INPUT_IS_LIST); 0 for a single value."""
     value: Value
@@ -202,11 +202,11 @@ class CollectorPlan:
 
     node_id: str
     slots: tuple[str, ...]
-    """The inputs that are wired: ``images``, ``audio``."""
+    """The inputs that are wired: ``images``, ``audio``, ``latents``, ``masks``."""
     consumed: bool
     """True where nodes of the last stage use it."""
-    saved: bool
-    """True where an output node of the last stage saves or shows what it collects."""
+    unsaved: tuple[str, ...] = ()
+    """Those of `slots` that no output node of the last stage saves or shows: the master saves them."""
 
 
 @dataclass(frozen=True)

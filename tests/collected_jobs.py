@@ -25,7 +25,7 @@ EDGE = "5~1"
 
 def job_record(items: int, *, last_stage: bool = False, slots: tuple[str, ...] = ("images",), edges: tuple[str, ...] = ()) -> JobRecord:
     """A job of ``items`` generated items, and a last stage beside them."""
-    collectors = (CollectorPlan(COLLECTOR, slots, consumed=last_stage, saved=last_stage),)
+    collectors = (CollectorPlan(COLLECTOR, slots, consumed=last_stage, unsaved=() if last_stage else slots),)
     return JobRecord(
         JOB_ID, "someone", 5, items + last_stage, ("p",), "p", collectors=collectors, edges=edges, has_last_stage=last_stage
     )

@@ -91,6 +91,19 @@ class RuleSplit(Rule):
         return (whole, whole[..., 0], latent, audio, seed, seed / 3, f"seed {seed} \u2713", seed % 2 == 1, {"seed": seed})
 
 
+class RuleMask(Rule):
+    """The first channel of images."""
+
+    RETURN_TYPES = ("MASK",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        return (images[..., 0],)
+
+
 class RuleModel(Rule):
     """A constant that cannot leave its process, as a loader gives it."""
 
@@ -178,7 +191,7 @@ def plain(value):
 
 
 NODE_CLASS_MAPPINGS = {
-    cls.__name__: cls for cls in (RuleImage, RuleList, RuleSplit, RuleModel, RuleTap, RuleFail, RuleSlow, RuleRecord)
+    cls.__name__: cls for cls in (RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleSlow, RuleRecord)
 }  # fmt: skip
 
 

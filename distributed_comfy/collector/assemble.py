@@ -5,7 +5,7 @@ batch.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed_comfy.collector.spool import Spool
-from distributed_comfy.errors import AudioDiffers, PictureUnsavable, SizesDiffer
+from distributed_comfy.errors import AudioDiffers, BatchDiffers, PictureUnsavable, SizesDiffer
 from distributed_comfy.messages import ItemResult, LiteralValue, MappingValue, TensorRef, Value
 
 SILENCE_HZ = 44_100
@@ -54,10 +54,10 @@ class Audio:
 def placed_values(spool: Spool, node_id: str, slot: str) -> list[PlacedValue]:
     """All values that one sink's slot captured, in order; an item that was blocked has none.
 
-    Batches of no images are left out beside others, because their size means nothing.
+    Batches of nothing are left out beside others, because their size means nothing.
     """
     values = [placed for index in spool.items() for placed in values_of_item(index, spool.result(index), node_id, slot)]
-    return [placed for placed in values if not _is_empty_batch(placed.value)] or values if slot == "images" else values
+    return [placed for placed in values if not _is_empty_batch(placed.value)] or values
 
 
 def values_of_item(index: int, result: ItemResult, node_id: str, slot: str) -> list[PlacedValue]:
@@ -131,7 +131,7 @@ def joined_audio(spool: Spool, node_id: str) -> Audio:
     sample_rate = SILENCE_HZ
     for placed in placed_values(spool, node_id, "audio"):
         check.note(placed.index, (node_id, "audio"), _audio_format(placed.value))
-        parts = _audio_parts(placed.value)
+        parts = audio_parts(placed.value)
         if parts is None:
             raise AudioDiffers(index=placed.index, format=_format(placed.value), first=0, first_format="channels at a sample rate")
         waves.append(spool.array(placed.index, parts[0]))
@@ -154,13 +154,13 @@ class BatchCheck:
         """Compare one item's captures.
 
         Raises:
-            SizesDiffer, AudioDiffers: it cannot be in one batch with an item that came before; both are named, the lower one first.
+            SizesDiffer, AudioDiffers, BatchDiffers: it cannot be in one batch with an item that came before; both are named, the lower
+                one first.
         """
         for capture in result.captures:
-            if capture.slot == "images" and isinstance(capture.value, TensorRef) and not _is_empty_batch(capture.value):
-                self.note(index, (capture.node_id, capture.slot), _image_size(capture.value))
-            elif capture.slot == "audio":
-                self.note(index, (capture.node_id, capture.slot), _audio_format(capture.value))
+            form = _FORMS.get(capture.slot)
+            if form is not None and not _is_empty_batch(capture.value):
+                self.note(index, (capture.node_id, capture.slot), form(capture.value))
 
     def note(self, index: int, place: tuple[str, str], found: str) -> None:
         """Compare what one item has at one slot of one collector; errors as `add`."""
@@ -171,31 +171,53 @@ class BatchCheck:
             first, expected, index, found = index, found, first, expected
         if place[1] == "audio":
             raise AudioDiffers(index=index, format=found, first=first, first_format=expected)
-        raise SizesDiffer(index=index, size=found, first=first, first_size=expected)
+        if place[1] == "images":
+            raise SizesDiffer(index=index, size=found, first=first, first_size=expected)
+        raise BatchDiffers(slot=place[1], index=index, size=found, first=first, first_size=expected)
 
 
 def _is_empty_batch(value: Value) -> bool:
-    return isinstance(value, TensorRef) and value.shape[:1] == (0,)
+    tensor = value if isinstance(value, TensorRef) else samples_ref(value)
+    return tensor is not None and tensor.shape[:1] == (0,)
 
 
-def _image_size(ref: TensorRef) -> str:
+def _image_size(value: Value) -> str:
     """Everything of a batch of images that must agree: ``512 x 768, 3 channels``."""
-    if len(ref.shape) != 4:
-        return f"shape {list(ref.shape)}"
-    _, height, width, channels = ref.shape
+    if not isinstance(value, TensorRef) or len(value.shape) != 4:
+        return f"shape {_format(value)}"
+    _, height, width, channels = value.shape
     return f"{width} x {height}, {channels} channels"
 
 
 def _audio_format(value: Value) -> str:
     """Everything of a track that must agree: ``2 channels at 44100 Hz``."""
-    parts = _audio_parts(value)
+    parts = audio_parts(value)
     if parts is None:
         return _format(value)
     (batch, channels, _), rate = parts[0].shape, parts[1]
     return f"{channels} channels at {rate} Hz" + (f" in {batch} tracks" if batch != 1 else "")
 
 
-def _audio_parts(value: Value) -> tuple[TensorRef, int] | None:
+def _mask_size(value: Value) -> str:
+    """Everything of a batch of masks that must agree: ``512 x 768``."""
+    if not isinstance(value, TensorRef) or len(value.shape) not in (2, 3):
+        return f"shape {_format(value)}"
+    return f"{value.shape[-1]} x {value.shape[-2]}"
+
+
+def _latent_size(value: Value) -> str:
+    """Everything of a batch of latents that must agree: the shape of one, ``4 x 64 x 96``."""
+    samples = samples_ref(value)
+    return " x ".join(map(str, samples.shape[1:])) if samples is not None else _format(value)
+
+
+def samples_ref(value: Value) -> TensorRef | None:
+    """The samples of a latent [B, C, ...]; None where the value is no latent."""
+    samples = value.entries.get("samples") if isinstance(value, MappingValue) else None
+    return samples if isinstance(samples, TensorRef) else None
+
+
+def audio_parts(value: Value) -> tuple[TensorRef, int] | None:
     """Waveform and sample rate; None where the value is no audio."""
     entries = value.entries if isinstance(value, MappingValue) else {}
     wave, rate = entries.get("waveform"), entries.get("sample_rate")
@@ -217,3 +239,9 @@ def _plain(spool: Spool, index: int, value: Value) -> Any:
     if isinstance(value, MappingValue):
         return {name: _plain(spool, index, entry) for name, entry in value.entries.items()}
     return value.literal
+
+
+_FORMS: Mapping[str, Callable[[Value], str]] = {
+    "images": _image_size, "audio": _audio_format, "latents": _latent_size, "masks": _mask_size,
+}  # fmt: skip
+"""Slot -> what must agree between items, in words."""

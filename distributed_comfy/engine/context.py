@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed_comfy.engine.base import CapturedValue
-from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameMalformed, SizesDiffer
+from distributed_comfy.engine.joining import joined_audio, joined_latents
+from distributed_comfy.errors import BatchDiffers, BlobMissing, DistributedComfyError, FrameMalformed, SizesDiffer
 from distributed_comfy.messages import RunRequest, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.values import load_value, value_blobs
-from distributed_comfy.workflow.classes import COLLECTOR_SLOTS
+from distributed_comfy.workflow.classes import COLLECTOR_SLOTS, TENSOR_SLOTS
 
 _FIRST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 0.05
+_JOIN: dict[str, Callable[[list[Any]], Any]] = {"audio": joined_audio, "latents": joined_latents}
 
 
 def _nothing() -> None:
@@ -76,17 +78,19 @@ class GraphContext:
     def supply(self, node_id: str, slot: str) -> list[Any]:
         """See `nodes.context.NodeContext.supply`; each blob is waited for and unlinked when it is read.
 
-        A collector's values become one: images are joined along the batch, audio along time.
+        A collector's values become one: audio is joined along time, all else along the batch.
 
         Raises:
             BlobMissing: a blob did not appear in time.
-            SizesDiffer: images or audio that cannot be joined.
+            SizesDiffer, BatchDiffers: values that cannot be joined.
         """
         values = self._running().feed.get(node_id, {}).get(slot, ())
         try:
             if slot not in COLLECTOR_SLOTS or not values:
                 return list(self._loaded(values))
-            return [self._joined_images(values) if slot == "images" else _joined_audio(list(self._loaded(values)))]
+            if slot in TENSOR_SLOTS:
+                return [self._joined_batch(slot, values)]
+            return [_JOIN[slot](list(self._loaded(values)))]
         except DistributedComfyError as error:
             self._failure = error
             raise
@@ -115,36 +119,26 @@ class GraphContext:
             time.sleep(pause_s)
             pause_s = min(_LONGEST_WAIT_S, pause_s * 1.5)
 
-    def _joined_images(self, values: tuple[Value, ...]) -> Any:
-        """One batch, written image by image into memory that is taken once: the peak is the batch and one value."""
+    def _joined_batch(self, slot: str, values: tuple[Value, ...]) -> Any:
+        """One batch, written value by value into memory that is taken once: the peak is the batch and one value."""
         import torch
 
-        refs = [_tensor_ref(value) for value in values]
-        sizes = [tuple(ref.shape) for ref in refs]
+        refs = [_tensor_ref(slot, value) for value in values]
+        sizes = [tuple(ref.shape) if slot == "images" or len(ref.shape) > 2 else (1, *ref.shape) for ref in refs]
         for index, size in enumerate(sizes):
+            facts = {"index": index, "size": list(size[1:]), "first": 0, "first_size": list(sizes[0][1:])}
             if size[1:] != sizes[0][1:]:
-                raise SizesDiffer(index=index, size=list(size[1:]), first=0, first_size=list(sizes[0][1:]))
+                raise SizesDiffer(**facts) if slot == "images" else BatchDiffers(slot=slot, **facts)
         dtype = functools.reduce(torch.promote_types, [getattr(torch, ref.dtype) for ref in refs])
         joined = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=dtype)
         end = 0
-        for images in self._loaded(values):
-            joined[end : end + images.shape[0]] = images
-            end += images.shape[0]
+        for part, size in zip(self._loaded(values), sizes, strict=True):
+            joined[end : end + size[0]] = part
+            end += size[0]
         return joined
 
 
-def _tensor_ref(value: Value) -> TensorRef:
+def _tensor_ref(slot: str, value: Value) -> TensorRef:
     if not isinstance(value, TensorRef):
-        raise FrameMalformed(reason=f"images came as a {type(value).__name__}")
+        raise FrameMalformed(reason=f"{slot} came as a {type(value).__name__}")
     return value
-
-
-def _joined_audio(parts: list[Any]) -> dict[str, Any]:
-    """One sound after the other; as `DistributedCollector` promises, all must have one rate and one number of channels."""
-    import torch
-
-    kinds = [(part["sample_rate"], *part["waveform"].shape[:-1]) for part in parts]
-    for index, kind in enumerate(kinds):
-        if kind != kinds[0]:
-            raise SizesDiffer(index=index, size=list(kind), first=0, first_size=list(kinds[0]))
-    return {**parts[0], "waveform": torch.cat([part["waveform"] for part in parts], dim=-1)}

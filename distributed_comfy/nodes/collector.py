@@ -4,6 +4,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from distributed_comfy.workflow.classes import COLLECTOR_SLOTS
+
 log = logging.getLogger(__name__)
 
 
@@ -14,19 +16,26 @@ class DistributedCollector:
     prompt ran.
     """
 
-    RETURN_TYPES = ("IMAGE", "AUDIO")
-    RETURN_NAMES = ("images", "audio")
+    RETURN_TYPES = ("IMAGE", "AUDIO", "LATENT", "MASK")
+    RETURN_NAMES = COLLECTOR_SLOTS
     FUNCTION = "run"
     CATEGORY = "image"
-    DESCRIPTION = "Joins the images (and audio) of all items of a distributed job into one batch, in seed order."
+    DESCRIPTION = "Joins the images (audio, latents, masks) of all items of a distributed job into one batch, in seed order."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """ComfyUI's declaration of the inputs; all but ``items`` are those of ComfyUI-Distributed."""
+        """ComfyUI's declaration of the inputs.
+
+        ``images``, ``load_balance``, ``audio`` and the hidden ones are those of ComfyUI-Distributed, in its order; there ``images`` is
+        required, here audio alone will do.
+        """
         return {
-            "required": {"images": ("IMAGE",), "load_balance": ("BOOLEAN", {"default": False})},
+            "required": {"load_balance": ("BOOLEAN", {"default": False})},
             "optional": {
+                "images": ("IMAGE",),
                 "audio": ("AUDIO",),
+                "latents": ("LATENT",),
+                "masks": ("MASK",),
                 "items": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "Seeds to run; 0: one for each participant."}),
             },
             "hidden": {
@@ -41,27 +50,33 @@ class DistributedCollector:
             },
         }
 
-    def run(self, images: Any = None, load_balance: bool = False, audio: Any = None, **inputs: Any) -> tuple[Any, Any]:
-        """The images and audio as they are.
+    def run(
+        self, images: Any = None, load_balance: bool = False, audio: Any = None, **inputs: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        """What came in, as it is; what is missing is replaced by nothing of its kind.
 
         Args:
-            images: [B, H, W, C]; an empty batch is given where it is missing.
-            audio: ``{"waveform": [1, C, T], "sample_rate": Hz}``; silence is given where it is missing.
-            inputs: ``items`` and the hidden ones; without meaning here.
+            images: [B, H, W, C].
+            audio: ``{"waveform": [1, C, T], "sample_rate": Hz}``.
+            inputs: ``latents`` and ``masks``; ``items`` and the hidden ones are without meaning here.
         """
         log.info("a collector runs undistributed and passes its input through")
-        return (empty_images() if images is None else images, silence() if audio is None else audio)
+        given = {"images": images, "audio": audio, **inputs}
+        first, second, third, fourth = (
+            nothing_of(slot) if given.get(slot) is None else given[slot] for slot in COLLECTOR_SLOTS
+        )
+        return first, second, third, fourth
 
 
-def silence() -> dict[str, Any]:
-    """Audio of a collector that has none: one silent stereo sample at 44.1 kHz."""
+def nothing_of(slot: str) -> Any:
+    """What a collector gives for a slot that nothing feeds.
+
+    No images (float32 [0, 64, 64, 3]), one silent stereo sample at 44.1 kHz, no latents ([0, 4, 8, 8]), no masks ([0, 64, 64]).
+    """
     import torch
 
-    return {"waveform": torch.zeros((1, 2, 1)), "sample_rate": 44100}
-
-
-def empty_images() -> Any:
-    """Images of a collector that has none: float32 [0, 64, 64, 3]."""
-    import torch
-
-    return torch.zeros((0, 64, 64, 3))
+    if slot == "audio":
+        return {"waveform": torch.zeros((1, 2, 1)), "sample_rate": 44100}
+    if slot == "latents":
+        return {"samples": torch.zeros((0, 4, 8, 8))}
+    return torch.zeros((0, 64, 64, 3) if slot == "images" else (0, 64, 64))

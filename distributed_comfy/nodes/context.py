@@ -12,7 +12,7 @@ class NodeContext(Protocol):
 
         Args:
             node_id: id of the sink node in the running prompt.
-            slot: ``images``, ``audio`` or ``value``.
+            slot: a slot of a collector, or ``value``.
             values: the list that the graph delivered (INPUT_IS_LIST), element by element.
         """
 

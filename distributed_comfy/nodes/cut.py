@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from distributed_comfy.nodes.any_type import AnyType
-from distributed_comfy.nodes.collector import empty_images, silence
+from distributed_comfy.nodes.collector import nothing_of
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.workflow.classes import CLAIM_INPUT, COLLECTOR_SLOTS, EDGE_SLOT, SLOTS_INPUT
 
@@ -44,7 +44,7 @@ class DistributedSink:
 
 
 class DistributedSource:
-    """Offers what a collector collected (output 0 images, 1 audio), or the value of an edge (output 0)."""
+    """Offers what a collector collected (images, audio, latents, masks), or the value of an edge (output 0)."""
 
     context: ClassVar[NodeContext]
     """Set in the subclass that `bind` makes."""
@@ -52,9 +52,9 @@ class DistributedSource:
     """What an output without any value gives: the engine's marker that stops everything behind it, where it has one."""
 
     # Output 0 is also any edge's type, so it must link with everything; to code that looks at the name it is what a collector gives.
-    RETURN_TYPES: ClassVar[tuple[str, ...]] = (AnyType("IMAGE"), "AUDIO")
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = (AnyType("IMAGE"), "AUDIO", "LATENT", "MASK")
     RETURN_NAMES = COLLECTOR_SLOTS
-    OUTPUT_IS_LIST = (True, True)
+    OUTPUT_IS_LIST = (True, True, True, True)
     FUNCTION = "supply"
     CATEGORY = "distributed/internal"
     DESCRIPTION = "Internal: gives what the items of the job made."
@@ -67,16 +67,12 @@ class DistributedSource:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def supply(self, claim_id: str, slots: str, unique_id: str) -> tuple[list[Any], list[Any]]:
+    def supply(self, claim_id: str, slots: str, unique_id: str) -> tuple[list[Any], ...]:
         """The lists that the graph would have delivered; one batch from a collector, `nothing` where no item gave a value."""
         wired = slots.split(",")
         if wired == [EDGE_SLOT]:
-            return self._supplied(unique_id, EDGE_SLOT), []
-        images, audio = COLLECTOR_SLOTS
-        return (
-            self._supplied(unique_id, images) if images in wired else [empty_images()],
-            self._supplied(unique_id, audio) if audio in wired else [silence()],
-        )
+            return (self._supplied(unique_id, EDGE_SLOT), *([] for _ in COLLECTOR_SLOTS[1:]))
+        return tuple(self._supplied(unique_id, slot) if slot in wired else [nothing_of(slot)] for slot in COLLECTOR_SLOTS)
 
     def _supplied(self, unique_id: str, slot: str) -> list[Any]:
         return self.context.supply(unique_id, slot) or list(self.nothing)

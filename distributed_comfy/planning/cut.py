@@ -22,6 +22,7 @@ from distributed_comfy.workflow.classes import (
     SINK_CLASS,
     SLOTS_INPUT,
     SOURCE_CLASS,
+    SWITCHED_ON,
     edge_id,
 )
 from distributed_comfy.workflow.graph import Graph, Link, as_link
@@ -63,7 +64,7 @@ def find_collectors(graph: Graph) -> tuple[str, ...]:
 
 def passes_through(inputs: dict[str, Any]) -> bool:
     """True for a collector that is set to collect nothing."""
-    return inputs.get(PASS_THROUGH_INPUT) in (True, "true", "True")
+    return inputs.get(PASS_THROUGH_INPUT) in SWITCHED_ON
 
 
 def wired_slots(inputs: dict[str, Any]) -> tuple[str, ...]:
@@ -107,7 +108,7 @@ def _check_collector_links(graph: Graph, collectors: Sequence[str]) -> None:
     for collector in collectors:
         for node_id, name, slot in graph.consumers[collector]:
             if slot >= len(COLLECTOR_SLOTS):
-                reason = f"input {name} of node {node_id} is linked to output {slot} of collector {collector}, which has two"
+                reason = f"input {name} of node {node_id} is linked to output {slot} of collector {collector}, which has fewer"
                 raise PromptMalformed(source="the prompt", reason=reason)
 
 
@@ -130,16 +131,22 @@ def _source(slots: Sequence[str]) -> dict[str, Any]:
 
 
 def _collector_plan(graph: Graph, collector: str, last: _LastStage, facts: ClassFacts) -> CollectorPlan:
-    consumed = collector in last.nodes
-    carrying = graph.downstream([collector])
-    taken = [
+    slots = _slots(graph, collector)
+    unsaved = tuple(slot for slot in slots if not _is_saved(graph, Link(collector, COLLECTOR_SLOTS.index(slot)), last.nodes, facts))
+    return CollectorPlan(collector, slots, collector in last.nodes, unsaved)
+
+
+def _is_saved(graph: Graph, output: Link, last_nodes: Prompt, facts: ClassFacts) -> bool:
+    """Whether an output node of the last stage takes this output of a collector, or what another node made of it, in a form it saves."""
+    carrying = graph.downstream([user for user, _, slot in graph.consumers[output.node_id] if slot == output.slot])
+    taken = (
         (graph.class_of(node_id), facts.output_type(graph.class_of(link.node_id), link.slot))
-        for node_id in last.nodes
+        for node_id in last_nodes
         for link in graph.links.get(node_id, {}).values()
-        if link.node_id in carrying
-    ]
-    saved = consumed and any(facts.saves(class_type, input_type) for class_type, input_type in taken)
-    return CollectorPlan(collector, _slots(graph, collector), consumed, saved)
+        if link == output or link.node_id in carrying
+    )
+    latents = COLLECTOR_SLOTS[output.slot] == "latents"
+    return any(facts.saves(class_type, kind, latents=latents) for class_type, kind in taken)
 
 
 @dataclass

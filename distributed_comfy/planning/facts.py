@@ -63,9 +63,16 @@ class ClassFacts:
         """True where the output's value can be captured and handed to another process; an unknown type cannot."""
         return _TRAVELLING.issuperset(part.strip() for part in self.output_type(class_type, slot).split(","))
 
-    def saves(self, class_type: str, input_type: str) -> bool:
-        """True where a node of this class saves or shows an input of this type; an unknown type counts as one."""
-        return self.is_output(class_type) and class_type not in _SILENT_OUTPUTS and (input_type in _SAVED_TYPES or input_type in ("", "*"))
+    def saves(self, class_type: str, input_type: str, *, latents: bool = False) -> bool:
+        """True where a node of this class saves or shows an input of this type; an unknown type counts as one.
+
+        Args:
+            class_type: of the node.
+            input_type: what it is given.
+            latents: whether a latent is as good as what was made.
+        """
+        kept = input_type in _SAVED_TYPES or input_type in ("", "*") or (latents and input_type == "LATENT")
+        return kept and self.is_output(class_type) and class_type not in _SILENT_OUTPUTS
 
     def offers_list(self, class_type: str, input_name: str) -> bool:
         """True where validation can demand a value of a list: some worker says so, or none knows the class."""

@@ -23,11 +23,13 @@ from distributed_comfy.planning.seeds import Seeds, find_seeds, with_seed
 from distributed_comfy.planning.values import Values, find_values
 from distributed_comfy.workflow.classes import (
     COLLECTOR_CLASS,
+    COLLECTOR_SLOTS,
     ITEMS_INPUT,
     LEGACY_CLASSES,
     LEGACY_INPUTS,
     LOAD_BALANCE_INPUT,
     SEED_CLASS,
+    SWITCHED_ON,
     VALUE_CLASS,
 )
 from distributed_comfy.workflow.graph import Graph, as_link
@@ -35,6 +37,7 @@ from distributed_comfy.workflow.parse import ParsedPrompt
 
 ITEMS_LIMIT = 10_000
 """Most items of one job, the last stage not counted."""
+_NOTHING_WIRED = f"has none of {', '.join(COLLECTOR_SLOTS)}"
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,9 @@ def _usable_collectors(graph: Graph, outputs: Sequence[str]) -> tuple[tuple[str,
         if wired_slots(graph.prompt[node_id]["inputs"]):
             usable.append(node_id)
         elif graph.downstream([node_id]).isdisjoint(outputs):
-            warnings.append(f"collector {node_id} has neither images nor audio and is left out")
+            warnings.append(f"collector {node_id} {_NOTHING_WIRED} and is left out")
         else:
-            raise PromptMalformed(source="the prompt", reason=f"collector {node_id} has neither images nor audio")
+            raise PromptMalformed(source="the prompt", reason=f"collector {node_id} {_NOTHING_WIRED}")
     return tuple(usable), warnings
 
 
@@ -187,7 +190,7 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
     needed = f"{SEED_CLASS} (or {VALUE_CLASS} with worker_values)" + " that feeds the collector" * bool(collectors)
     if options.items is not None:
         return _checked_count(options.items, "--items", varies, needed)
-    if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) is True for node_id in collectors):
+    if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) in SWITCHED_ON for node_id in collectors):
         return 1
     asked = {node_id: _items_input(original, node_id, stages.warnings) for node_id in collectors}
     largest = max(asked, key=lambda node_id: asked[node_id])

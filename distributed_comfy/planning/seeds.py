@@ -89,7 +89,7 @@ def _check_link(graph: Graph, seed_node: str, node_id: str, name: str, slot: int
     if slot:
         reason = f"input {name} of node {node_id} is linked to output {slot} of node {seed_node}, which has one"
     if graph.class_of(node_id) == COLLECTOR_CLASS and name in COLLECTOR_SLOTS:
-        reason = f"collector {node_id} takes images and audio, not the seed of node {seed_node}"
+        reason = f"collector {node_id} takes {', '.join(COLLECTOR_SLOTS)}, not the seed of node {seed_node}"
     if reason:
         raise PromptMalformed(source="the prompt", reason=reason)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from distributed_comfy.messages import MappingValue, TensorRef, Value
 
 Feed = dict[str, dict[str, tuple[Value, ...]]]
-"""Source node id -> slot (``images``, ``audio``, ``value``) -> values in order; as `RunRequest.feed`.
+"""Source node id -> slot (``images``, ``audio``, ``latents``, ``masks``, ``value``) -> values in order; as `RunRequest.feed`.
 
 Written to JSON by `messages.dump(feed)`, read by `messages.load(Feed, text)`."""
 

@@ -31,8 +31,12 @@ SLOTS_INPUT = "slots"
 """Literal input of a source: the wired slots, comma-separated."""
 EDGE_SLOT = "value"
 """Slot name of a sink or source that stands for a crossing edge."""
-COLLECTOR_SLOTS = ("images", "audio")
+COLLECTOR_SLOTS = ("images", "audio", "latents", "masks")
 """Slots of a collector in the order of its outputs."""
+TENSOR_SLOTS = ("images", "masks")
+"""Slots whose values are plain tensors, joined along their first axis."""
+SWITCHED_ON = (True, "true", "True")
+"""What a switch of a collector may hold where it is on."""
 PASS_THROUGH_INPUT = "pass_through"
 ITEMS_INPUT = "items"
 LOAD_BALANCE_INPUT = "load_balance"

@@ -172,21 +172,21 @@ def test_parallel_collectors_are_captures_of_one_item() -> None:
     prompt["save"] = node("SaveImage", images=out("mix"))
     job = plan(prompt)
     assert [item.targets for item in job.items] == [("collect", "collect2")] * 2 + [("save",)]
-    assert [(one.node_id, one.consumed, one.saved) for one in job.collectors] == [("collect", True, True), ("collect2", True, True)]
+    assert [(one.node_id, one.consumed, one.unsaved) for one in job.collectors] == [("collect", True, ()), ("collect2", True, ())]
 
 
 def test_a_collector_that_nothing_uses_is_left_to_the_master() -> None:
     prompt = {**txt2img(), "collect2": node("DistributedCollector", images=out("decode"))}
     prompt["loose"] = node("ImageInvert", image=out("collect2"))
     job = plan(prompt)
-    assert [(one.node_id, one.consumed, one.saved) for one in job.collectors] == [("collect", True, True), ("collect2", False, False)]
+    assert [(one.node_id, one.consumed, one.unsaved) for one in job.collectors] == [("collect", True, ()), ("collect2", False, ("images",))]
     assert not {"collect2", "loose"} & set(stages(job)[1])
 
 
 @pytest.mark.parametrize("output", [node("ImageBatchDivider", images=out("collect")), node("SaveLatent", samples=out("encode"))])
 def test_images_that_no_output_node_saves_are_left_to_the_master(output: dict[str, Any]) -> None:
     prompt = {**txt2img(), "encode": node("VAEEncode", pixels=out("collect")), "save": output}
-    assert [(one.consumed, one.saved) for one in plan(prompt).collectors] == [(True, False)]
+    assert [(one.consumed, one.unsaved) for one in plan(prompt).collectors] == [(True, ("images",))]
 
 
 def test_flattened_subgraph_ids_are_cut_like_any_other() -> None:

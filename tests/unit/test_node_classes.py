@@ -35,15 +35,16 @@ def test_the_seed_keeps_its_contract() -> None:
 
 def test_the_collector_keeps_its_contract() -> None:
     declared = DistributedCollector.INPUT_TYPES()
-    assert list(declared["required"]) == ["images", "load_balance"]
+    links = [name for kind in ("required", "optional") for name, entry in declared[kind].items() if entry[0].isupper() and len(entry) == 1]
+    assert links == ["images", "audio", "latents", "masks"], "slots of old files come first"
+    assert list(declared["required"]) == ["load_balance"], "images is not needed where audio is wired"
     assert declared["required"]["load_balance"] == ("BOOLEAN", {"default": False})
-    assert next(iter(declared["optional"])) == "audio"
     defaults = {name: kind[1]["default"] for name, kind in declared["hidden"].items()}
     assert defaults == {
         "multi_job_id": "", "is_worker": False, "master_url": "", "enabled_worker_ids": "[]",
         "worker_batch_size": 1, "worker_id": "", "pass_through": False, "delegate_only": False,
     }
-    assert (DistributedCollector.RETURN_TYPES, DistributedCollector.RETURN_NAMES) == (("IMAGE", "AUDIO"), ("images", "audio"))
+    assert DistributedCollector.RETURN_TYPES[:2] == ("IMAGE", "AUDIO") and DistributedCollector.RETURN_NAMES[:2] == ("images", "audio")
     assert DistributedCollector.CATEGORY == "image"
     assert not hasattr(DistributedCollector, "OUTPUT_NODE")
 
@@ -58,19 +59,20 @@ def test_an_undistributed_collector_passes_images_on_and_adds_silence(caplog: py
     torch = pytest.importorskip("torch")
     images = torch.ones((2, 4, 4, 3))
     with caplog.at_level(logging.INFO):
-        passed, audio = getattr(DistributedCollector(), DistributedCollector.FUNCTION)(images=images, pass_through=True)
+        passed, audio, latents, masks = getattr(DistributedCollector(), DistributedCollector.FUNCTION)(images=images, pass_through=True)
     assert passed is images
     assert audio["sample_rate"] == 44100
     assert torch.equal(audio["waveform"], torch.zeros((1, 2, 1)))
+    assert latents["samples"].shape == (0, 4, 8, 8) and masks.shape == (0, 64, 64)
     assert len(caplog.records) == 1
 
 
 def test_an_undistributed_collector_of_audio_alone_gives_no_images() -> None:
     torch = pytest.importorskip("torch")
     sound = {"waveform": torch.ones((1, 1, 5)), "sample_rate": 8000}
-    images, audio = DistributedCollector().run(audio=sound)
+    images, audio, latents, masks = DistributedCollector().run(audio=sound, latents="latent", masks="mask", items=3, multi_job_id="x")
     assert images.shape == (0, 64, 64, 3)
-    assert audio is sound
+    assert (audio, latents, masks) == (sound, "latent", "mask")
 
 
 def test_a_sink_hands_each_wired_list_to_its_context() -> None:
@@ -86,21 +88,22 @@ def test_a_source_gives_collected_batches_in_the_collectors_slots() -> None:
     board = Board()
     board.values["9", "images"] = ["batch"]
     source = node_classes(board)["DistributedSource"]
-    assert source.OUTPUT_IS_LIST == (True, True)
-    images, audio = getattr(source(), source.FUNCTION)(claim_id="c", slots="images", unique_id="9")
-    assert images == ["batch"]
+    assert source.OUTPUT_IS_LIST == (True,) * 4
+    images, audio, latents, masks = getattr(source(), source.FUNCTION)(claim_id="c", slots="images", unique_id="9")
+    assert images == ["batch"] and latents[0]["samples"].shape == (0, 4, 8, 8) and masks[0].shape == (0, 64, 64)
     assert len(audio) == 1 and torch.equal(audio[0]["waveform"], torch.zeros((1, 2, 1)))
     board.values["9", "audio"] = ["sound"]
-    images, audio = source().supply(claim_id="c", slots="audio", unique_id="9")
+    board.values["9", "masks"] = ["mask"]
+    images, audio, _, masks = source().supply(claim_id="c", slots="audio,masks", unique_id="9")
     assert images[0].shape == (0, 64, 64, 3)
-    assert audio == ["sound"]
+    assert (audio, masks) == (["sound"], ["mask"])
 
 
 def test_a_source_of_an_edge_gives_the_list_as_captured() -> None:
     board = Board()
     classes = node_classes(board)
     classes["DistributedSink"]().capture(claim_id=["c"], unique_id=["4~1"], value=[1, 2, 3])
-    assert classes["DistributedSource"]().supply(claim_id="d", slots="value", unique_id="4~1") == ([1, 2, 3], [])
+    assert classes["DistributedSource"]().supply(claim_id="d", slots="value", unique_id="4~1") == ([1, 2, 3], [], [], [])
 
 
 def test_a_source_without_values_gives_the_engines_marker() -> None:

@@ -211,7 +211,7 @@ def test_a_prompt_that_makes_nothing_is_refused() -> None:
 def test_a_collector_is_output_enough() -> None:
     job = plan(without(txt2img(), "save"), items=2)
     assert not job.has_last_stage
-    assert [(one.consumed, one.saved) for one in job.collectors] == [(False, False)]
+    assert [(one.consumed, one.unsaved) for one in job.collectors] == [(False, ("images",))]
 
 
 def test_without_workers_output_nodes_are_known_by_name() -> None:
@@ -256,11 +256,11 @@ def test_a_loose_collector_is_left_out_and_a_used_one_refused() -> None:
     job = plan({**PLAIN, "collect": node("DistributedCollector", load_balance=False)})
     assert job.items[0].kind == "whole"
     assert "left out" in job.warnings[0]
-    with pytest.raises(PromptMalformed, match="neither images nor audio"):
+    with pytest.raises(PromptMalformed, match="has none of images, audio, latents, masks"):
         plan({**PLAIN, "collect": node("DistributedCollector"), "show": node("PreviewImage", images=out("collect"))})
 
 
-@pytest.mark.parametrize(("feeder", "slot"), [("collect", 2), ("seed", 1)])
+@pytest.mark.parametrize(("feeder", "slot"), [("collect", 4), ("seed", 1)])
 def test_a_link_to_an_output_that_a_distributed_node_lacks_is_refused(feeder: str, slot: int) -> None:
     with pytest.raises(PromptMalformed, match=f"output {slot}"):
         plan({**txt2img(), "show": node("PreviewImage", images=out(feeder, slot))})
