@@ -41,6 +41,7 @@ from distributed_comfy.errors import (
     EngineStalled,
     EngineStartFailed,
     PipeError,
+    PipeMessageTooLarge,
     SettingInvalid,
 )
 from distributed_comfy.messages import Capability, RunRequest
@@ -118,6 +119,7 @@ class EngineProcess:
 
         Raises:
             EngineDied: there is no process; otherwise the claim's end comes as an event.
+            PipeMessageTooLarge: the prompt cannot be sent; no event comes.
         """
         self._there().run(request)
 
@@ -203,7 +205,12 @@ class _Child:
                 raise EngineDied(status="no start" if self._process is None else "an end before this item", log_tail=self._log.tail())
             self._claims[request.claim_id] = None
             self._last_sign = max(self._last_sign, time.monotonic())
-        self.order(Run(request))
+        try:
+            self.order(Run(request))
+        except PipeMessageTooLarge:
+            with self._lock:
+                self._claims.pop(request.claim_id, None)
+            raise
 
     def order(self, order: Order) -> None:
         """Send an order; one that a dying process does not take any more is answered by its end."""

@@ -1,14 +1,17 @@
 """Brings the files that a prompt loads into the blob store, by content, before its job is queued."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from distributed_comfy.errors import InputFileMissing
+from distributed_comfy.errors import FileUnreadable, InputFileMissing
 from distributed_comfy.messages import FileRef, InputFile
 from distributed_comfy.planning.files import FileReference
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.files import FileSource, store_file
+
+log = logging.getLogger(__name__)
 
 
 def find_input_file(reference: FileReference, folders: Sequence[Path]) -> Path:
@@ -54,11 +57,14 @@ class JobInputs:
         return tuple(InputFile(reference.node_id, reference.input, self._store_one(path), reference.value) for reference, path in found)
 
     def ensure(self, inputs: Sequence[InputFile]) -> None:
-        """Store again what the blob store has lost, where the files are still here."""
+        """Store again what the blob store has lost; a file that is gone meanwhile is missed only by items that still need it."""
         blobs = [entry.file.blob for entry in inputs if entry.file.blob in self._paths]
         for blob, there in zip(blobs, self._store.exists(blobs), strict=True):
             if not there:
-                self._store_one(self._paths[blob])
+                try:
+                    self._store_one(self._paths[blob])
+                except FileUnreadable as error:
+                    log.warning("an input file was lost and cannot be stored again: %s", error)
 
     def _store_one(self, path: Path) -> FileRef:
         number = list(self._paths.values()).index(path) if path in self._paths.values() else len(self._paths)

@@ -260,13 +260,11 @@ def _leaving(courier: Courier, lost: threading.Event) -> Iterator[None]:
                 courier.stop()
                 return
 
-    watcher = threading.Thread(target=watch, name="taken-over", daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, name="taken-over", daemon=True).start()
     try:
         yield
     finally:
         over.set()
-        watcher.join()
 
 
 @contextmanager
@@ -275,9 +273,11 @@ def _cancelling(cluster: Cluster, job_id: str, give_up: Callable[[], None], stop
     over = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.1):
+        while not stop.wait(_POLL_S):
             if over.is_set():
                 return
+        if over.is_set():
+            return
         told = _cancel_rest(cluster, job_id, INTERRUPTED)
         if not told or not over.wait(_CANCEL_S):
             give_up()
@@ -288,7 +288,8 @@ def _cancelling(cluster: Cluster, job_id: str, give_up: Callable[[], None], stop
         yield
     finally:
         over.set()
-        watcher.join()
+        if stop.is_set():  # it may be telling the servers just now
+            watcher.join()
 
 
 def _cancel_rest(cluster: Cluster, job_id: str, reason: str) -> bool:

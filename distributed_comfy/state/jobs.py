@@ -200,10 +200,10 @@ class JobTable:
         return int(float(self._field(job_id, "unfetched") or 0))
 
     # -- collect -------------------------------------------------------------------------------------------------------
-    def own(self, job_id: str, owner: str, take_over: bool = False) -> bool:
-        """Keep (or take over) the owner lease; False where another owner is alive."""
+    def own(self, job_id: str, owner: str) -> bool:
+        """Keep the owner lease, or get it where there is no owner; False where another owner is alive."""
         ttl_ms = to_ms(self._settings.owner_ttl_s)
-        outcome = self._scripts.transition("collect", "own", job_id, owner, ttl_ms, "take" if take_over else "")
+        outcome = self._scripts.transition("collect", "own", job_id, owner, ttl_ms)
         if outcome == "new":  # whoever submitted it died before its signatures were matched
             self._match(job_id)
         return outcome in ("ok", "new")

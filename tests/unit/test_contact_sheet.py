@@ -60,7 +60,9 @@ def test_any_number_of_images_gives_a_sheet_of_sensible_size(tmp_path: Path, cou
 def test_more_images_than_fit_are_counted_not_drawn(tmp_path: Path) -> None:
     few = entries(tmp_path, 8)
     many = draw_contact_sheet([few[index % 8] for index in range(MAX_THUMBNAILS + 50)], HEADER)
-    assert many.size == draw_contact_sheet([few[index % 8] for index in range(MAX_THUMBNAILS)], HEADER).size
+    full = draw_contact_sheet([few[index % 8] for index in range(MAX_THUMBNAILS)], HEADER)
+    assert many.size == full.size
+    assert many.tobytes() != full.tobytes(), "it says how many are not shown"
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])

@@ -1,6 +1,6 @@
 -- What the owner of a job tells the table.  Idempotent.
 -- ARGV  what, job, then:
---   own      owner, lease ms, 'take' | ''     the owner lives (or another takes the job over)
+--   own      owner, lease ms                  the owner lives, or another is the owner from now on because there is none
 --   disown   owner                            the owner lets go
 --   fetched  index, claim id                  the result is in the spool: no longer in flight
 --   reopen   index, claim id, requirement, last requirement, max attempts, error, meta    the blob is gone or damaged: run the item again
@@ -16,7 +16,7 @@ local orders = {}
 
 function orders.own()
   local owner = call('GET', K.owner(id))
-  if owner and owner ~= ARGV[3] and ARGV[5] ~= 'take' then return {'no'} end
+  if owner and owner ~= ARGV[3] then return {'no'} end
   call('SET', K.owner(id), ARGV[3], 'PX', ARGV[4])
   if job.state ~= 'active' then return out end
   if unmatched(job) then out[1] = 'new' end

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from distributed_comfy.engine.host import Ended
+from distributed_comfy.engine.pipe import PIPE_LIMIT_BYTES
 from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Shipping, Started
 from distributed_comfy.errors import (
     EngineStartFailed,
@@ -20,6 +22,7 @@ from distributed_comfy.errors import (
     FrameTooLarge,
     ItemInterrupted,
     NodeFailed,
+    PipeMessageTooLarge,
     ValidationRefused,
     WorkerLacks,
 )
@@ -281,3 +284,11 @@ def test_a_start_that_fails_says_why(engine: EngineMaker, changes: dict[str, Any
     assert caught.type.__name__ in ("EngineStartFailed", "RedisUnreachable")
     assert not recorded.process.alive
     assert recorded.events == []
+
+
+def test_a_prompt_that_no_message_can_hold_is_refused_and_leaves_no_claim_behind(recorded: Recorded) -> None:
+    with pytest.raises(PipeMessageTooLarge):
+        recorded.run(picture(), original_prompt={"1": node("Note", text="x" * (PIPE_LIMIT_BYTES + 1))})
+    recorded.process.kill()
+    ended = recorded.wait(Ended)
+    assert [event for event in recorded.events if isinstance(event, Failed)] == [], ended

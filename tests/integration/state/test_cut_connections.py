@@ -130,7 +130,6 @@ CASES = {
     "renew without a claim for the first time": Case("renew", a_claim, lambda c, _: c.renew("v")),
     "reap": Case("reap", a_dead_worker, lambda c, _: c.reap()),
     "own": Case("collect", a_parked_job, lambda c, _: c.jobs.own("a", OWNER)),
-    "take over": Case("collect", a_job, lambda c, _: c.jobs.own("a", "other", take_over=True)),
     "disown": Case("collect", a_job, lambda c, _: c.jobs.disown("a", OWNER)),
     "fetched": Case("collect", a_job_at_its_cap, lambda c, claim: c.jobs.mark_fetched("a", 0, claim)),
     "reopen": Case("collect", a_done_item, lambda c, claim: c.jobs.reopen("a", 0, claim)),

@@ -260,10 +260,11 @@ def test_a_parked_job_is_cancelled_when_nobody_comes(new_cluster: OpenCluster) -
     assert (state.state, state.reason) == ("cancelled", "its owner disappeared")
 
 
-def test_an_owner_keeps_others_out_unless_they_take_over(cluster: Cluster) -> None:
+def test_an_owner_keeps_others_out_while_its_lease_runs(cluster: Cluster) -> None:
     cluster.submit("a")
     assert not cluster.jobs.own("a", "other")
-    assert cluster.jobs.own("a", "other", take_over=True)
+    cluster.disown("a")
+    assert cluster.jobs.own("a", "other")
     assert not cluster.jobs.own("a", OWNER)
     assert cluster.jobs.owner("a") == "other"
 
