@@ -17,6 +17,7 @@ from distributed_comfy.config_file import default_config_file, read_config_file
 from distributed_comfy.errors import SettingInvalid
 
 EngineName = Literal["comfyui", "builtin"]
+LogFormat = Literal["text", "json"]
 
 
 class Settings(BaseSettings):
@@ -105,6 +106,8 @@ class Settings(BaseSettings):
     """``USER:PASS`` that Flower's page asks for."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Detail of the logs."""
+    log_format: LogFormat = "text"
+    """``text``, or ``json``: each line of the logs one object, with job and item."""
 
     @field_validator("redis_url", "blob_url")
     @classmethod

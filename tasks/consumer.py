@@ -13,6 +13,7 @@ from celery.worker import state as celery_state
 
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import DistributedComfyError, RemoteError
+from distributed_comfy.log_lines import name_worker
 from distributed_comfy.settings import Settings, redact_url
 from tasks.app import RUN_ITEM, gpu_queue
 from tasks.cluster import Cluster, open_cluster
@@ -73,6 +74,7 @@ def run_worker(settings: Settings, redis_url: str, blob_url: str, options: Engin
     try:
         name = settings.worker_name or free_worker_name(cluster, options.device)
         where = redact_url(redis_url)
+        name_worker(name)
         log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())
         return _Consumer(cluster, name, with_folder(options, name, settings.cache_folder)).run(end_with_stdin)
     finally:

@@ -82,6 +82,12 @@ class EngineLink:
             self._settle(request.claim_id, error=ItemInterrupted(item_id=item_id(request.job_id, request.index)))
         return future
 
+    def item_of(self, claim_id: str) -> str:
+        """Id of the item that the engine has under this claim; empty where it has none."""
+        with self._lock:
+            request, _ = self._waiting.get(claim_id, (None, None))
+        return item_id(request.job_id, request.index) if request else ""
+
     def interrupt(self, claim_id: str) -> None:
         """Stop the run of this claim at its next step."""
         self._process.interrupt(claim_id)

@@ -18,6 +18,7 @@ from distributed_comfy.errors import (
     WorkerLacks,
     WorkerLost,
 )
+from distributed_comfy.log_lines import now_about
 from distributed_comfy.messages import InputFile, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.state.records import Claim
 from distributed_comfy.state.specs import unpack_spec
@@ -52,11 +53,13 @@ def run_ticket(runtime: WorkerRuntime, events: TicketEvents) -> str:
         Ignore: the item will run again, or was taken away from this worker; monitors were told which.
     """
     claim_id = runtime.held.new()
+    now_about()
     try:
         claim = _claim(runtime, claim_id)
         if claim is None:
             events.no_work()
             return NO_WORK
+        now_about(claim.job_id, claim.index)  # also for what Celery logs after this returns
         runtime.held.advance(claim_id, "reserved")
         return f"{item_id(claim.job_id, claim.index)}: {_run_claim(runtime, claim, events)}"
     finally:
@@ -159,15 +162,15 @@ def _feed(runtime: WorkerRuntime, claim: Claim) -> Feed:
 
 def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: DistributedComfyError) -> Outcome:
     runtime.held.advance(claim.claim_id, "ending")
-    how = _how(runtime, error)
+    how, item = _how(runtime, error), item_id(claim.job_id, claim.index)
     if how == "release":
-        log.info("item %s is given back: %s", item_id(claim.job_id, claim.index), error)
+        log.info("item %s is given back: %s", item, error)
     else:
-        log.warning("item %s failed on %s (%s): %s", item_id(claim.job_id, claim.index), runtime.name, how, error)
+        log.warning("item %s failed on %s (%s): %s", item, runtime.name, how, error)
     try:
         outcome = _patiently(runtime, lambda: runtime.cluster.workers.give_back(runtime.name, incarnation, claim, how, error))
     except (ClusterUnavailable, redis.RedisError) as lost:
-        log.warning("item %s could not be given back (%s); its lease or the next sign of life does it", claim.index, lost)
+        log.warning("item %s could not be given back (%s); its lease or the next sign of life does it", item, lost)
         outcome = "lost"
     if isinstance(error, WorkerLacks):
         runtime.engine.describe()

@@ -96,7 +96,7 @@ class WorkerRuntime:
         while self.held.running() and time.monotonic() < deadline:
             time.sleep(0.05)
         for claim_id in self.held.running():
-            log.info("worker %s: claim %s is given back unfinished", self.name, claim_id)
+            log.info("worker %s: item %s (claim %s) is given back unfinished", self.name, self.engine.item_of(claim_id), claim_id)
             self.engine.interrupt(claim_id)
         while self.held.running() and time.monotonic() < deadline + 5:
             time.sleep(0.05)
@@ -220,7 +220,7 @@ class WorkerRuntime:
             return
         for claim_id in answer.lost:
             if self.held.is_running(claim_id):
-                log.info("worker %s: claim %s was cancelled", self.name, claim_id)
+                log.info("worker %s: item %s (claim %s) was cancelled", self.name, self.engine.item_of(claim_id), claim_id)
                 self.engine.interrupt(claim_id)
         self._check_queue()
 

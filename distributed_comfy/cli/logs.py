@@ -1,23 +1,18 @@
-"""Logging of every command, set up once: time and level on each line, never a password."""
+"""Logging of every command, set up once: text or JSON, never a password."""
 from __future__ import annotations
 
 import logging
+import sys
+from types import TracebackType
 from typing import Literal
 
 from distributed_comfy.cli.output import Output
-from distributed_comfy.settings import Settings, redact_url
+from distributed_comfy.log_lines import make_formatter
+from distributed_comfy.settings import Settings
 
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 _CHATTY = ("celery", "kombu", "amqp", "PIL", "urllib3", "asyncio")
 """Libraries whose every step is of interest to nobody but their authors."""
-
-
-class RedactingFormatter(logging.Formatter):
-    """Takes the passwords out of URLs, whoever logs them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line (and traceback) of a record."""
-        return redact_url(super().format(record))
 
 
 class OutputHandler(logging.Handler):
@@ -30,7 +25,7 @@ class OutputHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; a log line that cannot be printed must not end the work."""
         try:
-            self._output.remark(self.format(record))
+            self._output.line(self.format(record))
         except OSError:  # standard error is closed
             self.handleError(record)
 
@@ -45,9 +40,19 @@ def set_up_logging(settings: Settings, output: Output, *, audience: Literal["per
             supervisor gets everything.
     """
     handler = OutputHandler(output)
-    handler.setFormatter(RedactingFormatter(FORMAT))
+    formatter = make_formatter(settings.log_format, FORMAT)
+    handler.setFormatter(formatter)
+    if settings.log_format == "json":
+        output.write_remarks_as(formatter)
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
     debugging = settings.log_level == "DEBUG"
     quiet = audience == "person" and not debugging and settings.log_level == "INFO"
     logging.basicConfig(level="WARNING" if quiet else settings.log_level, handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel("INFO" if debugging else "WARNING")
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What would be printed over several lines becomes one."""
+    logging.getLogger(__name__).critical("the command ended unexpectedly", exc_info=(kind, error, trace))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,15 @@ class Output:
         self.as_json = as_json
         self.results = _console(stderr=False)
         self.remarks = _console(stderr=True)
+        self._formatter: logging.Formatter | None = None
+
+    def write_remarks_as(self, formatter: logging.Formatter) -> None:
+        """From here on standard error carries lines of the log only."""
+        self._formatter = formatter
+
+    def line(self, text: str) -> None:
+        """A line of the log."""
+        self.remarks.print(Text(text), soft_wrap=True)
 
     def say(self, text: str = "", style: str = "") -> None:
         """A line of the result; nothing where the result is JSON."""
@@ -33,15 +43,21 @@ class Output:
 
     def remark(self, text: str, style: str = "") -> None:
         """A line about how it goes."""
-        self.remarks.print(Text(text, style), soft_wrap=True)
+        self._remark("INFO", text, Text(text, style))
 
     def warn(self, text: str) -> None:
         """Something the user did not ask for and should know."""
-        self.remarks.print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
+        self._remark("WARNING", text, Text.assemble(("note: ", "yellow"), text))
 
     def complain(self, text: str) -> None:
         """Why the command failed."""
-        self.remarks.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        self._remark("ERROR", text, Text.assemble(("error: ", "bold red"), text))
+
+    def _remark(self, level: str, text: str, shown: Text) -> None:
+        if self._formatter is None:
+            self.remarks.print(shown, soft_wrap=True)
+        elif text:
+            self.line(self._formatter.format(logging.makeLogRecord({"name": __name__, "levelname": level, "msg": text})))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
         """A table of the result.

@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from distributed_comfy.log_lines import plain
+
 LOG_LIMIT_BYTES = 5 * 2**20
 """A longer log is put aside when the engine starts."""
 
@@ -30,4 +32,4 @@ class EngineLog:
                 text = file.read().decode(errors="replace")
         except FileNotFoundError:  # somebody tidied up
             return ""
-        return "\n".join(text.rstrip().splitlines()[-TAIL_LINES:])
+        return "\n".join(map(plain, text.rstrip().splitlines()[-TAIL_LINES:]))

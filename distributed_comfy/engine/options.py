@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from distributed_comfy.engine.base import Engine
+from distributed_comfy.settings import LogFormat
 
 NodeProvider = Callable[..., dict[str, type]]
 """Gives the cluster's own node classes for a `distributed_comfy.nodes.context.NodeContext`; called after torch may be imported.
@@ -65,6 +66,8 @@ class EngineOptions:
     feed_timeout_s: float = 600.0
     """How long the last stage waits for the next value of its feed."""
     log_level: str = "INFO"
+    log_format: LogFormat = "text"
+    """``json``: also what nodes print becomes lines of JSON, as far as it goes through Python."""
     node_provider: str = NODE_PROVIDER
     import_paths: tuple[str, ...] = ()
     """Folders appended to ``sys.path`` of the engine, besides those of this package."""

@@ -47,6 +47,7 @@ from distributed_comfy.engine.protocol import (
 from distributed_comfy.engine.reports import ClaimSink, Outbox
 from distributed_comfy.engine.shipping import Harbour, Shipment, Shipper
 from distributed_comfy.errors import DistributedComfyError, EngineStartFailed, ItemInterrupted, PipeError
+from distributed_comfy.log_lines import capture_prints, make_formatter, subject
 from distributed_comfy.messages import Capability, RunRequest, item_id
 from distributed_comfy.state.connection import connect
 from distributed_comfy.transport.files import InputCache
@@ -78,7 +79,7 @@ def main(pipe_in: int, pipe_out: int) -> None:
     if message is None:
         _exit(EXIT_CONSUMER_GONE)
     options: EngineOptions = from_message(message).options
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _set_up_logging(options)
     status = EngineChild(options, reader, outbox.send).serve()
     outbox.close()
     _exit(status)
@@ -138,7 +139,8 @@ class EngineChild:
             if isinstance(order, Free):
                 engine.free()
             elif self._claims.advance(order.claim_id, Stage.RUNNING):
-                self._execute(engine, order, lambda shipment: shipper.ship(shipment), capability)
+                with subject(order.job_id, order.index):
+                    self._execute(engine, order, lambda shipment: shipper.ship(shipment), capability)
         shipper.close()
 
     def _execute(self, engine: Engine, request: RunRequest, ship: Callable[[Shipment], None], capability: Capability) -> None:
@@ -215,6 +217,15 @@ def open_blobs(options: EngineOptions) -> RedisBlobStore:
     """The blob store that the options name; errors as `state.connection.connect`."""
     client = connect(options.blob_url, "DC_BLOB_URL")
     return RedisBlobStore(client, prefix=options.key_prefix, chunk_bytes=options.chunk_bytes, ttl_s=options.blob_ttl_s)
+
+
+def _set_up_logging(options: EngineOptions) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(make_formatter(options.log_format, "%(asctime)s %(levelname)s %(name)s: %(message)s", options.worker))
+    logging.basicConfig(level=options.log_level, handlers=[handler])
+    if options.log_format == "json":
+        logging.captureWarnings(True)
+        capture_prints(sys.stderr, make_formatter("json", "", options.worker))
 
 
 def _create_engine(options: EngineOptions, context: GraphContext) -> Engine:

@@ -15,6 +15,7 @@ from distributed_comfy.engine.folders import discard_outgoing
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Event, Failed, Finished
 from distributed_comfy.errors import ConnectionLost, DistributedComfyError, ItemInterrupted
+from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import Capability, Capture, FileRef, ItemResult, RunRequest, item_id
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.files import FileSource, store_file
@@ -65,7 +66,8 @@ class Shipper:
     def _work(self) -> None:
         while (shipment := self._waiting.get()) is not None:
             self._harbour.life.touch()
-            self._answer(shipment)
+            with subject(shipment.request.job_id, shipment.request.index):
+                self._answer(shipment)
             self._harbour.life.rest()
 
     def _answer(self, shipment: Shipment) -> None:

@@ -16,6 +16,7 @@ from distributed_comfy.collector.naming import FolderNames
 from distributed_comfy.collector.save import ImageSaver, PictureMetadata, SavedFile, SavedImage, save_files
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, RunInterrupted
+from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
@@ -106,7 +107,7 @@ class Courier:
             RunInterrupted: `stop` was called.
         """
         try:
-            with self._saver:
+            with subject(self._record.job_id), self._saver:
                 try:
                     self._collector.run()
                 except CancelledError:
@@ -141,10 +142,11 @@ class Courier:
             (self._options.out / SPOOL_FOLDER).rmdir()
 
     def _on_item(self, index: int, result: ItemResult) -> None:
-        self._saver.add(index)
-        self._files += save_files(self._spool, index, self._names)
-        self._results[index] = result
-        self._options.on_item(index, result)
+        with subject(self._record.job_id, index):
+            self._saver.add(index)
+            self._files += save_files(self._spool, index, self._names)
+            self._results[index] = result
+            self._options.on_item(index, result)
 
     def _collectors_to_save(self) -> list[str]:
         return [plan.node_id for plan in self._record.collectors if "images" in plan.unsaved]

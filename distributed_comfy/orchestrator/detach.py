@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_comfy.errors import DistributedComfyError, RemoteError, RunInterrupted, from_wire
+from distributed_comfy.log_lines import plain
 from distributed_comfy.settings import Settings, child_environment
 
 _POLL_S = 0.05
@@ -73,7 +74,7 @@ def _write(path: Path, message: dict[str, Any]) -> None:
 def _wait_announced(process: subprocess.Popen[bytes], announcement: Path, log_file: Path, stop: threading.Event) -> str:
     while not announcement.exists():
         if process.poll() is not None and not announcement.exists():
-            lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = list(map(plain, log_file.read_text(encoding="utf-8", errors="replace").splitlines()))
             raise RemoteError(original_code="detached_run_ended", details="\n".join([f"status {process.returncode}", *lines[-10:]]))
         if stop.wait(_POLL_S):
             process.terminate()

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from distributed_comfy.engine.locate import choose_devices, choose_engine, default_threads
 from distributed_comfy.errors import EngineStartFailed, RunInterrupted
+from distributed_comfy.log_lines import plain
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.settings import child_environment, read_settings
 from tasks.cluster import Cluster
@@ -172,9 +173,9 @@ def local_workers(
 
 
 def _log_tail(folder: Path) -> list[str]:
-    tails = []
+    tails: list[str] = []
     for name in ("worker.log", "engine.log"):
         path = folder / name
         if path.exists():
-            tails += path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+            tails += map(plain, path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])
     return tails

@@ -64,6 +64,7 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         threads=settings.threads,
         stall_timeout_s=settings.stall_timeout_s,
         log_level=settings.log_level,
+        log_format=settings.log_format,
     )
 
 

@@ -20,11 +20,12 @@ from distributed_comfy import __version__
 from distributed_comfy.cli.cluster import ago, out_or_default
 from distributed_comfy.cli.commands import interruptibly
 from distributed_comfy.cli.failures import cause, details, error_json
-from distributed_comfy.cli.logs import RedactingFormatter, set_up_logging
+from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.main import main
 from distributed_comfy.cli.output import Output
 from distributed_comfy.engine.locate import choose_devices
 from distributed_comfy.errors import ItemsOutOfRange, JobFailed, NodeFailed
+from distributed_comfy.log_lines import TextFormatter
 from distributed_comfy.orchestrator.background import Background
 from distributed_comfy.orchestrator.submit import SubmitOptions, check_early, read_prompt
 from distributed_comfy.settings import child_environment, read_settings
@@ -100,7 +101,7 @@ def test_passwords_in_tracebacks_are_taken_out_too() -> None:
         raise ValueError("redis://:geheim@host")
     except ValueError:
         record = logging.LogRecord("x", logging.ERROR, "", 0, "oh", (), sys.exc_info())
-    text = RedactingFormatter("%(message)s").format(record)
+    text = TextFormatter("%(message)s").format(record)
     assert "geheim" not in text and "redis://:***@host" in text
 
 
