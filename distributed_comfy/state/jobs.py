@@ -83,6 +83,7 @@ class JobTable:
             to_ms(settings.blob_ttl_s if kept else settings.owner_ttl_s),
             record.title,
             *_requirements(record),
+            next((spec.kind for spec in submission.specs if spec.kind != "last"), "generate"),
             len(packed),
             len(submission.finished),
         ]

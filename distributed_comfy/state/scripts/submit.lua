@@ -1,16 +1,18 @@
 -- A job enters the table.  Idempotent: a known job id changes nothing.
 -- ARGV  job, record, submitter, priority, sig, last_sig or '', cap bytes, aging ms, ttl s, last index or '', host,
 --       owner, owner lease ms (or '', how long after its end the results of a job without owner are kept),
---       title, requirement, last requirement, count, finished count, then `count` times: index, packed spec;  then for each item that
---       an earlier job finished and the owner has: index, claim id, worker, result, bytes, meta;  then pairs: prompt hash, prompt.
+--       title, requirement, last requirement, kind of all items but the last stage, count, finished count, then `count` times: index,
+--       packed spec;  then for each item that an earlier job finished and the owner has: index, claim id, worker, result, bytes, meta;
+--       then pairs: prompt hash, prompt.
 -- Writes job, jobs, active, spec, prompts, pending | item (last stage: blocked; finished: done), owner, submitter, sigs, the index,
 --        result and meta of finished items.
 -- Gives  {'ok' | 'new' (a signature has not been matched with the capabilities yet), worker...}
 local id = ARGV[1]
 if call('EXISTS', K.job(id)) == 1 then return {unmatched(job_read(id)) and 'new' or 'ok'} end
 local seq = call('INCR', K.sequence())
-local count, finished, last = tonumber(ARGV[17]), tonumber(ARGV[18]), ARGV[10]
-local first_finished = 19 + 2 * count
+local count, finished, last = tonumber(ARGV[18]), tonumber(ARGV[19]), ARGV[10]
+local first_specs = 20
+local first_finished = first_specs + 2 * count
 local done, largest = {}, 0
 for at = first_finished, first_finished + 6 * finished - 1, 6 do
   local index, claim, worker, bytes = ARGV[at], ARGV[at + 1], ARGV[at + 2], num(ARGV[at + 4])
@@ -21,12 +23,13 @@ for at = first_finished, first_finished + 6 * finished - 1, 6 do
 end
 call('HSET', K.job(id), 'record', ARGV[2], 'submitter', ARGV[3], 'base', ARGV[4], 'level', ARGV[4], 'sig', ARGV[5], 'last_sig', ARGV[6],
   'cap', ARGV[7], 'aging_ms', ARGV[8], 'ttl_s', ARGV[9], 'last', last, 'host', ARGV[11], 'title', ARGV[14], 'seq', seq, 'total', count,
-  'state', 'active', 'created_ms', NOW, 'place', '', 'done', finished, 'largest', largest)
+  'state', 'active', 'created_ms', NOW, 'place', '', 'done', finished, 'largest', largest,
+  'kind', ARGV[17])
 call('ZADD', K.jobs(), seq, id)
 call('SADD', K.active(), id)
 if ARGV[12] == '' then call('HSET', K.job(id), 'keep_ms', ARGV[13]) else call('SET', K.owner(id), ARGV[12], 'PX', ARGV[13]) end
 submitter_enter(ARGV[3])
-for at = 19, first_finished - 1, 2 do
+for at = first_specs, first_finished - 1, 2 do
   local index, spec = ARGV[at], ARGV[at + 1]
   call('HSET', K.spec(id), index, spec)
   if not done[index] then

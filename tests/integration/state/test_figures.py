@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import redis
@@ -11,7 +12,7 @@ from distributed_comfy.state.figures import ITEM_STATES, KINDS, Figures, read_fi
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.state.tallies import Histogram
 from tests.integration.state.conftest import OpenCluster
-from tests.state_cluster import Cluster
+from tests.state_cluster import OWNER, Cluster, Job, submission
 
 DIED = EngineDied(status="signal 9", log_tail="")
 GIB = 2**30
@@ -54,6 +55,16 @@ def test_items_are_counted_by_state_and_kind(new_cluster: OpenCluster) -> None:
     assert items(cluster, "last") == {"pending": 1}
     cluster.take("v")
     assert items(cluster, "last") == {"running": 1} and items(cluster, "generate")["pending"] == 2
+
+
+def test_a_prompt_without_seeds_is_of_a_kind_of_its_own(cluster: Cluster) -> None:
+    cluster.join("w")
+    whole = submission("a", Job())
+    cluster.jobs.submit(replace(whole, specs=[replace(spec, kind="whole") for spec in whole.specs]), OWNER)
+    assert items(cluster, "whole") == {"pending": 1} and items(cluster, "generate") == {}
+    cluster.work("w")
+    found = figures(cluster)
+    assert count(found.waits["whole"]) == count(found.runs["whole"]) == 1 and count(found.runs["generate"]) == 0
 
 
 def test_jobs_are_counted_as_the_listing_shows_them(cluster: Cluster) -> None:
