@@ -34,6 +34,9 @@ from tasks.cluster import Cluster
 
 _POLL_S = 0.25
 
+Live = Mapping[str, Capability]
+"""Worker name -> its capability, of workers whose lease runs."""
+
 
 @dataclass(frozen=True)
 class SubmitOptions:
@@ -132,7 +135,7 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         NoWorker, NoCapableWorker: nobody can run it, within ``wait_s``; the message names what each worker lacks.
         RunInterrupted: ``stop`` was set.
     """
-    plan = _plan_with_workers(cluster, given.parsed, options, stop)
+    plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
@@ -142,7 +145,7 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     try:
         input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
         record = _record(cluster, given, plan, options, input_files)
-        record = replace(record, job_id=job_id)
+        record = replace(record, job_id=job_id, resume_key=_resume_key(plan, live, input_files))
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
         cluster.jobs.submit(_submission(record, plan, resumed), owner)
     except BaseException as error:
@@ -176,24 +179,13 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
         requirement=plan.requirement,
         last_requirement=plan.last_requirement,
         has_last_stage=plan.has_last_stage,
-        resume_key=_resume_key(cluster, plan, {entry.file.name: entry.file.sha256 for entry in input_files}),
         host=cluster.settings.host_name,
         title=given.title,
         results=options.results,
     )
 
 
-def live_capabilities(cluster: Cluster) -> dict[str, Capability]:
-    """Worker name -> capability, of workers whose lease runs."""
-    known = cluster.matching.capabilities()
-    return {
-        worker.facts.name: known[worker.capability]
-        for worker in cluster.workers.workers()
-        if worker.state != "lost" and worker.capability in known
-    }
-
-
-def check_capable(requirements: Sequence[Requirement], live: Mapping[str, Capability]) -> None:
+def check_capable(requirements: Sequence[Requirement], live: Live) -> None:
     """Raises NoCapableWorker, naming what each live worker lacks, unless each requirement is met by one of them."""
     for requirement in requirements:
         missing = {name: lacks(requirement, capability) for name, capability in live.items()}
@@ -202,20 +194,20 @@ def check_capable(requirements: Sequence[Requirement], live: Mapping[str, Capabi
             raise NoCapableWorker(lacks=words)
 
 
-def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOptions, stop: threading.Event) -> JobPlan:
-    """Plan against the live workers, waiting for the first one as long as the user allows."""
+def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOptions, stop: threading.Event) -> tuple[JobPlan, Live]:
+    """Plan against the live workers, waiting for the first one as long as the user allows; the plan and those workers."""
     give_up = time.monotonic() + options.wait_s
     while not stop.is_set():
-        live = live_capabilities(cluster)
+        live = cluster.matching.live()
         plan = _plan(parsed, options, list(live.values()))
         try:
             if not live:
                 raise NoWorker()
             check_capable([need for need in (plan.requirement, plan.last_requirement) if need], live)
-            return plan
+            return plan, live
         except ClusterUnavailable:
             if live and options.wait_s > 0:
-                return plan  # queued all the same: a worker that gains what is missing starts it
+                return plan, live  # queued all the same: a worker that gains what is missing starts it
             if time.monotonic() >= give_up:
                 raise
         stop.wait(_POLL_S)
@@ -230,8 +222,8 @@ def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capabilit
     return plan if capable in (0, len(live)) else plan_job(parsed, replace(wanted, participants=capable), live)
 
 
-def _resume_key(cluster: Cluster, plan: JobPlan, input_hashes: Mapping[str, str]) -> str:
+def _resume_key(plan: JobPlan, live: Live, input_files: Sequence[InputFile]) -> str:
     """The versions are those of the live workers that can run the job."""
-    live = [capability for capability in live_capabilities(cluster).values() if matches(plan.requirement, capability)]
-    engines = {f"{capability.engine} {capability.engine_version}" for capability in live}
-    return resume_key(plan, input_hashes=input_hashes, versions={"package": __version__, "engines": ", ".join(sorted(engines))})
+    engines = {f"{found.engine} {found.engine_version}" for found in live.values() if matches(plan.requirement, found)}
+    versions = {"package": __version__, "engines": ", ".join(sorted(engines))}
+    return resume_key(plan, input_hashes={entry.file.name: entry.file.sha256 for entry in input_files}, versions=versions)

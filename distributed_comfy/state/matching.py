@@ -26,6 +26,15 @@ class Matching:
         """Every capability that a registered worker has, by hash."""
         return self._capabilities(self._ask("hkeys", "caps"))
 
+    def live(self) -> dict[str, Capability]:
+        """Name of each worker whose lease runs -> its capability; one round trip, where no capability is new here."""
+        flat = self._scripts.run("live")
+        of_worker = dict(zip(flat[::2], flat[1::2], strict=True))
+        known = self._known
+        if not known.keys() >= set(of_worker.values()):
+            known = self.capabilities()
+        return {name: known[cap] for name, cap in of_worker.items() if cap in known}
+
     def known_pairs(self, requirements: Mapping[str, Requirement | None]) -> list[str]:
         """What `serve` takes, for signatures and the capabilities that were read before: ahead of a look at all of them, without one."""
         known = self._known

@@ -144,6 +144,7 @@ CASES = {
     "drain": Case("steer", a_job, lambda c, _: c.jobs.drain("v")),
     "undrain": Case("steer", lambda c: (c.join("v"), c.jobs.drain("v"), c.submit("a")), lambda c, _: c.jobs.drain("v", drained=False)),
     "suspend": Case("steer", a_claim, lambda c, _: c.workers.suspend("v", "life-of-v")),
+    "live": Case("live", lambda c: c.join("v", "w"), lambda c, _: sorted(c.jobs._matching.live())),
     "measure": Case("measure", a_last_claim, lambda c, _: read_figures(c.scripts).items),
     "leave": Case("steer", a_claim, lambda c, _: c.workers.leave("v", "life-of-v")),
 }

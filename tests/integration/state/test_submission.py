@@ -51,3 +51,14 @@ def test_a_server_that_forgot_its_scripts_gets_them_again(cluster: Cluster) -> N
     cluster.client.script_flush()
     cluster.submit("a")
     assert cluster.answer_tickets() == ["a"]
+
+
+def test_the_live_workers_are_those_whose_lease_runs(cluster: Cluster) -> None:
+    matching = cluster.jobs._matching
+    assert matching.live() == {}
+    cluster.join("v")
+    cluster.join("w", has=("Sampler", "Saver"))
+    assert {name: found.node_classes for name, found in matching.live().items()} == {"v": ("Sampler",), "w": ("Sampler", "Saver")}
+    cluster.expire("v")
+    cluster.join("w", has=("Saver",))
+    assert {name: found.node_classes for name, found in matching.live().items()} == {"w": ("Saver",)}
