@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     """Input files by hash, engine temp folders; without it a per-user folder."""
     execution_log: Path | None = None
     """File to which each engine appends one line per execution it begins (for tests of lost and doubled work)."""
+    redis_accept: str = Field("", pattern=r"^(\d[\w.:~+-]*)?$")
+    """Version of a Redis server or its package, as `doctor` prints it, that you know to have the fixes which `doctor` misses."""
     flower_basic_auth: str = ""
     """``USER:PASS`` that Flower's page asks for."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -1,7 +1,6 @@
 """What all commands share: the group that turns errors into exit statuses, JSON, settings, and the way Ctrl-C ends a run."""
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import signal
@@ -9,19 +8,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-import distributed_comfy
 from distributed_comfy.cli.output import Output
-from distributed_comfy.errors import DistributedComfyError, ForeignPackage
+from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.orchestrator.doctor.packages import refuse_foreign_packages
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_REPORTS_FOREIGN_PACKAGES = "doctor"
 INTERRUPTED = 130
 """Exit status of a program that Ctrl-C ended."""
 _ENDING_SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if (number := getattr(signal, name, None))]
@@ -46,7 +45,8 @@ class Commands(click.Group):
         """Import the command."""
         if cmd_name not in self._lazy:
             return None
-        _refuse_foreign_packages()
+        if cmd_name != _REPORTS_FOREIGN_PACKAGES:
+            refuse_foreign_packages()
         return self._lazy[cmd_name][0]()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -78,18 +78,6 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 1
         sys.exit(status if isinstance(status, int) else 0)
-
-
-def _refuse_foreign_packages() -> None:
-    """``tasks`` is also a name on the package index, and whoever stands first on the path wins.
-
-    Raises:
-        ForeignPackage: it is not the one beside this package.
-    """
-    ours = Path(distributed_comfy.__file__).parent.parent / "tasks"
-    spec = importlib.util.find_spec("tasks")
-    if spec is None or not spec.origin or Path(spec.origin).parent != ours:
-        raise ForeignPackage(package="tasks", path=spec.origin if spec else "nowhere")
 
 
 def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -43,6 +43,12 @@ def _flower() -> click.Command:
     return flower
 
 
+def _doctor() -> click.Command:
+    from distributed_comfy.cli.doctor import doctor
+
+    return doctor
+
+
 def _metrics() -> click.Command:
     from distributed_comfy.cli.metrics import metrics
 
@@ -53,8 +59,9 @@ _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
-    "workers": (_workers, "List workers; drain and undrain them."),
+    "workers": (_workers, "List workers; drain and undrain them, let them look for new models."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
+    "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),
     "metrics": (_metrics, "Tell Prometheus how the cluster is."),
 }

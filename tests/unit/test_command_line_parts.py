@@ -31,8 +31,8 @@ from distributed_comfy.orchestrator.submit import SubmitOptions, check_early, re
 from distributed_comfy.settings import child_environment, read_settings
 from tests.prompts import node, out, txt2img
 
-COMMANDS = [["demo"], ["run"], ["worker"], ["workers"], ["jobs"]]
-COMMANDS += [["workers", name] for name in ("list", "drain", "undrain")]
+COMMANDS = [["demo"], ["run"], ["worker"], ["workers"], ["jobs"], ["doctor"]]
+COMMANDS += [["workers", name] for name in ("list", "drain", "undrain", "look")]
 COMMANDS += [["jobs", name] for name in ("list", "show", "cancel", "retry", "pause", "resume", "priority", "attach")]
 
 

@@ -1,0 +1,102 @@
+"""The cluster's workers: a real item on each one that is free, and what differs between them."""
+from __future__ import annotations
+
+import functools
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from distributed_comfy.messages import Capability
+from distributed_comfy.orchestrator.doctor.findings import Finding, ok, warn
+from distributed_comfy.orchestrator.doctor.probe import check_by_probe
+from distributed_comfy.state.probes import ProbeTable
+from distributed_comfy.state.records import WorkerFacts, WorkerState
+from tasks.cluster import Cluster
+from tasks.dispatch import send_tickets
+from tasks.reaper import reap_once
+
+T = TypeVar("T")
+
+_CHECK = "workers"
+_PROBES_AT_ONCE = 16
+_CLASSES_SHOWN = 6
+
+
+def check_workers(cluster: Cluster, stop: threading.Event) -> list[Finding]:
+    """One finding for each worker, then their differences; one in all where there is none."""
+    reap_once(cluster, secrets.token_hex(8))
+    workers = cluster.workers.workers()
+    if not workers:
+        return [warn(_CHECK, "none is running", "start one on each GPU with `distributed-comfy worker`")]
+    probes = ProbeTable(cluster.client, cluster.settings.key_prefix, functools.partial(send_tickets, cluster.app))
+    known = cluster.matching.capabilities()
+    with ThreadPoolExecutor(_PROBES_AT_ONCE, thread_name_prefix="doctor-probe") as pool:
+        found = list(pool.map(lambda worker: _check(cluster, probes, worker, known.get(worker.capability), stop), workers))
+    pairs = [(worker.facts, known[worker.capability]) for worker in workers if worker.capability in known]
+    return [*found, *check_differences(pairs)]
+
+
+def _check(cluster: Cluster, probes: ProbeTable, worker: WorkerState, capability: Capability | None, stop: threading.Event) -> Finding:
+    name = worker.facts.name
+    check = f"worker {name}"
+    if worker.state == "busy":
+        return ok(check, f"works on {', '.join(worker.claims)}; left in peace")
+    if worker.state == "drained":
+        return warn(check, "drained: it gets no items", f"run `distributed-comfy workers undrain {name}`")
+    if worker.state == "down" or capability is None:
+        remedy = f"wait a moment; if it stays so, look into engine.log of {name} on {worker.facts.host}"
+        return warn(check, "its engine is not running now", remedy)
+    if worker.state == "lost":
+        remedy = f"look whether it runs on {worker.facts.host}, and whether that reaches the Redis"
+        return warn(check, "gives no sign of life any more", remedy)
+    return check_by_probe(cluster, probes, worker, capability, stop)
+
+
+def check_differences(workers: Sequence[tuple[WorkerFacts, Capability]]) -> list[Finding]:
+    """What differs between workers that should be alike.
+
+    Args:
+        workers: what each told about itself and what it can run.
+    """
+    if len(workers) < 2:
+        return []
+    found = [*_versions(workers), *_node_classes(workers)]
+    return found or [ok("workers: differences", "all have the same versions and node classes")]
+
+
+def _versions(workers: Sequence[tuple[WorkerFacts, Capability]]) -> Iterator[Finding]:
+    ours = _grouped({facts.name: facts.package_version or "unknown" for facts, _ in workers})
+    if len(ours) > 1:
+        yield warn("workers: versions", f"distributed-comfy {_listed(ours)}", "install the same version on all hosts")
+    for engine in sorted({facts.engine for facts, _ in workers}):
+        versions = _grouped({facts.name: facts.engine_version or "unknown" for facts, _ in workers if facts.engine == engine})
+        if len(versions) > 1:
+            remedy = "bring all to the same version: only then are their images the same"
+            yield warn("workers: versions", f"{engine} {_listed(versions)}", remedy)
+
+
+def _node_classes(workers: Sequence[tuple[WorkerFacts, Capability]]) -> Iterator[Finding]:
+    """Node packs that some workers have and others of the same engine do not; alike workers are named together."""
+    for engine in sorted({facts.engine for facts, _ in workers}):
+        has = {facts.name: set(capability.node_classes) for facts, capability in workers if facts.engine == engine}
+        every = set().union(*has.values())
+        lacking = _grouped({name: tuple(sorted(every - classes)) for name, classes in has.items()})
+        for missing, names in lacking.items():
+            if missing:
+                more = len(missing) - _CLASSES_SHOWN
+                shown = ", ".join(missing[:_CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+                found = f"{', '.join(names)}: without {len(missing)} node classes that others have ({shown})"
+                yield warn("workers: node packs", found, "install the same node packs there; until then such prompts run elsewhere")
+
+
+def _grouped(values: Mapping[str, T]) -> dict[T, list[str]]:
+    groups: dict[T, list[str]] = {}
+    for name, value in sorted(values.items()):
+        groups.setdefault(value, []).append(name)
+    return groups
+
+
+def _listed(groups: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{version} on {', '.join(names)}" for version, names in sorted(groups.items()))
