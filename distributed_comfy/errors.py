@@ -595,6 +595,13 @@ class PictureUnsavable(JobError):
     sentence = "item {index} collected images of shape {shape}; a PNG needs [batch, height, width, 1 to 4 channels]"
 
 
+class ValueUnsavable(JobError):
+    """A collected value cannot be written as a file of its kind."""
+
+    code = "value_unsavable"
+    sentence = "item {index} collected {slot} that cannot be saved: it needs {expected}; put a node behind the collector that saves it"
+
+
 class SpoolUnusable(JobError):
     """The folder for a job's fetched results cannot be opened."""
 

@@ -80,8 +80,8 @@ def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
 def delivery_json(delivery: Delivery) -> dict[str, Any]:
     """A delivery as JSON values."""
     files: dict[int, list[str]] = {}
-    for image in delivery.images:
-        files.setdefault(image.index, []).append(str(image.path))
+    for value in delivery.collected:
+        files.setdefault(value.index, []).append(str(value.path))
     for file in delivery.files:
         files.setdefault(file.index, []).append(str(file.path))
     return {

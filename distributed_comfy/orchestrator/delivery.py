@@ -13,7 +13,7 @@ import redis
 
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.naming import FolderNames
-from distributed_comfy.collector.save import ImageSaver, PictureMetadata, SavedFile, SavedImage, save_files
+from distributed_comfy.collector.save import FileMetadata, ResultSaver, SavedFile, SavedValue, save_files
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, RunInterrupted
 from distributed_comfy.log_lines import subject
@@ -30,8 +30,8 @@ class Delivery:
 
     job_id: str
     out: Path
-    images: Sequence[SavedImage] = ()
-    """Collected images that we saved, in order."""
+    collected: Sequence[SavedValue] = ()
+    """Collected images, tracks, latents and masks that we saved, in order."""
     files: Sequence[SavedFile] = ()
     """Files of output nodes, in order of arrival."""
     results: Mapping[int, ItemResult] = field(default_factory=dict)
@@ -46,9 +46,14 @@ class Delivery:
     """True where nothing was collected, because the results are kept for Celery; `out` says nothing then."""
 
     @property
+    def images(self) -> list[SavedValue]:
+        """Those of `collected` that are images."""
+        return [value for value in self.collected if value.slot == "images"]
+
+    @property
     def paths(self) -> list[Path]:
-        """Every file that was saved: collected images in order, then files of output nodes."""
-        return [image.path for image in self.images] + [file.path for file in self.files]
+        """Every file that was saved: what was collected in order, then files of output nodes."""
+        return [value.path for value in self.collected] + [file.path for file in self.files]
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Courier:
         cluster.jobs.note_spool(record.job_id, SpoolPlace(cluster.settings.host_name, str(self._spool.folder.absolute()), str(out)))
         collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs)
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
-        self._saver = ImageSaver(self._spool, self._collectors_to_save(), options.out, metadata=metadata, prefix=options.prefix)
+        self._saver = ResultSaver(self._spool, self._places_to_save(), options.out, metadata=metadata, prefix=options.prefix)
         self._names = FolderNames(options.out)
 
     def deliver(self) -> Delivery:
@@ -148,13 +153,13 @@ class Courier:
             self._results[index] = result
             self._options.on_item(index, result)
 
-    def _collectors_to_save(self) -> list[str]:
-        return [plan.node_id for plan in self._record.collectors if "images" in plan.unsaved]
+    def _places_to_save(self) -> list[tuple[str, str]]:
+        return [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.unsaved]
 
-    def _metadata(self) -> PictureMetadata:
+    def _metadata(self) -> FileMetadata:
         prompts, _ = self._cluster.jobs.prompts(self._record.job_id)
         seeds = tuple(self._seeds[index] for index in sorted(self._seeds))
-        return PictureMetadata(prompts[self._record.original_prompt_hash], self._record.extra_pnginfo, seeds)
+        return FileMetadata(prompts[self._record.original_prompt_hash], self._record.extra_pnginfo, seeds)
 
 
 def prepare_folder(out: Path) -> None:

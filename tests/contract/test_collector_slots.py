@@ -71,3 +71,16 @@ def test_masks_of_different_sizes_are_an_error_that_names_both(rig: Rig) -> None
     report = rig.run(prompt, items=2)
     assert isinstance(report.error, BatchDiffers)
     assert "item 1 has masks of 24 x 8, item 0 of 16 x 8" in str(report.error)
+
+
+def test_what_nobody_saves_is_saved_by_the_master_slot_by_slot(rig: Rig) -> None:
+    prompt = job(images=IMAGES, audio=AUDIO, latents=LATENT, masks=MASK)
+    prompt["record"]["inputs"] = {"label": "last", "images": out("collect")}
+    report = rig.run(prompt, items=2)
+    assert [value.path.name for value in report.done.collected] == [
+        "ComfyUI_audio_00001_.wav", "ComfyUI_latent_00001_.latent", "ComfyUI_mask_00001_.png",
+        "ComfyUI_audio_00002_.wav", "ComfyUI_latent_00002_.latent", "ComfyUI_mask_00002_.png",
+    ]  # fmt: skip
+    assert all(value.path.stat().st_size for value in report.done.collected)
+    assert [(value.index, value.slot) for value in report.done.collected[3:]] == [(1, "audio"), (1, "latents"), (1, "masks")]
+    assert [file.ref.name for file in report.done.files] == ["last.json"]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distributed_comfy.collector.file_formats import to_pixels
 from distributed_comfy.collector.naming import FolderNames
-from distributed_comfy.collector.save import ImageSaver, PictureMetadata, save_files, to_pixels
+from distributed_comfy.collector.save import FileMetadata, ResultSaver, save_files
 from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import OutputUnwritable, PictureUnsavable
 from distributed_comfy.messages import ItemResult
@@ -19,7 +20,7 @@ from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 from tests.collected_jobs import COLLECTOR, JOB_ID, file_ref, fill, image, image_result, open_spool
 
 PROMPT = {"3": {"class_type": "DistributedSeed", "inputs": {"seed": 1125899906842}}}
-METADATA = PictureMetadata(PROMPT, {"workflow": {"nodes": [{"title": "größe"}]}}, seeds=("7", "8", "18446744073709551615"))
+METADATA = FileMetadata(PROMPT, {"workflow": {"nodes": [{"title": "größe"}]}}, seeds=("7", "8", "18446744073709551615"))
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def saver(spool: Spool, out: Path, metadata: PictureMetadata = METADATA) -> ImageSaver:
-    return ImageSaver(spool, [COLLECTOR], out, metadata=metadata)
+def saver(spool: Spool, out: Path, metadata: FileMetadata = METADATA) -> ResultSaver:
+    return ResultSaver(spool, [(COLLECTOR, "images")], out, metadata=metadata)
 
 
 def pixels_of(path: Path) -> Any:
@@ -88,7 +89,7 @@ def test_metadata_is_that_of_comfyui_and_the_items_seed(spool: Spool, store: Mem
 
 def test_a_keyword_that_png_cannot_hold_is_left_out(spool: Spool, store: MemoryBlobStore, out: Path) -> None:
     fill(spool, store, 1)
-    with saver(spool, out, PictureMetadata(PROMPT, {"größe": 1, "": 2, "x" * 80: 3, "fine": 4})) as images:
+    with saver(spool, out, FileMetadata(PROMPT, {"größe": 1, "": 2, "x" * 80: 3, "fine": 4})) as images:
         images.add(0)
     with Image.open(out / "ComfyUI_00001_.png") as opened:
         assert list(opened.text) == ["prompt", "fine"]
