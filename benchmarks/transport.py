@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.image_writer import SIDE
 from benchmarks.nodes import pattern
+from benchmarks.other_ways import OtherWays, other_ways
 from benchmarks.rig import BenchmarkFailed, Rig, image_prompt, open_rig, peak_bytes, ran
 from benchmarks.rows import Row, Section, median, percentile, spread
 from benchmarks.worker import ROOT
@@ -33,7 +34,9 @@ FETCH_THREADS = 4
 
 HOW = f"""\
 A picture is {SIDE} x {SIDE} x 3 float32, 12.6 MB, its bits known from its seed; every one that arrives is compared bit for bit. *One
-image*: frame with checksum, put in chunks, get, checksum, unlink, over loopback through the blob Redis, one after the other. *{IMAGES}
+image*: frame with checksum, put in chunks, get, checksum, unlink, over loopback through the blob Redis, one after the other. Taking turns
+with it, the same picture goes to another process by two other ways: as today's packs for ComfyUI send it (rounded to 8 bits, PNG without
+compression, base64, JSON, HTTP), and as bare bytes through a socket, without a store or a checksum, which no way can beat. *{IMAGES}
 images*: a process of its own stores them as fast as it can, {FETCH_THREADS} threads here fetch, check and unlink each as soon as it is
 told of, as the collector does; the time is from the word to begin to the last unlink, the peak is the new blob server's own
 `used_memory_peak`. *Through the cluster*: the same pictures made by workers (the engine process stores them, the table tells, the
@@ -55,8 +58,8 @@ def run(*, quick: bool) -> Section:
     """See the module."""
     images = 16 if quick else IMAGES
     rows = []
-    with open_rig(quick=quick) as rig:
-        rows += _one_image(rig.cluster.blobs, repeats=10 if quick else 100)
+    with open_rig(quick=quick) as rig, other_ways() as others:
+        rows += _one_image(rig.cluster.blobs, others, repeats=10 if quick else 100)
     with open_rig(quick=quick) as rig:
         rows += _pipelined(rig, images, repeats=1 if quick else 7)
     with open_rig(quick=quick) as rig:
@@ -65,8 +68,8 @@ def run(*, quick: bool) -> Section:
 
 
 # -- one image ----------------------------------------------------------------------------------------------------------
-def _one_image(store: RedisBlobStore, repeats: int) -> list[Row]:
-    parts: dict[str, list[float]] = {"put": [], "get": [], "unlink": [], "all": []}
+def _one_image(store: RedisBlobStore, others: OtherWays, repeats: int) -> list[Row]:
+    parts: dict[str, list[float]] = {"put": [], "get": [], "unlink": [], "all": [], "png": [], "raw": []}
     for seed in range(repeats + 2):
         image = pattern(seed, SIDE, SIDE)
         began = time.perf_counter()
@@ -78,13 +81,18 @@ def _one_image(store: RedisBlobStore, repeats: int) -> list[Row]:
         store.unlink([ref.blob])
         ended = time.perf_counter()
         _check_bits(back, seed)
+        png, raw = others.send_png(image), others.send_raw(image)
         if seed >= 2:
             for name, seconds in (("put", put - began), ("get", got - put), ("unlink", ended - got), ("all", ended - began)):
                 parts[name].append(seconds * 1000)
+            parts["png"].append(png)
+            parts["raw"].append(raw)
     note = ", ".join(f"{name} {median(parts[name]):.1f}" for name in ("put", "get", "unlink"))
     return [
         Row("one 12.6 MB image, put + get + checksums, median", median(parts["all"]), "ms", ONE_MS, note),
         Row("one 12.6 MB image, put + get + checksums, p95", percentile(parts["all"], 0.95), "ms", note=spread(parts["all"])),
+        Row("the same as 8-bit PNG (level 0) in base64 in JSON by HTTP POST", median(parts["png"]), "ms", note=spread(parts["png"])),
+        Row("the same bytes through a bare socket, kept nowhere", median(parts["raw"]), "ms", note=spread(parts["raw"])),
     ]
 
 
