@@ -26,6 +26,9 @@ Prompt = dict[str, dict[str, Any]]
 ItemKind = Literal["generate", "whole", "last"]
 """``generate``: one seed of a distributed job; ``whole``: a prompt without distributed nodes; ``last``: what follows the collector."""
 
+OnMissing = Literal["error", "drop", "repeat"]
+"""What a collector makes of an item that failed for good: no result at all, the others alone, or the last good one in its place."""
+
 ResultsGoTo = Literal["collector", "celery"]
 """``collector``: whoever owns the job fetches its results; ``celery``: they stay in the blob store for Celery's result API."""
 
@@ -207,6 +210,7 @@ class CollectorPlan:
     """True where nodes of the last stage use it."""
     unsaved: tuple[str, ...] = ()
     """Those of `slots` that no output node of the last stage saves or shows: the master saves them."""
+    on_missing: OnMissing = "error"
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,16 @@ class JobRecord:
     title: str = ""
     results: ResultsGoTo = "collector"
     version: int = MESSAGE_VERSION
+
+    @property
+    def spare(self) -> Literal["", "all", "others"]:
+        """Which items may fail for good without ending the job: none, all (but one must be left), or all but item 0.
+
+        The last stage takes the values of crossing edges from item 0 alone.
+        """
+        if not self.collectors or any(collector.on_missing == "error" for collector in self.collectors):
+            return ""
+        return "others" if self.edges else "all"
 
 
 def item_id(job_id: str, index: int) -> str:

@@ -9,7 +9,17 @@ from typing import Any
 import redis
 
 from distributed_comfy.errors import DistributedComfyError, NodeFailed
-from distributed_comfy.messages import Capability, ItemResult, ItemSpec, JobRecord, LiteralValue, Patch, Requirement, TensorRef
+from distributed_comfy.messages import (
+    Capability,
+    CollectorPlan,
+    ItemResult,
+    ItemSpec,
+    JobRecord,
+    LiteralValue,
+    Patch,
+    Requirement,
+    TensorRef,
+)
 from distributed_comfy.messages import Capture as CapturedValue
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.state.jobs import JobTable, Submission
@@ -40,6 +50,8 @@ class Job:
     """Node classes; a worker must have all of them."""
     last_needs: tuple[str, ...] | None = None
     """Node classes of the last stage, which is one item more."""
+    spare: str = ""
+    """As `JobRecord.spare`."""
 
 
 @dataclass
@@ -198,7 +210,10 @@ def submission(job_id: str, job: Job) -> Submission:
         requirement=Requirement("", job.needs),
         last_requirement=Requirement("", job.last_needs) if job.last_needs is not None else None,
         has_last_stage=job.last_needs is not None,
+        collectors=(CollectorPlan("9", ("images",), consumed=True, on_missing="drop"),) if job.spare else (),
+        edges=("3~0",) if job.spare == "others" else (),
     )
+    assert record.spare == job.spare
     specs = [ItemSpec(k, "generate", "p", ("9",), (Patch("3", "seed", 2**63 + k),), str(2**63 + k)) for k in range(job.items)]
     if job.last_needs is not None:
         specs.append(ItemSpec(job.items, "last", "p", ("9",)))

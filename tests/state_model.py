@@ -31,6 +31,7 @@ class ModelJob:
     items: list[Item]
     needs: str
     last_needs: str = ""
+    spare: str = ""
     state: str = "active"
     paused: bool = False
     parked: bool = False
@@ -141,7 +142,10 @@ class Model:
         item = job.items[index]
         item.state, item.size, item.fetched = "done", size, False
         job.largest = max(job.largest, size)
-        if all(other.state == "done" for other in job.items):
+        self._end_if_over(job)
+
+    def _end_if_over(self, job: ModelJob) -> None:
+        if all(other.state in ("done", "failed") for other in job.items):
             self.ended(job, "done")
 
     def ended(self, job: ModelJob, state: str) -> None:
@@ -149,10 +153,15 @@ class Model:
         for worker in self.workers.values():
             worker.barred = {(name, needs) for name, needs in worker.barred if name != job.name}
 
-    def failed(self, job: ModelJob, index: int, claim: str, worker: str) -> None:
+    def failed(self, job: ModelJob, index: int, claim: str, worker: str, *, for_all: bool = False) -> None:
         item = job.items[index]
         item.state, item.claim, item.worker = "failed", claim, worker
-        self.ended(job, "failed")
+        generated = job.items[:-1] if job.last_needs else job.items
+        left = any(other.state != "failed" for other in generated)
+        if job.spare and left and not for_all and not job.is_last(index) and not (job.spare == "others" and index == 0):
+            self._end_if_over(job)
+        else:
+            self.ended(job, "failed")
 
     def lost(self, job: ModelJob, index: int, error: str) -> bool:
         """The item's execution failed for this reason; False where that was its last attempt and the job failed."""
@@ -170,11 +179,15 @@ class Model:
         if any(self.serves(other, job, index) for other in self.workers.values()):
             job.items[index].free("pending")
             return True
-        self.failed(job, index, job.items[index].claim, worker.name)
+        self.failed(job, index, job.items[index].claim, worker.name, for_all=True)
         return False
 
     def retried(self, job: ModelJob) -> None:
         job.state, job.paused, job.parked = "active", False, False
+        gaps = any(item.state == "failed" and not job.is_last(index) for index, item in enumerate(job.items))
+        if job.spare and gaps and job.last_needs and job.items[-1].state != "done":
+            job.items[-1].free("blocked")
+            job.items[-1].attempts = {}
         for item in job.items:
             if item.state in ("failed", "stopped"):
                 item.free("pending")

@@ -84,6 +84,7 @@ class JobTable:
             record.title,
             *_requirements(record),
             next((spec.kind for spec in submission.specs if spec.kind != "last"), "generate"),
+            record.spare,
             len(packed),
             len(submission.finished),
         ]

@@ -261,14 +261,15 @@ class Table(RuleBasedStateMachine):
         last=st.booleans(),
         user=st.sampled_from(["ann", "bob"]),
         priority=st.integers(4, 6),
+        spare=st.sampled_from(["", "", "all", "others"]),
         twice=st.booleans(),
         mute=st.booleans(),
     )
-    def submit(self, items: int, needs: str, last: bool, user: str, priority: int, twice: bool, mute: bool) -> None:
+    def submit(self, items: int, needs: str, last: bool, user: str, priority: int, spare: str, twice: bool, mute: bool) -> None:
         name = f"j{len(self.model.jobs)}"
         rows = [Item() for _ in range(items)] + [Item("blocked")] * last
-        self.model.jobs[name] = ModelJob(name, rows, needs, "Saver" if last else "")
-        job = Job(items, user, priority, (needs,), ("Saver",) if last else None)
+        self.model.jobs[name] = ModelJob(name, rows, needs, "Saver" if last else "", spare)
+        job = Job(items, user, priority, (needs,), ("Saver",) if last else None, spare)
         self.does(lambda: self.cluster.submit(name, job), twice, mute)
 
     @rule(number=NUMBER, order=st.sampled_from(["pause", "resume", "cancel", "priority"]), twice=st.booleans(), mute=st.booleans())

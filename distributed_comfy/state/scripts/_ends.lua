@@ -104,6 +104,15 @@ local function revive(job, requirement, last_requirement)
 end
 
 -- == items ==========================================================================================================
+-- The job goes on without this failed item: it can do without some ('all', or all but item 0: 'others'), and one is left.
+local function is_spare(job, index)
+  if job.spare == '' or index == job.last or (job.spare == 'others' and index == '0') then return false end
+  return job.failed < job.total - (job.last ~= '' and 1 or 0)
+end
+
+-- Nothing is left to run: the job is done, with or without the items that it could do without.
+local function is_over(job) return job.done + job.failed == job.total end
+
 local function fail_item(job, index, item, claim, worker, cause, error_json, meta, out)
   tally('failure|' .. cause)
   item_write(job.id, index, {s = 'failed', c = claim, w = worker, a = item.a})
@@ -112,7 +121,13 @@ local function fail_item(job, index, item, claim, worker, cause, error_json, met
   job_set(job, 'failed')
   publish_meta(job.id, index, with_task_id(meta, job.id, index), call('HGET', K.job(job.id), 'ttl_s'))
   event(job.id, 'failed', index, claim, worker)
-  end_job(job, 'failed', 'item ' .. index .. ' failed', out)
+  if not is_spare(job, index) then
+    end_job(job, 'failed', 'item ' .. index .. ' failed', out)
+  elseif is_over(job) then
+    end_job(job, 'done', '', out)
+  else
+    offer(job, out)
+  end
 end
 
 -- Gives a running item back.  class '' uses up no attempt; returns false when its attempts are used up.  cause: for the tally, else the class.

@@ -20,7 +20,7 @@ end
 -- == jobs and items =================================================================================================
 local NUMBERS = {'paused', 'parked', 'seq', 'base', 'level', 'running', 'done', 'failed', 'total', 'largest', 'unfetched', 'cap',
   'offered', 'offered_last', 'settled', 'created_ms'}
-local TEXTS = {'state', 'sig', 'last_sig', 'last', 'submitter', 'place', 'kind'}
+local TEXTS = {'state', 'sig', 'last_sig', 'last', 'submitter', 'place', 'kind', 'spare'}
 
 local function job_read(id)
   local fields = {}

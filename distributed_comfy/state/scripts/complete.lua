@@ -25,7 +25,7 @@ if facts.inc == inc then call('HINCRBY', K.worker(name), 'engine_ms', num(ARGV[9
 publish_meta(id, index, ARGV[8], call('HGET', K.job(id), 'ttl_s'))
 event(id, 'done', index, claim, name)
 local out = {'ok'}
-if job.done == job.total then end_job(job, 'done', '', out) else offer(job, out) end
+if is_over(job) then end_job(job, 'done', '', out) else offer(job, out) end
 offer_room(out)
 if facts.inc == inc then look_for_work(name, out) end
 return out

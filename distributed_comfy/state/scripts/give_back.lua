@@ -51,6 +51,7 @@ if goes_back then
   offer(job, out)
 else
   out[1] = 'failed'
+  if how == 'lacks' then job.spare = '' end -- nobody could run the others either
   fail_item(job, index, item, claim, name, ARGV[8], ARGV[7], ARGV[11], out)
 end
 offer_room(out)

@@ -70,6 +70,17 @@ function orders.cancel()
   return job.state ~= 'cancelled' and job.state or nil
 end
 
+-- Items that the job did without run again after all, so the last stage waits for them; true where there are any.
+local function block_last(flat)
+  local gaps = false
+  for i = 1, #flat, 2 do gaps = gaps or (flat[i] ~= job.last and cjson.decode(flat[i + 1]).s == 'failed') end
+  if not gaps or job.last == '' or item_read(id, job.last).s == 'done' then return false end
+  call('DEL', K.finish(id))
+  call('ZREM', K.backoff(), id .. '|' .. job.last)
+  item_write(id, job.last, {s = 'blocked', c = '', w = '', a = {}})
+  return true
+end
+
 function orders.retry()
   if job.state == 'done' then return job.state end
   if job.state ~= 'active' then
@@ -78,9 +89,10 @@ function orders.retry()
     job_set(job, 'failed', 'paused', 'parked')
     call('DEL', K.error(id))
     local flat = call('HGETALL', K.item(id))
+    local gaps = job.spare ~= '' and block_last(flat)
     for i = 1, #flat, 2 do
       local item = cjson.decode(flat[i + 1])
-      if item.s == 'failed' or item.s == 'stopped' then
+      if (item.s == 'failed' or item.s == 'stopped') and not (gaps and flat[i] == job.last) then
         item_write(id, flat[i], {s = 'pending', c = '', w = '', a = {}, q = NOW})
         requeue(job, flat[i])
       end
