@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from distributed_comfy.errors import ItemError, all_errors
 from distributed_comfy.state.figures import Figures
 from distributed_comfy.state.records import WorkerState
 from distributed_comfy.state.tallies import Histogram
 
 P = "distributed_comfy_"
 WORKER_STATES = ("idle", "ticketed", "busy", "down", "drained", "lost")
+CAUSES = tuple(sorted(error.code for error in all_errors() if error.retryable or issubclass(error, ItemError)))
+"""Shown at nought before they happen: Prometheus sees no increase where a series begins at one."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def _item_metrics(figures: Figures) -> Iterator[Metric]:
     yield _histogram("queue_wait_seconds", waited, figures.waits)
     yield _histogram("item_seconds", "Engine seconds of items that are done, by kind.", figures.runs)
     retried = "Attempts without a result after which the item could be claimed again, by cause: an error code, or released."
-    yield _counters("item_retries", retried, "cause", figures.retries)
-    yield _counters("item_failures", "Items that failed for good, by cause: an error code.", "cause", figures.failures)
+    yield _counters("item_retries", retried, "cause", dict.fromkeys((*CAUSES, "released"), 0) | figures.retries)
+    yield _counters("item_failures", "Items that failed for good, by cause: an error code.", "cause", dict.fromkeys(CAUSES, 0) | figures.failures)
 
 
 def _byte_metrics(figures: Figures) -> Iterator[Metric]:

@@ -14,7 +14,10 @@ from distributed_comfy.settings import Settings, variable
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILES = ("docker-compose.yml", "docker/published-redis.yml")
-TEXTS = (*COMPOSE_FILES, ".env.example", "docker/Dockerfile", "docker/entrypoint.sh", "docker/make_secret.sh")
+TEXTS = (
+    *COMPOSE_FILES, ".env.example", "docker/Dockerfile", "docker/entrypoint.sh", "docker/make_secret.sh",
+    "docker/monitoring/prometheus.yml", "docker/monitoring/grafana/grafana.ini",
+)  # fmt: skip
 # Keys of a service in the compose specification, as far as they are used here.
 SERVICE_KEYS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "init", "network_mode",
@@ -126,6 +129,7 @@ def test_the_services_and_profiles_are_those_of_the_documentation() -> None:
     assert profiles == {
         "secret": [], "redis-state": [], "redis-blobs": [],
         "worker": ["gpu"], "master": ["gpu"], "worker-cpu": ["cpu"], "submit": ["submit"], "flower": ["cpu", "gpu", "flower"],
+        "metrics": ["monitoring"], "prometheus": ["monitoring"], "grafana": ["monitoring"],
     }  # fmt: skip
 
 
@@ -147,7 +151,8 @@ def test_foreign_images_are_pinned_to_a_patch_version() -> None:
         if "build" in service:
             assert service["image"].startswith("distributed-comfy/") and service["image"].endswith(":local"), name
         else:
-            assert re.fullmatch(r"docker\.io/valkey/valkey:8\.\d+\.\d+-alpine", service["image"]), name
+            pinned = r"docker\.io/(valkey/valkey:8\.\d+\.\d+-alpine|prom/prometheus:v\d+\.\d+\.\d+|grafana/grafana:\d+\.\d+\.\d+)"
+            assert re.fullmatch(pinned, service["image"]), name
 
 
 def test_no_service_has_more_rights_than_it_needs() -> None:
