@@ -1,4 +1,4 @@
-"""Health check of Flower: its API answers who has the password, and nobody else.  Exit status 1 with one line otherwise."""
+"""Health check of Flower: its API answers who has the password, and nobody else, and the server that it listens to is there."""
 from __future__ import annotations
 
 import base64
@@ -6,11 +6,15 @@ import sys
 import urllib.error
 import urllib.request
 
+import redis
+
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.settings import read_settings
+from distributed_comfy.state.connection import connect
 
 URL = "http://127.0.0.1:5555/api/workers"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 2.0
+"""Of each question."""
 _UNAUTHORIZED = 401
 
 
@@ -29,10 +33,15 @@ def status(authorization: str) -> int:
 
 
 def main() -> int:
-    """Exit status 0 where both are as they must be."""
+    """Exit status 0 where all is as it must be, else 1 with a line that says what is not."""
     try:
-        with_password, without = status(read_settings().flower_basic_auth), status("")
-    except (OSError, DistributedComfyError) as error:
+        settings = read_settings()
+        connect(settings.redis_url, "DC_REDIS_URL", decode_responses=True, socket_timeout_s=TIMEOUT_S).close()
+        with_password, without = status(settings.flower_basic_auth), status("")
+    except (DistributedComfyError, redis.RedisError) as error:
+        sys.stdout.write(f"Flower hears nothing: {error}\n")
+        return 1
+    except OSError as error:
         sys.stdout.write(f"Flower does not answer: {error}\n")
         return 1
     sys.stdout.write(f"Flower answers {with_password} with the password and {without} without\n")

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+Runner = Callable[[Sequence[str], str], None]
+"""Runs a command, shown to people under a name, and raises where it fails."""
+
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = "distributed-comfy.stand-in"
 
@@ -47,29 +50,29 @@ def bases() -> list[Base]:
     ]
 
 
-def provide(base: Base, work: Path, run: Callable[[Sequence[str]], None], podman: Sequence[str]) -> None:
+def provide(base: Base, work: Path, run: Runner, podman: Sequence[str]) -> None:
     """Make the stand-in for ``base``; about half a minute.
 
     Args:
         base: which.
-        work: folder for the root file system, removed again.
+        work: folder for the root file system and its archive; both are removed again.
         run: executes a command and raises where it fails.
         podman: the program with its options.
     """
-    root = work / f"root-{base.suite}"
+    root, archive = work / f"root-{base.suite}", work / f"{base.suite}.tar"
     try:
+        # In a mount namespace of its own: what debootstrap mounts is gone with it, however it ends.
+        apart = ("unshare", "--mount", "--propagation", "private")
         packages = f"--include={','.join(base.packages)}"
-        run(["debootstrap", "--variant=minbase", packages, base.suite, str(root)])
-        run(["chroot", str(root), "sh", "-ec", base.arrange])
-        run(["chroot", str(root), "sh", "-ec", "apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/*.log /usr/share/doc/*"])
+        run([*apart, "debootstrap", "--variant=minbase", packages, base.suite, str(root)], f"debootstrap of {base.suite}")
+        tidy = "apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/*.log /usr/share/doc/*"
+        run([*apart, "chroot", str(root), "sh", "-ec", f"{base.arrange}; {tidy}"], "users and folders in it")
         label = f'LABEL {STAND_IN}="Debian {base.suite}: {" ".join(base.packages)}"'
         changes = [part for change in (*base.changes, label) for part in ("--change", change)]
-        archive = work / f"{base.suite}.tar"
-        run(["tar", "--numeric-owner", "-C", str(root), "-cf", str(archive), "."])
-        run([*podman, "import", "--quiet", *changes, str(archive), base.name])
-        archive.unlink()
+        run(["tar", "--numeric-owner", "-C", str(root), "-cf", str(archive), "."], "archive of it")
+        run([*podman, "import", "--quiet", *changes, str(archive), base.name], f"import as {base.name}")
     finally:
-        subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(root), str(archive)], check=False)
 
 
 def _named(file: Path, pattern: str) -> str:

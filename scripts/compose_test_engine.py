@@ -11,18 +11,26 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compose_test_bases import bases, provide
+from compose_test_bases import Runner, bases, provide
+from install_torch import CPU_INDEX, index_answers
 
 ROOT = Path(__file__).resolve().parent.parent
 PODMAN_COMPOSE = "podman-compose==1.6.0"
-PACKAGES = ("podman", "netavark", "aardvark-dns", "runc", "iptables", "catatonit", "debootstrap")
+# Debian's package -> programs of which one must be there.
+PODMAN_NEEDS = {
+    "podman": ("podman",), "netavark": ("netavark",), "aardvark-dns": ("aardvark-dns",), "catatonit": ("catatonit",),
+    "runc": ("crun", "runc"), "iptables": ("iptables", "nft"),
+}  # fmt: skip
+_MORE_PLACES = ("/usr/lib/podman", "/usr/libexec/podman", "/usr/sbin", "/sbin")
+PIP_SETTINGS = {
+    "index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "cert", "client-cert", "timeout", "default-timeout",
+    "retries",
+}  # fmt: skip
+MOUNTED = "/dev/pip"
 _PULL_TIMEOUT_S = 120.0
-
-Runner = Callable[[Sequence[str]], None]
 
 
 class EngineMissing(Exception):
@@ -41,6 +49,8 @@ class ContainerEngine:
     """What stands in front of ``ps``, ``kill``, ``inspect``..."""
     build_options: tuple[str, ...] = ()
     """Options of compose, only where it builds."""
+    build_settings: tuple[tuple[str, str], ...] = ()
+    """Values for variables of our compose file that this machine's package index needs."""
 
 
 def find_engine(work: Path, run: Runner) -> ContainerEngine:
@@ -51,9 +61,7 @@ def find_engine(work: Path, run: Runner) -> ContainerEngine:
     """
     if _works("docker", "info") and _works("docker", "compose", "version"):
         return ContainerEngine("docker", ("docker", "compose"), ("docker",))
-    missing = [name for name in ("podman", "debootstrap") if shutil.which(name) is None]
-    if missing:
-        _install(missing, run)
+    _see_to(PODMAN_NEEDS, run)
     return _podman(work, run)
 
 
@@ -70,16 +78,45 @@ def provide_bases(engine: ContainerEngine, work: Path, run: Runner) -> list[str]
                 pulled = None
             if pulled is None:
                 sys.stderr.write(f"compose-test: no registry has {base.name} for this machine: making one of Debian {base.suite}\n")
+                _see_to({"debootstrap": ("debootstrap",)}, run)
                 provide(base, work, run, engine.container)
         labels = json.loads(_output(engine, "image", "inspect", "--format", "{{json .Labels}}", base.name) or "null") or {}
         stand_ins += [f"{base.name} ({labels[label]})" for label in labels if label.endswith("stand-in")]
     return stand_ins
 
 
+def left_behind(engine: ContainerEngine, project: str) -> dict[str, list[str]]:
+    """Containers, volumes and networks of a project, and what an interrupted build left in podman's store of this test."""
+    label = ("--filter", f"label=com.docker.compose.project={project}")
+    found = {
+        "container": ("ps", "--all", "--quiet", "--no-trunc", *label),
+        "volume": ("volume", "ls", "--quiet", *label),
+        "network": ("network", "ls", "--quiet", *label),
+    }
+    if engine.name == "podman":  # the store has nothing of anybody else
+        found["container"] = ("ps", "--all", "--external", "--quiet", "--no-trunc")
+    listed = {kind: (_output(engine, *command) or "").split() for kind, command in found.items()}
+    return {kind: ids for kind, ids in listed.items() if ids}
+
+
+def remove(engine: ContainerEngine, found: dict[str, list[str]]) -> None:
+    """Remove what `left_behind` found, containers first: they hold the others."""
+    for kind in ("container", "volume", "network"):
+        for name in found.get(kind, []):
+            _output(engine, *((kind, "rm", name) if kind == "network" else (kind, "rm", "--force", name)))
+
+
 def forget_old_layers(engine: ContainerEngine) -> None:
     """Remove layers that no build of the last day used; in podman's store of this test only."""
     if engine.name == "podman":
         _output(engine, "image", "prune", "--force", "--filter", "until=24h", timeout_s=120.0)
+
+
+def unmount(work: Path) -> list[str]:
+    """Unmount what podman keeps mounted in its store; what could not be."""
+    inside = [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    inside = [place for place in inside if place.startswith(f"{work}/")]
+    return [place for place in reversed(inside) if subprocess.run(["umount", place], capture_output=True, check=False).returncode != 0]
 
 
 def _podman(work: Path, run: Runner) -> ContainerEngine:
@@ -92,31 +129,47 @@ def _podman(work: Path, run: Runner) -> ContainerEngine:
         environment["DISABLE_HC_SYSTEMD"] = "true"  # no timers here: the test runs the health checks itself
     compose = work / "podman-compose/bin/podman-compose"
     if not compose.exists():
-        run([sys.executable, "-m", "venv", str(work / "podman-compose")])
-        run([str(compose.parent / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", PODMAN_COMPOSE])
-    mounts = [part for path in pip_mounts(work) for part in ("--volume", path)]
-    build_options = ("--podman-build-args", " ".join(mounts)) if mounts else ()
+        pip = [str(compose.parent / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", PODMAN_COMPOSE]
+        run([sys.executable, "-m", "venv", str(work / "podman-compose")], "environment for podman-compose")
+        run(pip, PODMAN_COMPOSE)
+    options = pip_options(work)
+    # Without PyTorch's own index pip takes torch, too, from what this machine is set up with.
+    settings = () if index_answers(CPU_INDEX) else (("TORCH_INDEX", ""),)
     variables = ("env", *(f"{name}={value}" for name, value in environment.items()))
-    return ContainerEngine("podman", (*variables, str(compose)), (*variables, "podman"), build_options)
+    build_options = ("--podman-build-args", " ".join(options)) if options else ()
+    return ContainerEngine("podman", (*variables, str(compose)), (*variables, "podman"), build_options, settings)
 
 
-def pip_mounts(work: Path) -> list[str]:
-    """Volumes that give pip inside a build the package index of this machine: its settings, and the local folders and files they name.
+def pip_options(work: Path) -> list[str]:
+    """Options of a build that give pip in it the package index of this machine: its settings, and the local folders and files they name.
 
-    Nothing of it enters an image: it is mounted for the time of the build.
+    Nothing of it enters an image: it is mounted into ``/dev``, which in a build is a file system in memory.
     """
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    settings = {}
+    settings: dict[str, str] = {}
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):  # variables win over files
         name, _, value = line.partition("=")
-        settings[name.rpartition(".")[2]] = value.strip().strip("'\"")
+        name = name.rpartition(".")[2]
+        if name in PIP_SETTINGS:
+            settings[name] = value.strip().strip("'\"")
     if not settings:
         return []
-    config = _write(work / "pip.conf", "[global]\n" + "".join(f"{name} = {value}\n" for name, value in sorted(settings.items())))
-    named = [(name, Path(word.removeprefix("file://"))) for name, value in settings.items() for word in value.split()]
-    # The pages of an index on disk link to files beside it.
-    paths = {path.parent if name.endswith("index-url") else path for name, path in named if path.is_absolute() and path.exists()}
-    return [f"{config}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in sorted(paths))]
+    volumes: dict[Path, str] = {}
+    lines = [f"{name} = {' '.join(_mounted(word, name, volumes) for word in value.split())}\n" for name, value in sorted(settings.items())]
+    volumes[_write(work / "pip.conf", "".join(["[global]\n", *lines]))] = f"{MOUNTED}/pip.conf"
+    mounts = [part for path, mounted in volumes.items() for part in ("--volume", f"{path}:{mounted}:ro")]
+    return [*mounts, "--build-arg", f"PIP_CONFIG_FILE={MOUNTED}/pip.conf"]
+
+
+def _mounted(word: str, setting: str, volumes: dict[Path, str]) -> str:
+    """The word of a setting as it is inside; where it names a local file or folder, that is added to ``volumes``: path -> place inside."""
+    path = Path(word.removeprefix("file://"))
+    if not path.is_absolute() or not path.exists():
+        return word
+    # The pages of an index link to files beside its folder.
+    shared = path.parent if setting.endswith("index-url") else path
+    place = volumes.setdefault(shared, f"{MOUNTED}/{len(volumes)}")
+    return word.replace(str(path), place if shared == path else f"{place}/{path.name}")
 
 
 def _containers_conf(work: Path) -> str:
@@ -128,7 +181,7 @@ def _containers_conf(work: Path) -> str:
         engine.append('runtime = "runc"')
     limits = ", ".join(f'"{limit}"' for limit in _limits())
     containers.append(f"default_ulimits = [{limits}]")
-    network = [f'network_config_dir = "{work / "networks"}"']
+    network = ['network_backend = "netavark"', f'network_config_dir = "{work / "networks"}"']
     parts = {"engine": engine, "containers": containers, "network": network}
     return "".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in parts.items())
 
@@ -148,11 +201,21 @@ def _storage_conf(work: Path) -> str:
     return f'[storage]\ndriver = "overlay"\ngraphroot = "{work / "storage"}"\nrunroot = "{work / "run"}"\n'
 
 
-def _install(missing: Sequence[str], run: Runner) -> None:
+def _see_to(needs: dict[str, tuple[str, ...]], run: Runner) -> None:
+    """Install the packages that are missing.
+
+    Raises:
+        EngineMissing: that cannot be done here.
+    """
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES))
+    missing = [package for package, programs in needs.items() if not any(shutil.which(program, path=places) for program in programs)]
+    if not missing:
+        return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise EngineMissing(f"no Docker daemon answers, and {' and '.join(missing)} is missing; install Docker, or {' '.join(PACKAGES)}")
-    run(["apt-get", "update", "-q"])
-    run(["env", "RUNLEVEL=1", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", "--no-install-recommends", *PACKAGES])
+        raise EngineMissing(f"no Docker daemon answers, and for podman {', '.join(missing)} must be installed first")
+    run(["apt-get", "update", "-q"], "apt-get update")
+    install = ["apt-get", "install", "-qy", "--no-install-recommends", *missing]
+    run(["env", "RUNLEVEL=1", "DEBIAN_FRONTEND=noninteractive", *install], f"installation of {' '.join(missing)}")
 
 
 def _works(*command: str) -> bool:
@@ -166,6 +229,8 @@ def _output(engine: ContainerEngine, *arguments: str, timeout_s: float = 60.0) -
 
 
 def _write(path: Path, text: str) -> Path:
+    """For this user only: the address of an index may have a password in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
     return path

@@ -18,7 +18,7 @@ collect_ignore_glob = [] if RIG else ["test_*.py"]
 def running_stack() -> Iterator[Stack]:
     """The cpu profile as docker-compose.yml has it, up; `make compose-test` takes it down."""
     stack = Stack(**json.loads(RIG))
-    stack.compose("up", "-d", timeout_s=180)
+    stack.start()
     yield stack
 
 

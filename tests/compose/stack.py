@@ -38,13 +38,18 @@ class Job:
 class Stack:
     """A project of docker compose, or of podman-compose."""
 
-    def __init__(self, engine: str, compose: Sequence[str], container: Sequence[str], project: str) -> None:
+    def __init__(self, engine: str, compose: Sequence[str], up: Sequence[str], container: Sequence[str], project: str) -> None:
         self.engine = engine
         self.project = project
         self._compose = list(compose)
+        self._up = list(up)
         self._container = list(container)
 
     # -- commands ------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """`up`, in the background."""
+        _checked([*self._up, "-d"], 180)
+
     def compose(self, *arguments: str, timeout_s: float = 120.0) -> str:
         """Run a compose command that must succeed; its standard output."""
         return _checked([*self._compose, *arguments], timeout_s)
@@ -53,9 +58,9 @@ class Stack:
         """Run a command of the container engine that must succeed; its standard output."""
         return _checked([*self._container, *arguments], timeout_s)
 
-    def ours(self, container: str, *arguments: str) -> Any:
-        """Run a command of ours in a running container; its JSON."""
-        output = self.container("exec", container, "/opt/container/entrypoint.sh", "distributed-comfy", *arguments, "--json")
+    def ours(self, *arguments: str) -> Any:
+        """Run a command of ours; its JSON."""
+        output = self.container("exec", self.commands, "/opt/container/entrypoint.sh", "distributed-comfy", *arguments, "--json")
         return last_json(output)
 
     def submit(self, out: str, *arguments: str) -> Job:
@@ -88,6 +93,10 @@ class Stack:
             for container in set(self.containers(service, also_ended=True)) - set(running):
                 self.container("start", container)
 
+    def images(self) -> list[str]:
+        """Ids of the images that containers of the stack run."""
+        return sorted({self.inspect(container)["Image"] for container in self.containers()})
+
     def is_healthy(self, container: str) -> bool:
         """What the health check says: Docker runs it by itself, podman without systemd when it is told to."""
         if self.engine == "docker":
@@ -103,12 +112,18 @@ class Stack:
     # -- cluster -------------------------------------------------------------------------------------------------------
     @property
     def any_worker(self) -> str:
-        """A running worker container, to run commands in."""
+        """A running worker container."""
         return self.containers("worker-cpu")[0]
+
+    @property
+    def commands(self) -> str:
+        """The container of Flower, which has our commands, and the volume with the passwords."""
+        (container,) = self.containers("flower")
+        return container
 
     def workers(self) -> list[dict[str, Any]]:
         """`workers list`."""
-        found: list[dict[str, Any]] = self.ours(self.any_worker, "workers", "list")
+        found: list[dict[str, Any]] = self.ours("workers", "list")
         return found
 
     def wait_workers(self, count: int, *, state: str, timeout_s: float = 90.0) -> list[dict[str, Any]]:
@@ -119,6 +134,11 @@ class Stack:
             return workers if len(workers) >= count else []
 
         return wait_for(found, f"{count} workers {state}", timeout_s)
+
+    def busy_workers(self) -> list[str]:
+        """Names of the workers that run an item at this moment; asked of the server, because a command of ours takes as long as an item."""
+        names = self.server("redis-state", "SMEMBERS", "dc:workers")
+        return [name for name in names if self.server("redis-state", "HLEN", f"dc:worker:{name}:claims") != ["0"]]
 
     def container_of(self, worker: str) -> str:
         """The container of a worker, whose name begins with the container's short id."""
@@ -133,7 +153,7 @@ class Stack:
 
     def secret(self, name: str) -> str:
         """``redis-password`` or ``flower-auth``, out of the volume."""
-        return self.container("exec", self.any_worker, "cat", f"/var/lib/dc-secret/{name}")
+        return self.container("exec", self.commands, "cat", f"/var/lib/dc-secret/{name}")
 
     def flower(self, path: str, authorization: str = "") -> tuple[int, str]:
         """HTTP status and text of a page of Flower, by the port that is published."""
@@ -153,14 +173,20 @@ class Stack:
         return [{**task, "kwargs": ast.literal_eval(task["kwargs"])} for task in json.loads(text).values()]
 
     @contextmanager
-    def frozen_worker(self, container: str) -> Iterator[None]:
-        """The worker process of a container hangs, as one does that waits for a dead disk."""
-        find = "for p in /proc/[0-9]*; do if tr '\\0' ' ' < $p/cmdline | grep -q 'm [w]orker_entry'; then kill -{} ${{p#/proc/}}; fi; done"
-        self.container("exec", container, "sh", "-c", find.format("STOP"))
+    def frozen(self, container: str, program: str) -> Iterator[None]:
+        """A process of a container hangs, as one does that waits for a dead disk.
+
+        Args:
+            container: which.
+            program: beginning of its command line.
+        """
+        this = f"case $(tr '\\0' ' ' < $p/cmdline) in '{program}'*)"
+        find = f"for p in /proc/[0-9]*; do {this} kill -$0 ${{p#/proc/}} && echo ${{p#/proc/}};; esac; done"
+        assert self.container("exec", container, "sh", "-c", find, "STOP").split(), f"nothing in there is called {program}"
         try:
             yield
         finally:
-            self.container("exec", container, "sh", "-c", find.format("CONT"))
+            self.container("exec", container, "sh", "-c", find, "CONT")
 
 
 def wait_for(found: Callable[[], Any], what: str, timeout_s: float) -> Any:

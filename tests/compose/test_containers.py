@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -19,10 +20,18 @@ def test_a_container_that_works_is_healthy(stack: Stack, service: str) -> None:
 
 def test_a_worker_that_hangs_is_unhealthy_until_it_goes_on(stack: Stack) -> None:
     container = stack.any_worker
-    with stack.frozen_worker(container):
+    with stack.frozen(container, "/opt/venv/bin/python -m worker_entry"):
         assert wait_for(lambda: not stack.is_healthy(container), "unhealthy", 60)
         others = [other for other in stack.containers("worker-cpu") if other != container]
         assert all(stack.is_healthy(other) for other in others), "only the one that hangs"
+    assert wait_for(lambda: stack.is_healthy(container), "healthy again", 60)
+
+
+def test_a_server_that_hangs_is_unhealthy_until_it_goes_on(stack: Stack) -> None:
+    (container,) = stack.containers("redis-blobs")
+    with stack.frozen(container, "valkey-server"):
+        assert wait_for(lambda: not stack.is_healthy(container), "unhealthy", 60)
+        assert stack.is_healthy(stack.containers("redis-state")[0]), "only the one that hangs"
     assert wait_for(lambda: stack.is_healthy(container), "healthy again", 60)
 
 
@@ -43,7 +52,23 @@ def test_the_passwords_are_nowhere_but_in_their_volume(stack: Stack) -> None:
     seen += [stack.container("exec", container, "sh", "-c", "cat /proc/[0-9]*/cmdline") for container in stack.containers()]
     pages = ("/api/workers?refresh=1", "/api/tasks", "/workers", "/broker")
     seen += [stack.flower(page, stack.secret("flower-auth"))[1] for page in pages]
+    seen += [stack.container(ask, image) for image in stack.images() for ask in ("inspect", "history")]
     assert [text for text in seen for secret in secrets if secret in text] == []
+
+
+def test_an_image_has_the_program_and_nothing_of_the_machine_that_built_it(stack: Stack) -> None:
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    words = [word for line in listed.splitlines() for word in line.split("=", 1)[1].strip("'\"").split()]
+    places = {word.removeprefix("file://") for word in words if "/" in word}
+    places -= {"/etc/ssl/certs/ca-certificates.crt"}  # Debian's, in every image
+    for service in ("flower", "worker-cpu"):
+        container = stack.containers(service)[0]
+        found = "find / -xdev ( -name .env -o -name .git -o -name pip.conf -o -name .netrc -o -path /src ) -print 2> /dev/null || true"
+        assert stack.container("exec", container, "sh", "-c", found.replace("(", "\\(").replace(")", "\\)")) == ""
+        for place in places:
+            assert stack.container("exec", container, "sh", "-c", f"test -e '{place}' && echo there || true") == "", place
+        asked = [json.dumps(stack.inspect(container)), *(stack.container("history", "--no-trunc", image) for image in stack.images())]
+        assert [place for place in places for text in asked if place in text] == []
 
 
 def test_flower_shows_the_workers_to_who_has_the_password_and_nothing_to_others(stack: Stack) -> None:
@@ -88,6 +113,6 @@ def test_only_flowers_page_is_published_and_only_on_this_host(stack: Stack) -> N
 def test_a_failed_command_of_ours_ends_with_its_own_exit_status(stack: Stack) -> None:
     with pytest.raises(AssertionError, match="no job"):
         stack.compose("run", "--rm", "-T", "submit", "jobs", "show", "0123456789ab")
-    command = ["exec", stack.any_worker, "/opt/container/entrypoint.sh", "distributed-comfy", "run", "missing.json"]
+    command = ["exec", stack.commands, "/opt/container/entrypoint.sh", "distributed-comfy", "run", "missing.json"]
     done = subprocess.run([*stack._container, *command], capture_output=True, timeout=60, check=False)
     assert done.returncode == 2

@@ -265,7 +265,7 @@ def test_versions_are_pinned() -> None:
     assert len(specs) == 3
     for spec in specs:
         assert all(re.search(r"==\d+\.\d+\.\d+$", word) for word in spec.partition("=")[2].strip('"').split()), spec
-    for name in ("requirements", "requirements-flower", "comfyui-constraints"):
+    for name in ("requirements", "requirements-flower", "requirements-torch", "comfyui-constraints"):
         lines = [line for line in read(f"docker/{name}.txt").splitlines() if not line.startswith("#")]
         assert lines and all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
 
