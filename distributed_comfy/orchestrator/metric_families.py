@@ -74,7 +74,8 @@ def _item_metrics(figures: Figures) -> Iterator[Metric]:
     yield _histogram("item_seconds", "Engine seconds of items that are done, by kind.", figures.runs)
     retried = "Attempts without a result after which the item could be claimed again, by cause: an error code, or released."
     yield _counters("item_retries", retried, "cause", dict.fromkeys((*CAUSES, "released"), 0) | figures.retries)
-    yield _counters("item_failures", "Items that failed for good, by cause: an error code.", "cause", dict.fromkeys(CAUSES, 0) | figures.failures)
+    failed = "Items that failed for good, by cause: an error code."
+    yield _counters("item_failures", failed, "cause", dict.fromkeys(CAUSES, 0) | figures.failures)
 
 
 def _byte_metrics(figures: Figures) -> Iterator[Metric]:

@@ -17,7 +17,7 @@ _CAPS = {"own": "job", "all": "all_jobs", "size": "first_result"}
 """Lua's words for what holds an item back."""
 _UNLIMITED = 2**50
 _DEFAULT_LIMIT = 4 * 2**30  # as in byte_room of _index.lua
-_JOBS_PER_CALL = 100
+_JOBS_PER_CALL = 25
 """The server serves nobody else meanwhile: a few hundred microseconds."""
 
 
