@@ -257,6 +257,11 @@ class JobRecord:
     version: int = MESSAGE_VERSION
 
     @property
+    def generated(self) -> int:
+        """Items without the last stage."""
+        return self.items - self.has_last_stage
+
+    @property
     def spare(self) -> Literal["", "all", "others"]:
         """Which items may fail for good without ending the job: none, all (but one must be left), or all but item 0.
 

@@ -35,6 +35,7 @@ def _show_kept(output: Output, delivery: Delivery) -> None:
     """Ids to ask Celery's result API for."""
     for index in sorted(delivery.results):
         output.say(item_id(delivery.job_id, index))
+    _warn_of_missing(output, delivery)
     output.remark("these results stay in the blob server until they are forgotten or expire: AsyncResult(id).get()")
 
 
@@ -48,6 +49,7 @@ def _show_files(output: Output, delivery: Delivery) -> None:
         if not paths:
             output.warn("the job is done, but no node saved anything and nothing was collected")
         _warn_of_blocked(output, delivery)
+        _warn_of_missing(output, delivery)
         workers = len({result.worker for result in delivery.results.values()})
         classes = {result.device_class for result in delivery.results.values()}
         output.remark(
@@ -67,6 +69,11 @@ def _warn_of_blocked(output: Output, delivery: Delivery) -> None:
     for node_id, indexes in items.items():
         which = f"item {indexes[0]}" if len(indexes) == 1 else f"items {', '.join(indexes)}"
         output.warn(f"nothing reached {node_id} in {which}: something before it was blocked or skipped")
+
+
+def _warn_of_missing(output: Output, delivery: Delivery) -> None:
+    for index, error in delivery.missing.items():
+        output.warn(f"item {index} is missing, and the job went on without it as asked: {error}")
 
 
 def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
@@ -101,6 +108,7 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
             }
             for index, result in sorted(delivery.results.items())
         ],
+        "missing": [{"index": index, "error": error_json(error)} for index, error in delivery.missing.items()],
         "seconds": round(delivery.seconds, 3),
         "error": error_json(delivery.error),
     }

@@ -39,6 +39,10 @@ from distributed_comfy.settings import Settings, read_settings
     "--results", type=click.Choice(["collector", "celery"]), default="collector", show_default=True,
     help="celery: save nothing; results stay in the blob server for Celery's result API.",
 )  # fmt: skip
+@click.option(
+    "--on-missing", type=click.Choice(["error", "drop", "repeat"]),
+    help="What becomes of items that fail for good: the job fails, they are left out, or the last good one stands in [as in the prompt].",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Do not go on with an unfinished job of the same content that lies in the folder.")
 @click.option("--detach", is_flag=True, help="Return as soon as the job is queued; a process in the background collects it.")
 @click.option("--announce", type=click.Path(path_type=Path), hidden=True)
@@ -101,6 +105,7 @@ def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> R
         wait_s=options["wait"],
         comfyui_path=options["tree"],
         results=options["results"],
+        on_missing=options["on_missing"],
     )
     return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop, fresh=options["fresh"])
 
@@ -109,9 +114,9 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     """Start this command again in the background, and say how to find it."""
     set_up_logging(settings, output, audience="person")
     arguments = [str(prompt), "--out", str(options["out"])]
-    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results"):
+    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results", "on_missing"):
         if options[name] not in (None, ""):
-            arguments += [f"--{name}", str(options[name])]
+            arguments += [f"--{name.replace('_', '-')}", str(options[name])]
     if options["fresh"]:
         arguments.append("--fresh")
     for assignment in options["sets"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,16 @@ class Audio:
     """Hz."""
 
 
-def placed_values(spool: Spool, node_id: str, slot: str) -> list[PlacedValue]:
+def placed_values(spool: Spool, node_id: str, slot: str, stand_ins: Mapping[int, int] = MappingProxyType({})) -> list[PlacedValue]:
     """All values that one sink's slot captured, in order; an item that was blocked has none.
 
     Batches of nothing are left out beside others, because their size means nothing.
+
+    Args:
+        stand_ins: missing item -> the one whose values (under its own index) come in its place.
     """
-    values = [placed for index in spool.items() for placed in values_of_item(index, spool.result(index), node_id, slot)]
+    order = [stand_ins.get(index, index) for index in sorted({*spool.items(), *stand_ins})]
+    values = [placed for index in order for placed in values_of_item(index, spool.result(index), node_id, slot)]
     return [placed for placed in values if not _is_empty_batch(placed.value)] or values
 
 

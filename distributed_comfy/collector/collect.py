@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from distributed_comfy.collector.assemble import BatchCheck
 from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed
+from distributed_comfy.collector.gaps import missing_items
 from distributed_comfy.collector.patience import Patience
 from distributed_comfy.collector.spool import Spool, references
 from distributed_comfy.collector.table import JobTable
@@ -79,12 +80,14 @@ class Collector:
         self._inputs: Future[None] | None = None
         self._plan: FeedPlan | None = None
         self._feeding: _Feeding | None = None
-        self._generated = job.items - 1 if job.has_last_stage else job.items
+        self._generated = job.generated
         self._missing = self._generated
         """Generated items that are not here yet."""
+        self._gone: set[int] = set()
+        """Those of them that will never be, where the job goes on without them."""
 
     def run(self) -> None:
-        """Collect until every item is in the spool.
+        """Collect until every item is in the spool, or known to be missing in a job that can do without it.
 
         Servers that cannot be reached are waited for.  Called once.
 
@@ -112,6 +115,11 @@ class Collector:
         finally:
             self._end()
 
+    @property
+    def missing(self) -> dict[int, DistributedComfyError]:
+        """Items that the job goes on without, and why each failed."""
+        return {index: from_wire(self._states[index].error or {}) for index in sorted(self._gone)}
+
     def stop(self) -> None:
         """Let `run` end within a second or so, whatever the servers do; what lies in the spool stays there.  From any thread."""
         self._stop.set()
@@ -120,9 +128,10 @@ class Collector:
         """All home; raises where that will never be."""
         if self._wanted or self._fetching:
             return False
-        if len(self._told) < self._job.items and self._state.ended and self._looked_at > LONG_AGO and not self._unfetched():
+        known = len(self._told) + len(self._gone)
+        if known < self._job.items and self._state.ended and self._looked_at > LONG_AGO and not self._unfetched():
             self._raise_end()
-        return len(self._told) == self._job.items
+        return known == self._job.items and (not self._gone or self._state.state == "done")
 
     def _pause_s(self) -> float:
         """How long to wait for events; fetches under way are waited for here, because nothing wakes the other wait for them."""
@@ -146,6 +155,10 @@ class Collector:
         self._state = self._ask.call(self._table.job_state, self._job.job_id)
         self._states = self._ask.call(self._table.item_states, self._job.job_id)
         self._looked_at = time.monotonic()
+        gone = set() if self._state.state in ("failed", "cancelled") else missing_items(self._job, self._states) - self._told
+        for index in sorted(gone - self._gone):
+            log.warning("job %s item %d failed for good; the job goes on without it", self._job.job_id, index)
+        self._gone = gone
         self._wanted.update(dict.fromkeys(self._unfetched()))
 
     def _unfetched(self) -> list[int]:
@@ -221,7 +234,7 @@ class Collector:
         if self._inputs is None and time.monotonic() - self._inputs_at >= self._options.inputs_interval_s:
             self._inputs_at = time.monotonic()
             self._inputs = self._threads.submit(self._load.call, self._options.ensure_inputs)
-        if self._job.has_last_stage and not self._missing:
+        if self._job.has_last_stage and self._missing == len(self._gone):
             self._finish_stage()
 
     def _finish_stage(self) -> None:
@@ -237,7 +250,8 @@ class Collector:
     def _unblock(self) -> None:
         assert self._plan is not None
         if self._ask.call(self._table.unblock, self._job.job_id, self._generated, self._plan.json):
-            log.info("job %s: all %d items are here, the last stage may start", self._job.job_id, self._generated)
+            here = self._generated - self._missing
+            log.info("job %s: %d of %d items are here, the last stage may start", self._job.job_id, here, self._generated)
         if self._states.get(self._generated, ItemState("blocked")).state == "blocked":
             self._states[self._generated] = ItemState("pending")
 
@@ -256,7 +270,7 @@ class Collector:
     # -- the end
     def _raise_end(self) -> None:
         """The error of a job that ended without all items here."""
-        missing = [index for index in range(self._job.items) if index not in self._told]
+        missing = [index for index in range(self._job.items) if index not in self._told and index not in self._gone]
         raise job_error(self._job.job_id, self._state, self._states) or ItemsMissing(job_id=self._job.job_id, indexes=missing)
 
     def _end(self) -> None:
@@ -270,9 +284,10 @@ def job_error(job_id: str, state: JobState, items: Mapping[int, ItemState]) -> D
     """Why a job that has ended is not done; None where it is, or where the table does not say."""
     failed = sorted(index for index, item in items.items() if item.state == "failed" and item.error)
     if state.state == "failed" and failed:
-        item = items[failed[0]]
+        index = state.fatal if state.fatal in failed else failed[0]
+        item = items[index]
         error = item.error or {}
-        return JobFailed(job_id=job_id, index=failed[0], worker=item.worker, last=str(from_wire(error)), error=error)
+        return JobFailed(job_id=job_id, index=index, worker=item.worker, last=str(from_wire(error)), error=error)
     if state.state == "failed" and state.error:
         return from_wire(state.error)
     if state.state == "cancelled":

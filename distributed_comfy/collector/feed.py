@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from distributed_comfy import messages
 from distributed_comfy.collector.assemble import placed_values
+from distributed_comfy.collector.gaps import stand_ins
 from distributed_comfy.collector.patience import Patience
 from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import ConnectionLost
@@ -74,26 +75,28 @@ def plan_feed(job: JobRecord, spool: Spool, store: BlobStore) -> FeedPlan:
     """The feed of a job's last stage; the same each time for the same spool.
 
     Each slot of a collector that the last stage uses gets every item's values in order; the engine joins them. An edge that crosses
-    the cut gets item 0's values. A slot of which everything was blocked is empty.
+    the cut gets item 0's values. A slot of which everything was blocked is empty. Items that the job does without are left out, or
+    others stand in for them, as the collector says.
 
     Args:
         job: its record.
-        spool: with all items but the last.
+        spool: with all items but the last and those that the job does without.
         store: asked for blob ids only; nothing is uploaded.
     """
     renamer = _Renamer(job.job_id, spool, store)
     feed: Feed = {}
-    for node_id, slot in _slots(job):
-        values = placed_values(spool, node_id, slot)
+    for node_id, slot, repeats in _slots(job):
+        values = placed_values(spool, node_id, slot, stand_ins(spool.items(), job.generated) if repeats else {})
         feed.setdefault(node_id, {})[slot] = tuple(renamer.rename(placed.index, placed.value) for placed in values)
     return FeedPlan(job.job_id, feed, tuple(renamer.sources))
 
 
-def _slots(job: JobRecord) -> Iterator[tuple[str, str]]:
+def _slots(job: JobRecord) -> Iterator[tuple[str, str, bool]]:
+    """Node, slot, and whether other items stand in for missing ones."""
     for collector in job.collectors:
         if collector.consumed:
-            yield from ((collector.node_id, slot) for slot in collector.slots)
-    yield from ((edge, "value") for edge in job.edges)
+            yield from ((collector.node_id, slot, collector.on_missing == "repeat") for slot in collector.slots)
+    yield from ((edge, "value", False) for edge in job.edges)
 
 
 class Feeder:

@@ -24,13 +24,16 @@ class MemoryJobTable:
         items: number of items, the last stage included.
         has_last_stage: the last item starts blocked.
         max_attempts: reopened items fail after this many.
+        spare: the job can do without some generated items, as long as one is left.
     """
 
-    def __init__(self, items: int, *, has_last_stage: bool = False, max_attempts: int = 3) -> None:
+    def __init__(self, items: int, *, has_last_stage: bool = False, max_attempts: int = 3, spare: bool = False) -> None:
         self._rows = {index: _Row(ItemState("pending")) for index in range(items)}
         if has_last_stage:
             self._rows[items - 1] = _Row(ItemState("blocked"))
         self._max_attempts = max_attempts
+        self._generated = items - has_last_stage
+        self._spare = spare
         self._events: list[JobEvent] = []
         self._job = JobState("pending")
         self._changed = threading.Condition(threading.RLock())
@@ -111,15 +114,22 @@ class MemoryJobTable:
                 return False
             self._rows[index].result, self._rows[index].fetched = result, False
             self._set(index, replace(self._rows[index].state, state="done"), "done")
-            if all(row.state.state == "done" for row in self._rows.values()):
-                self.end("done")
+            self._end_if_over()
             return True
 
+    def _end_if_over(self) -> None:
+        if all(row.state.state in ("done", "failed") for row in self._rows.values()):
+            self.end("done")
+
     def fail(self, index: int, claim_id: str, error: dict[str, Any]) -> None:
-        """The item fails for good, and the job with it."""
+        """The item fails for good, and the job with it unless it can do without."""
         with self._changed:
             self._set(index, replace(self._rows[index].state, state="failed", claim_id=claim_id, error=error), "failed")
-            self.end("failed", error=error)
+            left = any(self._rows[other].state.state != "failed" for other in range(self._generated))
+            if self._spare and left and index < self._generated:
+                self._end_if_over()
+            else:
+                self.end("failed", error=error)
 
     def lose_worker(self, index: int) -> None:
         """What the reaper does: a running item goes back to pending."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -94,7 +94,7 @@ class ResultSaver:
     """Saves what collectors collected while a job runs: written in threads as items arrive, named in the order of items.
 
     Names go on where ComfyUI's count in the folder stands (``ComfyUI_00001_.png``, ``ComfyUI_audio_00001_.wav``).  An item's
-    files appear once all items before it are there, or at `close`.  Used from one thread.
+    files appear once all items before it are there, or at `close`; so those behind a missing one wait for that.  Used from one thread.
 
     Args:
         spool: where the items lie.
@@ -131,6 +131,11 @@ class ResultSaver:
             self._finish(self._next)
             self._next += 1
 
+    def stand_in(self, index: int, source: int, node_ids: Collection[str]) -> None:
+        """Save what these collectors have of item ``source`` once more, in the place of the missing item ``index``; named by `close`."""
+        places = [place for place in self._places if place[0] in node_ids]
+        self._drawn[index] = [drawn for place in places for drawn in self._draw(source, *place, at=index)]
+
     @property
     def saved(self) -> list[SavedValue]:
         """Every file that has its name by now, in the order of items, collectors, slots, lists and batches."""
@@ -163,12 +168,13 @@ class ResultSaver:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._sweep()
 
-    def _draw(self, index: int, node_id: str, slot: str) -> list[_Drawn]:
+    def _draw(self, index: int, node_id: str, slot: str, at: int = -1) -> list[_Drawn]:
+        """Begin to write the files of one slot of item ``index``, in its own place or in that of item ``at``."""
         drawn = []
         for placed in values_of_item(index, self._spool.result(index), node_id, slot):
             for plan in plan_files(slot, placed):
                 place = SavedValue(index, node_id, slot, placed.list_index, plan.batch_index, Path())
-                key = f"{slot} {index} {node_id} {placed.list_index} {plan.batch_index}"
+                key = f"{slot} {index if at < 0 else at} {node_id} {placed.list_index} {plan.batch_index}"
                 drawn.append(_Drawn(place, key, plan.suffix, self._threads.submit(self._write, key, index, plan)))
         return drawn
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distributed_comfy.workflow.classes import COLLECTOR_SLOTS
+from distributed_comfy.workflow.classes import COLLECTOR_SLOTS, ON_MISSING_CHOICES
+
+_ON_MISSING = "What becomes of items that fail for good. error: the job fails; drop: left out; repeat: the last good one stands in."
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class DistributedCollector:
                 "latents": ("LATENT",),
                 "masks": ("MASK",),
                 "items": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "Seeds to run; 0: one for each participant."}),
+                "on_missing": (list(ON_MISSING_CHOICES), {"default": "error", "tooltip": _ON_MISSING}),
             },
             "hidden": {
                 "multi_job_id": ("STRING", {"default": ""}),
@@ -58,7 +61,7 @@ class DistributedCollector:
         Args:
             images: [B, H, W, C].
             audio: ``{"waveform": [1, C, T], "sample_rate": Hz}``.
-            inputs: ``latents`` and ``masks``; ``items`` and the hidden ones are without meaning here.
+            inputs: ``latents`` and ``masks``; ``items``, ``on_missing`` and the hidden ones are without meaning here.
         """
         log.info("a collector runs undistributed and passes its input through")
         given = {"images": images, "audio": audio, **inputs}

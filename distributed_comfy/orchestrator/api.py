@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_comfy.errors import SettingInvalid
-from distributed_comfy.messages import ResultsGoTo
+from distributed_comfy.messages import OnMissing, ResultsGoTo
 from distributed_comfy.orchestrator.background import Background
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
@@ -90,6 +90,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     wait_s: float = 0.0,
     results: ResultsGoTo = "collector",
     fresh: bool = False,
+    on_missing: OnMissing | None = None,
     settings: Settings | None = None,
 ) -> Job:
     """Queue a prompt and begin to collect it; returns as soon as it is queued.
@@ -106,6 +107,8 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
         engine: only workers with this engine, ``comfyui`` or ``builtin``; empty: any.
         workers: workers to bring up for this job alone; 0: those of the cluster.
         wait_s: queue the job even if no live worker can run it, and wait this long for the first worker.
+        on_missing: ``error``, ``drop`` or ``repeat``: what becomes of items that fail for good, see `Delivery.missing`; None: as the
+            collectors of the prompt say.
         results: ``celery``: nothing is collected; results stay in the blob store for Celery's result API, see docs/results.md, and the
             job goes on when this process ends.
         fresh: start afresh even if ``out`` holds what an unfinished job of the same content has made.
@@ -116,7 +119,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     settings = settings or read_settings()
     if out is None and results == "collector":
         raise SettingInvalid(name="out", reason="collected results need a folder; give one, or results='celery'")
-    asked = SubmitOptions(items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path, results)
+    asked = SubmitOptions(items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path, results, on_missing=on_missing)
     given = read_prompt(prompt, asked)
     check_early(given, asked)
     folder = Path(out or ".")

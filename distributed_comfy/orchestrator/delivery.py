@@ -12,6 +12,7 @@ from pathlib import Path
 import redis
 
 from distributed_comfy.collector.collect import Collector, CollectorOptions
+from distributed_comfy.collector.gaps import stand_ins
 from distributed_comfy.collector.naming import FolderNames
 from distributed_comfy.collector.save import FileMetadata, ResultSaver, SavedFile, SavedValue, save_files
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
@@ -40,6 +41,8 @@ class Delivery:
     """Index of each item -> its seed in decimal; empty where nothing varies."""
     seconds: float = 0.0
     """Wall time from submission (or from taking over) to the last file."""
+    missing: Mapping[int, DistributedComfyError] = field(default_factory=dict)
+    """Items that failed for good and that the job went on without, as its prompt or ``--on-missing`` asks, and why."""
     error: DistributedComfyError | None = None
     """Why the job is not complete; None where it is."""
     kept: bool = False
@@ -115,6 +118,7 @@ class Courier:
             with subject(self._record.job_id), self._saver:
                 try:
                     self._collector.run()
+                    self._fill_gaps()
                 except CancelledError:
                     raise RunInterrupted(when="before all of the job was here") from None
                 finally:
@@ -130,7 +134,17 @@ class Courier:
     def delivery(self, error: DistributedComfyError | None = None) -> Delivery:
         """What has been saved so far."""
         seconds = time.monotonic() - self._began
-        return Delivery(self._record.job_id, self._options.out, self._saver.saved, self._files, self._results, self._seeds, seconds, error)
+        return Delivery(
+            self._record.job_id,
+            self._options.out,
+            self._saver.saved,
+            self._files,
+            self._results,
+            self._seeds,
+            seconds,
+            self._collector.missing,
+            error,
+        )
 
     def clear(self) -> None:
         """Nothing of an ended job stays in the blob store or the spool.
@@ -152,6 +166,13 @@ class Courier:
             self._files += save_files(self._spool, index, self._names)
             self._results[index] = result
             self._options.on_item(index, result)
+
+    def _fill_gaps(self) -> None:
+        """Where a collector repeats what was good, so do its files."""
+        repeating = [plan.node_id for plan in self._record.collectors if plan.on_missing == "repeat"]
+        if repeating and self._collector.missing:
+            for index, source in stand_ins(self._spool.items(), self._record.generated).items():
+                self._saver.stand_in(index, source, repeating)
 
     def _places_to_save(self) -> list[tuple[str, str]]:
         return [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.unsaved]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distributed_comfy.collector.collect import job_error
 from distributed_comfy.collector.patience import Patience
-from distributed_comfy.errors import RunInterrupted
+from distributed_comfy.errors import RunInterrupted, from_wire
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.delivery import Delivery
 from distributed_comfy.state.records import JobState
@@ -38,15 +38,18 @@ class KeptJob:
 
     def wait(self) -> Delivery:
         """What came of it: no files, but who made each item; with an ``error`` where the job is not complete."""
-        job_id = self._record.job_id
+        job_id, missing = self._record.job_id, {}
         try:
             cursor, _ = self._ask.call(self._jobs.wait_events, job_id, "", 0.0)
             while not (state := self._look()).ended:
                 cursor, _ = self._ask.call(self._jobs.wait_events, job_id, cursor, _LOOK_S)
-            error = job_error(job_id, state, self._ask.call(self._jobs.item_states, job_id))
+            items = self._ask.call(self._jobs.item_states, job_id)
+            error = job_error(job_id, state, items)
+            missing = {} if error else {index: from_wire(item.error or {}) for index, item in items.items() if item.state == "failed"}
         except CancelledError:
             error = RunInterrupted(when="while no server answered; the job goes on")
-        return Delivery(job_id, Path(), results=self._results, seconds=time.monotonic() - self._began, error=error, kept=True)
+        seconds = time.monotonic() - self._began
+        return Delivery(job_id, Path(), results=self._results, seconds=seconds, missing=missing, error=error, kept=True)
 
     def _look(self) -> JobState:
         """The job first, so that the items of an ended one are final."""

@@ -22,7 +22,7 @@ from distributed_comfy.errors import (
     ResultsNeedCollector,
     RunInterrupted,
 )
-from distributed_comfy.messages import Capability, InputFile, JobRecord, Requirement, ResultsGoTo
+from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
@@ -64,6 +64,8 @@ class SubmitOptions:
     """``celery``: nobody collects the job; its results stay in the blob store for Celery's result API."""
     resume_in: Path | None = None
     """Output folder in which an unfinished job of the same content is looked for, to go on where it stopped; None: start afresh."""
+    on_missing: OnMissing | None = None
+    """What every collector makes of items that fail for good; None: as in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def check_early(given: GivenPrompt, options: SubmitOptions) -> None:
         BadInput: such as a cycle, nested collectors, or items or seeds out of range.
     """
     try:
-        plan_job(given.parsed, PlanOptions(options.items, options.seed, options.engine), [])
+        plan_job(given.parsed, PlanOptions(options.items, options.seed, options.engine, on_missing=options.on_missing), [])
     except (PromptHasNoOutput, NothingToVary, PromptMalformed):  # a worker may know output nodes that we do not
         if options.items is not None and not 1 <= options.items <= ITEMS_LIMIT:
             raise ItemsOutOfRange(items=options.items, limit=ITEMS_LIMIT) from None
@@ -216,7 +218,7 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
 
 def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capability]) -> JobPlan:
     """By default one item for each live worker that can run it; for all of them while none can."""
-    wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)))
+    wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)), options.on_missing)
     plan = plan_job(parsed, wanted, live)
     capable = sum(matches(plan.requirement, capability) for capability in live)
     return plan if capable in (0, len(live)) else plan_job(parsed, replace(wanted, participants=capable), live)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distributed_comfy.errors import ItemsOutOfRange, NothingToVary, PromptHasNoOutput, PromptMalformed
 from distributed_comfy.messages import (
@@ -10,11 +10,13 @@ from distributed_comfy.messages import (
     CollectorPlan,
     ItemKind,
     ItemSpec,
+    OnMissing,
     Prompt,
     Requirement,
     content_hash,
     to_plain,
 )
+from distributed_comfy.planning.collector_inputs import items_input, on_missing_input
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
 from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.planning.files import FileReference, find_files
@@ -24,7 +26,6 @@ from distributed_comfy.planning.values import Values, find_values
 from distributed_comfy.workflow.classes import (
     COLLECTOR_CLASS,
     COLLECTOR_SLOTS,
-    ITEMS_INPUT,
     LEGACY_CLASSES,
     LEGACY_INPUTS,
     LOAD_BALANCE_INPUT,
@@ -32,7 +33,7 @@ from distributed_comfy.workflow.classes import (
     SWITCHED_ON,
     VALUE_CLASS,
 )
-from distributed_comfy.workflow.graph import Graph, as_link
+from distributed_comfy.workflow.graph import Graph
 from distributed_comfy.workflow.parse import ParsedPrompt
 
 ITEMS_LIMIT = 10_000
@@ -54,6 +55,8 @@ class PlanOptions:
     """Tags that a worker must carry."""
     participants: int = 1
     """Workers that take part by default, plus the master if it does."""
+    on_missing: OnMissing | None = None
+    """What every collector makes of items that fail for good; None: as in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
 
     Raises:
         PromptHasCycle, PromptHasNoOutput, CollectorsNested, PromptMalformed: the prompt cannot be planned.
-        NothingToVary: items or a seed were asked for, and no DistributedSeed takes them.
+        NothingToVary: items, a seed or ``on_missing`` were asked for, and no node takes them.
         ItemsOutOfRange, SeedOutOfRange, SeedNotLiteral, ValueNotLiteral: the batch cannot be numbered.
     """
     original = parsed.prompt if options.seed is None else with_seed(parsed.prompt, options.seed)
@@ -192,7 +195,7 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
         return _checked_count(options.items, "--items", varies, needed)
     if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) in SWITCHED_ON for node_id in collectors):
         return 1
-    asked = {node_id: _items_input(original, node_id, stages.warnings) for node_id in collectors}
+    asked = {node_id: items_input(original, node_id, stages.warnings) for node_id in collectors}
     largest = max(asked, key=lambda node_id: asked[node_id])
     if asked[largest]:
         return _checked_count(asked[largest], f"items={asked[largest]} on collector {largest}", varies, needed)
@@ -210,14 +213,10 @@ def _checked_count(items: int, option: str, varies: bool, needed: str) -> int:
     return items
 
 
-def _items_input(prompt: Prompt, collector: str, warnings: list[str]) -> int:
-    value = prompt[collector]["inputs"].get(ITEMS_INPUT, 0)
-    if as_link(value):
-        warnings.append(f"items of collector {collector} comes from another node and is not known before the run; it is ignored")
-        return 0
-    if not isinstance(value, int):
-        raise PromptMalformed(source="the prompt", reason=f"items of collector {collector} is {value!r}, not a whole number")
-    return value
+def _collector_plans(original: Prompt, cut: Cut, asked: OnMissing | None) -> tuple[CollectorPlan, ...]:
+    if asked and not cut.collectors:
+        raise NothingToVary(option="--on-missing", needed=COLLECTOR_CLASS)
+    return tuple(replace(plan, on_missing=asked or on_missing_input(original, plan.node_id)) for plan in cut.collectors)
 
 
 def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOptions, facts: ClassFacts) -> JobPlan:
@@ -235,7 +234,7 @@ def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOption
         original_prompt=original,
         prompts={content_hash(prompt): prompt for prompt in stage_prompts},
         items=tuple(items),
-        collectors=cut.collectors,
+        collectors=_collector_plans(original, cut, options.on_missing),
         edges=cut.edges,
         requirement=needs[0],
         last_requirement=needs[1] if cut.last_targets else None,

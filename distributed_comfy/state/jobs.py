@@ -151,7 +151,8 @@ class JobTable:
         error = None
         if fields["state"] == "failed":
             errors = self._hash("error", job_id)
-            error = json.loads(errors[min(errors, key=int)]) if errors else None
+            fatal = fields.get("fatal", "")
+            error = json.loads(errors[fatal if fatal in errors else min(errors, key=int)]) if errors else None
         return _job_state(fields, error)
 
     def jobs(self) -> dict[str, JobState]:
@@ -364,6 +365,7 @@ def _job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobSt
         fields.get("host", ""),
         number("created_ms"),
         number("ended_ms"),
+        int(fields.get("fatal", -1)),
     )
 
 

@@ -51,6 +51,8 @@ class JobState:
     created_ms: int = 0
     """Redis time."""
     ended_ms: int = 0
+    fatal: int = -1
+    """Of a failed job the item that it failed with; others may have failed before, where it could do without them."""
 
     @property
     def ended(self) -> bool:

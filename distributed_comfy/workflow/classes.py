@@ -39,6 +39,9 @@ SWITCHED_ON = (True, "true", "True")
 """What a switch of a collector may hold where it is on."""
 PASS_THROUGH_INPUT = "pass_through"
 ITEMS_INPUT = "items"
+ON_MISSING_INPUT = "on_missing"
+ON_MISSING_CHOICES = ("error", "drop", "repeat")
+"""What a collector may make of items that failed for good; the first is the default."""
 LOAD_BALANCE_INPUT = "load_balance"
 
 LEGACY_INPUTS = frozenset(

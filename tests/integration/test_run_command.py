@@ -60,6 +60,24 @@ def test_the_result_as_json_names_job_files_and_who_made_what(line: CommandLine)
     assert found["out"] == "output/graph" and all((line.folder / path).is_file() for path in found["files"])
 
 
+def test_items_that_fail_can_be_left_out_and_are_named(line: CommandLine) -> None:
+    prompt = pictures(seed=500)
+    prompt["bad"] = node("RuleFail", images=out("make"), seed=out("seed"), bad_seed=501)
+    prompt["collect"]["inputs"]["images"] = out("bad")
+    path = line.write("graph.json", prompt)
+    done = line.run("run", path, "--items", "3", "--on-missing", "drop", "--out", "made")
+    assert done.status == 0, done.err
+    assert len(saved(line.folder / "made")) == 2
+    assert "item 1 is missing" in done.err and "seed 501 brings no luck" in done.err
+    found = line.run("run", path, "--items", "3", "--on-missing", "repeat", "--json").json
+    assert [(entry["index"], entry["error"]["code"]) for entry in found["missing"]] == [(1, "node_failed")] and len(found["files"]) == 3
+    assert line.run("run", path, "--items", "3").status == 1
+    empty = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
+    whole = line.write("whole.json", {"empty": empty, "save": node("SaveImage", images=out("empty"), filename_prefix="x")})
+    refused = line.run("run", whole, "--on-missing", "drop")
+    assert refused.status == 2 and "DistributedCollector" in refused.err
+
+
 def test_a_seed_and_inputs_can_be_changed_from_the_command_line(line: CommandLine) -> None:
     path = line.write("graph.json", pictures())
     changes = ("--set", "make.width=64", "--set", "SeededGenerator.style=agate")

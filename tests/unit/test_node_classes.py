@@ -35,10 +35,11 @@ def test_the_seed_keeps_its_contract() -> None:
 
 def test_the_collector_keeps_its_contract() -> None:
     declared = DistributedCollector.INPUT_TYPES()
-    links = [name for kind in ("required", "optional") for name, entry in declared[kind].items() if entry[0].isupper() and len(entry) == 1]
+    links = [name for kind in ("required", "optional") for name, entry in declared[kind].items() if len(entry) == 1]
     assert links == ["images", "audio", "latents", "masks"], "slots of old files come first"
     assert list(declared["required"]) == ["load_balance"], "images is not needed where audio is wired"
     assert declared["required"]["load_balance"] == ("BOOLEAN", {"default": False})
+    assert declared["optional"]["on_missing"][0] == ["error", "drop", "repeat"]
     defaults = {name: kind[1]["default"] for name, kind in declared["hidden"].items()}
     assert defaults == {
         "multi_job_id": "", "is_worker": False, "master_url": "", "enabled_worker_ids": "[]",

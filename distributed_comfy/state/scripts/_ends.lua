@@ -122,6 +122,7 @@ local function fail_item(job, index, item, claim, worker, cause, error_json, met
   publish_meta(job.id, index, with_task_id(meta, job.id, index), call('HGET', K.job(job.id), 'ttl_s'))
   event(job.id, 'failed', index, claim, worker)
   if not is_spare(job, index) then
+    call('HSET', K.job(job.id), 'fatal', index)
     end_job(job, 'failed', 'item ' .. index .. ' failed', out)
   elseif is_over(job) then
     end_job(job, 'done', '', out)

@@ -72,6 +72,15 @@ def test_neither_must_the_last_stage(tolerant: Cluster) -> None:
     assert tolerant.jobs.job_state("j").state == "failed"
 
 
+def test_the_error_of_a_failed_job_is_the_one_that_it_failed_with(tolerant: Cluster) -> None:
+    fail(tolerant, 1)
+    tolerant.work("a")
+    tolerant.jobs.unblock("j", 3, "{}")
+    fail(tolerant, 3)
+    state = tolerant.jobs.job_state("j")
+    assert state.fatal == 3 and state.error is not None and state.error["index"] == 3
+
+
 def test_a_job_that_nobody_is_left_to_run_fails_at_once(tolerant: Cluster) -> None:
     claim = tolerant.take("a")
     assert tolerant.give_back("a", claim, "lacks", WorkerLacks(worker="a", lacks="x")) == "failed"

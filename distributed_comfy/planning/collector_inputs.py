@@ -1,0 +1,37 @@
+"""What a collector's own inputs ask for: how many items, and what to do about those that fail."""
+from __future__ import annotations
+
+from typing import cast
+
+from distributed_comfy.errors import PromptMalformed
+from distributed_comfy.messages import OnMissing, Prompt
+from distributed_comfy.workflow.classes import ITEMS_INPUT, ON_MISSING_CHOICES, ON_MISSING_INPUT
+from distributed_comfy.workflow.graph import as_link
+
+
+def items_input(prompt: Prompt, collector: str, warnings: list[str]) -> int:
+    """The number of items; 0 where it asks for none, or (with a warning) where another node would have to say.
+
+    Raises:
+        PromptMalformed: it is no whole number.
+    """
+    value = prompt[collector]["inputs"].get(ITEMS_INPUT, 0)
+    if as_link(value):
+        warnings.append(f"items of collector {collector} comes from another node and is not known before the run; it is ignored")
+        return 0
+    if not isinstance(value, int):
+        raise PromptMalformed(source="the prompt", reason=f"items of collector {collector} is {value!r}, not a whole number")
+    return value
+
+
+def on_missing_input(prompt: Prompt, collector: str) -> OnMissing:
+    """What it makes of items that failed for good.
+
+    Raises:
+        PromptMalformed: it is none of the three words.
+    """
+    value = prompt[collector]["inputs"].get(ON_MISSING_INPUT, "error")
+    if value not in ON_MISSING_CHOICES:
+        reason = f"on_missing of collector {collector} is {value!r}, not one of {', '.join(ON_MISSING_CHOICES)}"
+        raise PromptMalformed(source="the prompt", reason=reason)
+    return cast("OnMissing", value)
