@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from distributed_comfy.engine.device_memory import device_memory
+from distributed_comfy.engine.host import EngineProcess, _Child
+from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.engine.protocol import Beat, Ready
+from distributed_comfy.messages import Capability
 from distributed_comfy.state.records import DeviceMemory
 
 
@@ -43,3 +48,18 @@ def test_a_device_in_an_error_state_reports_nothing(monkeypatch: pytest.MonkeyPa
 def test_an_engine_without_torch_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert device_memory() is None
+
+
+def test_a_consumer_knows_what_the_engine_said_last_and_nothing_of_one_that_is_gone(tmp_path: Path) -> None:
+    options = EngineOptions("builtin", "w", "python3", tmp_path, tmp_path / "log", "redis://x")
+    process = EngineProcess(options, lambda event: None)
+    child = process._child = _Child(options, lambda event: None)
+    child._hear(Beat(0.0, 3, 8))
+    assert process.memory is None, "it is not ready"
+    child._hear(Ready(Capability("builtin", "1", ())))
+    assert process.memory == DeviceMemory(3, 8)
+    child._hear(Beat(0.0))
+    assert process.memory is None
+    child._hear(Beat(0.0, 2, 8))
+    child.gone.set()
+    assert process.memory is None
