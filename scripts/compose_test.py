@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -137,6 +138,7 @@ def main() -> int:
             no_more_interruptions()
             for place in unmount(WORK):
                 say(f"compose-test: still mounted: {place}")
+            shutil.rmtree(WORK / "tmp", ignore_errors=True)
     say(f"compose-test: {'ok' if status == 0 else 'FAILED'} after {clock.spent_s:.0f} s, with {engine.name}"
         + (", on stand-ins for the base images" if stand_ins else ""))
     return status

@@ -124,6 +124,7 @@ def _podman(work: Path, run: Runner) -> ContainerEngine:
         "CONTAINERS_CONF": str(_write(work / "containers.conf", _containers_conf(work))),
         "CONTAINERS_STORAGE_CONF": str(_write(work / "storage.conf", _storage_conf(work))),
         "BUILDAH_FORMAT": "docker",  # the other format has no HEALTHCHECK
+        "TMPDIR": str(_empty(work / "tmp")),  # an interrupted build leaves its files there
     }
     if not Path("/run/systemd/system").is_dir():
         environment["DISABLE_HC_SYSTEMD"] = "true"  # no timers here: the test runs the health checks itself
@@ -226,6 +227,12 @@ def _output(engine: ContainerEngine, *arguments: str, timeout_s: float = 60.0) -
     """Standard output, or None where the command fails."""
     done = subprocess.run([*engine.container, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
     return done.stdout if done.returncode == 0 else None
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def _write(path: Path, text: str) -> Path:
