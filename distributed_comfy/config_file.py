@@ -21,12 +21,13 @@ VARIABLE = "DC_CONFIG"
 
 def default_config_file(environment: Mapping[str, str]) -> Path:
     """Where a user's file lies by the customs of this system, whether there is one or not."""
+    home = Path(os.path.expanduser("~"))  # Path.home() would raise for a container's user that has none
     if sys.platform == "win32":
-        base = Path(environment.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+        base = Path(environment.get("APPDATA") or home / "AppData" / "Roaming")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
+        base = home / "Library" / "Application Support"
     else:
-        base = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        base = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     return base / "distributed-comfy" / "config.json"
 
 

@@ -186,8 +186,9 @@ def _from_file() -> tuple[Path | None, dict[str, Any]]:
     Raises:
         SettingInvalid: see `config_file.read_config_file`.
     """
-    path = Path(os.environ.get("DC_CONFIG") or default_config_file(os.environ)).expanduser().absolute()
-    if not os.environ.get("DC_CONFIG") and not path.exists():
+    named = os.environ.get("DC_CONFIG")
+    path = Path(os.path.expanduser(named or default_config_file(os.environ))).absolute()
+    if not named and not os.path.exists(path):  # Path.exists() would raise where the user may not look
         return None, {}
     fields = {variable(name): name for name in Settings.model_fields if name != "config"}
     in_environment = {name.upper() for name, value in os.environ.items() if value}

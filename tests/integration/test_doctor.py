@@ -1,15 +1,20 @@
 """``doctor`` on real servers, workers and engines: what it finds, what it says, and that it leaves nothing and disturbs nobody."""
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import redis
 
+from distributed_comfy.orchestrator.doctor import probe
+from distributed_comfy.orchestrator.doctor.workers import check_workers
 from tests.cluster_rig import Rig
-from tests.command_line import PROJECT, CommandLine, Finished, slow, until
+from tests.command_line import PROJECT, CommandLine, Finished, pictures, slow, until
 
 pytestmark = pytest.mark.redis
 
@@ -101,6 +106,23 @@ def test_a_drained_worker_is_not_tried(line: CommandLine, builtin_rig: Rig) -> N
         builtin_rig.cluster.jobs.drain("two", drained=False)
     (drained,) = looked_at["worker two"]
     assert drained["level"] == "warn" and "workers undrain two" in drained["remedy"]
+
+
+def test_a_worker_that_does_not_take_its_probe_is_told(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    builtin_rig.wait_idle()
+    before = keys(builtin_rig)
+    monkeypatch.setattr(probe, "_ANSWER_S", 1.0)
+    pid = builtin_rig.workers["two"].process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        looked_at = {finding.check: finding for finding in check_workers(builtin_rig.cluster, threading.Event())}
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert looked_at["worker one"].level == "ok"
+    assert looked_at["worker two"].level == "fail" and "did not take a probe item within 1 s" in looked_at["worker two"].found
+    builtin_rig.wait_idle()
+    assert keys(builtin_rig) - before == set(), "its job was cancelled and forgotten"
+    builtin_rig.run(pictures(), items=4)
 
 
 def test_servers_that_do_not_answer_are_named_without_their_password(line: CommandLine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,26 @@ def test_without_the_variable_the_users_own_file_is_read(tmp_path: Path, monkeyp
     settings = read_settings()
     assert (settings.user, settings.config) == ("ann", own)
     assert refused(own, {"DC_SLOTS": 99}).name == "DC_SLOTS"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become a user without a home")
+def test_a_user_without_a_home_or_who_may_not_look_into_it_has_no_file(tmp_path: Path) -> None:
+    """As in a container whose user is a mere number, or a service that keeps another user's HOME."""
+    (tmp_path / "closed").mkdir(mode=0o000)
+    program = """
+import os, sys
+os.setuid(54321)
+from distributed_comfy.settings import read_settings
+print(read_settings().config)
+os.environ["HOME"] = sys.argv[1]
+print(read_settings().config)
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CONFIG_HOME", "DC_CONFIG")}
+    probe = "import distributed_comfy.settings\n" + program
+    done = subprocess.run(
+        [sys.executable, "-c", probe, str(tmp_path / "closed")], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "None\nNone\n"), done.stderr
 
 
 @pytest.mark.parametrize(
