@@ -7,7 +7,9 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from distributed_comfy.settings import Settings, child_environment
 
 _POLL_S = 0.05
 _STOP_S = 30.0
+_LOGS_KEPT_S = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def start_detached(settings: Settings, arguments: Sequence[str], stop: threading
     """
     folder = settings.runtime_folder / "detached"
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_old_logs(folder)
     name = secrets.token_hex(6)
     log_file, announcement = folder / f"{name}.log", folder / f"{name}.json"
     command = [sys.executable, "-m", "distributed_comfy", "run", *arguments, "--announce", str(announcement)]
@@ -63,6 +67,14 @@ def announce(path: Path, job_id: str) -> None:
 def announce_failure(path: Path, error: DistributedComfyError) -> None:
     """Called in the background: nothing was queued."""
     _write(path, {"error": error.to_wire()})
+
+
+def _remove_old_logs(folder: Path) -> None:
+    """Of the logs that nobody has written to for a month."""
+    for path in folder.glob("*.log"):
+        with suppress(OSError):  # another command may be at it
+            if time.time() - path.stat().st_mtime > _LOGS_KEPT_S:
+                path.unlink()
 
 
 def _write(path: Path, message: dict[str, Any]) -> None:
