@@ -28,13 +28,14 @@ class DistributedCollector:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """ComfyUI's declaration of the inputs.
 
-        ``images``, ``load_balance``, ``audio`` and the hidden ones are those of ComfyUI-Distributed, in its order; there ``images`` is
-        required, here audio alone will do.
+        ``images``, ``load_balance``, ``audio`` and the hidden ones are those of ComfyUI-Distributed, in its order. There the first two
+        are required; here audio alone will do, and old prompts know no ``load_balance``.
         """
         return {
-            "required": {"load_balance": ("BOOLEAN", {"default": False})},
+            "required": {},
             "optional": {
                 "images": ("IMAGE",),
+                "load_balance": ("BOOLEAN", {"default": False, "tooltip": "Run this prompt once, on whichever worker is free."}),
                 "audio": ("AUDIO",),
                 "latents": ("LATENT",),
                 "masks": ("MASK",),

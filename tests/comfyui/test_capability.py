@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 
 from distributed_comfy.messages import to_plain
+from distributed_comfy.nodes.registry import DISPLAY_NAMES
 from tests.comfyui.comfy_process import EngineClient
 from tests.comfyui.plain_comfyui import PlainComfyUI
 from tests.prompts import node
@@ -11,7 +12,7 @@ from tests.prompts import node
 
 def test_it_has_the_node_classes_of_plain_comfyui_and_ours(engine: EngineClient, plain: PlainComfyUI) -> None:
     capability = engine.describe()
-    ours = {"DistributedSeed", "DistributedCollector", "DistributedSink", "DistributedSource"}
+    ours = set(DISPLAY_NAMES)
     # ComfyUI leaves classes out of /object_info that cannot tell their inputs.
     info = plain.object_info()
     assert set(capability.node_classes) == set(info) | ours | {"ProbeBroken"}

@@ -173,6 +173,13 @@ def test_a_collector_that_passes_through_runs_with_its_hidden_inputs(rig: Rig) -
     assert recorded_seeds(report.record("last")) == [100] and len(report.done.results) == 1
 
 
+@pytest.mark.parametrize("pass_through", [False, True])
+def test_a_collector_of_an_old_prompt_has_images_and_nothing_else(rig: Rig, pass_through: bool) -> None:
+    prompt = job()
+    prompt["collect"]["inputs"] = {"images": out("image")} | ({"pass_through": True} if pass_through else {})
+    assert recorded_seeds(rig.run(prompt, **({} if pass_through else {"items": 2})).record("last")) == [100, 101][: 2 - pass_through]
+
+
 def test_load_balance_makes_one_item_of_it_on_whichever_worker_is_free(rig: Rig) -> None:
     prompt = job()
     prompt["collect"]["inputs"]["load_balance"] = True

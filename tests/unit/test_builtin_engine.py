@@ -255,7 +255,8 @@ def test_a_prefix_cannot_leave_the_output_folder(bench: Bench) -> None:
 def test_the_capability_says_what_planning_asks_for(bench: Bench) -> None:
     capability = bench.engine.describe()
     assert {"LoadImage", "SaveImage", "SeededGenerator", "DistributedSink", "DistributedCollector"} <= set(capability.node_classes)
-    assert capability.output_classes == ("DistributedSink", "PreviewImage", "SaveImage")
+    ours = ("AudioBatchDivider", "DistributedModelName", "DistributedSink", "ImageBatchDivider")
+    assert capability.output_classes == (*ours, "PreviewImage", "SaveImage")
     assert capability.file_inputs == {"LoadImage": {"image": "input"}}
     assert "LoadImage" not in capability.choices  # its files come along with the item
     styles = capability.choice_lists[capability.choices["SeededGenerator"]["style"]]

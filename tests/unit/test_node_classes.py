@@ -35,10 +35,9 @@ def test_the_seed_keeps_its_contract() -> None:
 
 def test_the_collector_keeps_its_contract() -> None:
     declared = DistributedCollector.INPUT_TYPES()
-    links = [name for kind in ("required", "optional") for name, entry in declared[kind].items() if len(entry) == 1]
-    assert links == ["images", "audio", "latents", "masks"], "slots of old files come first"
-    assert list(declared["required"]) == ["load_balance"], "images is not needed where audio is wired"
-    assert declared["required"]["load_balance"] == ("BOOLEAN", {"default": False})
+    assert list(declared["optional"]) == ["images", "load_balance", "audio", "latents", "masks", "items", "on_missing"], "old slots first"
+    assert not declared["required"], "audio alone will do, and old prompts know no load_balance"
+    assert declared["optional"]["load_balance"][1]["default"] is False
     assert declared["optional"]["on_missing"][0] == ["error", "drop", "repeat"]
     defaults = {name: kind[1]["default"] for name, kind in declared["hidden"].items()}
     assert defaults == {
