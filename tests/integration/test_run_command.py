@@ -71,6 +71,8 @@ def test_items_that_fail_can_be_left_out_and_are_named(line: CommandLine) -> Non
     assert "item 1 is missing" in done.err and "seed 501 brings no luck" in done.err
     found = line.run("run", path, "--items", "3", "--on-missing", "repeat", "--json").json
     assert [(entry["index"], entry["error"]["code"]) for entry in found["missing"]] == [(1, "node_failed")] and len(found["files"]) == 3
+    kept = line.run("run", path, "--items", "3", "--on-missing", "drop", "--results", "celery")
+    assert kept.status == 0 and len(kept.out.splitlines()) == 2 and "item 1 is missing" in kept.err
     assert line.run("run", path, "--items", "3").status == 1
     empty = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
     whole = line.write("whole.json", {"empty": empty, "save": node("SaveImage", images=out("empty"), filename_prefix="x")})
