@@ -102,6 +102,13 @@ class CollectorsNested(BadInput):
     sentence = "collector {inner} feeds collector {outer}; collect once, or set pass_through on the second one"
 
 
+class UpscaleUndistributed(BadInput):
+    """The node of a tiled upscale was run as it is."""
+
+    code = "upscale_undistributed"
+    sentence = "{class_type} runs only through the cluster, which makes an item of each tile; submit the prompt with distributed-comfy run"
+
+
 class NothingToVary(BadInput):
     """More than one item was asked for, or a seed, but the prompt has nothing that takes it."""
 

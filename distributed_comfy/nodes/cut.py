@@ -79,5 +79,5 @@ class DistributedSource:
 
 
 def bind(node_class: type, **attributes: Any) -> type:
-    """A subclass of a sink or source class with ``context`` and ``nothing`` of one engine."""
+    """A subclass of a node class with what it needs of one engine: ``context`` and ``nothing``, or what else it declares."""
     return type(node_class.__name__, (node_class,), {**attributes, "__doc__": node_class.__doc__, "__module__": node_class.__module__})

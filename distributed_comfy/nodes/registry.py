@@ -9,6 +9,8 @@ from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.nodes.cut import DistributedSink, DistributedSource, bind
 from distributed_comfy.nodes.seed import DistributedSeed
+from distributed_comfy.nodes.tiles import DistributedTileConditioning, DistributedTileModel, TileCropper, Uncropped
+from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed, UsualSamplers
 from distributed_comfy.nodes.values import DistributedModelName, DistributedValue
 from distributed_comfy.workflow.classes import (
     AUDIO_DIVIDER_CLASS,
@@ -19,6 +21,9 @@ from distributed_comfy.workflow.classes import (
     SEED_CLASS,
     SINK_CLASS,
     SOURCE_CLASS,
+    TILE_CONDITIONING_CLASS,
+    TILE_MODEL_CLASS,
+    UPSCALE_CLASS,
     VALUE_CLASS,
 )
 
@@ -32,18 +37,30 @@ DISPLAY_NAMES = {
     EMPTY_IMAGE_CLASS: "Distributed Empty Image",
     SINK_CLASS: "Distributed Sink (internal)",
     SOURCE_CLASS: "Distributed Source (internal)",
+    UPSCALE_CLASS: "Ultimate SD Upscale Distributed (No Upscale)",
+    TILE_CONDITIONING_CLASS: "Distributed Tile Conditioning (internal)",
+    TILE_MODEL_CLASS: "Distributed Tile Model (internal)",
 }
 """class_type -> name in ComfyUI's editor."""
 
 
-def node_classes(context: NodeContext, *, nothing: Sequence[Any] = ()) -> dict[str, type]:
+def node_classes(
+    context: NodeContext,
+    *,
+    nothing: Sequence[Any] = (),
+    cropper: TileCropper | None = None,
+    sampling: Any = UsualSamplers,
+) -> dict[str, type]:
     """class_type -> class, for ComfyUI's ``NODE_CLASS_MAPPINGS`` and the builtin engine.
 
     Args:
         context: where sinks put and sources get values; one per engine, so two engines in one process do not meet.
         nothing: the list that a source gives where no item delivered a value. ComfyUI needs ``[ExecutionBlocker(None)]``, which keeps
             the nodes behind it from running; an empty list makes them fail.
+        cropper: what the tile nodes cut with; without one they change nothing.
+        sampling: where the engine lists its ``SAMPLERS`` and ``SCHEDULERS``, read anew each time.
     """
+    cropper = cropper or Uncropped()
     return {
         SEED_CLASS: DistributedSeed,
         COLLECTOR_CLASS: DistributedCollector,
@@ -54,4 +71,7 @@ def node_classes(context: NodeContext, *, nothing: Sequence[Any] = ()) -> dict[s
         EMPTY_IMAGE_CLASS: DistributedEmptyImage,
         SINK_CLASS: bind(DistributedSink, context=context),
         SOURCE_CLASS: bind(DistributedSource, context=context, nothing=nothing),
+        UPSCALE_CLASS: bind(UltimateSDUpscaleDistributed, sampling=sampling),
+        TILE_CONDITIONING_CLASS: bind(DistributedTileConditioning, cropper=cropper),
+        TILE_MODEL_CLASS: bind(DistributedTileModel, cropper=cropper),
     }

@@ -16,11 +16,17 @@ SINK_CLASS = "DistributedSink"
 """Internal: takes a collector's place (or sits on a crossing edge) in the prompt of an item."""
 SOURCE_CLASS = "DistributedSource"
 """Internal: takes a collector's place (or that of a crossing edge) in the prompt of the last stage."""
+UPSCALE_CLASS = "UltimateSDUpscaleDistributed"
+"""Redraws an image tile by tile; in a distributed job each tile is an item."""
+TILE_CONDITIONING_CLASS = "DistributedTileConditioning"
+"""Internal: what a conditioning says about one tile."""
+TILE_MODEL_CLASS = "DistributedTileModel"
+"""Internal: a model whose patches see one tile."""
 
 OWN_CLASSES = frozenset(
     {
         SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, MODEL_NAME_CLASS, IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, EMPTY_IMAGE_CLASS,
-        SINK_CLASS, SOURCE_CLASS,
+        SINK_CLASS, SOURCE_CLASS, UPSCALE_CLASS, TILE_CONDITIONING_CLASS, TILE_MODEL_CLASS,
     }
 )  # fmt: skip
 """Classes that every engine brings along."""
@@ -50,7 +56,7 @@ LEGACY_INPUTS = frozenset(
     }
 )
 """Inputs that ComfyUI-Distributed writes into prompts while it runs; without meaning here."""
-LEGACY_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, "UltimateSDUpscaleDistributed"})
+LEGACY_CLASSES = frozenset({SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, UPSCALE_CLASS})
 """Classes that carry `LEGACY_INPUTS`."""
 
 
