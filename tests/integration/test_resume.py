@@ -73,7 +73,8 @@ def test_the_same_command_goes_on_where_a_killed_one_stopped(line: CommandLine, 
     again = {index for index, *_ in builtin_rig.executions(found["job"])}
     assert not again & here and len(found["files"]) == ITEMS
     state = builtin_rig.cluster.jobs.job_state(old)
-    assert (state.state, state.reason) == ("cancelled", f"goes on as job {found['job']}")
+    if again:  # otherwise its workers were faster than the second command
+        assert (state.state, state.reason) == ("cancelled", f"goes on as job {found['job']}")
 
 
 def test_it_goes_on_even_if_the_table_is_lost(line: CommandLine, builtin_rig: Rig) -> None:
