@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from celery import Celery
-from kombu import Exchange, Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Exchange, Queue
 
 from distributed_comfy.settings import Settings
+from distributed_comfy.state.connection import answer_timeout_s
 
 RUN_ITEM = "tasks.run_item"
 """Name of the one task; its only argument is the worker it is for."""
@@ -36,6 +38,23 @@ class ResultOptions:
 def result_options(app: Celery) -> ResultOptions | None:
     """The options of an application that `make_app` made; None for another one."""
     return getattr(app, _OPTIONS, None)
+
+
+class BrokerConnection(Connection):  # type: ignore[misc]
+    """Looks for a broker that is away once a second.
+
+    Celery would wait two seconds longer each time, up to thirty, and a worker that is on the table again would let its tickets lie so long.
+    """
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        """See kombu; raises what that does."""
+        return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, "interval_max": 1, **options})
+
+
+class Broker(AMQP):  # type: ignore[misc]
+    """Celery's, with our connections."""
+
+    Connection = BrokerConnection
 
 
 def gpu_queue(worker: str) -> Queue:
@@ -66,7 +85,8 @@ def make_app(settings: Settings, redis_url: str, blob_url: str = "", tensors: Te
         tensors: what ``AsyncResult(item_id).get()`` makes of tensors.
     """
     url = celery_url(redis_url)
-    app = Celery("distributed-comfy", set_as_current=False, broker=url, backend=url)
+    timeout_s = answer_timeout_s(settings.lease_ttl_s)
+    app = Celery("distributed-comfy", set_as_current=False, broker=url, backend=url, amqp=Broker)
     # Not in the configuration, which workers show to whoever asks: Celery 5.6 does not hide the password of a URL with a class in front.
     app.backend_cls = f"tasks.backend:FrameBackend+{url.removeprefix('redis+')}"
     setattr(app, _OPTIONS, ResultOptions(settings, blob_url, tensors))
@@ -92,6 +112,9 @@ def make_app(settings: Settings, redis_url: str, blob_url: str = "", tensors: Te
             "global_keyprefix": f"{settings.key_prefix}celery:",
             "visibility_timeout": _VISIBILITY_TIMEOUT_S,
             "socket_keepalive": True,
+            # Else a connection that has silently died holds whoever sends a ticket, and Celery's loop, until the system gives it up.
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
         },
         result_backend_transport_options={"global_keyprefix": settings.key_prefix},
         result_expires=settings.job_ttl_s,

@@ -9,7 +9,7 @@ from celery import Celery
 
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
-from distributed_comfy.state.connection import connect
+from distributed_comfy.state.connection import answer_timeout_s, connect
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts
@@ -54,7 +54,8 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     Raises:
         RedisUnreachable, RedisRefused, RedisTooOld: named by setting.
     """
-    client = connect(redis_url, "DC_REDIS_URL", decode_responses=True)
+    timeout_s = answer_timeout_s(settings.lease_ttl_s)
+    client = connect(redis_url, "DC_REDIS_URL", decode_responses=True, socket_timeout_s=timeout_s)
     blob_client = connect(blob_url, "DC_BLOB_URL")
     blobs = RedisBlobStore(blob_client, prefix=settings.key_prefix, chunk_bytes=settings.chunk_bytes, ttl_s=settings.blob_ttl_s)
     app = make_app(settings, redis_url, blob_url)

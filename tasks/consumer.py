@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from types import FrameType
 from typing import Any
@@ -103,6 +104,7 @@ class _Consumer:
             runtime=self._runtime,
         )
         self._ending = threading.Event()
+        self._failing = threading.Event()
 
     def run(self, end_with_stdin: bool) -> int:
         """Consume until told to end."""
@@ -157,13 +159,29 @@ class _Consumer:
         return getattr(getattr(self._controller, "consumer", None), "event_dispatcher", None)
 
     def _reconnect(self) -> None:
-        """Let Celery's loop fail as if the connection were lost: it then connects anew."""
+        """Let Celery's loop fail as if the connection were lost: it then connects anew; one such order at a time."""
+        hub = getattr(getattr(self._controller, "consumer", None), "hub", None)
+        if hub is None or self._failing.is_set():
+            return
+        self._failing.set()
 
         def fail() -> None:
+            self._failing.clear()
+            for descriptor in list(hub.readers):
+                _shut_down(descriptor)
             raise ConnectionError("tickets lie unread")
 
-        consumer = getattr(self._controller, "consumer", None)
-        hub = getattr(consumer, "hub", None)
-        if hub is not None:
-            hub.call_soon(fail)
+        hub.call_soon(fail)
+
+
+def _shut_down(descriptor: int) -> None:
+    """End a connection where it stands: Celery reads once more from one that it gives up, and would wait for a silent one."""
+    try:
+        connection = socket.socket(fileno=descriptor)
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            connection.detach()  # whoever opened it closes it
+    except OSError as error:
+        log.debug("connection %d has ended already: %s", descriptor, error)
 

@@ -18,7 +18,7 @@ import redis
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress
-from distributed_comfy.errors import DistributedComfyError, WorkerNameTaken
+from distributed_comfy.errors import ConnectionLost, DistributedComfyError, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
@@ -225,9 +225,9 @@ class WorkerRuntime:
         self._check_queue()
 
     def _check_queue(self) -> None:
-        """Tickets that lie unread although no item runs: the consumer's connection is stuck."""
+        """Tickets that lie unread although a slot is free: the consumer's connection is stuck."""
         waiting = self.cluster.client.llen(queue_key(self.settings, self.name))
-        self._unread = self._unread + 1 if waiting and not len(self.held) else 0
+        self._unread = self._unread + 1 if waiting and len(self.held) < self.settings.slots else 0
         if self._unread >= _UNREAD_TICKS:
             log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)
             self._unread = 0
@@ -245,17 +245,33 @@ class WorkerRuntime:
             self._stopped.wait(1.0)
 
     def _listen(self) -> None:
+        """Until the worker ends.
+
+        Raises:
+            ConnectionLost: a question of one lease ago has no answer; who only listens would not notice a connection that died silently.
+        """
         with _subscriber(self.cluster.client) as channel:
             channel.subscribe(self._keys("orders", self.name))
+            asked_at = heard_at = time.monotonic()
             while not self._stopped.is_set():
                 message = channel.get_message(timeout=0.2)
-                order, _, argument = str(message["data"]).partition(" ") if message else ("", "", "")
-                if order == "cancel" and self.held.is_running(argument):
-                    self.engine.interrupt(argument)
-                elif order == "look":
-                    self.engine.describe()
-                elif order == "free":
-                    self.engine.free()
+                now = time.monotonic()
+                if message:
+                    heard_at = now
+                    self._obey(*str(message["data"]).partition(" ")[::2])
+                elif now - asked_at > self.settings.lease_ttl_s:
+                    if heard_at < asked_at:
+                        raise ConnectionLost(target="the channel for orders", reason="no answer")
+                    channel.ping()
+                    asked_at = now
+
+    def _obey(self, order: str, argument: str) -> None:
+        if order == "cancel" and self.held.is_running(argument):
+            self.engine.interrupt(argument)
+        elif order == "look":
+            self.engine.describe()
+        elif order == "free":
+            self.engine.free()
 
     def _quietly(self, what: str, action: Callable[[], object]) -> None:
         """Servers may be away: the next tick tries again.  Said once per outage."""

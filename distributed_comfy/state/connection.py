@@ -17,6 +17,17 @@ _RETRIES = 4
 _RETRIES_AT_FIRST = 1
 """A server that was never reached is more likely absent than restarting; nobody should wait long to hear it."""
 _SOCKET_TIMEOUT_S = 10.0
+_SHORTEST_ANSWER_TIMEOUT_S = 2.0
+"""Above the second for which a collector lets the server wait for news."""
+
+
+def answer_timeout_s(lease_ttl_s: float) -> float:
+    """Longest wait for an answer of the state server, in seconds.
+
+    A network may drop a connection without a word to either end.  Whoever holds a lease must learn it early enough to renew on another
+    connection; scripts bear being sent twice.
+    """
+    return min(_SOCKET_TIMEOUT_S, max(_SHORTEST_ANSWER_TIMEOUT_S, lease_ttl_s / 3))
 
 
 def connect(url: str, setting: str, *, decode_responses: bool = False, socket_timeout_s: float = _SOCKET_TIMEOUT_S) -> redis.Redis:
