@@ -23,7 +23,7 @@ print(json.dumps(loaded_by))
 
 def control_plane() -> list[str]:
     """Dotted names of all modules but the engine side."""
-    paths = [path for folder in ("distributed_comfy", "tasks") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for folder in ("distributed_comfy", "tasks", "tiler") for path in (ROOT / folder).rglob("*.py")]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths} | {"worker_entry"}
     return sorted(name for name in names if not name.startswith(ENGINE_SIDE) and not name.endswith("__main__"))
 

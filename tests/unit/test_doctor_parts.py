@@ -261,6 +261,7 @@ def test_a_foreign_package_in_front_is_told_and_refused(place: str, tmp_path: Pa
 
 def test_a_name_that_only_a_later_version_needs_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiler.py").touch()
+    monkeypatch.delitem(sys.modules, "tiler", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(packages, "is_ours", lambda name: name == "tasks")
     assert levels(packages.check_packages()) == ["warn"]

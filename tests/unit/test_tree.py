@@ -72,13 +72,13 @@ def test_every_module_stands_in_a_layer() -> None:
 
 
 def test_every_python_folder_of_the_project_is_a_package() -> None:
-    folders = {path.parent for name in ("distributed_comfy", "tasks") for path in (ROOT / name).rglob("*.py")}
+    folders = {path.parent for name in ("distributed_comfy", "tasks", "tiler") for path in (ROOT / name).rglob("*.py")}
     assert [folder.relative_to(ROOT) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_only_the_engine_side_imports_by_name() -> None:
     """The import contracts see ``import`` statements only; engines and ComfyUI's modules are imported by name, in the engine process."""
-    sources = [path for folder in ("distributed_comfy", "tasks") for path in (ROOT / folder).rglob("*.py")]
+    sources = [path for folder in ("distributed_comfy", "tasks", "tiler") for path in (ROOT / folder).rglob("*.py")]
     by_name = [path for path in sources if re.search(r"\b(import_module|__import__)\b", path.read_text("utf-8"))]
     names = [path.relative_to(ROOT).as_posix() for path in by_name]
     assert sorted(name for name in names if not name.startswith("distributed_comfy/engine/")) == []
