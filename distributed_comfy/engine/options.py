@@ -11,7 +11,7 @@ from distributed_comfy.settings import LogFormat
 
 NodeProvider = Callable[..., dict[str, type]]
 """Gives the cluster's own node classes for a `distributed_comfy.nodes.context.NodeContext`; called after torch may be imported.
-An engine may add ``nothing=[marker]``, see `distributed_comfy.nodes.registry`."""
+An engine may add ``nothing=[marker]``, ``cropper`` and ``sampling``, see `distributed_comfy.nodes.registry`."""
 
 NODE_PROVIDER = "distributed_comfy.nodes.registry:node_classes"
 """The provider of a real worker.  Engines are handed their node classes, so this is a name and not an import."""

@@ -96,11 +96,12 @@ def test_undistributed_it_says_that_it_runs_through_the_cluster_only() -> None:
 
 def test_an_engine_lists_its_own_samplers() -> None:
     class Own:
-        SAMPLERS = ["mine"]
-        SCHEDULERS = ["also mine"]
+        SAMPLERS = ("mine",)
+        SCHEDULERS = ("also mine",)
 
     bound: Any = node_classes(Board(), sampling=Own)["UltimateSDUpscaleDistributed"]
-    assert (bound.INPUT_TYPES()["required"]["sampler_name"], bound.INPUT_TYPES()["required"]["scheduler"]) == ((["mine"],), (["also mine"],))
+    required = bound.INPUT_TYPES()["required"]
+    assert (required["sampler_name"], required["scheduler"]) == ((["mine"],), (["also mine"],))
 
 
 def test_the_tile_nodes_hand_their_numbers_to_the_cropper_of_the_engine() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
 from distributed_comfy.engine.comfyui.capability import CapabilityReader
+from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.failures import INTERRUPTED, SUCCESS, FailureWatch, cached_nodes, ending
 from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
@@ -52,7 +53,7 @@ class ComfyUIEngine:
         self._failures = FailureWatch(self._tree.model_management)
         self._failures.attach(self._tree.executor)
         self._latch = InterruptLatch(self._tree.nodes.interrupt_processing)
-        self._register(provide_nodes(context, nothing=[self._tree.blocker()]))
+        self._register(provide_nodes(context, nothing=[self._tree.blocker()], cropper=ComfyTileCropper(), sampling=self._tree.sampling()))
         self._device_class = self._describe_device()
         self._capabilities = CapabilityReader(self._tree, self._folders.input)
         self._warm = WarmNodes(self._tree.nodes.NODE_CLASS_MAPPINGS)

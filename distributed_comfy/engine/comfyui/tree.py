@@ -86,6 +86,10 @@ class ComfyTree:
         """The value that keeps every node behind it from running."""
         return importlib.import_module("comfy_execution.graph_utils").ExecutionBlocker(None)
 
+    def sampling(self) -> Any:
+        """The class that lists ``SAMPLERS`` and ``SCHEDULERS``, those of node packs among them."""
+        return importlib.import_module("comfy.samplers").KSampler
+
     def close(self) -> None:
         """Stop the loop."""
         self.loop.call_soon_threadsafe(self.loop.stop)
