@@ -67,11 +67,12 @@ class Blender:
             CropGone: it was cut before, and what it read has changed since.
             TileUnknown: the plan has no such step.
         """
+        is_repeated = self.schedule.is_cut(index)
         self._releasing(self.schedule.cut(index))
         step = self.schedule.plan.steps[index]
         if step.source == "image":
             return cut_tile(self._image, step)
-        if self._has_changed(step):
+        if is_repeated and self._has_changed(step):
             raise CropGone(index=index)
         return cut_tile(self.canvas, step)
 
@@ -123,7 +124,7 @@ class Blender:
             heapq.heappush(self._to_blend, index)
 
     def _has_changed(self, step: TileStep) -> bool:
-        """True if the step itself, or a later one, was blended into what it reads; only ever so after it was cut."""
+        """True if the step itself, or a later one, was blended into what it reads; looks at all later steps."""
         later = self.schedule.plan.steps[step.index :]
         return any(self.schedule.is_blended(other.index) and other.write.meets(step.read) for other in later)
 

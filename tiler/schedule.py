@@ -72,6 +72,10 @@ class Schedule:
         """True once the tile of this step is here, blended or not."""
         return self._state(index).has_arrived
 
+    def is_cut(self, index: int) -> bool:
+        """True once the crop of this step was cut, or its tile is here."""
+        return self._state(index).is_cut
+
     def is_blended(self, index: int) -> bool:
         """True once the tile of this step is in the canvas."""
         return self._state(index).is_blended
