@@ -6,6 +6,7 @@ FOLDER is ComfyUI's folder, or one to be used with its ``--base-directory`` (her
 
     models/diffusion_models/tiny_mmdit.safetensors   MMDiT, depth 2, width 128, 16 latent channels
     models/vae/tiny_taesd16.safetensors              TAESD-shaped VAE, 16 channels: decode(encode(x)) is a blurred x
+    models/controlnet/tiny_control.safetensors       ControlNet for it (SD3.5-shaped); its hint is an image, encoded by the VAE
     custom_nodes/tiny_nodes.py                       nodes TinyConditioning, TinyDump, TinyNoise, TinyFail
 
 Needs torch and safetensors.  The same bytes on each run.
@@ -82,6 +83,22 @@ def _joint_block(weaver: Weaver, prefix: str, *, pre_only: bool) -> None:
         weaver.linear(prefix + "mlp.fc2", WIDTH, 4 * WIDTH)
 
 
+def control(generator: torch.Generator) -> Weights:
+    """The ControlNet: one block, whose output is added to each block of the diffusion model."""
+    weaver = Weaver(generator)
+    for name in ("pos_embed.proj", "pos_embed_input.proj"):
+        weaver.linear(name, WIDTH, LATENT * PATCH * PATCH)
+        weaver.weights[name + ".weight"] = weaver.weights[name + ".weight"].view(WIDTH, LATENT, PATCH, PATCH)
+    weaver.linear("time_text_embed.timestep_embedder.linear_1", WIDTH, 256)
+    weaver.linear("time_text_embed.timestep_embedder.linear_2", WIDTH, WIDTH)
+    weaver.linear("y_embedder.mlp.0", WIDTH, POOLED)
+    weaver.linear("y_embedder.mlp.2", WIDTH, WIDTH)
+    for name, n_out, n_in in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4), ("adaLN_modulation.1", 6, 1)):
+        weaver.linear(f"transformer_blocks.0.{name}", n_out * WIDTH, n_in * WIDTH)
+    weaver.linear("controlnet_blocks.0", WIDTH, WIDTH)
+    return weaver.weights
+
+
 def vae(generator: torch.Generator) -> Weights:
     """The VAE: its first and last layers carry RGB through channels 0 to 2."""
     weaver = Weaver(generator)
@@ -120,9 +137,13 @@ def _decoder(weaver: Weaver, prefix: str) -> None:
 
 
 def main(folder: Path) -> None:
-    """Write both models and the node pack into ``folder``."""
+    """Write the models and the node pack into ``folder``."""
     generator = torch.Generator().manual_seed(7)
-    for kind, name, weights in (("diffusion_models", "tiny_mmdit", mmdit(generator)), ("vae", "tiny_taesd16", vae(generator))):
+    models = (
+        ("diffusion_models", "tiny_mmdit", mmdit(generator)), ("vae", "tiny_taesd16", vae(generator)),
+        ("controlnet", "tiny_control", control(generator)),
+    )  # fmt: skip
+    for kind, name, weights in models:
         path = folder / "models" / kind / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: weight.contiguous() for key, weight in weights.items()}, path)

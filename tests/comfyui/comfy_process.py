@@ -32,7 +32,8 @@ class Comfy:
 def make_base_directory(comfy: Comfy, folder: Path) -> Path:
     """Write the tiny model and the node packs into ``folder``."""
     subprocess.run([comfy.python, str(PROJECT / "examples" / "tiny_model.py"), str(folder)], check=True, timeout=START_TIMEOUT_S)
-    shutil.copyfile(Path(__file__).with_name("probe_nodes.py"), folder / "custom_nodes" / "probe_nodes.py")
+    for pack in ("probe_nodes.py", "tile_probes.py"):
+        shutil.copyfile(Path(__file__).with_name(pack), folder / "custom_nodes" / pack)
     shutil.copyfile(PROJECT / "tests" / "rule_nodes.py", folder / "custom_nodes" / "rule_nodes.py")
     (folder / "input").mkdir()
     return folder
