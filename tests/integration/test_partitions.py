@@ -313,10 +313,11 @@ def test_a_partition_longer_than_the_lease_costs_one_execution(far: Far, undistu
     check(far, job.wait(), undisturbed, {index})
     assert again_s < LEASE_S + TICK_S + SLACK_S, times
     assert told_s < ANSWER_S + RENEW_S + SLACK_S, times
-    assert alone_s < 3 * RENEW_S + ANSWER_S + TICK_S + SLACK_S, times
+    # Where all connections have died, the result's and the acknowledgement's are waited for in turn, then tickets lie for three ticks.
+    assert alone_s < 2 * ANSWER_S + 3 * RENEW_S + TICK_S + SLACK_S, times
     if milliseconds > 1000:
         assert far.said("is given back") == given_back + 1 and free_s < 1.0 + SLACK_S, f"it was not interrupted: {times}"
-    assert not far.rig.cluster.blob_client.keys(f"*{claim}*"), "what was not wanted is deleted"
+    until(lambda: not far.rig.cluster.blob_client.keys(f"*{claim}*"), timeout_s=10)  # what was refused is deleted
 
 
 @pytest.mark.parametrize("kind", SHORT)
