@@ -23,8 +23,12 @@ MESSAGE_VERSION = 1
 Prompt = dict[str, dict[str, Any]]
 """API-format graph: ``{node_id: {"class_type": str, "inputs": {name: literal or [node_id, slot]}, "_meta"?: {...}}}``."""
 
-ItemKind = Literal["generate", "whole", "last"]
-"""``generate``: one seed of a distributed job; ``whole``: a prompt without distributed nodes; ``last``: what follows the collector."""
+ItemKind = Literal["generate", "whole", "prepare", "tile", "last"]
+"""``generate``: one seed of a distributed job; ``whole``: a prompt without distributed nodes; ``prepare``: makes the image to upscale;
+``tile``: a part of that image; ``last``: what follows the collector or the upscale."""
+
+FED_KINDS: frozenset[ItemKind] = frozenset({"prepare", "tile", "last"})
+"""Items that the owner of the job gives values to when it unblocks them."""
 
 OnMissing = Literal["error", "drop", "repeat"]
 """What a collector makes of an item that failed for good: no result at all, the others alone, or the last good one in its place."""
@@ -147,7 +151,7 @@ class ItemSpec:
     """What an engine needs to know about one item, beside the stage's prompt."""
 
     index: int
-    """0-based; items of one stage come first to last, the last stage has the highest."""
+    """0-based, without gaps: generated items in order, the one that prepares for tiles, the last stage; then tiles, once they are known."""
     kind: ItemKind
     prompt_hash: str
     """`prompt_hash` of the stage's prompt, stored once per job."""
@@ -234,7 +238,7 @@ class JobRecord:
     priority: int
     """0 (last) to 9 (first), 5 by default."""
     items: int
-    """All items, the last stage included."""
+    """All items that are known at submission, the last stage included; tiles come later and have the indexes from here on."""
     prompts: tuple[str, ...]
     """Hashes of the stage prompts; the texts are stored beside the record."""
     original_prompt_hash: str
@@ -247,7 +251,11 @@ class JobRecord:
     """What ComfyUI writes into image metadata beside the prompt, such as the workflow."""
     requirement: Requirement | None = None
     last_requirement: Requirement | None = None
+    has_prepare: bool = False
+    """One item makes the image to upscale; it comes after the generated ones."""
     has_last_stage: bool = False
+    grows: bool = False
+    """Tiles will be added: the job is not done before its owner has said that there are no more."""
     resume_key: str = ""
     """Hash of everything that decides the result; equal keys may share a spool."""
     host: str = ""
@@ -258,8 +266,8 @@ class JobRecord:
 
     @property
     def generated(self) -> int:
-        """Items without the last stage."""
-        return self.items - self.has_last_stage
+        """Items before all that are fed: without the last stage, the one that prepares for tiles, and the tiles."""
+        return self.items - self.has_last_stage - self.has_prepare
 
     @property
     def spare(self) -> Literal["", "all", "others"]:
@@ -299,7 +307,10 @@ class RunRequest:
     extra_pnginfo: dict[str, Any] = field(default_factory=dict)
     input_files: tuple[InputFile, ...] = ()
     feed: dict[str, dict[str, tuple[Value, ...]]] = field(default_factory=dict)
-    """Last stage only: source node id -> slot -> list of values; blobs appear while the item runs, see `collector.feed`."""
+    """Items of `FED_KINDS` only: source node id -> slot -> list of values.
+
+    Blobs of a tile lie there before it starts, and stay; those of the others appear while it runs, and are unlinked when they are read.
+    """
     attempt: int = 1
     version: int = MESSAGE_VERSION
 

@@ -19,9 +19,20 @@ from distributed_comfy.errors import (
     WorkerLost,
 )
 from distributed_comfy.log_lines import now_about
-from distributed_comfy.messages import InputFile, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
+from distributed_comfy.messages import (
+    FED_KINDS,
+    InputFile,
+    ItemResult,
+    ItemSpec,
+    JobRecord,
+    Prompt,
+    RunRequest,
+    apply_patches,
+    item_id,
+    load,
+)
 from distributed_comfy.state.records import Claim
-from distributed_comfy.state.specs import unpack_spec
+from distributed_comfy.state.specs import has_template, unpack_spec
 from distributed_comfy.state.workers import GiveBackReason
 from distributed_comfy.transport.feed_names import Feed, bind_feed
 from distributed_comfy.transport.values import value_blobs
@@ -131,7 +142,7 @@ def _end_task(outcome: Outcome, error: DistributedComfyError, events: TicketEven
 
 
 def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec]:
-    record, prompts, templates = runtime.job_texts(claim.job_id)
+    record, prompts, templates = _job_texts(runtime, claim)
     spec = unpack_spec(templates, claim.index, claim.packed_spec)
     prompt = apply_patches(prompts[spec.prompt_hash], spec.patches)
     request = RunRequest(
@@ -144,10 +155,19 @@ def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec
         original_prompt=prompts[record.original_prompt_hash],
         extra_pnginfo=record.extra_pnginfo,
         input_files=tuple(entry for entry in record.input_files if _loads(prompt, entry)),
-        feed=_feed(runtime, claim) if spec.kind == "last" else {},
+        feed=_feed(runtime, claim) if spec.kind in FED_KINDS else {},
         attempt=claim.attempt,
     )
     return request, spec
+
+
+def _job_texts(runtime: WorkerRuntime, claim: Claim) -> tuple[JobRecord, dict[str, Prompt], list[str]]:
+    """What all items of the job share; read again where its owner has added items of another sort since."""
+    texts = runtime.job_texts(claim.job_id)
+    if not has_template(texts[2], claim.packed_spec):
+        runtime.job_texts.cache_clear()
+        texts = runtime.job_texts(claim.job_id)
+    return texts
 
 
 def _loads(prompt: Prompt, entry: InputFile) -> bool:
@@ -156,7 +176,7 @@ def _loads(prompt: Prompt, entry: InputFile) -> bool:
 
 
 def _feed(runtime: WorkerRuntime, claim: Claim) -> Feed:
-    text = runtime.cluster.jobs.feed(claim.job_id)
+    text = runtime.cluster.jobs.feed(claim.job_id, claim.index)
     return bind_feed(load(Feed, text), claim.claim_id) if text else {}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tests.state_cluster import Cluster
 
 STEP = 2**40
+COUNTED = ("running", "done", "failed", "blocked")
 
 
 def snapshot(client: Any) -> dict[str, Any]:
@@ -34,6 +35,13 @@ def snapshot(client: Any) -> dict[str, Any]:
     shapes = {"zset": dict, "stream": lambda entries: [fields for _, fields in entries]}
     rows = zip(found, pipe.execute(), strict=True)
     return {key: shapes.get(kind, lambda value: value)(value) for (key, kind), value in rows if value is not None}
+
+
+def _sizes(fields: dict[str, str]) -> tuple[int, bool]:
+    """Bytes that a running item of the job may add, and whether a result tells so."""
+    largest, done = ("tiles_largest", "tiles_done") if int(fields.get("tiles", 0)) else ("largest", "done")
+    found = int(fields.get(largest, 0))
+    return found, found > 0 or int(fields.get(done, 0)) > 0
 
 
 class _Snapshot:
@@ -111,8 +119,9 @@ class Audit:
     def _job(self, truth: _Truth, job_id: str, fields: dict[str, str]) -> None:
         rows = self._rows(job_id)
         states = Counter(row["s"] for row in rows.values())
-        counted = {name: int(fields.get(name, 0)) for name in ("running", "done", "failed", "total")}
-        assert counted == {**{name: states[name] for name in ("running", "done", "failed")}, "total": len(rows)}, (job_id, counted, states)
+        counted = {name: int(fields.get(name, 0)) for name in (*COUNTED, "total")}
+        assert counted == {**{name: states[name] for name in COUNTED}, "total": len(rows)}, (job_id, counted, states)
+        self._tiles(job_id, fields, rows)
         lists = {name: self._redis.entries(self._key(name, job_id)) for name in ("pending", "back", "finish")}
         self._listed(job_id, rows, lists, fields.get("last", ""))
         results = set(self._redis.hkeys(self._key("result", job_id)))
@@ -132,7 +141,7 @@ class Audit:
             assert fields.get("place", "") == "", job_id
         inflight = int(fields.get("unfetched", 0))
         if fields["state"] == "active":
-            inflight += states["running"] * int(fields.get("largest", 0))
+            inflight += states["running"] * _sizes(fields)[0]
         if inflight:
             truth.bytes[job_id] = inflight
 
@@ -141,6 +150,18 @@ class Audit:
         for index, text in self._redis.hgetall(self._key("item", job_id)).items():
             rows[index] = json.loads(text)
         return rows
+
+    def _tiles(self, job_id: str, fields: dict[str, str], rows: dict[str, dict[str, Any]]) -> None:
+        """What was added later: counted by state, and fed before it may run."""
+        first = len(rows) - int(fields.get("tiles", 0))
+        tiles = {index: row for index, row in rows.items() if int(index) >= first}
+        states = Counter(row["s"] for row in tiles.values())
+        counted = {name.removeprefix("tiles_"): int(count) for name, count in fields.items() if name.startswith("tiles_") and count != "0"}
+        counted.pop("largest", None)
+        assert counted == dict(states), (job_id, counted, states)
+        assert {int(index) for index in rows} == set(range(len(rows)))
+        fed = set(self._redis.hkeys(self._key("feeds", job_id)))
+        assert fed >= {index for index, row in tiles.items() if row["s"] == "running"}, job_id
 
     def _listed(self, job_id: str, rows: dict[str, dict[str, Any]], lists: dict[str, list[str]], last: str) -> None:
         """Each pending item stands in one list, once; the others in none."""
@@ -169,7 +190,7 @@ class Audit:
         shown = int(fields.get("offered", 0))
         # Two things follow from others and are known at the next look: the cap on all bytes, and that a worker has gone.
         full = full or job_id in self._redis.scores(self._key("capped"))
-        unsized = not int(fields.get("largest", 0)) and not int(fields.get("done", 0))
+        unsized = not _sizes(fields)[1]
         assert shown == room or (full and shown <= 1) or (unsized and shown > room), (job_id, shown, room)
         if not shown:
             return
@@ -182,9 +203,9 @@ class Audit:
 
     def _room(self, fields: dict[str, str], wanted: int) -> tuple[int, bool]:
         """How many of ``wanted`` items the job's own byte cap lets run; whether the cap on all bytes is reached."""
-        running, unfetched, largest = (int(fields.get(name, 0)) for name in ("running", "unfetched", "largest"))
-        room, full = wanted, False
-        if not largest and not int(fields.get("done", 0)):
+        running, unfetched = (int(fields.get(name, 0)) for name in ("running", "unfetched"))
+        (largest, known), room, full = _sizes(fields), wanted, False
+        if not known:
             caps = self._redis.members(self._key("sig_caps", fields["sig"]))
             room = 2 * sum(len(self._redis.members(self._key("cap_workers", cap))) for cap in caps) - running
         elif largest:

@@ -22,7 +22,7 @@ from distributed_comfy.messages import (
 )
 from distributed_comfy.messages import Capture as CapturedValue
 from distributed_comfy.settings import Settings, read_settings
-from distributed_comfy.state.jobs import JobTable, Submission
+from distributed_comfy.state.jobs import FinishedItem, JobTable, Submission
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.records import Claim, WorkerFacts
 from distributed_comfy.state.scripts import Scripts
@@ -52,6 +52,10 @@ class Job:
     """Node classes of the last stage, which is one item more."""
     spare: str = ""
     """As `JobRecord.spare`."""
+    prepare: bool = False
+    """An item that prepares for tiles comes after the others."""
+    grows: bool = False
+    """As `JobRecord.grows`."""
 
 
 @dataclass
@@ -130,6 +134,17 @@ class Cluster:
         self.jobs.submit(submission(job_id, job), OWNER)
         return job_id
 
+    def extend(
+        self, job_id: str, first: int, count: int, *, final: bool = True, finished: Iterable[int] = (), size_bytes: int = 100
+    ) -> bool:
+        """Add tiles from index ``first`` on, some of them finished by an earlier job."""
+        done = [FinishedItem(index, f"old-{index}", result_of(size_bytes)) for index in finished]
+        return self.jobs.extend(job_id, tile_specs(first, count), finished=done, final=final)
+
+    def unblock(self, job_id: str, *indexes: int) -> bool:
+        """Let these items run, each with a feed of its own."""
+        return self.jobs.unblock(job_id, [(index, f'{{"{index}": {{}}}}') for index in indexes])
+
     # -- time ----------------------------------------------------------------------------------------------------------
     def reap(self, process: str = "reaper") -> Reaped:
         """One tick of the reaper, elected at once and past every grace."""
@@ -199,7 +214,7 @@ def has_all_classes(requirement: Requirement, capability: Capability) -> bool:
 
 def submission(job_id: str, job: Job) -> Submission:
     """A job as the orchestrator would enter it."""
-    count = job.items + (job.last_needs is not None)
+    count = job.items + job.prepare + (job.last_needs is not None)
     record = JobRecord(
         job_id,
         job.submitter,
@@ -209,16 +224,25 @@ def submission(job_id: str, job: Job) -> Submission:
         "p",
         requirement=Requirement("", job.needs),
         last_requirement=Requirement("", job.last_needs) if job.last_needs is not None else None,
+        has_prepare=job.prepare,
         has_last_stage=job.last_needs is not None,
+        grows=job.grows,
         collectors=(CollectorPlan("9", ("images",), consumed=True, on_missing="drop"),) if job.spare else (),
         edges=("3~0",) if job.spare == "others" else (),
     )
     assert record.spare == job.spare
     specs = [ItemSpec(k, "generate", "p", ("9",), (Patch("3", "seed", 2**63 + k),), str(2**63 + k)) for k in range(job.items)]
+    if job.prepare:
+        specs.append(ItemSpec(job.items, "prepare", "p", ("9",)))
     if job.last_needs is not None:
-        specs.append(ItemSpec(job.items, "last", "p", ("9",)))
+        specs.append(ItemSpec(count - 1, "last", "p", ("9",)))
     last = "sig-" + "-".join(job.last_needs) if job.last_needs is not None else ""
     return Submission(record, specs, {"p": {"3": {"class_type": "Sampler", "inputs": {}}}}, "sig-" + "-".join(job.needs), last)
+
+
+def tile_specs(first: int, count: int) -> list[ItemSpec]:
+    """What `extend` adds: ``count`` tiles from index ``first`` on."""
+    return [ItemSpec(k, "tile", "p", ("9",), (Patch("3", "tile", k - first),), str(k)) for k in range(first, first + count)]
 
 
 def result_of(size_bytes: int) -> ItemResult:

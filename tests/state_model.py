@@ -1,7 +1,7 @@
 """The table of truth in plain Python: what jobs, items and workers must be after each transition, without any index."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 MIB = 2**20
@@ -25,7 +25,7 @@ class Item:
 
 @dataclass
 class ModelJob:
-    """One job; the last item is the last stage where ``last_needs`` is given."""
+    """One job: generated items, perhaps one that prepares, perhaps a last stage (where ``last_needs`` is given), then tiles."""
 
     name: str
     items: list[Item]
@@ -37,6 +37,13 @@ class ModelJob:
     parked: bool = False
     owned: bool = True
     largest: int = 0
+    prepare: bool = False
+    grows: bool = False
+    tiles: int = 0
+    tiles_largest: int = 0
+    fatal: int = -1
+    fed: set[int] = field(default_factory=set)
+    """Items that were unblocked."""
 
     def needs_of(self, index: int) -> str:
         """The node class that an item needs."""
@@ -44,7 +51,36 @@ class ModelJob:
 
     def is_last(self, index: int) -> bool:
         """True for the last stage."""
-        return bool(self.last_needs) and index == len(self.items) - 1
+        return bool(self.last_needs) and index == len(self.items) - self.tiles - 1
+
+    @property
+    def generated(self) -> range:
+        """Indexes of the items that come first."""
+        return range(len(self.items) - self.tiles - bool(self.last_needs) - self.prepare)
+
+    def is_fed(self, index: int) -> bool:
+        """It gets values when it is unblocked."""
+        return index not in self.generated and (len(self.generated) > 0 or not self.prepare or index > 0)
+
+    @property
+    def made(self) -> bool:
+        """The image to upscale is there."""
+        return self.prepare and self.items[len(self.generated)].state == "done"
+
+    @property
+    def expected(self) -> tuple[int, bool]:
+        """Size of the largest result of the kind that runs now, and whether there was one."""
+        if self.tiles:
+            return self.tiles_largest, any(item.state == "done" for item in self.items[-self.tiles :])
+        return self.largest, any(item.state == "done" for item in self.items)
+
+    def unblocked(self, indexes: Iterable[int]) -> None:
+        """Those that are blocked may run."""
+        for index in indexes:
+            if self.items[index].state == "blocked":
+                self.items[index].free("pending")
+                self.fed.add(index)
+
 
     def on_offer(self) -> bool:
         """Hands out items, if it has any."""
@@ -126,7 +162,7 @@ class Model:
         ]
 
     def _known_to_be_small(self, job: ModelJob) -> bool:
-        return job.largest == 0 and any(item.state == "done" for item in job.items)
+        return job.expected == (0, True)
 
     def claimed(self, job: str, index: int, claim: str, worker: str) -> None:
         item = self.jobs[job].items[index]
@@ -141,11 +177,22 @@ class Model:
         job = self.jobs[job_name]
         item = job.items[index]
         item.state, item.size, item.fetched = "done", size, False
-        job.largest = max(job.largest, size)
+        if index >= len(job.items) - job.tiles:
+            job.tiles_largest = max(job.tiles_largest, size)
+        elif not (job.prepare and index == len(job.generated)):
+            job.largest = max(job.largest, size)
+        self._end_if_over(job)
+
+    def extended(self, job: ModelJob, added: list[Item], final: bool) -> None:
+        """Tiles come to a job that grows."""
+        job.items += added
+        job.tiles += len(added)
+        job.tiles_largest = max([job.tiles_largest, *(item.size for item in added)])
+        job.grows = job.grows and not final
         self._end_if_over(job)
 
     def _end_if_over(self, job: ModelJob) -> None:
-        if all(other.state in ("done", "failed") for other in job.items):
+        if not job.grows and all(other.state in ("done", "failed") for other in job.items):
             self.ended(job, "done")
 
     def ended(self, job: ModelJob, state: str) -> None:
@@ -156,11 +203,11 @@ class Model:
     def failed(self, job: ModelJob, index: int, claim: str, worker: str, *, for_all: bool = False) -> None:
         item = job.items[index]
         item.state, item.claim, item.worker = "failed", claim, worker
-        generated = job.items[:-1] if job.last_needs else job.items
-        left = any(other.state != "failed" for other in generated)
-        if job.spare and left and not for_all and not job.is_last(index) and not (job.spare == "others" and index == 0):
+        left = any(job.items[other].state != "failed" for other in job.generated)
+        if job.spare and left and not for_all and index in job.generated and not (job.spare == "others" and index == 0):
             self._end_if_over(job)
         else:
+            job.fatal = index
             self.ended(job, "failed")
 
     def lost(self, job: ModelJob, index: int, error: str) -> bool:
@@ -184,12 +231,15 @@ class Model:
 
     def retried(self, job: ModelJob) -> None:
         job.state, job.paused, job.parked = "active", False, False
-        gaps = any(item.state == "failed" and not job.is_last(index) for index, item in enumerate(job.items))
-        if job.spare and gaps and job.last_needs and job.items[-1].state != "done":
-            job.items[-1].free("blocked")
-            job.items[-1].attempts = {}
-        for item in job.items:
-            if item.state in ("failed", "stopped"):
+        gaps = {index for index in job.generated if job.spare and job.items[index].state == "failed"}
+        stay = {index for index in gaps if job.made and index != job.fatal}
+        fed = (job.prepare, len(job.generated)), (bool(job.last_needs), len(job.generated) + job.prepare)
+        for item in [job.items[index] for there, index in fed if there and gaps - stay]:
+            if item.state != "done":
+                item.free("blocked")
+                item.attempts = {}
+        for index, item in enumerate(job.items):
+            if item.state in ("failed", "stopped") and index not in stay:
                 item.free("pending")
                 item.attempts = {}
 
@@ -202,7 +252,7 @@ class Model:
         if item.attempts["blob_missing"] >= self._max_attempts:
             self.failed(job, index, item.claim, "")
         else:
-            item.free("pending")
+            item.free("blocked" if job.is_fed(index) and index not in job.fed else "pending")
 
     def ticked(self, backoff_over: bool) -> None:
         """What a tick of the reaper does beside burying workers."""

@@ -249,7 +249,7 @@ class Collector:
 
     def _unblock(self) -> None:
         assert self._plan is not None
-        if self._ask.call(self._table.unblock, self._job.job_id, self._generated, self._plan.json):
+        if self._ask.call(self._table.unblock, self._job.job_id, [(self._generated, self._plan.json)]):
             here = self._generated - self._missing
             log.info("job %s: %d of %d items are here, the last stage may start", self._job.job_id, here, self._generated)
         if self._states.get(self._generated, ItemState("blocked")).state == "blocked":

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class MemoryJobTable:
         self._job = JobState("pending")
         self._changed = threading.Condition(threading.RLock())
         self.feed_json = ""
-        """What `unblock` was given."""
+        """What `unblock` was given last."""
 
     # -- the protocol
     def wait_events(self, job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:
@@ -82,13 +82,15 @@ class MemoryJobTable:
                 self._set(index, ItemState("pending", attempts=old.attempts), "released")
             return True
 
-    def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
+    def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
         """As `JobTable.unblock`."""
         with self._changed:
-            if self._rows[index].state.state != "blocked":
-                return False
-            self.feed_json = feed_json
-            self._set(index, ItemState("pending"), "released")
+            for index, feed_json in ready:
+                if self._rows[index].state.state == "blocked":
+                    if self._job.ended:
+                        return False
+                    self.feed_json = feed_json
+                    self._set(index, ItemState("pending"), "released")
             return True
 
     def job_state(self, job_id: str) -> JobState:

@@ -1,6 +1,7 @@
 """What the collector asks of the table of truth; the Redis job table satisfies it, `MemoryJobTable` does so for tests."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from distributed_comfy.messages import ItemResult
@@ -41,8 +42,12 @@ class JobTable(Protocol):
             False where the item is not done by this claim (any more).
         """
 
-    def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
-        """Make the last stage claimable and keep its feed; False where it is not blocked any more."""
+    def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
+        """Make items claimable, each with its feed as JSON, in this order; those that are not blocked stay as they are.
+
+        Returns:
+            False where one of them is blocked and the job has ended.
+        """
 
     def job_state(self, job_id: str) -> JobState:
         """The truth about the job."""

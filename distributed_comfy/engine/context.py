@@ -76,7 +76,7 @@ class GraphContext:
         self._captures += [CapturedValue(node_id, slot, position, value) for position, value in enumerate(values)]
 
     def supply(self, node_id: str, slot: str) -> list[Any]:
-        """See `nodes.context.NodeContext.supply`; each blob is waited for and unlinked when it is read.
+        """See `nodes.context.NodeContext.supply`; each blob is waited for and unlinked when it is read, but for those of a tile.
 
         A collector's values become one: audio is joined along time, all else along the batch.
 
@@ -103,7 +103,8 @@ class GraphContext:
         for value in values:
             self._wait_for(value_blobs(value))
             yield load_value(self._blobs, value, as_torch=True)
-            self._blobs.unlink(value_blobs(value))
+            if self._running().kind != "tile":  # whoever is next to try a tile reads the same blobs; the master unlinks them
+                self._blobs.unlink(value_blobs(value))
 
     def _wait_for(self, blobs: list[str]) -> None:
         """The master writes the blobs of a feed a few ahead of what is read."""

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown
-from distributed_comfy.messages import ItemResult, ItemSpec, JobRecord, Prompt, Requirement, canonical_json, dump, load
+from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, ItemSpec, JobRecord, Prompt, Requirement, canonical_json, dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.matching import Matching
@@ -17,7 +17,10 @@ from distributed_comfy.state.specs import pack_specs, unpack_spec
 from distributed_comfy.state.workers import to_ms
 
 TEMPLATES = "templates"
-"""Field beside the prompts that holds the shared parts of the item specs."""
+"""Field beside the prompts that holds the shared parts of the item specs; `extend` writes it too."""
+_EXTEND_BATCH = 500
+_UNBLOCK_BATCH = 200
+"""Items of one script call: the server serves nobody else meanwhile."""
 _UNCAPPED = 2**50
 """Results that are kept are meant to lie there together: only the cap on the bytes of all jobs holds such a job back."""
 
@@ -44,6 +47,8 @@ class Submission:
     last_signature: str = ""
     finished: Sequence[FinishedItem] = ()
     """Of these nothing runs and nothing is fetched any more."""
+    blocked: Sequence[int] = ()
+    """Items that wait for `JobTable.unblock`, beside the last stage and the one that prepares for tiles where others come before it."""
 
 
 class JobTable:
@@ -66,7 +71,9 @@ class JobTable:
         record, settings = submission.record, self._settings
         kept = record.results == "celery"
         templates, packed = pack_specs(submission.specs)
-        last = max(spec.index for spec in submission.specs) if record.has_last_stage else None
+        last, prepare = _only(submission.specs, "last"), _only(submission.specs, "prepare")
+        fed = [index for index in (last, prepare if record.generated else "") if index]
+        blocked = sorted({*map(str, submission.blocked), *fed})
         args: list[str | int] = [
             record.job_id,
             dump(record),
@@ -77,22 +84,23 @@ class JobTable:
             _UNCAPPED if kept else settings.job_bytes_in_flight,
             to_ms(settings.priority_aging_s),
             settings.job_ttl_s,
-            "" if last is None else last,
+            last,
             record.host,
             "" if kept else owner,
             to_ms(settings.blob_ttl_s if kept else settings.owner_ttl_s),
             record.title,
             *_requirements(record),
-            next((spec.kind for spec in submission.specs if spec.kind != "last"), "generate"),
+            next((spec.kind for spec in submission.specs if spec.kind not in FED_KINDS), "generate"),
             record.spare,
+            int(record.grows),
+            prepare,
             len(packed),
+            len(blocked),
             len(submission.finished),
+            *(part for pair in packed for part in pair),
+            *blocked,
+            *_finished(record.job_id, submission.finished),
         ]
-        for index, text in packed:
-            args += [index, text]
-        for item in submission.finished:
-            meta = celery_meta.success(record.job_id, item.index, item.result)
-            args += [item.index, item.claim_id, item.result.worker, dump(item.result), item.result.size_bytes, meta]
         for name, prompt in submission.prompts.items():
             args += [name, _in_order(prompt)]
         args += [TEMPLATES, canonical_json(templates)]
@@ -135,9 +143,10 @@ class JobTable:
         specs = (unpack_spec(templates, int(index), text) for index, text in stored.items())
         return {spec.index: spec for spec in sorted(specs, key=lambda spec: spec.index)}
 
-    def feed(self, job_id: str) -> str:
-        """The feed of the last stage, as `unblock` stored it; empty before."""
-        return self._field(job_id, "feed")
+    def feed(self, job_id: str, index: int) -> str:
+        """The feed of an item, as `unblock` stored it; empty before."""
+        key = self._keys("feeds", job_id)
+        return str(self._scripts.reply(lambda: self._client.hget(key, str(index))) or "")
 
     def job_state(self, job_id: str) -> JobState:
         """The truth about a job.
@@ -230,6 +239,8 @@ class JobTable:
     def reopen(self, job_id: str, index: int, claim_id: str) -> bool:
         """A blob of this result is gone or damaged: run the item again; counts as an attempt.
 
+        One that an earlier job finished has no feed here; it waits for `unblock` where it needs one.
+
         Returns:
             False where the item is not done by this claim (any more), or its job was cancelled or has failed.
         """
@@ -242,9 +253,41 @@ class JobTable:
             self._match(job_id)
         return outcome in ("ok", "new")
 
-    def unblock(self, job_id: str, index: int, feed_json: str) -> bool:
-        """Make the last stage claimable and keep its feed."""
-        return self._scripts.transition("collect", "unblock", job_id, index, feed_json) == "ok"
+    def extend(self, job_id: str, specs: Sequence[ItemSpec], *, finished: Sequence[FinishedItem] = (), final: bool = False) -> bool:
+        """Add items to a job that grows, all blocked; those that it has already stay as they are.
+
+        A job that grows is not done before the call that says ``final``.  A worker must meet the job's first requirement to run them.
+
+        Args:
+            specs: in the order of their indexes, which go on where the job's end.
+            finished: those of them that an earlier job finished; they are done at once.
+            final: these are the last ones (there may be none).
+        Returns:
+            False where something would change, but the job has ended (or is unknown), or does not grow (any more).
+        """
+        key, done = self._keys("prompts", job_id), {item.index: item for item in finished}
+        stored = self._scripts.reply(lambda: self._client.hget(key, TEMPLATES))
+        templates, packed = pack_specs(specs, json.loads(stored or "[]"))
+        for start in range(0, max(1, len(packed)), _EXTEND_BATCH):
+            batch = packed[start : start + _EXTEND_BATCH]
+            known = [done[index] for index, _ in batch if index in done]
+            last = final and start + _EXTEND_BATCH >= len(packed)
+            args = [int(last), canonical_json(templates), len(batch), len(known), *(part for pair in batch for part in pair)]
+            if self._scripts.transition("collect", "extend", job_id, *args, *_finished(job_id, known)) != "ok":
+                return False
+        return True
+
+    def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
+        """Make items claimable, in this order, and keep the feed of each; those that are not blocked stay as they are.
+
+        Args:
+            ready: (index, feed as JSON); what a tile's feed names lies in the blob store already.
+        Returns:
+            False where one of them is blocked and the job has ended, or where there is no such job.
+        """
+        batches = (ready[start : start + _UNBLOCK_BATCH] for start in range(0, len(ready), _UNBLOCK_BATCH))
+        parts = ([part for pair in batch for part in pair] for batch in batches)
+        return all(self._scripts.transition("collect", "unblock", job_id, *batch) == "ok" for batch in parts)
 
     def note_spool(self, job_id: str, spool: SpoolPlace) -> None:
         """Say where the owner keeps what it fetches."""
@@ -330,6 +373,20 @@ def _in_order(prompt: Prompt) -> str:
     return json.dumps(prompt, separators=(",", ":"), ensure_ascii=False)
 
 
+def _only(specs: Iterable[ItemSpec], kind: ItemKind) -> str:
+    """Index of the item of this kind, of which a job has at most one; empty where there is none."""
+    return next((str(spec.index) for spec in specs if spec.kind == kind), "")
+
+
+def _finished(job_id: str, items: Iterable[FinishedItem]) -> list[str | int]:
+    """Finished items as the scripts take them."""
+    args: list[str | int] = []
+    for item in items:
+        meta = celery_meta.success(job_id, item.index, item.result)
+        args += [item.index, item.claim_id, item.result.worker, dump(item.result), item.result.size_bytes, meta]
+    return args
+
+
 def _requirements(record: JobRecord) -> tuple[str, str]:
     any_worker = Requirement("", ())
     return dump(record.requirement or any_worker), dump(record.last_requirement) if record.last_requirement else ""
@@ -366,6 +423,8 @@ def _job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobSt
         number("created_ms"),
         number("ended_ms"),
         int(fields.get("fatal", -1)),
+        number("tiles"),
+        number("tiles_done"),
     )
 
 

@@ -3,10 +3,11 @@
     job      HASH    one job: record, state, counters, where it stands in the index
     spec     HASH    item index -> packed spec, never changes
     item     HASH    item index -> {s: state, c: claim id, w: worker, a: attempts per error class}; absent = untouched, still pending
+    feeds    HASH    item index -> what its source nodes get, from when it may run
     result   HASH    item index -> ItemResult
     error    HASH    item index -> error with its worker
     runs     HASH    item index -> "claim id|worker" of running items
-    pending, back, finish    LIST    item indexes: never run; given back; last stage ready
+    pending, back, finish    LIST    item indexes: ready and never run; given back; last stage ready
     work     ZSET    signature -> items that may be claimed now
     back_heads, finish_heads     ZSET    signature -> its oldest job with items given back, with a last stage ready
     levels, level, heads, queue  ZSET    priorities with work -> their submitters -> their signatures -> their jobs (see claim.lua)
@@ -43,6 +44,7 @@ _TEMPLATES = {
     "prompts": "job:{}:prompts",
     "spec": "job:{}:spec",
     "item": "job:{}:item",
+    "feeds": "job:{}:feeds",
     "result": "job:{}:result",
     "error": "job:{}:error",
     "runs": "job:{}:runs",

@@ -43,7 +43,7 @@ class JobState:
     reason: str = ""
     """Why it is parked, failed or cancelled, for people."""
     counts: dict[str, int] = field(default_factory=dict)
-    """``pending``, ``running``, ``done``, ``failed`` and ``total``."""
+    """``pending`` (blocked ones included), ``running``, ``done``, ``failed`` and ``total``."""
     submitter: str = ""
     priority: int = 5
     title: str = ""
@@ -53,6 +53,9 @@ class JobState:
     ended_ms: int = 0
     fatal: int = -1
     """Of a failed job the item that it failed with; others may have failed before, where it could do without them."""
+    tiles: int = 0
+    """How many of the items were added after submission."""
+    tiles_done: int = 0
 
     @property
     def ended(self) -> bool:

@@ -9,12 +9,15 @@ from typing import Any
 from distributed_comfy.messages import ItemSpec, Patch, canonical_json, dump, load
 
 
-def pack_specs(specs: Sequence[ItemSpec]) -> tuple[list[str], list[tuple[int, str]]]:
+def pack_specs(specs: Sequence[ItemSpec], known: Sequence[str] = ()) -> tuple[list[str], list[tuple[int, str]]]:
     """Templates (each an ItemSpec without its own values), and per item its index and a short JSON list.
 
     The list is ``[template number, seed, node, input, value, node, input, value...]``.
+
+    Args:
+        known: templates that the job has already; they keep their numbers, new ones follow them.
     """
-    templates: dict[ItemSpec, int] = {}
+    templates: dict[ItemSpec, int] = {load(ItemSpec, text): number for number, text in enumerate(known)}
     packed: list[tuple[int, str]] = []
     for spec in specs:
         number = templates.setdefault(replace(spec, index=0, seed="", patches=()), len(templates))
@@ -23,6 +26,11 @@ def pack_specs(specs: Sequence[ItemSpec]) -> tuple[list[str], list[tuple[int, st
             flat += [patch.node_id, patch.input, patch.value]
         packed.append((spec.index, canonical_json(flat)))
     return [dump(template) for template in templates], packed
+
+
+def has_template(templates: Sequence[str], packed: str | bytes) -> bool:
+    """Whether these are enough to unpack the spec; where not, they were read before its job got this item."""
+    return bool(json.loads(packed)[0] < len(templates))
 
 
 def unpack_spec(templates: Sequence[str], index: int, packed: str | bytes) -> ItemSpec:

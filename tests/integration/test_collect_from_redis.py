@@ -109,7 +109,7 @@ def test_a_job_with_a_last_stage_a_dead_worker_and_lost_blobs_is_collected_exact
 
     def run(claim: Claim) -> ItemResult:
         if claim.index == ITEMS:
-            feed = bind_feed(messages.load(Feed, world.jobs.feed(JOB_ID)), claim.claim_id)
+            feed = bind_feed(messages.load(Feed, world.jobs.feed(JOB_ID, claim.index)), claim.claim_id)
             fed.extend(FeedReader(world.blobs, feed).finish()[COLLECTOR, "images"])
             return ItemResult(worker="last")
         result = image_result(world.blobs, claim.claim_id, image(claim.index, LARGE))

@@ -10,15 +10,17 @@ import torch
 
 from distributed_comfy.engine.context import GraphContext
 from distributed_comfy.errors import BlobMissing, ItemInterrupted, SizesDiffer
-from distributed_comfy.messages import LiteralValue, MappingValue, RunRequest, TensorRef, Value
+from distributed_comfy.messages import ItemKind, LiteralValue, MappingValue, RunRequest, TensorRef, Value
 from distributed_comfy.nodes.registry import node_classes
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 from distributed_comfy.transport.values import store_value, value_blobs
 
 
-def begun(blobs: MemoryBlobStore, feed: dict[str, dict[str, tuple[Value, ...]]], *, timeout_s: float = 5.0) -> GraphContext:
+def begun(
+    blobs: MemoryBlobStore, feed: dict[str, dict[str, tuple[Value, ...]]], *, timeout_s: float = 5.0, kind: ItemKind = "last"
+) -> GraphContext:
     context = GraphContext(blobs, feed_timeout_s=timeout_s)
-    request = RunRequest("c1", "j1", 0, "last", {}, (), {}, feed=feed)
+    request = RunRequest("c1", "j1", 0, kind, {}, (), {}, feed=feed)
     context.begin(request, check=lambda: None)
     return context
 
@@ -73,6 +75,19 @@ def test_an_edge_gives_its_values_one_by_one() -> None:
     number, loaded = begun(blobs, {"5~1": {"value": values}}).supply("5~1", "value")
     assert number == 7
     assert torch.equal(loaded["samples"], latent["samples"])
+
+
+@pytest.mark.parametrize(("kind", "there"), [("tile", True), ("prepare", False), ("last", False)])
+def test_what_a_tile_reads_stays_for_the_next_who_tries_it(kind: ItemKind, there: bool) -> None:
+    blobs = MemoryBlobStore()
+    crop, note = torch.rand(1, 4, 6, 3), {"samples": torch.rand(1, 4, 2, 2)}
+    feed = {"5": {"images": (stored(blobs, "v", crop),), "value": (stored(blobs, "w", note),)}}
+    for _ in range(2 if there else 1):
+        context = begun(blobs, feed, kind=kind)
+        assert torch.equal(context.supply("5", "images")[0], crop)
+        assert torch.equal(context.supply("5", "value")[0]["samples"], note["samples"])
+        context.finish()
+    assert set(blobs.exists([blob for slot in feed["5"].values() for value in slot for blob in value_blobs(value)])) == {there}
 
 
 def test_nothing_fed_gives_nothing() -> None:

@@ -50,7 +50,7 @@ local function use_signatures(job, requirement, last_requirement)
 end
 
 -- == jobs ===========================================================================================================
-local JOB_KEYS = {'job', 'prompts', 'spec', 'item', 'result', 'error', 'runs', 'pending', 'back', 'finish', 'events'} -- not the owner's lease
+local JOB_KEYS = {'job', 'prompts', 'spec', 'item', 'feeds', 'result', 'error', 'runs', 'pending', 'back', 'finish', 'events'} -- not its owner
 
 local function stop_all(job, out)
   local flat = call('HGETALL', K.runs(job.id))
@@ -58,14 +58,16 @@ local function stop_all(job, out)
     local claim, name = halves(flat[i + 1])
     local item = item_read(job.id, flat[i])
     stop_running(job, flat[i], item)
-    item_write(job.id, flat[i], {s = 'stopped', c = claim, w = name, a = item.a})
+    item_write(job, flat[i], {s = 'stopped', c = claim, w = name, a = item.a, was = item.was})
     call('PUBLISH', K.orders(name), 'cancel ' .. claim)
     look_for_work(name, out)
   end
 end
 
-local function revoke_rest(job, ttl_s) -- whoever waits for one of the other items through Celery learns that it will not come
-  for _, index in ipairs(call('HKEYS', K.spec(job.id))) do
+-- Whoever waits for one of the other items through Celery learns that it will not come.  Nobody waits for a tile: the job's group has none.
+local function revoke_rest(job, ttl_s)
+  for number = 0, job.total - job.tiles - 1 do
+    local index = digits(number)
     if call('HEXISTS', K.result(job.id), index) == 0 and call('HEXISTS', K.error(job.id), index) == 0 then
       publish_meta(job.id, index, with_task_id(REVOKED, job.id, index), ttl_s)
     end
@@ -104,18 +106,24 @@ local function revive(job, requirement, last_requirement)
 end
 
 -- == items ==========================================================================================================
+local function is_generated(job, index) return index ~= job.last and index ~= job.prepare and not is_tile(job, index) end
+
+local function generated(job) return job.total - job.tiles - (job.last ~= '' and 1 or 0) - (job.prepare ~= '' and 1 or 0) end
+
+local function is_fed(job, index) return not is_generated(job, index) and (index ~= job.prepare or generated(job) > 0) end
+
 -- The job goes on without this failed item: it can do without some ('all', or all but item 0: 'others'), and one is left.
 local function is_spare(job, index)
-  if job.spare == '' or index == job.last or (job.spare == 'others' and index == '0') then return false end
-  return job.failed < job.total - (job.last ~= '' and 1 or 0)
+  if job.spare == '' or not is_generated(job, index) or (job.spare == 'others' and index == '0') then return false end
+  return job.failed < generated(job)
 end
 
--- Nothing is left to run: the job is done, with or without the items that it could do without.
-local function is_over(job) return job.done + job.failed == job.total end
+-- Nothing is left to run, and nothing will be added: the job is done, with or without the items that it could do without.
+local function is_over(job) return job.grows == 0 and job.done + job.failed == job.total end
 
 local function fail_item(job, index, item, claim, worker, cause, error_json, meta, out)
   tally('failure|' .. cause)
-  item_write(job.id, index, {s = 'failed', c = claim, w = worker, a = item.a})
+  item_write(job, index, {s = 'failed', c = claim, w = worker, a = item.a, was = item.was})
   call('HSET', K.error(job.id), index, error_json)
   job.failed = job.failed + 1
   job_set(job, 'failed')
@@ -141,7 +149,7 @@ local function give_back(job, index, item, class, max_attempts, wait_ms, cause)
   end
   local claim, name = item.c, item.w
   item.s, item.c, item.w, item.q = wait_ms > 0 and 'waiting' or 'pending', '', '', NOW + wait_ms
-  item_write(job.id, index, item)
+  item_write(job, index, item)
   tally('retry|' .. (cause or class ~= '' and class or 'released'))
   if wait_ms > 0 then call('ZADD', K.backoff(), NOW + wait_ms, job.id .. '|' .. index) else requeue(job, index) end
   event(job.id, 'released', index, claim, name)

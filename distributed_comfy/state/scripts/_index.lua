@@ -19,8 +19,8 @@ end
 
 -- == jobs and items =================================================================================================
 local NUMBERS = {'paused', 'parked', 'seq', 'base', 'level', 'running', 'done', 'failed', 'total', 'largest', 'unfetched', 'cap',
-  'offered', 'offered_last', 'settled', 'created_ms'}
-local TEXTS = {'state', 'sig', 'last_sig', 'last', 'submitter', 'place', 'kind', 'spare'}
+  'offered', 'offered_last', 'settled', 'created_ms', 'grows', 'tiles', 'tiles_done', 'tiles_largest'}
+local TEXTS = {'state', 'sig', 'last_sig', 'last', 'prepare', 'submitter', 'place', 'kind', 'spare'}
 
 local function job_read(id)
   local fields = {}
@@ -43,17 +43,37 @@ local function job_set(job, ...)
   call('HSET', K.job(job.id), unpack(flat))
 end
 
+-- Items that `extend` added; their indexes come after those of all others.
+local function is_tile(job, index) return job.tiles > 0 and num(index) >= job.total - job.tiles end
+
 local function item_read(job_id, index)
   local text = call('HGET', K.item(job_id), index)
   local item = text and cjson.decode(text) or {s = 'pending', c = '', w = ''}
-  item.a = item.a or {}
+  item.a, item.was = item.a or {}, item.s
   return item
 end
 
-local function item_write(job_id, index, item)
+-- Counters for metrics, which cannot look at each item.
+local function tiles_count(job, state, by)
+  call('HINCRBY', K.job(job.id), 'tiles_' .. state, by)
+  if state == 'done' then job.tiles_done = job.tiles_done + by end
+end
+
+local function moved(job, index, was, is)
+  if was == 'blocked' or is == 'blocked' then call('HINCRBY', K.job(job.id), 'blocked', is == 'blocked' and 1 or -1) end
+  if is_tile(job, index) then
+    tiles_count(job, was, -1)
+    tiles_count(job, is, 1)
+  end
+end
+
+local function item_write(job, index, item) -- item.was: its state in the table
+  local was = item.was
+  item.was = nil
   if next(item.a) == nil then item.a = nil end -- an empty table would come back as a list
-  call('HSET', K.item(job_id), index, cjson.encode(item))
-  item.a = item.a or {}
+  call('HSET', K.item(job.id), index, cjson.encode(item))
+  item.a, item.was = item.a or {}, item.s
+  if was ~= item.s then moved(job, index, was, item.s) end
 end
 
 local function event(job_id, kind, index, claim, worker)
@@ -77,6 +97,8 @@ end
 
 local function kind_of(job, index)
   if index == job.last then return 'last' end
+  if index == job.prepare then return 'prepare' end
+  if is_tile(job, index) then return 'tile' end
   return job.kind ~= '' and job.kind or 'generate'
 end
 
@@ -112,17 +134,25 @@ local function capable_workers(sig, enough)
   return count
 end
 
+-- Bytes that a running item may add, as those before it did, and whether any was before it.  Tiles are unlike what they are cut from;
+-- once a job has tiles nothing else of it runs, but for what is run again.
+local function next_bytes(job)
+  if job.tiles > 0 then return job.tiles_largest, job.tiles_largest > 0 or job.tiles_done > 0 end
+  return job.largest, job.largest > 0 or job.done > 0
+end
+
 -- How many of `wanted` further items of the job may run now, and what holds back the rest: 'size' (its first result is not known),
 -- 'own' or 'all' (a cap is reached).
 local function byte_room(job, wanted)
   local room, hold = wanted, nil
-  if job.largest == 0 and job.done == 0 then
+  local bytes, known = next_bytes(job)
+  if not known then
     room, hold = 2 * capable_workers(job.sig, (job.running + wanted) / 2) - job.running, 'size'
-  elseif job.largest > 0 then
-    room, hold = math.floor((job.cap - job.unfetched) / job.largest) - job.running, 'own'
+  elseif bytes > 0 then
+    room, hold = math.floor((job.cap - job.unfetched) / bytes) - job.running, 'own'
     local limit = num(call('HGET', K.limits(), 'all'))
     if limit == 0 then limit = 4294967296 end
-    if room > 0 and num(call('GET', K.inflight())) + job.largest > limit then room, hold = 0, 'all' end
+    if room > 0 and num(call('GET', K.inflight())) + bytes > limit then room, hold = 0, 'all' end
   end
   if job.running == 0 and job.unfetched == 0 then room = math.max(room, 1) end -- one claim is always allowed
   if room >= wanted then return wanted, nil end
@@ -137,7 +167,7 @@ end
 local room_made = false -- bytes are no longer in flight: jobs held by the cap on all bytes may go on
 
 local function book_bytes(job)
-  local bytes = job.unfetched + (job.state == 'active' and job.running * job.largest or 0)
+  local bytes = job.unfetched + (job.state == 'active' and job.running * next_bytes(job) or 0)
   local booked = num(call('HGET', K.unsettled(), job.id))
   if bytes == booked then return end
   call('INCRBY', K.inflight(), digits(bytes - booked))

@@ -104,7 +104,7 @@ local function take(job, list)
   local item = item_read(id, index)
   tally_time('wait', kind_of(job, index), NOW - (item.q or job.created_ms))
   item.s, item.c, item.w, item.q = 'running', claim, name, nil
-  item_write(id, index, item)
+  item_write(job, index, item)
   call('HSET', K.runs(id), index, claim .. '|' .. name)
   call('HSET', K.claims(name), claim, id .. '|' .. index)
   job.running = job.running + 1

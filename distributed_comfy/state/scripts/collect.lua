@@ -4,7 +4,10 @@
 --   disown   owner                            the owner lets go
 --   fetched  index, claim id                  the result is in the spool: no longer in flight
 --   reopen   index, claim id, requirement, last requirement, max attempts, error, meta    the blob is gone or damaged: run the item again
---   unblock  index, feed                      the last stage may run
+--   unblock  (index, feed)...                 these items may run, in this order; those that are not blocked are left alone
+--   extend   '1' where these are the last ones, templates, count, finished count, then `count` times: index, packed spec;  then for each
+--            item that an earlier job finished and the owner has: index, claim id, worker, result, bytes, meta
+--                                             the job has these items more, all blocked; an index that is known changes nothing
 --   spool    host, spool, folder              where the owner keeps what it fetches, and where its files go in the end
 --   settle                                    the owner has all it wants of an ended job: nothing is in flight any more
 -- Gives  {'ok' | 'new' (own, reopen: match the job's signatures) | 'no', worker...}
@@ -39,7 +42,7 @@ function orders.fetched()
   if item.c ~= ARGV[4] or item.f == 1 or item.s ~= 'done' then return out end
   job.unfetched = job.unfetched - unfetched_bytes(job, item)
   item.f = 1
-  item_write(id, ARGV[3], item)
+  item_write(job, ARGV[3], item)
   job_set(job, 'unfetched')
   offer(job, out)
   return out
@@ -69,23 +72,86 @@ function orders.reopen()
     fail_item(job, ARGV[3], item, ARGV[4], '', 'blob_missing', ARGV[8], ARGV[9], out)
     return out
   end
-  item_write(id, ARGV[3], item)
+  if is_fed(job, ARGV[3]) and call('HEXISTS', K.feeds(id), ARGV[3]) == 0 then item.s = 'blocked' end -- an earlier job's: never fed here
+  item_write(job, ARGV[3], item)
   tally('retry|blob_missing')
-  requeue(job, ARGV[3])
+  if item.s == 'pending' then requeue(job, ARGV[3]) end
   event(id, 'released', ARGV[3], ARGV[4], '')
   offer(job, out)
   return out
 end
 
+-- Tiles stand behind what never ran, not with what was given back: that is served before all other jobs.
 function orders.unblock()
-  local item = item_read(id, ARGV[3])
-  if item.s ~= 'blocked' then return out end
-  if job.state ~= 'active' then return {'no'} end
-  call('HSET', K.job(id), 'feed', ARGV[4])
-  item.s, item.q = 'pending', NOW
-  item_write(id, ARGV[3], item)
-  requeue(job, ARGV[3])
+  for at = 3, #ARGV, 2 do
+    local index = ARGV[at]
+    local item = item_read(id, index)
+    if item.s == 'blocked' then
+      if job.state ~= 'active' then return {'no'} end
+      call('HSET', K.feeds(id), index, ARGV[at + 1])
+      item.s, item.q = 'pending', NOW
+      item_write(job, index, item)
+      call('RPUSH', index == job.last and K.finish(id) or K.pending(id), index)
+    end
+  end
   offer(job, out)
+  return out
+end
+
+local BLOCKED = '{"s":"blocked","c":"","w":""}'
+
+-- New items out of `count` pairs from ARGV[first] on: the pairs, and each index with its row.
+local function new_items(first, count)
+  local indexes, specs, rows = {}, {}, {}
+  for k = 1, count do indexes[k] = ARGV[first + 2 * k - 2] end
+  local known = count > 0 and call('HMGET', K.spec(id), unpack(indexes)) or {}
+  for k, index in ipairs(indexes) do
+    if not known[k] then
+      specs[#specs + 1], specs[#specs + 2], rows[index] = index, ARGV[first + 2 * k - 1], BLOCKED
+    end
+  end
+  return specs, rows
+end
+
+local function enter_finished(first, count, rows) -- those of them that are new; how many
+  local entered, ttl_s = 0, call('HGET', K.job(id), 'ttl_s')
+  for at = first, first + 6 * count - 1, 6 do
+    local index, bytes = ARGV[at], num(ARGV[at + 4])
+    if rows[index] then
+      rows[index] = cjson.encode({s = 'done', c = ARGV[at + 1], w = ARGV[at + 2], b = bytes, f = 1})
+      call('HSET', K.result(id), index, ARGV[at + 3])
+      publish_meta(id, index, ARGV[at + 5], ttl_s)
+      job.tiles_largest = math.max(job.tiles_largest, bytes)
+      entered = entered + 1
+    end
+  end
+  return entered
+end
+
+function orders.extend()
+  local final, count = ARGV[3] == '1' and job.grows == 1, tonumber(ARGV[5])
+  local specs, rows = new_items(7, count)
+  local added = #specs / 2
+  if added == 0 and not final then return out end
+  if job.state ~= 'active' or job.grows == 0 then return {'no'} end
+  if added > 0 then
+    local done = enter_finished(7 + 2 * count, tonumber(ARGV[6]), rows)
+    local flat = {}
+    for index, row in pairs(rows) do flat[#flat + 1], flat[#flat + 2] = index, row end
+    call('HSET', K.spec(id), unpack(specs))
+    call('HSET', K.item(id), unpack(flat))
+    call('HSET', K.prompts(id), 'templates', ARGV[4])
+    call('HINCRBY', K.job(id), 'blocked', added - done)
+    tiles_count(job, 'blocked', added - done)
+    tiles_count(job, 'done', done)
+    job.total, job.tiles, job.done = job.total + added, job.tiles + added, job.done + done
+  end
+  if final then
+    job.grows = 0
+    event(id, 'job', '', '', '')
+  end
+  job_set(job, 'total', 'tiles', 'done', 'tiles_largest', 'grows')
+  if is_over(job) then end_job(job, 'done', '', out) else offer(job, out) end
   return out
 end
 

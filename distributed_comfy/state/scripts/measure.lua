@@ -14,16 +14,33 @@ local function job_state(job) -- as `jobs list` shows it
   return (job.running > 0 or job.done > 0) and 'running' or 'pending'
 end
 
+-- Items of one state and kind that are counted elsewhere are taken out of what the job's counters say.
+local function add_others(counts, kind, state, count)
+  add('items|' .. kind .. '|' .. state, count)
+  if counts[state] then counts[state] = counts[state] - count end
+end
+
 local function add_items(job, pending)
-  local counts = {running = job.running, done = job.done, failed = job.failed, pending = pending}
-  local rest = job.total - job.running - job.done - job.failed - pending
-  if job.last ~= '' then
-    local state = item_read(job.id, job.last).s
-    add('items|last|' .. state, 1)
-    if state == 'running' or state == 'done' or state == 'failed' then counts[state] = counts[state] - 1 else rest = rest - 1 end
+  local counts = {running = job.running, done = job.done, failed = job.failed, pending = pending + call('LLEN', K.finish(job.id)),
+    blocked = num(call('HGET', K.job(job.id), 'blocked'))}
+  local rest = job.total - job.tiles
+  if job.tiles > 0 then
+    for _, state in ipairs({'blocked', 'pending', 'waiting', 'running', 'done', 'failed'}) do
+      add_others(counts, 'tile', state, num(call('HGET', K.job(job.id), 'tiles_' .. state)))
+    end
   end
-  for state, count in pairs(counts) do add('items|' .. kind_of(job, nil) .. '|' .. state, count) end
-  add('items|' .. kind_of(job) .. '|waiting', rest)
+  for _, index in ipairs({job.prepare, job.last}) do
+    if index ~= '' then
+      add_others(counts, kind_of(job, index), item_read(job.id, index).s, 1)
+      rest = rest - 1
+    end
+  end
+  local kind = job.kind ~= '' and job.kind or 'generate'
+  for state, count in pairs(counts) do
+    add('items|' .. kind .. '|' .. state, count)
+    rest = rest - count
+  end
+  add('items|' .. kind .. '|waiting', rest)
 end
 
 for _, id in ipairs(ARGV) do

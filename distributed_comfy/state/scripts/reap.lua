@@ -43,7 +43,7 @@ for _, entry in ipairs(call('ZRANGEBYSCORE', K.backoff(), '-inf', NOW, 'LIMIT', 
   local job, item = job_read(id), item_read(id, index)
   if item.s == 'waiting' then
     item.s = 'pending'
-    item_write(id, index, item)
+    item_write(job, index, item)
     requeue(job, index)
     if job.state == 'active' then
       offer(job, out)

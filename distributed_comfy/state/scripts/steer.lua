@@ -70,15 +70,33 @@ function orders.cancel()
   return job.state ~= 'cancelled' and job.state or nil
 end
 
--- Items that the job did without run again after all, so the last stage waits for them; true where there are any.
-local function block_last(flat)
-  local gaps = false
-  for i = 1, #flat, 2 do gaps = gaps or (flat[i] ~= job.last and cjson.decode(flat[i + 1]).s == 'failed') end
-  if not gaps or job.last == '' or item_read(id, job.last).s == 'done' then return false end
-  call('DEL', K.finish(id))
-  call('ZREM', K.backoff(), id .. '|' .. job.last)
-  item_write(id, job.last, {s = 'blocked', c = '', w = '', a = {}})
-  return true
+-- The items to run again, as {index, row}, and whether some of them are such that the job went on without: what is fed with all of them
+-- waits for them.  Once there is an image to upscale they stay out: it was made without them, and the tiles are those of that image.
+local function to_run_again()
+  local found, gaps = {}, false
+  local fatal, made = call('HGET', K.job(id), 'fatal'), job.prepare ~= '' and item_read(id, job.prepare).s == 'done'
+  local flat = call('HGETALL', K.item(id))
+  for i = 1, #flat, 2 do
+    local index, text = flat[i], flat[i + 1]
+    local failed = string.find(text, '"s":"failed"', 1, true)
+    local gap = failed and job.spare ~= '' and is_generated(job, index)
+    if gap and made and index ~= fatal then
+      job.failed = job.failed + 1
+    elseif failed or string.find(text, '"s":"stopped"', 1, true) then
+      found[#found + 1] = {index, cjson.decode(text)}
+      gaps = gaps or gap
+    end
+  end
+  table.sort(found, function(a, b) return num(a[1]) < num(b[1]) end)
+  return found, gaps
+end
+
+local function block_again(index)
+  local item = index ~= '' and item_read(id, index)
+  if not item or item.s == 'done' then return end
+  for _, list in ipairs({'pending', 'back', 'finish'}) do call('LREM', K[list](id), 0, index) end
+  call('ZREM', K.backoff(), id .. '|' .. index)
+  item_write(job, index, {s = 'blocked', c = '', w = '', a = {}, was = item.s})
 end
 
 function orders.retry()
@@ -86,19 +104,22 @@ function orders.retry()
   if job.state ~= 'active' then
     revive(job, ARGV[3], ARGV[4])
     job.failed, job.paused, job.parked = 0, 0, 0
+    local again, gaps = to_run_again()
     job_set(job, 'failed', 'paused', 'parked')
-    call('DEL', K.error(id))
-    local flat = call('HGETALL', K.item(id))
-    local gaps = job.spare ~= '' and block_last(flat)
-    for i = 1, #flat, 2 do
-      local item = cjson.decode(flat[i + 1])
-      if (item.s == 'failed' or item.s == 'stopped') and not (gaps and flat[i] == job.last) then
-        item_write(id, flat[i], {s = 'pending', c = '', w = '', a = {}, q = NOW})
-        requeue(job, flat[i])
-      end
+    for _, pair in ipairs(again) do
+      local index, item = unpack(pair)
+      call('HDEL', K.error(id), index)
+      call('DEL', K.meta(id .. '-' .. index))
+      item_write(job, index, {s = 'pending', c = '', w = '', a = {}, q = NOW, was = item.s})
+      requeue(job, index)
     end
-    for _, index in ipairs(call('HKEYS', K.spec(id))) do -- those that ended the job's items for Celery
-      if call('HEXISTS', K.result(id), index) == 0 then call('DEL', K.meta(id .. '-' .. index)) end
+    if gaps then
+      block_again(job.last)
+      block_again(job.prepare)
+    end
+    for number = 0, job.total - job.tiles - 1 do -- those that ended the job's items for Celery
+      local index = digits(number)
+      if call('HEXISTS', K.result(id), index) + call('HEXISTS', K.error(id), index) == 0 then call('DEL', K.meta(id .. '-' .. index)) end
     end
     event(id, 'job', '', '', '')
     offer(job, out)

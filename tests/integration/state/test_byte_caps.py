@@ -131,7 +131,7 @@ def test_the_last_stage_runs_at_the_cap(cluster: Cluster) -> None:
     cluster.join("w")
     cluster.submit("a", items=1, last_needs=("Sampler",))
     cluster.work("w", 50 * MIB)
-    cluster.jobs.unblock("a", 1, "{}")
+    cluster.jobs.unblock("a", [(1, "{}")])
     assert cluster.answer_tickets(size_bytes=50 * MIB) == ["a"]
     assert cluster.jobs.job_state("a").state == "done"
 

@@ -46,7 +46,7 @@ def test_a_last_stage_comes_before_new_items_of_any_priority(cluster: Cluster) -
     cluster.submit("ending", last_needs=("Sampler",), priority=0)
     cluster.work("w")
     cluster.submit("urgent", priority=9)
-    assert cluster.jobs.unblock("ending", 1, "{}")
+    assert cluster.jobs.unblock("ending", [(1, "{}")])
     assert [cluster.taken("w"), cluster.taken("w")] == ["ending", "urgent"]
 
 

@@ -103,6 +103,28 @@ def a_job_at_its_cap(cluster: Cluster) -> str:
     return "c1"
 
 
+def a_growing_job(cluster: Cluster) -> None:
+    cluster.join("v", "w")
+    cluster.submit("a", items=0, prepare=True, grows=True)
+    cluster.complete("v", cluster.take("v", "c0"), 2**20)
+
+
+def some_tiles(cluster: Cluster) -> None:
+    a_growing_job(cluster)
+    cluster.extend("a", 1, 3, final=False)
+
+
+def a_tile_claim(cluster: Cluster) -> Any:
+    some_tiles(cluster)
+    cluster.unblock("a", 1)
+    return cluster.take("v", "c1")
+
+
+def a_done_tile(cluster: Cluster) -> str:
+    cluster.complete("v", a_tile_claim(cluster), 2**20)
+    return "c1"
+
+
 def two_kinds(cluster: Cluster) -> None:
     cluster.join("v", has=("A", "B"))
     cluster.submit("a", needs=("A",))
@@ -134,7 +156,14 @@ CASES = {
     "fetched": Case("collect", a_job_at_its_cap, lambda c, claim: c.jobs.mark_fetched("a", 0, claim)),
     "reopen": Case("collect", a_done_item, lambda c, claim: c.jobs.reopen("a", 0, claim)),
     "reopen a done job": Case("collect", a_done_job, lambda c, claim: c.jobs.reopen("a", 0, claim)),
-    "unblock": Case("collect", a_job, lambda c, _: c.jobs.unblock("a", 3, "{}")),
+    "unblock": Case("collect", a_job, lambda c, _: c.jobs.unblock("a", [(3, "{}")])),
+    "unblock tiles": Case("collect", some_tiles, lambda c, _: c.unblock("a", 3, 2, 1, 3)),
+    "extend": Case("collect", a_growing_job, lambda c, _: c.extend("a", 1, 5, final=False, finished=(2, 4))),
+    "extend a job that knows some": Case("collect", some_tiles, lambda c, _: c.extend("a", 2, 5)),
+    "extend for the last time": Case("collect", some_tiles, lambda c, _: c.extend("a", 4, 0)),
+    "extend to the end": Case("collect", a_growing_job, lambda c, _: c.extend("a", 1, 2, finished=(1, 2))),
+    "complete a tile": Case("collect", a_tile_claim, lambda c, claim: (c.complete("v", claim, 99), c.unblock("a", 2))),
+    "reopen a tile": Case("collect", a_done_tile, lambda c, claim: c.jobs.reopen("a", 1, claim)),
     "settle": Case("collect", a_done_job, lambda c, _: c.jobs.settle("a")),
     "cancel": Case("steer", a_claim, lambda c, _: c.jobs.cancel("a", "enough")),
     "pause": Case("steer", a_claim, lambda c, _: c.jobs.pause("a")),

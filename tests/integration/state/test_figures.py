@@ -36,7 +36,7 @@ def test_an_empty_table_has_every_series_at_nought(cluster: Cluster) -> None:
     assert set(found.items) == {(kind, state) for kind in KINDS for state in ITEM_STATES}
     assert not any(found.items.values()) and not any(found.jobs.values()) and not any(found.held_back.values())
     assert found.ended_jobs == {"done": 0, "failed": 0, "cancelled": 0}
-    assert [count(found.waits[kind]) for kind in KINDS] == [0, 0, 0]
+    assert [count(found.waits[kind]) for kind in KINDS] == [0] * len(KINDS)
     assert (found.in_flight_bytes, found.in_flight_limit_bytes, found.job_limit_bytes) == (0, 4 * GIB, None)
 
 
@@ -51,7 +51,7 @@ def test_items_are_counted_by_state_and_kind(new_cluster: OpenCluster) -> None:
     cluster.work("w")
     cluster.take("w")
     assert items(cluster, "generate") == {"pending": 2, "waiting": 1, "running": 1, "done": 1}
-    cluster.jobs.unblock("a", 5, "{}")
+    cluster.jobs.unblock("a", [(5, "{}")])
     assert items(cluster, "last") == {"pending": 1}
     cluster.take("v")
     assert items(cluster, "last") == {"running": 1} and items(cluster, "generate")["pending"] == 2
@@ -91,7 +91,7 @@ def test_the_wait_is_taken_from_the_moment_an_item_can_run(cluster: Cluster) -> 
     cluster.take("w")
     again = figures(cluster).waits["generate"]
     assert count(again) == 2 and again.sum_s - first.sum_s < 10, "it came back a moment ago"
-    cluster.jobs.unblock("a", 2, "{}")
+    cluster.jobs.unblock("a", [(2, "{}")])
     cluster.join("v")
     cluster.take("v")
     last = figures(cluster).waits["last"]

@@ -55,7 +55,7 @@ def test_the_last_stage_waits_as_ever(cluster: Cluster) -> None:
     cluster.join("w")
     enter(cluster, Job(items=2, last_needs=("Sampler",)), 0, 1)
     assert cluster.jobs.item_states("a")[2].state == "blocked" and cluster.claim("w") is None
-    assert cluster.jobs.unblock("a", 2, "{}")
+    assert cluster.jobs.unblock("a", [(2, "{}")])
     assert cluster.take("w").index == 2
     Audit(cluster).check()
 

@@ -266,7 +266,7 @@ def test_a_worker_that_lacks_the_last_stage_is_still_good_for_the_items(cluster:
     cluster.join("v", "w", has=("Sampler", "Saver"))
     cluster.submit("a", items=1, last_needs=("Saver",))
     cluster.work("v")
-    cluster.jobs.unblock("a", 1, "{}")
+    cluster.jobs.unblock("a", [(1, "{}")])
     assert cluster.give_back("v", cluster.take("v"), "lacks", LACKS) == "ok"
     assert cluster.client.hmget(cluster.key("job", "a"), "sig", "last_sig") == ["sig-Sampler", "sig-Saver!a"]
     assert cluster.claim("v") is None
@@ -289,8 +289,8 @@ def test_the_last_stage_waits_for_its_owner_and_for_a_worker_that_has_it(cluster
     cluster.submit("a", items=1, last_needs=("Saver",))
     cluster.work("w")
     assert cluster.jobs.item_states("a")[1].state == "blocked"
-    assert cluster.jobs.unblock("a", 1, '{"feed": 1}')
-    assert cluster.jobs.feed("a") == '{"feed": 1}'
+    assert cluster.jobs.unblock("a", [(1, '{"feed": 1}')])
+    assert cluster.jobs.feed("a", 1) == '{"feed": 1}'
     assert cluster.claim("w") is None
     cluster.tickets.clear()
     cluster.join("saver", has=("Saver",))
@@ -303,10 +303,10 @@ def test_unblocking_twice_is_unblocking_once(cluster: Cluster) -> None:
     cluster.join("w")
     cluster.submit("a", items=1, last_needs=("Sampler",))
     cluster.work("w")
-    assert cluster.jobs.unblock("a", 1, "{}")
-    assert cluster.jobs.unblock("a", 1, "{}")
+    assert cluster.jobs.unblock("a", [(1, "{}")])
+    assert cluster.jobs.unblock("a", [(1, "{}")])
     claim = cluster.take("w")
-    assert cluster.jobs.unblock("a", 1, "{}")
+    assert cluster.jobs.unblock("a", [(1, "{}")])
     assert cluster.give_back("w", claim) == "ok"
     assert cluster.work("w") == "a"
 
@@ -314,7 +314,7 @@ def test_unblocking_twice_is_unblocking_once(cluster: Cluster) -> None:
 def test_the_last_stage_of_an_ended_job_cannot_be_unblocked(cluster: Cluster) -> None:
     cluster.submit("a", items=1, last_needs=("Sampler",))
     cluster.jobs.cancel("a", "enough")
-    assert not cluster.jobs.unblock("a", 1, "{}")
+    assert not cluster.jobs.unblock("a", [(1, "{}")])
 
 
 # -- reopen -------------------------------------------------------------------------------------------------------------

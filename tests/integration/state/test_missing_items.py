@@ -32,7 +32,7 @@ def test_the_others_go_on_and_the_last_stage_runs(tolerant: Cluster) -> None:
     assert tolerant.tickets, "somebody is called for what is left"
     Audit(tolerant).check()
     tolerant.work("a")
-    assert tolerant.jobs.unblock("j", 3, "{}")
+    assert tolerant.jobs.unblock("j", [(3, "{}")])
     tolerant.work("a")
     assert tolerant.jobs.job_state("j").state == "done" and states(tolerant) == ["done", "failed", "done", "done"]
     assert tolerant.jobs.item_states("j")[1].error is not None, "what is missing says why"
@@ -67,7 +67,7 @@ def test_the_item_that_the_last_stage_takes_values_from_must_not_fail(cluster: C
 def test_neither_must_the_last_stage(tolerant: Cluster) -> None:
     for _ in range(3):
         tolerant.work("a")
-    tolerant.jobs.unblock("j", 3, "{}")
+    tolerant.jobs.unblock("j", [(3, "{}")])
     fail(tolerant, 3)
     assert tolerant.jobs.job_state("j").state == "failed"
 
@@ -75,7 +75,7 @@ def test_neither_must_the_last_stage(tolerant: Cluster) -> None:
 def test_the_error_of_a_failed_job_is_the_one_that_it_failed_with(tolerant: Cluster) -> None:
     fail(tolerant, 1)
     tolerant.work("a")
-    tolerant.jobs.unblock("j", 3, "{}")
+    tolerant.jobs.unblock("j", [(3, "{}")])
     fail(tolerant, 3)
     state = tolerant.jobs.job_state("j")
     assert state.fatal == 3 and state.error is not None and state.error["index"] == 3
@@ -108,14 +108,14 @@ def test_a_result_that_cannot_be_fetched_in_the_end_is_missing_too(tolerant: Clu
 def test_retry_runs_what_was_missing_and_then_the_last_stage(tolerant: Cluster) -> None:
     fail(tolerant, 1)
     tolerant.work("a")
-    tolerant.jobs.unblock("j", 3, '{"old": "feed"}')
+    tolerant.jobs.unblock("j", [(3, '{"old": "feed"}')])
     fail(tolerant, 3)
     for _ in range(2):  # a second time changes nothing
         tolerant.jobs.retry("j")
         assert states(tolerant) == ["done", "pending", "done", "blocked"], "its feed lacks item 1"
     Audit(tolerant).check()
     tolerant.work("a")
-    assert tolerant.jobs.unblock("j", 3, "{}")
+    assert tolerant.jobs.unblock("j", [(3, "{}")])
     tolerant.work("a")
     assert tolerant.jobs.job_state("j").state == "done"
     with pytest.raises(JobStateInvalid):
@@ -125,7 +125,7 @@ def test_retry_runs_what_was_missing_and_then_the_last_stage(tolerant: Cluster) 
 
 def test_a_cancelled_job_with_gaps_and_a_last_stage_on_offer_is_retried_from_the_gaps(tolerant: Cluster) -> None:
     fail(tolerant, 2)
-    tolerant.jobs.unblock("j", 3, "{}")
+    tolerant.jobs.unblock("j", [(3, "{}")])
     tolerant.jobs.cancel("j", "enough")
     tolerant.jobs.retry("j")
     assert states(tolerant) == ["done", "done", "pending", "blocked"]

@@ -29,7 +29,7 @@ def finish(cluster: Cluster) -> None:
         for index, item in cluster.jobs.item_states("a").items():
             if item.state == "done":
                 cluster.jobs.mark_fetched("a", index, item.claim_id)
-    if cluster.jobs.unblock("a", 4, "{}"):
+    if cluster.jobs.unblock("a", [(4, "{}")]):
         cluster.answer_tickets()
     cluster.jobs.settle("a")
     assert cluster.jobs.job_state("a").state == "done"
@@ -51,7 +51,7 @@ def cancel(cluster: Cluster) -> None:
 
 def cancel_while_the_last_stage_backs_off(cluster: Cluster) -> None:
     cluster.answer_tickets()
-    cluster.jobs.unblock("a", 4, "{}")
+    cluster.jobs.unblock("a", [(4, "{}")])
     for _ in range(2):
         cluster.give_back("w", cluster.take("w"), "retry", EngineDied(status="9", log_tail=""))
     cluster.jobs.cancel("a", "enough")
@@ -85,8 +85,21 @@ def be_retried_reopened_and_paused(cluster: Cluster) -> None:
     finish(cluster)
 
 
+def finish_with_tiles(cluster: Cluster) -> None:
+    cluster.submit("t", items=1, prepare=True, grows=True)
+    cluster.answer_tickets(MIB)
+    cluster.unblock("t", 1)
+    cluster.answer_tickets(MIB)
+    cluster.extend("t", 2, 3, finished=(4,))
+    cluster.unblock("t", 2, 3)
+    finish(cluster)
+    assert cluster.jobs.job_state("t").state == "done"
+    cluster.jobs.settle("t")
+
+
 ENDS = [
     finish,
+    finish_with_tiles,
     fail,
     cancel,
     cancel_while_the_last_stage_backs_off,
@@ -104,14 +117,15 @@ def test_an_ended_job_leaves_only_keys_that_expire(new_cluster: OpenCluster, end
     before = lasting(cluster)
     cluster.submit("a", items=4, last_needs=("Sampler",))
     end(cluster)
-    cluster.disown("a")
+    for job_id in cluster.jobs.jobs():
+        cluster.disown(job_id)
     cluster.end_backoff()
     cluster.reap()
     while cluster.tickets:
         cluster.claim(cluster.tickets[0])
     assert lasting(cluster) == before
     assert cluster.client.get(cluster.key("inflight")) in (None, "0")
-    for key in cluster.client.keys("dc:job:a*") + cluster.client.keys("dc:celery-task-meta-a-*"):
+    for key in cluster.client.keys("dc:job:*") + cluster.client.keys("dc:celery-task-meta-*"):
         assert 0 < cluster.client.ttl(key) <= cluster.settings.job_ttl_s, key
 
 
@@ -132,7 +146,7 @@ def test_late_words_about_a_job_that_is_gone_leave_nothing(cluster: Cluster) -> 
     cluster.jobs.settle("a")
     cluster.jobs.disown("a", "owner")
     assert not cluster.jobs.own("a", "owner")
-    assert not cluster.jobs.unblock("a", 1, "{}")
+    assert not cluster.jobs.unblock("a", [(1, "{}")])
     for order in (cluster.jobs.pause, cluster.jobs.retry, lambda job: cluster.jobs.cancel(job, "x"), cluster.jobs.job_state):
         with pytest.raises(JobUnknown):
             order("a")

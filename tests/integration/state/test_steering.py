@@ -120,7 +120,7 @@ def test_retry_runs_what_did_not_finish_and_nothing_else(cluster: Cluster, cance
     assert cluster.client.zcard(cluster.key("ended")) == 0
     assert cluster.client.ttl(cluster.key("job", "a")) == -1
     assert cluster.answer_tickets() == ["a"] * 3
-    assert cluster.jobs.unblock("a", 4, "{}")
+    assert cluster.jobs.unblock("a", [(4, "{}")])
     assert cluster.answer_tickets() == ["a"]
     assert cluster.jobs.job_state("a").state == "done"
 

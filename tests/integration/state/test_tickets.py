@@ -239,7 +239,7 @@ def test_one_item_jobs_cost_no_more_tickets_than_jobs_and_workers(
             cluster.submit(job_id, needs=needs, last_needs=("B",) if kind == "last stages" else None, priority=choose.randint(4, 6))
             blocked += [job_id] if kind == "last stages" else []
         elif kind_of_step == "unblock" and blocked:
-            cluster.jobs.unblock(blocked.pop(), 1, "{}")
+            cluster.jobs.unblock(blocked.pop(), [(1, "{}")])
         else:
             bustle.step()
         Audit(cluster).check()
