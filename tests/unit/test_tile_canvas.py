@@ -56,6 +56,16 @@ def test_the_ramp_between_two_tiles_is_straight_with_its_middle_on_the_seam() ->
     assert done[0, 5, 58:70, 0].tolist() == [0, 0, *(np.arange(1, 17, 2) / 16).tolist(), 1, 1]
 
 
+def test_where_a_tile_has_all_the_weight_the_canvas_gets_its_very_bits() -> None:
+    """Also up to the end of a ramp that is still to be covered, and from a canvas whose rounding would show."""
+    plan = row_of_tiles(2)
+    canvas = picture(plan) * np.float32(1e6)
+    step = plan.steps[0]
+    tile = mixing(step, cut_tile(picture(plan, seed=1), step))
+    blend_tile(canvas, step, tile)
+    assert np.array_equal(canvas[:, :, :68], tile[:, :, :68])
+
+
 def test_where_four_tiles_meet_each_has_the_product_of_its_ramps() -> None:
     """Blended one after the other the second and third tile would leave an edge; the share that each takes leaves none."""
     plan = plan_tiles((128, 128), TileOptions(64, 64, padding=8, feather=8))
