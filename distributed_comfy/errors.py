@@ -109,6 +109,51 @@ class UpscaleUndistributed(BadInput):
     sentence = "{class_type} runs only through the cluster, which makes an item of each tile; submit the prompt with distributed-comfy run"
 
 
+class UpscalesNested(BadInput):
+    """One upscale feeds another."""
+
+    code = "upscales_nested"
+    sentence = "upscale {inner} feeds upscale {outer}; run them one after the other: save the first image and load it in a second prompt"
+
+
+class SeveralUpscales(BadInput):
+    """Two upscales stand side by side."""
+
+    code = "several_upscales"
+    sentence = "the prompt has two upscales, {first} and {second}, and a job takes one; put each in a prompt of its own"
+
+
+class UpscaleUnused(BadInput):
+    """What an upscale makes reaches no output node."""
+
+    code = "upscale_unused"
+    sentence = "nothing saves or shows what upscale {node_id} makes; put SaveImage or PreviewImage behind it"
+
+
+class UpscaleOfItems(BadInput):
+    """Several items were asked for, and nothing brings them together before the upscale."""
+
+    code = "upscale_of_items"
+    sentence = (
+        "{option} was given, but upscale {node_id} takes one batch: put a DistributedCollector before it, which makes that batch of all "
+        "items, or leave {option} out (a collector behind the upscale needs pass_through)"
+    )
+
+
+class UpscaleInputWrong(BadInput):
+    """An input of an upscale has a value with which it cannot be planned."""
+
+    code = "upscale_input_wrong"
+    sentence = "{input} of upscale {node_id} (UltimateSDUpscaleDistributed) is {value}; it must be {expected}"
+
+
+class UpscaleNotYet(BadInput):
+    """An upscale can be planned, but not be run."""
+
+    code = "upscale_not_yet"
+    sentence = "upscale {node_id} cannot run in this version yet; remove it from the prompt, or bypass it in ComfyUI"
+
+
 class NothingToVary(BadInput):
     """More than one item was asked for, or a seed, but the prompt has nothing that takes it."""
 

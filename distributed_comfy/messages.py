@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast
 from pydantic import TypeAdapter, ValidationError
 
 from distributed_comfy.errors import MessageVersionUnknown, PromptMalformed
+from distributed_comfy.tile_stage import TileStage
 
 MESSAGE_VERSION = 1
 """Version of every record below; a change that old code cannot read raises it."""
@@ -245,7 +246,7 @@ class JobRecord:
     """The user's prompt, for image metadata."""
     collectors: tuple[CollectorPlan, ...] = ()
     edges: tuple[str, ...] = ()
-    """Sink ids (``<node>~<slot>``) of edges that cross the cut; item 0's value is used."""
+    """Sink ids (``<node>~<slot>``) of edges that cross the cut to the last stage; item 0's value is used."""
     input_files: tuple[InputFile, ...] = ()
     extra_pnginfo: dict[str, Any] = field(default_factory=dict)
     """What ComfyUI writes into image metadata beside the prompt, such as the workflow."""
@@ -256,6 +257,7 @@ class JobRecord:
     has_last_stage: bool = False
     grows: bool = False
     """Tiles will be added: the job is not done before its owner has said that there are no more."""
+    tiles: TileStage | None = None
     resume_key: str = ""
     """Hash of everything that decides the result; equal keys may share a spool."""
     host: str = ""
@@ -270,14 +272,29 @@ class JobRecord:
         return self.items - self.has_last_stage - self.has_prepare
 
     @property
+    def prepare_index(self) -> int | None:
+        """Index of the item that makes the image to upscale."""
+        return self.generated if self.has_prepare else None
+
+    @property
+    def last_index(self) -> int | None:
+        """Index of the last stage."""
+        return self.items - 1 if self.has_last_stage else None
+
+    @property
+    def first_tile(self) -> int:
+        """Index of the first tile, once there are tiles; they follow all items that are known at submission."""
+        return self.items
+
+    @property
     def spare(self) -> Literal["", "all", "others"]:
         """Which items may fail for good without ending the job: none, all (but one must be left), or all but item 0.
 
-        The last stage takes the values of crossing edges from item 0 alone.
+        The last stage, and what comes between it and the others, take the values of crossing edges from item 0 alone.
         """
         if not self.collectors or any(collector.on_missing == "error" for collector in self.collectors):
             return ""
-        return "others" if self.edges else "all"
+        return "others" if self.edges or (self.tiles and self.tiles.takes_first) else "all"
 
 
 def item_id(job_id: str, index: int) -> str:

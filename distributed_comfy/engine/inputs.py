@@ -10,7 +10,7 @@ from typing import Any
 from distributed_comfy.errors import FileUnreadable
 from distributed_comfy.messages import InputFile, Prompt, RunRequest
 from distributed_comfy.transport.files import InputCache
-from distributed_comfy.workflow.classes import CLAIM_INPUT, SINK_CLASS, SOURCE_CLASS
+from distributed_comfy.workflow.classes import CLAIM_INPUT, KEPT_MARK, SINK_CLASS, SOURCE_CLASS
 
 PLACED_PREFIX = "dc-"
 """Every file that is placed in an input folder begins so."""
@@ -27,7 +27,8 @@ def place_inputs(request: RunRequest, cache: InputCache, input_folder: Path) -> 
         cache: holds the contents of ``request.input_files`` already.
         input_folder: the engine's own; files that we did not place stay.
     Returns:
-        The prompt with the placed names and with the claim id in each sink and source.
+        The prompt with the placed names and with the claim id in each sink and source, but for sources that planning gave another
+        text (`KEPT_MARK`): their value is the same in all items with the same text, so they may stay in the engine's cache.
     Raises:
         FileUnreadable: a content is not in the cache, or cannot be placed.
     """
@@ -41,7 +42,7 @@ def place_inputs(request: RunRequest, cache: InputCache, input_folder: Path) -> 
     for entry in request.input_files:
         changes.setdefault(entry.node_id, {})[entry.input] = placed_name(entry)
     for node_id, node in request.prompt.items():
-        if node["class_type"] in (SINK_CLASS, SOURCE_CLASS):
+        if node["class_type"] in (SINK_CLASS, SOURCE_CLASS) and not str(node["inputs"].get(CLAIM_INPUT)).startswith(KEPT_MARK):
             changes.setdefault(node_id, {})[CLAIM_INPUT] = request.claim_id
     return {
         node_id: {**node, "inputs": {**node["inputs"], **changes[node_id]}} if node_id in changes else node

@@ -21,6 +21,8 @@ from distributed_comfy.errors import (
     PromptMalformed,
     ResultsNeedCollector,
     RunInterrupted,
+    UpscaleNotYet,
+    UpscaleUnused,
 )
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
@@ -119,7 +121,7 @@ def check_early(given: GivenPrompt, options: SubmitOptions) -> None:
     """
     try:
         plan_job(given.parsed, PlanOptions(options.items, options.seed, options.engine, on_missing=options.on_missing), [])
-    except (PromptHasNoOutput, NothingToVary, PromptMalformed):  # a worker may know output nodes that we do not
+    except (PromptHasNoOutput, NothingToVary, PromptMalformed, UpscaleUnused):  # a worker may know output nodes that we do not
         if options.items is not None and not 1 <= options.items <= ITEMS_LIMIT:
             raise ItemsOutOfRange(items=options.items, limit=ITEMS_LIMIT) from None
 
@@ -138,6 +140,8 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         RunInterrupted: ``stop`` was set.
     """
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
+    if plan.tiles:
+        raise UpscaleNotYet(node_id=plan.tiles.node_id)  # nobody adds the tiles yet
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
@@ -180,7 +184,10 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
         extra_pnginfo=given.parsed.extra_pnginfo,
         requirement=plan.requirement,
         last_requirement=plan.last_requirement,
+        has_prepare=plan.has_prepare,
         has_last_stage=plan.has_last_stage,
+        grows=plan.tiles is not None,
+        tiles=plan.tiles,
         host=cluster.settings.host_name,
         title=given.title,
         results=options.results,

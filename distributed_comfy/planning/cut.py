@@ -6,31 +6,22 @@ cut, that node runs again (its model, its text), unless its value depends on the
 """
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed_comfy.errors import CollectorsNested, PromptMalformed
 from distributed_comfy.messages import CollectorPlan, Prompt
 from distributed_comfy.planning.facts import ClassFacts
-from distributed_comfy.workflow.classes import (
-    CLAIM_INPUT,
-    COLLECTOR_CLASS,
-    COLLECTOR_SLOTS,
-    EDGE_SLOT,
-    PASS_THROUGH_INPUT,
-    SINK_CLASS,
-    SLOTS_INPUT,
-    SOURCE_CLASS,
-    SWITCHED_ON,
-    edge_id,
-)
+from distributed_comfy.planning.stage import Stage, edge_sink, sink
+from distributed_comfy.tile_stage import TileStage
+from distributed_comfy.workflow.classes import COLLECTOR_CLASS, COLLECTOR_SLOTS, PASS_THROUGH_INPUT, SWITCHED_ON
 from distributed_comfy.workflow.graph import Graph, Link, as_link
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The two prompts of a distributed job and what to run in them."""
+    """The prompts of a distributed job and what to run in them."""
 
     item_prompt: Prompt
     """Runs once per item; item 0's literals stand where items differ."""
@@ -45,6 +36,12 @@ class Cut:
     edges: tuple[str, ...] = ()
     """Sink ids of the crossing edges that item 0 captures."""
     warnings: tuple[str, ...] = ()
+    prepare_prompt: Prompt = field(default_factory=dict)
+    """Runs once, after all items and before the tiles of an upscale; empty where no node lies between."""
+    prepare_targets: tuple[str, ...] = ()
+    tile_prompt: Prompt = field(default_factory=dict)
+    """Runs once for each tile of an upscale."""
+    tiles: TileStage | None = None
 
 
 def find_collectors(graph: Graph) -> tuple[str, ...]:
@@ -85,26 +82,31 @@ def cut_prompt(prompt: Prompt, collectors: Sequence[str], varying: Collection[st
         PromptMalformed: something is linked to an output that a collector does not have, or a node has an id that is used here.
     """
     graph = Graph(prompt)
-    _check_collector_links(graph, collectors)
+    check_collector_links(graph, collectors)
     behind = graph.downstream(collectors).difference(collectors)
     outputs = [node_id for node_id in prompt if facts.is_output(graph.class_of(node_id))]
-    last = _LastStage(graph, frozenset(collectors), behind, varying, facts)
+    crossing = Crossing(graph, frozenset([*collectors, *behind]), varying, facts)
+    last = Stage(graph, facts, "the last stage", slots_of(graph, collectors), crossing.takes)
     last_targets = tuple(node_id for node_id in outputs if node_id in behind)
     last.add(last_targets)
     first_targets = (*(node_id for node_id in outputs if node_id not in behind), *last.edges)
     return Cut(
-        item_prompt=_item_prompt(graph, collectors, last.edges, first_targets),
+        item_prompt=item_prompt(graph, collectors, last.edges, first_targets),
         sinks=tuple(collectors),
         first_targets=first_targets,
         last_prompt=last.nodes,
         last_targets=last_targets,
-        collectors=tuple(_collector_plan(graph, node_id, last, facts) for node_id in collectors),
+        collectors=tuple(collector_plan(graph, node_id, last.nodes, facts) for node_id in collectors),
         edges=tuple(last.edges),
         warnings=tuple(last.warnings),
     )
 
 
-def _check_collector_links(graph: Graph, collectors: Sequence[str]) -> None:
+def check_collector_links(graph: Graph, collectors: Sequence[str]) -> None:
+    """
+    Raises:
+        PromptMalformed: something is linked to an output that a collector does not have.
+    """
     for collector in collectors:
         for node_id, name, slot in graph.consumers[collector]:
             if slot >= len(COLLECTOR_SLOTS):
@@ -112,36 +114,40 @@ def _check_collector_links(graph: Graph, collectors: Sequence[str]) -> None:
                 raise PromptMalformed(source="the prompt", reason=reason)
 
 
-def _item_prompt(graph: Graph, collectors: Sequence[str], edges: dict[str, Link], first_targets: Sequence[str]) -> Prompt:
-    sinks = {node_id: _sink({slot: graph.prompt[node_id]["inputs"][slot] for slot in _slots(graph, node_id)}) for node_id in collectors}
-    sinks |= {sink_id: _sink({EDGE_SLOT: list(link)}) for sink_id, link in edges.items()}
+def item_prompt(graph: Graph, collectors: Sequence[str], edges: Mapping[str, Link], first_targets: Sequence[str]) -> Prompt:
+    """What items run: a sink in the place of each collector, and on each edge of ``edges``."""
+    wired = slots_of(graph, collectors)
+    sinks = {node_id: sink({slot: graph.prompt[node_id]["inputs"][slot] for slot in slots}) for node_id, slots in wired.items()}
+    sinks |= {sink_id: edge_sink(link) for sink_id, link in edges.items()}
     return Graph({**graph.prompt, **sinks}).prune([*collectors, *first_targets])
 
 
-def _slots(graph: Graph, collector: str) -> tuple[str, ...]:
-    return wired_slots(graph.prompt[collector]["inputs"])
+def slots_of(graph: Graph, collectors: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Collector -> its wired slots."""
+    return {node_id: wired_slots(graph.prompt[node_id]["inputs"]) for node_id in collectors}
 
 
-def _sink(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"class_type": SINK_CLASS, "inputs": {CLAIM_INPUT: "", **inputs}}
+def collector_plan(
+    graph: Graph, collector: str, last_nodes: Prompt, facts: ClassFacts, *, other_nodes: Prompt | None = None
+) -> CollectorPlan:
+    """What the master must know about a collector.
+
+    Args:
+        graph: the prompt before the cut.
+        last_nodes: what the last stage runs.
+        other_nodes: what else runs behind collectors.
+    """
+    slots, nodes = wired_slots(graph.prompt[collector]["inputs"]), {**(other_nodes or {}), **last_nodes}
+    unsaved = tuple(slot for slot in slots if not _is_saved(graph, Link(collector, COLLECTOR_SLOTS.index(slot)), nodes, facts))
+    return CollectorPlan(collector, slots, collector in last_nodes, unsaved)
 
 
-def _source(slots: Sequence[str]) -> dict[str, Any]:
-    return {"class_type": SOURCE_CLASS, "inputs": {CLAIM_INPUT: "", SLOTS_INPUT: ",".join(slots)}}
-
-
-def _collector_plan(graph: Graph, collector: str, last: _LastStage, facts: ClassFacts) -> CollectorPlan:
-    slots = _slots(graph, collector)
-    unsaved = tuple(slot for slot in slots if not _is_saved(graph, Link(collector, COLLECTOR_SLOTS.index(slot)), last.nodes, facts))
-    return CollectorPlan(collector, slots, collector in last.nodes, unsaved)
-
-
-def _is_saved(graph: Graph, output: Link, last_nodes: Prompt, facts: ClassFacts) -> bool:
-    """Whether an output node of the last stage takes this output of a collector, or what another node made of it, in a form it saves."""
+def _is_saved(graph: Graph, output: Link, nodes: Prompt, facts: ClassFacts) -> bool:
+    """Whether an output node among ``nodes`` takes this output of a collector, or what another node made of it, in a form it saves."""
     carrying = graph.downstream([user for user, _, slot in graph.consumers[output.node_id] if slot == output.slot])
     taken = (
         (graph.class_of(node_id), facts.output_type(graph.class_of(link.node_id), link.slot))
-        for node_id in last_nodes
+        for node_id in nodes
         for link in graph.links.get(node_id, {}).values()
         if link == output or link.node_id in carrying
     )
@@ -149,56 +155,20 @@ def _is_saved(graph: Graph, output: Link, last_nodes: Prompt, facts: ClassFacts)
     return any(facts.saves(class_type, kind, latents=latents) for class_type, kind in taken)
 
 
-@dataclass
-class _LastStage:
-    """Grows from the output nodes towards the collectors."""
+@dataclass(frozen=True)
+class Crossing:
+    """Which values from before a cut are taken from item 0; all others are made again behind it."""
 
     graph: Graph
-    collectors: frozenset[str]
-    behind: Collection[str]
-    """Nodes that a collector feeds."""
+    inside: Collection[str]
+    """The collectors and what they feed."""
     varying: Collection[str]
     facts: ClassFacts
-    nodes: Prompt = field(default_factory=dict)
-    edges: dict[str, Link] = field(default_factory=dict)
-    """Sink id -> the output before the cut that it captures."""
-    warnings: list[str] = field(default_factory=list)
 
-    def add(self, targets: Sequence[str]) -> None:
-        """Take in ``targets`` and all they need."""
-        waiting = list(reversed(targets))
-        while waiting:
-            node_id = waiting.pop()
-            if node_id in self.nodes:
-                continue
-            if node_id in self.collectors:
-                self.nodes[node_id] = _source(_slots(self.graph, node_id))
-                continue
-            self._warn_if_repeated(node_id)
-            node, links = self.graph.prompt[node_id], self.graph.links[node_id]
-            feeders = {name: self._feeder(link) for name, link in links.items()}
-            self.nodes[node_id] = {**node, "inputs": {**node["inputs"], **{name: list(link) for name, link in feeders.items()}}}
-            waiting += [link.node_id for link in feeders.values()]
-
-    def _feeder(self, link: Link) -> Link:
-        """Where the last stage gets this value from: the node itself, or the source of a crossing edge."""
-        if not self._is_captured(link):
-            return link
-        source_id = edge_id(*link)
-        if source_id in self.graph.prompt:
-            raise PromptMalformed(source="the prompt", reason=f"the node id {source_id} is needed for a value of node {link.node_id}")
-        self.edges[source_id] = link
-        self.nodes[source_id] = _source([EDGE_SLOT])
-        return Link(source_id, 0)
-
-    def _is_captured(self, link: Link) -> bool:
-        if link.node_id in self.collectors or link.node_id in self.behind:
+    def takes(self, link: Link) -> bool:
+        """True for what depends on the item, or comes from an output node, and can travel."""
+        if link.node_id in self.inside:
             return False
         class_type = self.graph.class_of(link.node_id)
         kept_apart = link.node_id in self.varying or self.facts.is_output(class_type)
         return kept_apart and self.facts.can_travel(class_type, link.slot)
-
-    def _warn_if_repeated(self, node_id: str) -> None:
-        class_type = self.graph.class_of(node_id)
-        if node_id not in self.behind and self.facts.is_output(class_type):
-            self.warnings.append(f"output node {node_id} ({class_type}) runs again in the last stage: its value cannot be handed over")

@@ -11,6 +11,8 @@ SEED_LIMIT = 2**64 - 1
 
 _TRAVELLING = frozenset({"IMAGE", "MASK", "LATENT", "AUDIO", "INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
 """Types made of tensors, numbers and strings alone."""
+_TENSORS = frozenset({"IMAGE", "MASK", "LATENT", "AUDIO"})
+"""Those of them that are made of tensors."""
 _SAVED_TYPES = frozenset({"IMAGE", "MASK", "AUDIO", "VIDEO"})
 """Types in which an output node can save or show what a collector collects."""
 _OUTPUT_CLASSES = frozenset(
@@ -61,7 +63,19 @@ class ClassFacts:
 
     def can_travel(self, class_type: str, slot: int) -> bool:
         """True where the output's value can be captured and handed to another process; an unknown type cannot."""
-        return _TRAVELLING.issuperset(part.strip() for part in self.output_type(class_type, slot).split(","))
+        return _TRAVELLING.issuperset(self._parts(class_type, slot))
+
+    def is_tensor(self, class_type: str, slot: int) -> bool:
+        """True where the output is an image, a mask, a latent or audio."""
+        return _TENSORS.issuperset(self._parts(class_type, slot))
+
+    def contradicts(self, class_type: str, slot: int, wanted: str) -> bool:
+        """True where the output is known to be of another type."""
+        parts = self._parts(class_type, slot)
+        return parts.isdisjoint({"", "*", wanted})
+
+    def _parts(self, class_type: str, slot: int) -> set[str]:
+        return {part.strip() for part in self.output_type(class_type, slot).split(",")}
 
     def saves(self, class_type: str, input_type: str, *, latents: bool = False) -> bool:
         """True where a node of this class saves or shows an input of this type; an unknown type counts as one.

@@ -1,16 +1,18 @@
 """Turns one prompt into the items of a job: how many, what each runs, what workers need for it."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from distributed_comfy.errors import ItemsOutOfRange, NothingToVary, PromptHasNoOutput, PromptMalformed
+from distributed_comfy.errors import ItemsOutOfRange, NothingToVary, PromptHasNoOutput, PromptMalformed, UpscaleOfItems
 from distributed_comfy.messages import (
     Capability,
     CollectorPlan,
     ItemKind,
     ItemSpec,
     OnMissing,
+    Patch,
     Prompt,
     Requirement,
     content_hash,
@@ -20,9 +22,11 @@ from distributed_comfy.planning.collector_inputs import items_input, on_missing_
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
 from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.planning.files import FileReference, find_files
-from distributed_comfy.planning.requirements import requirement_of
+from distributed_comfy.planning.requirements import requirement_of, united
 from distributed_comfy.planning.seeds import Seeds, find_seeds, with_seed
+from distributed_comfy.planning.upscale import cut_at_upscale, find_upscale
 from distributed_comfy.planning.values import Values, find_values
+from distributed_comfy.tile_stage import TileStage
 from distributed_comfy.workflow.classes import (
     COLLECTOR_CLASS,
     COLLECTOR_SLOTS,
@@ -38,6 +42,7 @@ from distributed_comfy.workflow.parse import ParsedPrompt
 
 ITEMS_LIMIT = 10_000
 """Most items of one job, the last stage not counted."""
+_NEEDED_BEFORE = f"{SEED_CLASS} that feeds a {COLLECTOR_CLASS} before the upscale"
 _NOTHING_WIRED = f"has none of {', '.join(COLLECTOR_SLOTS)}"
 
 
@@ -68,18 +73,20 @@ class JobPlan:
     prompts: Mapping[str, Prompt]
     """Stage prompts by `content_hash`."""
     items: tuple[ItemSpec, ...]
-    """Items in order; the last stage, where there is one, at the end."""
+    """Items in order: generated ones, the one that prepares an upscale, the last stage; each of these two only where there is one."""
     collectors: tuple[CollectorPlan, ...]
     edges: tuple[str, ...]
     """Sink ids of the edges that item 0 captures for the last stage."""
     requirement: Requirement
-    """What a worker needs for any item but the last stage."""
+    """What a worker needs for any item but the last stage; for tiles too."""
     last_requirement: Requirement | None
     """What a worker needs for the last stage; None where there is none."""
     input_files: tuple[FileReference, ...]
-    """Files that nodes of either stage load."""
+    """Files that nodes of any stage load."""
     warnings: tuple[str, ...] = ()
     """Sentences for the user about what was decided for them."""
+    tiles: TileStage | None = None
+    """The upscale of the job; the master adds its tiles when it knows how large the image is, see `tile_prompt.tile_specs`."""
 
     @property
     def original_prompt_hash(self) -> str:
@@ -92,9 +99,14 @@ class JobPlan:
         return self.last_requirement is not None
 
     @property
+    def has_prepare(self) -> bool:
+        """True where an item makes the image to upscale."""
+        return self.tiles is not None and self.tiles.prepare is not None
+
+    @property
     def generate_items(self) -> tuple[ItemSpec, ...]:
-        """`items` without the last stage."""
-        return self.items[:-1] if self.has_last_stage else self.items
+        """`items` without the one that prepares an upscale and without the last stage."""
+        return self.items[: len(self.items) - self.has_last_stage - self.has_prepare]
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,8 @@ class _Stages:
     repeated: tuple[str, ...]
     """Targets of every item."""
     warnings: list[str] = field(default_factory=list)
+    opened: tuple[str, ...] = ()
+    """Collectors behind an upscale; they collect nothing."""
 
     @property
     def varying(self) -> frozenset[str]:
@@ -119,6 +133,7 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
 
     A prompt with collectors becomes N items and, where an output node follows one, a last stage.  A prompt with a DistributedSeed (or
     a DistributedValue) and no collector is one item; asked for more, each runs the output nodes that see it.  Any other is one item.
+    A prompt with an upscale is cut there as well, see `upscale`.
 
     Args:
         parsed: from `parse_prompt`.
@@ -127,6 +142,7 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
 
     Raises:
         PromptHasCycle, PromptHasNoOutput, CollectorsNested, PromptMalformed: the prompt cannot be planned.
+        UpscalesNested, SeveralUpscales, UpscaleUnused, UpscaleInputWrong, UpscaleOfItems: its upscale cannot be planned.
         NothingToVary: items, a seed or ``on_missing`` were asked for, and no node takes them.
         ItemsOutOfRange, SeedOutOfRange, SeedNotLiteral, ValueNotLiteral: the batch cannot be numbered.
     """
@@ -144,6 +160,8 @@ def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
     whole = Graph(_without_legacy_inputs(original))
     whole.order()
     outputs = [node_id for node_id in whole.prompt if facts.is_output(whole.class_of(node_id))]
+    upscale = find_upscale(whole, outputs)
+    whole = Graph(upscale.prompt)
     collectors, warnings = _usable_collectors(whole, outputs)
     if not outputs and not collectors:
         raise PromptHasNoOutput()
@@ -151,13 +169,16 @@ def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
     seeds, values = find_seeds(graph, facts), find_values(graph)
     prompt = values.replace_nodes(seeds.replace_nodes(graph.prompt))
     varying = seeds.varying | values.varying
-    warnings += values.warnings
-    if not collectors:
+    warnings = [*upscale.warnings, *warnings, *values.warnings]
+    if upscale.node_id:
+        cut = cut_at_upscale(prompt, upscale.node_id, collectors, varying, facts)
+    elif collectors:
+        cut = cut_prompt(prompt, collectors, varying, facts)
+    else:
         repeated = tuple(node_id for node_id in outputs if node_id in varying)
         rest = tuple(node_id for node_id in outputs if node_id not in varying)
         return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, values, repeated, warnings)
-    cut = cut_prompt(prompt, collectors, varying, facts)
-    return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings])
+    return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings], upscale.opened)
 
 
 def _without_legacy_inputs(prompt: Prompt) -> Prompt:
@@ -189,6 +210,8 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
     that differs between items, more than one is an error where it was asked for, and one where it would only be the default.
     """
     collectors = [node_id for node_id in stages.repeated if original[node_id]["class_type"] == COLLECTOR_CLASS]
+    if stages.cut.tiles and not collectors:
+        return _check_one_item(original, options, stages, stages.cut.tiles.node_id)
     varies = not stages.varying.isdisjoint(stages.repeated)
     needed = f"{SEED_CLASS} (or {VALUE_CLASS} with worker_values)" + " that feeds the collector" * bool(collectors)
     if options.items is not None:
@@ -203,6 +226,19 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
         stages.warnings.append(f"no {needed}: all items would be the same, so only one runs")
         return 1
     return min(max(options.participants, 1), ITEMS_LIMIT)
+
+
+def _check_one_item(original: Prompt, options: PlanOptions, stages: _Stages, upscale: str) -> int:
+    """One item makes the image of an upscale; refuses a request for more, unless it is moot because nothing would differ."""
+    varies = upscale in stages.varying
+    asked = {one: items_input(original, one, stages.warnings) for one in stages.opened}
+    several = [f"items={items} on collector {one}" for one, items in asked.items() if items > 1 and varies]
+    if options.items is not None:
+        several = [f"--items {options.items}"] * (options.items > 1)
+        _checked_count(options.items, "--items", varies, _NEEDED_BEFORE)
+    if several:
+        raise UpscaleOfItems(option=several[0], node_id=upscale)
+    return 1
 
 
 def _checked_count(items: int, option: str, varies: bool, needed: str) -> int:
@@ -221,32 +257,45 @@ def _collector_plans(original: Prompt, cut: Cut, asked: OnMissing | None) -> tup
 
 def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOptions, facts: ClassFacts) -> JobPlan:
     cut = stages.cut
-    stage_prompts = [prompt for prompt in (cut.item_prompt, cut.last_prompt) if prompt]
     own = stages.values.all_patches(count, cut.item_prompt)
-    needs = [
-        requirement_of(prompt, facts, patches=patches, engine=options.engine, tags=options.tags)
-        for prompt, patches in zip(stage_prompts, (own, ()), strict=False)
-    ]
-    items = _item_specs(stages, count)
-    if cut.last_targets:
-        items.append(ItemSpec(count, "last", content_hash(cut.last_prompt), cut.last_targets, seed=stages.seeds.label(0)))
+    needs = partial(requirement_of, facts=facts, engine=options.engine, tags=options.tags)
+    early = [needs(prompt) for prompt in (cut.prepare_prompt, cut.tile_prompt) if prompt]
+    stage_prompts = [prompt for prompt in (cut.item_prompt, cut.prepare_prompt, cut.tile_prompt, cut.last_prompt) if prompt]
     return JobPlan(
         original_prompt=original,
         prompts={content_hash(prompt): prompt for prompt in stage_prompts},
-        items=tuple(items),
+        items=(*_item_specs(stages, count), *_later_specs(stages, count)),
         collectors=_collector_plans(original, cut, options.on_missing),
         edges=cut.edges,
-        requirement=needs[0],
-        last_requirement=needs[1] if cut.last_targets else None,
-        input_files=find_files({**cut.item_prompt, **cut.last_prompt}, facts, own),
+        requirement=united([needs(cut.item_prompt, patches=own), *early]),
+        last_requirement=needs(cut.last_prompt) if cut.last_targets else None,
+        input_files=_files(stage_prompts, facts, own),
         warnings=tuple(stages.warnings),
+        tiles=cut.tiles,
     )
+
+
+def _later_specs(stages: _Stages, count: int) -> Iterator[ItemSpec]:
+    """What runs once, after the generated items."""
+    cut = stages.cut
+    stages_left: list[tuple[ItemKind, Prompt, tuple[str, ...]]] = [
+        ("prepare", cut.prepare_prompt, cut.prepare_targets), ("last", cut.last_prompt, cut.last_targets)
+    ]  # fmt: skip
+    for index, (kind, prompt, targets) in enumerate((left for left in stages_left if left[2]), count):
+        yield ItemSpec(index, kind, content_hash(prompt), targets, seed=stages.seeds.label(0))
+
+
+def _files(prompts: Sequence[Prompt], facts: ClassFacts, patches: Sequence[Patch]) -> tuple[FileReference, ...]:
+    """The files of all stages, each once; ``patches`` are those of items."""
+    found = [file for prompt in prompts[1:] for file in find_files(prompt, facts)]
+    return tuple(dict.fromkeys([*find_files(prompts[0], facts, patches), *found]))
 
 
 def _item_specs(stages: _Stages, count: int) -> list[ItemSpec]:
     prompt, seeds, values = stages.cut.item_prompt, stages.seeds, stages.values
     stage_hash = content_hash(prompt)
-    kind: ItemKind = "generate" if stages.cut.sinks or seeds.uses or stages.values.varying else "whole"
+    varied = seeds.uses or stages.values.varying
+    kind: ItemKind = "generate" if stages.cut.sinks or stages.cut.tiles or varied else "whole"
     first = (*stages.repeated, *stages.cut.first_targets)
     return [
         ItemSpec(
@@ -276,5 +325,6 @@ def resume_key(plan: JobPlan, *, input_hashes: Mapping[str, str], versions: Mapp
             "items": [to_plain(item) for item in plan.items],
             "inputs": dict(input_hashes),
             "versions": dict(versions),
+            **({"tiles": to_plain(plan.tiles)} if plan.tiles else {}),
         }
     )

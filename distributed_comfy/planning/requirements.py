@@ -39,6 +39,16 @@ def requirement_of(
     return Requirement(engine, tuple(sorted(classes)), tuple(sorted(choices)), tuple(sorted(set(tags))))
 
 
+def united(requirements: Iterable[Requirement]) -> Requirement:
+    """What a worker must have to run any of several stages of one job."""
+    every = tuple(requirements)
+    return replace(
+        every[0],
+        node_classes=tuple(sorted({name for one in every for name in one.node_classes})),
+        choices=tuple(sorted({choice for one in every for choice in one.choices})),
+    )
+
+
 def _may_bind(facts: ClassFacts, class_type: str, name: str, value: str) -> bool:
     if not facts.offers_list(class_type, name):
         return False

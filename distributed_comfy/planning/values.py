@@ -79,7 +79,7 @@ def _values(prompt: Prompt, node_id: str) -> ItemValues:
     inputs = prompt[node_id]["inputs"]
     given = {}
     for name in ("default_value", "worker_values"):
-        given[name] = value = _literal(prompt, inputs.get(name, ""))
+        given[name] = value = literal_behind(prompt, inputs.get(name, ""))
         if link := as_link(value):
             feeder = f"{link.node_id} ({prompt[link.node_id]['class_type']})"
             raise ValueNotLiteral(node_id=node_id, input=name, feeder=feeder)
@@ -88,14 +88,14 @@ def _values(prompt: Prompt, node_id: str) -> ItemValues:
 
 def _name(prompt: Prompt, node_id: str, found: Mapping[str, ItemValues]) -> ItemValues | None:
     """What a DistributedModelName hands on; None where only the run can tell."""
-    text = _literal(prompt, prompt[node_id]["inputs"].get("text", ""))
+    text = literal_behind(prompt, prompt[node_id]["inputs"].get("text", ""))
     link = as_link(text)
     if link is None:
         return ItemValues(str(text)) if isinstance(text, (str, int, float)) else None
     return found[link.node_id].mapped(str) if link.node_id in found else None
 
 
-def _literal(prompt: Prompt, value: object) -> object:
+def literal_behind(prompt: Prompt, value: object) -> object:
     """The value, or the literal of a node that has nothing else to give."""
     link = as_link(value)
     if link is None or prompt[link.node_id]["class_type"] not in _LITERAL_NODES:

@@ -33,6 +33,8 @@ OWN_CLASSES = frozenset(
 
 CLAIM_INPUT = "claim_id"
 """Literal input of sinks and sources; the engine writes the claim into it, so that these nodes are never served from a cache."""
+KEPT_MARK = "kept:"
+"""Begins the text that planning puts in the place of a claim where a source's value is the same in many items and may stay cached."""
 SLOTS_INPUT = "slots"
 """Literal input of a source: the wired slots, comma-separated."""
 EDGE_SLOT = "value"

@@ -87,3 +87,9 @@ def test_a_content_that_was_not_fetched_is_an_error_with_its_path(placing: Placi
     entry = placing.entry("x.png", b"never came", cached=False)
     with pytest.raises(FileUnreadable, match=entry.file.sha256):
         placing.place({"1": node("LoadImage", image="x.png")}, entry)
+
+
+def test_a_source_with_a_text_of_its_own_keeps_it_so_that_its_value_stays_cached(placing: Placing) -> None:
+    prompt = {"1": node("DistributedSource", claim_id="kept:blob#4", slots="value"), "2": node("DistributedSource", claim_id="")}
+    placed = placing.place(prompt)
+    assert [placed[node_id]["inputs"]["claim_id"] for node_id in ("1", "2")] == ["kept:blob#4", "claim7"]
