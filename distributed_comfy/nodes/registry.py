@@ -10,7 +10,7 @@ from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.nodes.cut import DistributedSink, DistributedSource, bind
 from distributed_comfy.nodes.seed import DistributedSeed
 from distributed_comfy.nodes.tiles import DistributedTileConditioning, DistributedTileModel, TileCropper, Uncropped
-from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed, UsualSamplers
+from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
 from distributed_comfy.nodes.values import DistributedModelName, DistributedValue
 from distributed_comfy.workflow.classes import (
     AUDIO_DIVIDER_CLASS,
@@ -26,6 +26,7 @@ from distributed_comfy.workflow.classes import (
     UPSCALE_CLASS,
     VALUE_CLASS,
 )
+from distributed_comfy.workflow.samplers import UsualSamplers
 
 DISPLAY_NAMES = {
     SEED_CLASS: "Distributed Seed",

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from distributed_comfy.errors import UpscaleUndistributed
 from distributed_comfy.workflow.classes import UPSCALE_CLASS
+from distributed_comfy.workflow.samplers import UsualSamplers
 
 MODES = ("linear", "chess", "independent")
 """Which tiles see others already redrawn; the first is the default."""
@@ -22,13 +23,6 @@ _TOOLTIPS = {
     "tile_seeds": "same: one seed for all tiles, may repeat a texture; offset: another for each, may differ more at the seams.",
     "deterministic": "same-class: all tiles on one kind of GPU, the same bytes each time, but other kinds do not help.",
 }
-
-
-class UsualSamplers:
-    """The names that saved workflows hold most often, for an engine that does not sample by any of them."""
-
-    SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "lcm", "ddim", "uni_pc")
-    SCHEDULERS = ("simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal")
 
 
 class UltimateSDUpscaleDistributed:

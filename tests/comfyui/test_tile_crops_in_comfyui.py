@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 import pytest
 
+from distributed_comfy.engine.builtin.sampling_nodes import KSampler, VAEDecode, VAEDecodeTiled, VAEEncode
 from distributed_comfy.messages import Prompt
 from tests.comfyui.comfy_process import EngineClient
 from tests.comfyui.plain_comfyui import PlainComfyUI
@@ -266,6 +267,22 @@ def test_the_second_tile_loads_nothing_and_runs_only_its_own_nodes(engine: Engin
     second = engine.run(tile(prompt, out("control"), out("control", 1), CORNER), "u")
     own = {"u", "u~model", "u~positive", "u~negative", "u~encode", "u~sample", "u~decode", "canvas-box", "canvas-cut"}
     assert (second["loads"], set(second["started"])) == (0, own)
+
+
+@pytest.mark.parametrize("stand_in", [VAEEncode, KSampler, VAEDecode, VAEDecodeTiled])
+def test_the_built_in_engine_declares_the_same_inputs(plain: PlainComfyUI, stand_in: Any) -> None:
+    theirs = plain.object_info()[stand_in.__name__]
+    ours = stand_in.INPUT_TYPES()["required"]
+    assert list(ours) == list(theirs["input"]["required"])
+    for name, (kind, *options) in ours.items():
+        their_kind, *their_options = theirs["input"]["required"][name]
+        limits, their_limits = (
+            {key: value for each in given for key, value in each.items() if key in ("default", "min", "max", "step")}
+            for given in (options, their_options)
+        )
+        assert limits == their_limits
+        assert set(kind) <= set(their_kind) if isinstance(kind, list) else kind == their_kind
+    assert list(stand_in.RETURN_TYPES) == theirs["output"]
 
 
 def test_the_upscale_node_offers_comfyuis_samplers(engine: EngineClient, plain: PlainComfyUI) -> None:

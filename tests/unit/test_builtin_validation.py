@@ -58,8 +58,8 @@ def test_a_missing_input_is_named_and_so_are_the_outputs_that_need_it(bench: Ben
 
 
 def test_a_class_that_is_not_here_is_what_the_worker_lacks(bench: Bench) -> None:
-    with pytest.raises(WorkerLacks, match="worker w1 lacks node class KSampler, node class VAEDecode") as caught:
-        bench.run({"1": node("VAEDecode", samples=out("2")), "2": node("KSampler")}, "1")
+    with pytest.raises(WorkerLacks, match="worker w1 lacks node class KSamplerAdvanced, node class LatentUpscale") as caught:
+        bench.run({"1": node("LatentUpscale", samples=out("2")), "2": node("KSamplerAdvanced")}, "1")
     assert caught.value.retryable
 
 

@@ -10,6 +10,7 @@ from distributed_comfy.errors import UpscaleUndistributed
 from distributed_comfy.nodes.registry import DISPLAY_NAMES, node_classes
 from distributed_comfy.nodes.tiles import DistributedTileConditioning, DistributedTileModel
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
+from distributed_comfy.planning.upscale_inputs import CHOICES, REAL, WHOLE
 from distributed_comfy.workflow.region import Region
 from tests.prompts import node, out
 from tests.unit.test_node_classes import Board
@@ -80,6 +81,18 @@ def test_inputs_of_our_own_come_after_them_with_a_line_on_what_they_trade() -> N
     ]  # fmt: skip
     assert all("\n" not in kind[1]["tooltip"] and kind[1]["tooltip"] for kind in optional.values())
     assert optional["mode"][0] == ["linear", "chess", "independent"] and optional["tile_seeds"][0] == ["same", "offset"]
+
+
+def test_planning_takes_the_same_values_and_defaults() -> None:
+    declared = UltimateSDUpscaleDistributed.INPUT_TYPES()
+    inputs = {**declared["required"], **declared["optional"]}
+    assert {name: tuple(kind[0]) for name, kind in inputs.items() if name in CHOICES} == CHOICES
+    limits = {name: (kind[1]["default"], kind[1]["min"], kind[1]["max"]) for name, kind in inputs.items() if "min" in kind[-1]}
+    planned = {**WHOLE, **REAL}
+    assert {name: limits[name][1:] for name in planned} == {name: known[1:] for name, known in planned.items()}
+    assert {name: limits[name][0] for name in planned if name != "seed"} == {
+        name: known[0] for name, known in planned.items() if name != "seed"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("extra", [

@@ -11,6 +11,7 @@ from distributed_comfy.engine.builtin.executor import Executor
 from distributed_comfy.engine.builtin.file_nodes import LoadImage, PreviewImage, SaveImage
 from distributed_comfy.engine.builtin.generator import SeededGenerator
 from distributed_comfy.engine.builtin.image_nodes import EmptyImage, ImageBatch, ImageInvert, ImageScale
+from distributed_comfy.engine.builtin.sampling_nodes import KSampler, SeededModel, VAEDecode, VAEDecodeTiled, VAEEncode
 from distributed_comfy.engine.builtin.validation import check_prompt
 from distributed_comfy.engine.builtin.workbench import Workbench, WorkbenchNode
 from distributed_comfy.engine.context import GraphContext
@@ -28,10 +29,15 @@ NODE_CLASSES: tuple[type[WorkbenchNode], ...] = (
     ImageBatch,
     ImageInvert,
     ImageScale,
+    KSampler,
     LoadImage,
     PreviewImage,
     SaveImage,
     SeededGenerator,
+    SeededModel,
+    VAEDecode,
+    VAEDecodeTiled,
+    VAEEncode,
 )
 
 

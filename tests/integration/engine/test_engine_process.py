@@ -181,7 +181,7 @@ def test_nodes_find_the_process_as_they_may_expect(recorded: Recorded, question:
 
 def test_refusals_and_failures_keep_their_class_and_facts(recorded: Recorded) -> None:
     cases: list[tuple[Prompt, type[Exception]]] = [
-        ({**picture(), "1": node("KSampler")}, WorkerLacks),
+        ({**picture(), "1": node("KSamplerAdvanced")}, WorkerLacks),
         (picture(steps=0), ValidationRefused),
         (probe("Sleeps", "not a number"), NodeFailed),
     ]
