@@ -1,6 +1,7 @@
 """The built-in engine's way from image to image: SeededModel, VAEEncode, KSampler, VAEDecode, and a tile of an upscale over them."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ from tests.unit.builtin_engine import Bench, RecordingSink
 REGION = {
     "canvas_width": 64, "canvas_height": 64, "left": 0, "top": 0, "width": 40, "height": 32, "process_width": 40, "process_height": 32,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads gain nothing on small pictures, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The seeded refiner: exact, sharper than what it got, and never beyond it."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -8,6 +10,15 @@ from torch.nn.functional import interpolate
 from distributed_comfy.engine.builtin.refiner import Refiner, Strength, seeded_noise
 
 STRENGTH = Strength(denoise=0.4, edges=0.8, strokes=0.6)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads gain nothing on small pictures, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def enlarged(side: int = 96) -> torch.Tensor:
