@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import dispatch, fairness, losses, scaling, state, transport
+from benchmarks import dispatch, fairness, losses, scaling, state, tiles, transport
 from benchmarks.machine import facts, load
 from benchmarks.report import Measured, as_json, as_markdown, print_report
 from benchmarks.rig import BenchmarkFailed
@@ -20,6 +20,7 @@ RESULTS = Path("benchmarks") / "results" / "benchmarks.json"
 
 BENCHMARKS: dict[str, Callable[..., Section]] = {
     "dispatch": dispatch.run,
+    "tiles": tiles.run,
     "state": state.run,
     "transport": transport.run,
     "fairness": fairness.run,

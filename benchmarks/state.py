@@ -36,7 +36,9 @@ keeps an append-only file, as in production. *1 000 jobs x 300 workers*: each jo
 claims, then every worker completes, several rounds; a job is matched by its signature, a worker by its capability, and every worker serves
 every signature. *100 000 pending*: 10 jobs of 10 000 items with a seed each; memory is what the server's used_memory grew by. A slowdown
 compares medians of claims with 100 000 and with 100 pending. *Reaper*: one tick over 1 000 jobs and 300 workers, all busy, and then all
-idle with nothing to do."""
+idle with nothing to do. *Tiles*: one item, then so many tiles are added to its job and all of them made claimable; each script serves
+nobody else meanwhile, so what counts is the longest call. A tile's spec has a seed and four numbers, its feed one blob."""
+SCRIPT_MS = 10.0
 _LOGGED_US = 10  # no script is faster, and hardly any command inside one is slower: logging those would cost more than they do
 
 
@@ -72,10 +74,10 @@ class Table:
         for k in range(shape.jobs):
             self.submit(f"{k:012x}", shape.items, f"user{k % shape.submitters}", f"{k % shape.signatures:032x}")
 
-    def submit(self, job_id: str, items: int, submitter: str, signature: str = "0" * 32) -> None:
+    def submit(self, job_id: str, items: int, submitter: str, signature: str = "0" * 32, *, grows: bool = False) -> None:
         """One job with a seed per item."""
         need = Requirement("comfyui", (signature,))
-        record = JobRecord(job_id, submitter, 5, items, ("p" * 32,), "p" * 32, requirement=need)
+        record = JobRecord(job_id, submitter, 5, items, ("p" * 32,), "p" * 32, requirement=need, grows=grows)
         specs = [ItemSpec(k, "generate", "p" * 32, ("9",), (Patch("3", "seed", 2**63 + k),), str(2**63 + k)) for k in range(items)]
         prompt = {"3": {"class_type": "KSampler", "inputs": {"seed": 0}}}
         self.jobs.submit(Submission(record, specs, {"p" * 32: prompt}, signature), OWNER)
@@ -105,6 +107,7 @@ def run(*, quick: bool) -> Section:
         rows += _reaper(table, jobs=100 if quick else 1000, workers=30 if quick else 300, ticks=3 if quick else 20)
         rows += _pending(table, items=1000 if quick else 10_000, claims=50 if quick else 500)
         rows += _two_users(table)
+        rows += _tiles(table, tiles=4096 if quick else 65_536, claims=50 if quick else 500)
     return Section("Table of truth", HOW, rows)
 
 
@@ -247,6 +250,41 @@ def _two_users(table: Table) -> list[Row]:
             held[worker] = _must(table.claim(worker, f"then-{ended}"))
         rows.append(Row(f"items that end before a one-image prompt starts, beside 1000 pending, {workers} worker(s)", ended, "", 1.0))
     return rows
+
+
+# -- a job that grows ---------------------------------------------------------------------------------------------------
+def _tiles(table: Table, *, tiles: int, claims: int) -> list[Row]:
+    table.fill(Shape(0, 10, 1, 1))
+    job = "a" * 12
+    table.submit(job, 1, "ann", grows=True)
+    table.complete(0, _must(table.claim(0, "first")))
+    before = _used_bytes(table)
+    with table.watched() as extends:
+        table.jobs.extend(job, [_tile_spec(k) for k in range(1, tiles + 1)], final=True)
+    memory = (_used_bytes(table) - before) / tiles
+    with table.watched() as unblocks:
+        table.jobs.unblock(job, [(k, _FEED) for k in range(1, tiles + 1)])
+    with table.watched() as pairs:
+        for turn in range(claims):
+            table.complete(turn % 10, _must(table.claim(turn % 10, f"c{turn}")))
+    with table.watched() as cancels:
+        table.jobs.cancel(job, "enough")
+    calls = f"median {median(extends):.2f} in {len(extends)} calls", f"median {median(unblocks):.2f} in {len(unblocks)} calls"
+    return [
+        Row(f"extend a job by {tiles} tiles, longest script", max(extends), "ms", SCRIPT_MS, calls[0]),
+        Row(f"unblock {tiles} tiles, longest script", max(unblocks), "ms", SCRIPT_MS, calls[1]),
+        Row(f"Redis memory per blocked tile, {tiles} tiles", memory, "B", BYTES_PER_ITEM),
+        Row(f"claim or complete a tile, median, {tiles} tiles", median(pairs), "ms", None, f"p99 {percentile(pairs, 0.99):.3f} ms"),
+        Row(f"cancel a job of {tiles} tiles", max(cancels), "ms", SCRIPT_MS),
+    ]
+
+
+_FEED = '{"12":{"images":[{"blob":"aaaaaaaaaaaa:crop:12345#1","dtype":"float32","shape":[1,576,576,3],"size_bytes":3981312}]}}'
+
+
+def _tile_spec(index: int) -> ItemSpec:
+    box = tuple(Patch("12", name, index) for name in ("x", "y", "width", "height"))
+    return ItemSpec(index, "tile", "p" * 32, ("9",), (Patch("3", "seed", 2**63 + index), *box), str(2**63 + index))
 
 
 def _must(claim: Claim | None) -> Claim:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from distributed_comfy.state.figures import read_figures
 from tests.state_cluster import Cluster
 
 STEP = 2**40
@@ -42,6 +43,13 @@ def _sizes(fields: dict[str, str]) -> tuple[int, bool]:
     largest, done = ("tiles_largest", "tiles_done") if int(fields.get("tiles", 0)) else ("largest", "done")
     found = int(fields.get(largest, 0))
     return found, found > 0 or int(fields.get(done, 0)) > 0
+
+
+def _kind(fields: dict[str, str], index: str) -> str:
+    """Kind of an item, as metrics tell it."""
+    if index in (fields["last"], fields["prepare"]):
+        return "last" if index == fields["last"] else "prepare"
+    return "tile" if int(index) >= int(fields["total"]) - int(fields.get("tiles", 0)) else fields["kind"]
 
 
 class _Snapshot:
@@ -92,6 +100,7 @@ class _Truth:
     bytes: Counter[str] = field(default_factory=Counter)
     active: set[str] = field(default_factory=set)
     capped: set[str] = field(default_factory=set)
+    figures: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 class Audit:
@@ -114,6 +123,8 @@ class Audit:
         self._counters(truth)
         self._workers(truth)
         self._tickets(truth)
+        shown = read_figures(self._cluster.scripts).items
+        assert {place: count for place, count in shown.items() if count} == dict(truth.figures)
 
     # -- one job ---------------------------------------------------------------------------------------------------------
     def _job(self, truth: _Truth, job_id: str, fields: dict[str, str]) -> None:
@@ -135,6 +146,7 @@ class Audit:
         there = [row for row in rows.values() if row["s"] == "done" and row.get("f") != 1 and row.get("e", 0) == settled]
         assert int(fields.get("unfetched", 0)) == sum(row.get("b", 0) for row in there), (job_id, there)
         if fields["state"] == "active":
+            truth.figures.update((_kind(fields, index), row["s"]) for index, row in rows.items() if row["s"] != "failed")
             self._active(truth, job_id, fields, lists)
         else:
             assert not states["running"], (job_id, states)

@@ -20,6 +20,8 @@ from tasks.cluster import Cluster
 
 _ITEMS_SHOWN = 100
 _ERROR_CHARACTERS = 160
+_STAGES = {"prepare": "image to upscale", "tile": "tile", "last": "last stage"}
+"""Kinds of items that are not one of many seeds."""
 
 
 @click.group()
@@ -89,7 +91,7 @@ def _show_items(output: Output, specs: dict[int, ItemSpec], items: dict[int, Ite
 
 
 def _item_row(spec: ItemSpec, item: ItemState) -> tuple[str, ...]:
-    name = f"{spec.index} (last stage)" if spec.kind == "last" else str(spec.index)
+    name = f"{spec.index} ({_STAGES[spec.kind]})" if spec.kind in _STAGES else str(spec.index)
     text = " ".join(str(from_wire(item.error)).split()) if item.error else ""
     short = text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…"
     return (name, spec.seed, item.state, item.worker, str(item.attempts or ""), short)

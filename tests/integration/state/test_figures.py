@@ -57,6 +57,29 @@ def test_items_are_counted_by_state_and_kind(new_cluster: OpenCluster) -> None:
     assert items(cluster, "last") == {"running": 1} and items(cluster, "generate")["pending"] == 2
 
 
+def test_tiles_and_what_prepares_for_them_are_kinds_of_their_own(new_cluster: OpenCluster) -> None:
+    cluster = new_cluster(retry_backoff_s=1000)
+    cluster.join("v", "w")
+    cluster.submit("a", items=1, prepare=True, grows=True, last_needs=("Sampler",))
+    assert items(cluster, "prepare") == items(cluster, "last") == {"blocked": 1} and items(cluster, "generate") == {"pending": 1}
+    cluster.work("v")
+    cluster.unblock("a", 1)
+    assert items(cluster, "prepare") == {"pending": 1}
+    cluster.work("v")
+    cluster.extend("a", 3, 9, finished=(5, 6))
+    assert items(cluster, "tile") == {"blocked": 7, "done": 2}
+    cluster.unblock("a", 3, 4, 7, 8)
+    for _ in range(2):
+        cluster.give_back("v", cluster.take("v"), "retry", DIED)
+    cluster.work("w")
+    cluster.take("w")
+    assert items(cluster, "tile") == {"blocked": 3, "waiting": 1, "pending": 1, "running": 1, "done": 3}
+    assert items(cluster, "generate") == items(cluster, "prepare") == {"done": 1}
+    found = figures(cluster)
+    assert [count(found.waits[kind]) for kind in ("generate", "prepare", "tile")] == [1, 1, 4]
+    assert [count(found.runs[kind]) for kind in ("generate", "prepare", "tile")] == [1, 1, 1]
+
+
 def test_a_prompt_without_seeds_is_of_a_kind_of_its_own(cluster: Cluster) -> None:
     cluster.join("w")
     whole = submission("a", Job())
