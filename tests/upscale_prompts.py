@@ -12,6 +12,7 @@ TYPES = {
     "ImageScale": ("IMAGE",),
     "Canny": ("IMAGE",),
     "Caption": ("STRING",),
+    "Wildcard": ("STRING",),
     "SamplerChoice": ("COMBO",),
     "ControlNetLoader": ("CONTROL_NET",),
     "LoraLoaderModelOnly": ("MODEL",),

@@ -160,6 +160,19 @@ def test_the_image_before_and_after_can_meet_in_the_last_stage() -> None:
     assert stage(late, "last")["scale~0"] == node("DistributedSource", claim_id="", slots="value")
 
 
+def test_a_loaded_image_that_is_upscaled_is_captured_in_any_case_and_so_taken_from_there() -> None:
+    job = plan(compared(photo(image="load"), out("load")))
+    assert job.edges == ("load~0",)
+    assert "load" not in stage(job, "last")
+
+
+def test_what_an_output_node_saves_while_the_image_is_prepared_is_not_saved_again() -> None:
+    prompt = {**batch(), "sound": node("VAEDecodeAudio", samples=out("sample")), "keep": node("PreviewImage", audio=out("collect", 1))}
+    prompt["collect"]["inputs"]["audio"] = out("sound")
+    assert [one.unsaved for one in plan(prompt, items=2).collectors] == [()]
+    assert [one.unsaved for one in plan(without(prompt, "keep"), items=2).collectors] == [("audio",)]
+
+
 def test_what_the_preparing_item_made_is_handed_on_and_not_made_again() -> None:
     prompt = compared(batch(image="sharp"), out("scale"))
     prompt["sharp"] = node("ImageInvert", image=out("scale"))
@@ -174,6 +187,7 @@ def test_what_one_item_sampled_is_handed_on_and_what_it_loaded_is_loaded_again()
     prompt["mix"]["inputs"]["mask"] = out("load", 1)
     prompt["load"] = node("LoadImage", image="x.png")
     prompt["scale"]["inputs"]["mask"] = out("load", 1)
+    prompt["sample"]["inputs"]["seed"] = 5  # nothing varies, and yet nobody samples a second time
     job = plan(prompt)
     assert job.edges == ("decode~0",)
     assert "load" in stage(job, "last") and "sample" not in stage(job, "last")
@@ -275,6 +289,14 @@ def test_a_number_that_workers_could_make_differently_is_made_once() -> None:
     assert tiles(job).seed == ""
     assert {constant.source_id for constant in tiles(job).constants} == {"dice~0", "choice~0"}
     assert stage(job, "tile")["up~sample"]["inputs"]["seed"] == out("dice~0")
+
+
+def test_a_text_that_depends_on_the_seed_is_the_one_that_item_zero_made() -> None:
+    prompt = {**batch(), "wild": node("Wildcard", text="a {cat|dog}", seed=out("seed"))}
+    prompt["pos"]["inputs"]["text"] = out("wild")
+    job = plan(prompt, items=2)
+    assert job.tiles is not None and [constant.place.item for constant in job.tiles.constants] == ["first"]
+    assert "wild" not in stage(job, "tile")
 
 
 def test_a_model_that_depends_on_the_item_is_item_zeros() -> None:
