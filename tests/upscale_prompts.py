@@ -18,6 +18,7 @@ TYPES = {
     "LoraLoaderModelOnly": ("MODEL",),
     "VAELoader": ("VAE",),
     "RandomInt": ("INT",),
+    "LoadClip": ("IMAGE", "AUDIO"),
     "VAEDecodeTiled": ("IMAGE",),
     "DistributedCollector": ("IMAGE", "AUDIO", "LATENT", "MASK"),
     "UltimateSDUpscaleDistributed": ("IMAGE",),

@@ -219,9 +219,11 @@ class _UpscaleCut:
         return self.graph.upstream([*self._first_outputs(), *(link.node_id for link in self.handed.values())])
 
     def _is_dear(self, link: Link) -> bool:
-        """True for what is made of other values, and can travel; what a loader gives is loaded again."""
-        can_travel = self.facts.can_travel(self.graph.class_of(link.node_id), link.slot)
-        return can_travel and bool(self.graph.links[link.node_id]) and self._holds_tensors(link)
+        """True for what is made of other values, and can travel; what a loader gives is loaded again, but for sound: it is small, and
+        the video that it comes from is not."""
+        class_type = self.graph.class_of(link.node_id)
+        made = bool(self.graph.links[link.node_id]) or self.facts.output_type(class_type, link.slot) == "AUDIO"
+        return made and self.facts.can_travel(class_type, link.slot) and self._holds_tensors(link)
 
     # -- tiles
     def _tile_stage(self) -> Stage:

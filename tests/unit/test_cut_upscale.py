@@ -166,6 +166,14 @@ def test_a_loaded_image_that_is_upscaled_is_captured_in_any_case_and_so_taken_fr
     assert "load" not in stage(job, "last")
 
 
+def test_the_sound_of_a_video_is_handed_on_and_the_video_not_loaded_again() -> None:
+    prompt = {**photo(image="video"), "video": node("LoadClip", file="a.mp4")}
+    prompt["save"]["inputs"]["audio"] = out("video", 1)
+    job = plan(prompt)
+    assert job.edges == ("video~1",)
+    assert set(stage(job, "last")) == {"up", "video~1", "save"}
+
+
 def test_what_an_output_node_saves_while_the_image_is_prepared_is_not_saved_again() -> None:
     prompt = {**batch(), "sound": node("VAEDecodeAudio", samples=out("sample")), "keep": node("PreviewImage", audio=out("collect", 1))}
     prompt["collect"]["inputs"]["audio"] = out("sound")
