@@ -147,13 +147,6 @@ class UpscaleInputWrong(BadInput):
     sentence = "{input} of upscale {node_id} (UltimateSDUpscaleDistributed) is {value}; it must be {expected}"
 
 
-class UpscaleNotYet(BadInput):
-    """An upscale can be planned, but not be run."""
-
-    code = "upscale_not_yet"
-    sentence = "upscale {node_id} cannot run in this version yet; remove it from the prompt, or bypass it in ComfyUI"
-
-
 class NothingToVary(BadInput):
     """More than one item was asked for, or a seed, but the prompt has nothing that takes it."""
 
@@ -624,6 +617,13 @@ class SizesDiffer(JobError):
 
     code = "sizes_differ"
     sentence = "item {index} has images of {size}, item {first} of {first_size}; one batch needs one size; make them equal"
+
+
+class UpscaleImageUnusable(JobError):
+    """What an upscale got, or what a tile of it became, cannot be made into one image."""
+
+    code = "upscale_image_unusable"
+    sentence = "upscale {node_id}: {reason}"
 
 
 class AudioDiffers(JobError):

@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     bytes_in_flight: int = Field(0, ge=0)
     """The same for all jobs; 0: half of the blob server's maxmemory, or 4 GiB where it has none."""
 
+    tile_item_bytes: int = Field(2**28, ge=2**20)
+    """Pixels of one tile of an upscale over all frames that one item takes; more frames become more items."""
+
     runtime_dir: Path | None = None
     """Folder of the embedded Redis, sockets and locks; without it a per-user folder."""
     cache_dir: Path | None = None

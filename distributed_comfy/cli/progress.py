@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distributed_comfy.cli.output import Output
-from distributed_comfy.messages import ItemResult
+from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.orchestrator.run import JobStart, SilentReporter
 from distributed_comfy.orchestrator.servers import Servers
@@ -46,6 +46,9 @@ class _View:
     ended: float | None = None
     done: set[int] = field(default_factory=set)
     lanes: dict[str, _Lane] = field(default_factory=dict)
+    first_tile: int = 2**62
+    """Index of the first item that is a tile."""
+    tiles_began: float = 0.0
 
 
 class RunProgress(SilentReporter):
@@ -103,10 +106,18 @@ class RunProgress(SilentReporter):
             self._output.remark(f"goes on where job {start.resumed} stopped: {here} here already (--fresh starts afresh)", "bold")
         with self._lock:
             self._view = _View(self._view.title or record.title or "prompt", record.items, start.seeds)
-        self._output.remark(f"job {record.job_id}: {_count(record.items, record.has_last_stage)}", "bold")
+            self._view.first_tile = record.first_tile if record.tiles else self._view.first_tile
+        self._output.remark(f"job {record.job_id}: {_count(record)}", "bold")
         if self._output.remarks.is_terminal:
             self._live = Live(get_renderable=self._render, console=self._output.remarks, refresh_per_second=_REFRESH_HZ)
             self._live.start()
+
+    def tiles_planned(self, tiles: int) -> None:
+        """Count the tiles, too."""
+        with self._lock:
+            self._view.total += tiles
+            self._view.tiles_began = time.monotonic()
+        self._output.remark(f"upscale: {_counted(tiles, 'tile')}", "dim")
 
     def step(self, step: Step) -> None:
         """Move a worker's bar."""
@@ -141,7 +152,7 @@ class RunProgress(SilentReporter):
             grid = Table.grid(padding=(0, 2))
             elapsed = (view.ended or time.monotonic()) - view.began
             bar = ProgressBar(max(1, view.total), len(view.done), width=32)
-            grid.add_row(Text(view.title, "bold"), bar, f"{len(view.done)} of {view.total}", f"{elapsed:.1f} s")
+            grid.add_row(Text(view.title, "bold"), bar, f"{len(view.done)} of {view.total}", f"{elapsed:.1f} s{_left(view)}")
             for name, lane in list(view.lanes.items())[:_WORKERS_SHOWN]:
                 grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view))
             hidden = len(view.lanes) - _WORKERS_SHOWN
@@ -155,13 +166,27 @@ def _lane_cells(lane: _Lane, view: _View) -> tuple[RenderableType, str, str]:
     return ProgressBar(max(1, lane.maximum), lane.value, width=32), f"{_item(lane.index, view)}  {lane.value}/{lane.maximum}", mean
 
 
+def _left(view: _View) -> str:
+    """How long the tiles will take at the rate of those that are done; nothing before there is one."""
+    done = sum(index >= view.first_tile for index in view.done)
+    left = view.total - len(view.done)
+    if not done or not left:
+        return ""
+    return f", about {(time.monotonic() - view.tiles_began) / done * left:.0f} s left"
+
+
 def _item(index: int, view: _View) -> str:
+    if index >= view.first_tile:
+        return f"tile {index - view.first_tile}"
     seed = view.seeds.get(index, "")
     return f"item {index} (seed {seed})" if seed else f"item {index}"
 
 
-def _count(items: int, has_last_stage: bool) -> str:
-    return f"{_counted(items - 1, 'item')} and a last stage" if has_last_stage else _counted(items, "item")
+def _count(record: JobRecord) -> str:
+    parts = [_counted(record.generated, "item")]
+    parts += ["the image to upscale"] * record.has_prepare + ["its tiles"] * (record.tiles is not None)
+    parts += ["a last stage"] * record.has_last_stage
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
 def _counted(number: int, noun: str) -> str:

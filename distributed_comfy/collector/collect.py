@@ -1,4 +1,4 @@
-"""The collector's loop: brings every result of a job home while the job runs, and feeds its last stage.
+"""The collector's loop: brings every result of a job home while the job runs, has its tiles made, and feeds its last stage.
 
 Events say where to look; what is true is read from the table, at the start, after each outage (the next look) and every few seconds.
 Per item: fetch into the spool, unlink the blobs, mark as fetched; a result whose blob is gone or damaged is reopened, so it runs again.
@@ -10,14 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distributed_comfy.collector.assemble import BatchCheck
-from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed
+from distributed_comfy.collector.fed_item import FedItem
+from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed, plan_prepare_feed
 from distributed_comfy.collector.gaps import missing_items
 from distributed_comfy.collector.patience import Patience
 from distributed_comfy.collector.spool import Spool, references
 from distributed_comfy.collector.table import JobTable
+from distributed_comfy.collector.tile_work import Places, TileLimits, TileWork
 from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameError, ItemsMissing, JobCancelled, JobFailed, from_wire
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.state.records import ItemState, JobEvent, JobState
@@ -44,6 +46,8 @@ class CollectorOptions:
     """How often the table is read without an event."""
     inputs_interval_s: float = 5.0
     """How often `ensure_inputs` is called."""
+    tiles: TileLimits = field(default_factory=TileLimits)
+    """Bounds of an upscale."""
 
 
 class Collector:
@@ -78,8 +82,10 @@ class Collector:
         self._state = JobState("pending")
         self._looked_at = self._inputs_at = LONG_AGO
         self._inputs: Future[None] | None = None
-        self._plan: FeedPlan | None = None
-        self._feeding: _Feeding | None = None
+        self._fed: dict[int, FedItem] = {}
+        """The items that are fed while they run."""
+        self._tiles: TileWork | None = None
+        """The upscale, once its image is here."""
         self._generated = job.generated
         self._missing = self._generated
         """Generated items that are not here yet."""
@@ -129,9 +135,11 @@ class Collector:
         if self._wanted or self._fetching:
             return False
         known = len(self._told) + len(self._gone)
-        if known < self._job.items and self._state.ended and self._looked_at > LONG_AGO and not self._unfetched():
+        if known < self._items and self._state.ended and self._looked_at > LONG_AGO and not self._unfetched():
             self._raise_end()
-        return known == self._job.items and (not self._gone or self._state.state == "done")
+        if known < self._items or (self._job.tiles is not None and self._tiles is None):
+            return False
+        return not self._gone or self._state.state == "done"
 
     def _pause_s(self) -> float:
         """How long to wait for events; fetches under way are waited for here, because nothing wakes the other wait for them."""
@@ -143,11 +151,11 @@ class Collector:
     def _heed(self, events: list[JobEvent]) -> None:
         """Look where events point."""
         for event in events:
-            if event.kind == "done" and 0 <= event.index < self._job.items and event.claim_id != self._spool.claim_id(event.index):
+            if event.kind == "done" and 0 <= event.index < self._items and event.claim_id != self._spool.claim_id(event.index):
                 self._wanted[event.index] = None
-        last_claimed = any(event.kind == "claimed" and event.index >= self._generated for event in events)
+        fed_claimed = any(event.kind == "claimed" and event.index in self._fed for event in events)
         others = any(event.kind in ("failed", "released", "job") for event in events)
-        if last_claimed or others or time.monotonic() - self._looked_at >= self._options.look_interval_s:
+        if fed_claimed or others or time.monotonic() - self._looked_at >= self._options.look_interval_s:
             self._look()
 
     def _look(self) -> None:
@@ -223,60 +231,85 @@ class Collector:
             for node_id in result.blocked:
                 log.info("job %s item %d: nothing reached %s: blocked or skipped before it", self._job.job_id, index, node_id)
             self._options.on_item(index, result)
-            self._check.add(index, result)
+            if index < self._generated:
+                self._check.add(index, result)
+            elif self._tiles is not None and index >= self._job.first_tile:
+                self._tiles.take(index)
 
-    # -- the last stage
+    # -- what follows the generated items
     def _go_on(self) -> None:
-        """What follows from what is here: input files, last stage, feed."""
+        """What follows from what is here: input files, the image to upscale, its tiles, the last stage."""
         if self._inputs is not None and self._inputs.done():
             self._inputs.result()
             self._inputs = None
         if self._inputs is None and time.monotonic() - self._inputs_at >= self._options.inputs_interval_s:
             self._inputs_at = time.monotonic()
-            self._inputs = self._threads.submit(self._load.call, self._options.ensure_inputs)
-        if self._job.has_last_stage and self._missing == len(self._gone):
+            self._inputs = self._threads.submit(self._load.call, self._ensure)
+        if self._missing == len(self._gone) and self._is_prepared() and self._is_upscaled():
             self._finish_stage()
+
+    def _ensure(self) -> None:
+        self._options.ensure_inputs()
+        if self._tiles is not None:
+            self._tiles.ensure()
+
+    def _is_prepared(self) -> bool:
+        """Whether the image to upscale is here, or none is asked for; lets it be made."""
+        index = self._job.prepare_index
+        if index is None or self._spool.has(index):
+            return True
+        if index not in self._fed:
+            self._fed[index] = self._fed_item(index, plan_prepare_feed(self._job, self._spool, self._store))
+        self._fed[index].go_on(self._states.get(index, ItemState("blocked")))
+        return False
+
+    def _is_upscaled(self) -> bool:
+        """Whether the canvas is complete, or there is none; lets tiles be made."""
+        if self._job.tiles is None:
+            return True
+        if self._tiles is None:
+            places = Places(self._table, self._store, self._spool)
+            tiles = TileWork(self._job, places, self._load, self._options.tiles)
+            tiles.begin()
+            self._tiles = tiles
+        self._tiles.go_on()
+        return self._tiles.done
 
     def _finish_stage(self) -> None:
         """Unblock the last stage once, and again where the table forgot; feed whoever runs it."""
-        last = self._states.get(self._generated, ItemState("blocked"))
-        if self._plan is None:
-            self._plan = plan_feed(self._job, self._spool, self._store)
-            self._unblock()
-        elif last.state == "blocked":
-            self._unblock()
-        self._feed(last.claim_id if last.state == "running" else "")
+        index = self._job.last_index
+        if index is None:
+            return
+        if index not in self._fed:
+            canvas = self._tiles.canvas if self._tiles is not None else None
+            self._fed[index] = self._fed_item(index, plan_feed(self._job, self._spool, self._store, canvas))
+            log.info("job %s: %d of %d items are here, the last stage may start", self._job.job_id, len(self._told), self._items)
+        self._fed[index].go_on(self._states.get(index, ItemState("blocked")))
 
-    def _unblock(self) -> None:
-        assert self._plan is not None
-        if self._ask.call(self._table.unblock, self._job.job_id, [(self._generated, self._plan.json)]):
-            here = self._generated - self._missing
-            log.info("job %s: %d of %d items are here, the last stage may start", self._job.job_id, here, self._generated)
-        if self._states.get(self._generated, ItemState("blocked")).state == "blocked":
-            self._states[self._generated] = ItemState("pending")
+    def _fed_item(self, index: int, plan: FeedPlan) -> FedItem:
+        def unblock(feed_json: str) -> None:
+            self._ask.call(self._table.unblock, self._job.job_id, [(index, feed_json)])
+            if self._states.get(index, ItemState("blocked")).state == "blocked":
+                self._states[index] = ItemState("pending")
 
-    def _feed(self, claim_id: str) -> None:
-        """Feed this claim and no other; none with an empty id."""
-        if self._feeding is not None and self._feeding.future.done():
-            self._feeding.future.result()
-        if self._feeding is not None and self._feeding.claim_id != claim_id:
-            self._feeding.end()
-            self._feeding = None
-        if claim_id and self._feeding is None:
-            assert self._plan is not None
-            feeder = Feeder(self._plan, self._spool, self._store, window_bytes=self._options.window_bytes)
-            self._feeding = _Feeding.begin(feeder, claim_id, self._threads)
+        feeder = Feeder(plan, self._spool, self._store, window_bytes=self._options.window_bytes)
+        return FedItem(plan, unblock, feeder, self._threads)
+
+    @property
+    def _items(self) -> int:
+        """All items that are known by now."""
+        return self._job.items + (self._tiles.items if self._tiles is not None else 0)
 
     # -- the end
     def _raise_end(self) -> None:
         """The error of a job that ended without all items here."""
-        missing = [index for index in range(self._job.items) if index not in self._told and index not in self._gone]
+        missing = [index for index in range(self._items) if index not in self._told and index not in self._gone]
         raise job_error(self._job.job_id, self._state, self._states) or ItemsMissing(job_id=self._job.job_id, indexes=missing)
 
     def _end(self) -> None:
         self._stop.set()
-        if self._feeding is not None:
-            self._feeding.end()
+        for item in self._fed.values():
+            item.end()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
@@ -293,22 +326,3 @@ def job_error(job_id: str, state: JobState, items: Mapping[int, ItemState]) -> D
     if state.state == "cancelled":
         return JobCancelled(job_id=job_id, reason=state.reason or "no reason was given")
     return None
-
-
-@dataclass(frozen=True)
-class _Feeding:
-    """A feeder at work."""
-
-    claim_id: str
-    stop: threading.Event
-    future: Future[bool]
-
-    @classmethod
-    def begin(cls, feeder: Feeder, claim_id: str, threads: ThreadPoolExecutor) -> _Feeding:
-        stop = threading.Event()
-        return cls(claim_id, stop, threads.submit(feeder.run, claim_id, stop))
-
-    def end(self) -> None:
-        """Stop it and wait until it cleaned up."""
-        self.stop.set()
-        wait([self.future])

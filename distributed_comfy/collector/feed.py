@@ -1,4 +1,4 @@
-"""Feeding the last stage: which values it gets, under which blob names, and the upload while it runs.
+"""Feeding the last stage (or the item that prepares an upscale): which values it gets, under which names, and the upload while it runs.
 
 The spool's frames are sent again as they came, within a window of bytes: the engine unlinks what it has read, and that makes room for
 the next.  So a large job never lies in the blob store whole.  A slot is a lane of its own, because only the engine knows in which order
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from typing import Union
+
+import numpy as np
+from numpy.typing import NDArray
 
 from distributed_comfy import messages
 from distributed_comfy.collector.assemble import placed_values
@@ -21,6 +25,8 @@ from distributed_comfy.errors import ConnectionLost
 from distributed_comfy.messages import JobRecord, MappingValue, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore, parse_blob_id
 from distributed_comfy.transport.feed_names import Feed, bind_feed, feed_blob_name, feed_lanes
+from distributed_comfy.transport.frames import BytesLike, encode_tensor, frame_size_bytes
+from distributed_comfy.transport.values import expected_ref
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +36,48 @@ LONGEST_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True)
-class FeedSource:
-    """Where one tensor of the feed lies in the spool."""
+class SpooledTensor:
+    """A tensor of the feed that lies in the spool, as it came."""
 
     index: int
     ref: TensorRef
 
+    def size_bytes(self, spool: Spool) -> int:
+        """Length of its frame."""
+        return spool.blob_bytes(self.index, self.ref.blob)
+
+    def pieces(self, spool: Spool) -> list[BytesLike]:
+        """Its frame."""
+        return [spool.frame(self.index, self.ref)]
+
+
+@dataclass(frozen=True, eq=False)
+class CanvasFrame:
+    """A tensor of the feed that is one frame of an upscaled canvas."""
+
+    canvas: NDArray[np.float32]
+    """[F, H, W, C], complete."""
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return (1, *self.canvas.shape[1:])
+
+    def size_bytes(self, spool: Spool) -> int:
+        """Length of its frame."""
+        return frame_size_bytes("float32", self.shape)
+
+    def pieces(self, spool: Spool) -> list[BytesLike]:
+        """Its frame, made without a copy."""
+        return encode_tensor(self.canvas[self.number : self.number + 1], limit_bytes=self.size_bytes(spool))
+
+
+FeedSource = Union[SpooledTensor, CanvasFrame]
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """What a last stage gets."""
+    """What an item gets."""
 
     job_id: str
     feed: Feed
@@ -60,6 +98,12 @@ class _Renamer:
         self.sources: list[FeedSource] = []
         self._job_id, self._spool, self._store = job_id, spool, store
 
+    def add_frame(self, frame: CanvasFrame) -> TensorRef:
+        """A frame of the canvas as a value of the feed."""
+        name = feed_blob_name(self._job_id, len(self.sources))
+        self.sources.append(frame)
+        return expected_ref(self._store, name, dtype="float32", shape=frame.shape)
+
     def rename(self, index: int, value: Value) -> Value:
         """``value`` of item ``index`` with new blob ids."""
         if isinstance(value, MappingValue):
@@ -67,11 +111,11 @@ class _Renamer:
         if not isinstance(value, TensorRef):
             return value
         name = feed_blob_name(self._job_id, len(self.sources))
-        self.sources.append(FeedSource(index, value))
+        self.sources.append(SpooledTensor(index, value))
         return replace(value, blob=self._store.blob_id(name, self._spool.blob_bytes(index, value.blob)))
 
 
-def plan_feed(job: JobRecord, spool: Spool, store: BlobStore) -> FeedPlan:
+def plan_feed(job: JobRecord, spool: Spool, store: BlobStore, canvas: NDArray[np.float32] | None = None) -> FeedPlan:
     """The feed of a job's last stage; the same each time for the same spool.
 
     Each slot of a collector that the last stage uses gets every item's values in order; the engine joins them. An edge that crosses
@@ -82,21 +126,36 @@ def plan_feed(job: JobRecord, spool: Spool, store: BlobStore) -> FeedPlan:
         job: its record.
         spool: with all items but the last and those that the job does without.
         store: asked for blob ids only; nothing is uploaded.
+        canvas: of the job's upscale, [F, H, W, C]; it must not change any more.
     """
+    used = [collector.node_id for collector in job.collectors if collector.consumed]
+    late = job.tiles.late_edges if job.tiles else ()
     renamer = _Renamer(job.job_id, spool, store)
-    feed: Feed = {}
-    for node_id, slot, repeats in _slots(job):
-        values = placed_values(spool, node_id, slot, stand_ins(spool.items(), job.generated) if repeats else {})
-        feed.setdefault(node_id, {})[slot] = tuple(renamer.rename(placed.index, placed.value) for placed in values)
+    feed = _feed_of(job, spool, renamer, used, (*job.edges, *late))
+    if job.tiles is not None and canvas is not None:
+        frames = (CanvasFrame(canvas, number) for number in range(len(canvas)))
+        feed[job.tiles.node_id] = {"images": tuple(renamer.add_frame(frame) for frame in frames)}
     return FeedPlan(job.job_id, feed, tuple(renamer.sources))
 
 
-def _slots(job: JobRecord) -> Iterator[tuple[str, str, bool]]:
-    """Node, slot, and whether other items stand in for missing ones."""
-    for collector in job.collectors:
-        if collector.consumed:
-            yield from ((collector.node_id, slot, collector.on_missing == "repeat") for slot in collector.slots)
-    yield from ((edge, "value", False) for edge in job.edges)
+def plan_prepare_feed(job: JobRecord, spool: Spool, store: BlobStore) -> FeedPlan:
+    """The feed of the item that makes the image to upscale, as `plan_feed`."""
+    assert job.tiles is not None and job.tiles.prepare is not None
+    renamer = _Renamer(job.job_id, spool, store)
+    feed = _feed_of(job, spool, renamer, job.tiles.prepare.collectors, job.tiles.prepare.edges)
+    return FeedPlan(job.job_id, feed, tuple(renamer.sources))
+
+
+def _feed_of(job: JobRecord, spool: Spool, renamer: _Renamer, collectors: Sequence[str], edges: Sequence[str]) -> Feed:
+    """Every wired slot of these collectors, and these edges."""
+    places = [
+        (one.node_id, slot, one.on_missing == "repeat") for one in job.collectors if one.node_id in collectors for slot in one.slots
+    ]
+    feed: Feed = {}
+    for node_id, slot, repeats in [*places, *((edge, "value", False) for edge in edges)]:
+        values = placed_values(spool, node_id, slot, stand_ins(spool.items(), job.generated) if repeats else {})
+        feed.setdefault(node_id, {})[slot] = tuple(renamer.rename(placed.index, placed.value) for placed in values)
+    return feed
 
 
 class Feeder:
@@ -121,7 +180,7 @@ class Feeder:
         Returns:
             True where the engine took everything.
         """
-        patience = Patience(f"job {self._plan.job_id}: feeding the last stage", stop)
+        patience = Patience(f"job {self._plan.job_id}: feeding an item", stop)
         lanes = self._lanes(claim_id)
         pause_s = FIRST_PAUSE_S
         try:
@@ -143,7 +202,7 @@ class Feeder:
 
     def _portion(self, refs: tuple[TensorRef, ...], sources: Iterator[FeedSource]) -> _Portion:
         mine = tuple(next(sources) for _ in refs)
-        size_bytes = sum(self._spool.blob_bytes(source.index, source.ref.blob) for source in mine)
+        size_bytes = sum(source.size_bytes(self._spool) for source in mine)
         return _Portion(tuple(ref.blob for ref in refs), mine, size_bytes)
 
     def _upload(self, claim_id: str, lanes: list[_Lane], patience: Patience) -> bool:
@@ -162,7 +221,7 @@ class Feeder:
 
     def _put(self, blob: str, source: FeedSource) -> None:
         name, _ = parse_blob_id(blob)
-        self._store.put(name, [self._spool.frame(source.index, source.ref)], job_id=self._plan.job_id)
+        self._store.put(name, source.pieces(self._spool), job_id=self._plan.job_id)
 
     def _look(self, lanes: list[_Lane]) -> bool:
         """See what the engine took; False if nothing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from distributed_comfy.messages import ItemResult
+from distributed_comfy.messages import ItemResult, ItemSpec
+from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import ItemState, JobEvent, JobState
 
 
@@ -40,6 +41,15 @@ class JobTable(Protocol):
 
         Returns:
             False where the item is not done by this claim (any more).
+        """
+
+    def extend(self, job_id: str, specs: Sequence[ItemSpec], *, finished: Sequence[FinishedItem] = (), final: bool = False) -> bool:
+        """Add items to a job that grows, all blocked but those that are finished; those that it has stay as they are.
+
+        Args:
+            final: there will be no more.
+        Returns:
+            False where something would change, but the job has ended or does not grow.
         """
 
     def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:

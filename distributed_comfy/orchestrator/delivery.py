@@ -16,13 +16,17 @@ from distributed_comfy.collector.gaps import stand_ins
 from distributed_comfy.collector.naming import FolderNames
 from distributed_comfy.collector.save import FileMetadata, ResultSaver, SavedFile, SavedValue, save_files
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
-from distributed_comfy.errors import DistributedComfyError, OutputUnwritable, RunInterrupted
+from distributed_comfy.collector.tile_work import TileLimits
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, OutputUnwritable, RunInterrupted
 from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+_WORKERS_KEPT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,29 @@ class DeliveryOptions:
     """Called for each item that has arrived."""
     ensure_inputs: Callable[[], None] = lambda: None
     """Stores input files again that the blob store lost."""
+    on_tiles: Callable[[int], None] = lambda tiles: None
+    """Told how many tiles an upscale adds to the items, once that is known."""
     prefix: str = "ComfyUI"
     """First part of the names of collected images."""
     spool: Spool | None = None
     """The job's spool where it is open already, with the items of an earlier job; None: in the folder, made if it is not there."""
+
+
+class CapableWorkers:
+    """How many live workers can run a job's items; asked again after a while only."""
+
+    def __init__(self, cluster: Cluster, record: JobRecord) -> None:
+        self._cluster, self._record = cluster, record
+        self._count, self._asked_at = 1, float("-inf")
+
+    def __call__(self) -> int:
+        """At least 1; what was found last, where the server does not answer."""
+        if time.monotonic() - self._asked_at > _WORKERS_KEPT_S:
+            self._asked_at = time.monotonic()
+            with suppress(ClusterUnavailable):
+                live, need = self._cluster.matching.live().values(), self._record.requirement
+                self._count = max(1, sum(need is None or matches(need, found) for found in live))
+        return self._count
 
 
 class Courier:
@@ -101,7 +124,10 @@ class Courier:
         self._spool = options.spool or Spool(spool_folder(options.out, record.job_id), manifest)
         out = options.out.absolute()
         cluster.jobs.note_spool(record.job_id, SpoolPlace(cluster.settings.host_name, str(self._spool.folder.absolute()), str(out)))
-        collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs)
+        tiles = TileLimits(
+            cluster.settings.tile_item_bytes, cluster.settings.blob_limit_bytes, CapableWorkers(cluster, record), options.on_tiles
+        )
+        collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs, tiles=tiles)
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
         self._saver = ResultSaver(self._spool, self._places_to_save(), options.out, metadata=metadata, prefix=options.prefix)
         self._names = FolderNames(options.out)

@@ -62,7 +62,10 @@ def _server_metrics(reading: Reading) -> Iterator[Metric]:
 
 
 def _item_metrics(figures: Figures) -> Iterator[Metric]:
-    kinds = "kind: generate (a seed), whole (a prompt without seeds), prepare (the image to upscale), tile (a part of it), last (what follows)"
+    kinds = (
+        "kind: generate (a seed), whole (a prompt without seeds), prepare (the image to upscale), tile (a part of it), "
+        "last (what follows)"
+    )
     items = GaugeMetricFamily(P + "items", f"Items of jobs that have not ended, by state and {kinds}.", labels=["state", "kind"])
     for (kind, state), count in figures.items.items():
         items.add_metric([state, kind], count)

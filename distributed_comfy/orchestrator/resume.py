@@ -23,12 +23,14 @@ class Resumed:
     """The job that stopped."""
     spool: Spool
     """Open, and the new job's."""
+    items: int
+    """Of the new job, as it is submitted."""
 
     @property
     def finished(self) -> tuple[FinishedItem, ...]:
-        """The items that need not run again."""
-        spool = self.spool
-        return tuple(FinishedItem(index, spool.claim_id(index) or "", spool.result(index)) for index in spool.items())
+        """The items that need not run again; tiles follow when they are entered."""
+        here = [index for index in self.spool.items() if index < self.items]
+        return tuple(FinishedItem(index, self.spool.claim_id(index) or "", self.spool.result(index)) for index in here)
 
 
 def resume(cluster: Cluster, record: JobRecord, out: Path) -> Resumed | None:
@@ -50,7 +52,7 @@ def resume(cluster: Cluster, record: JobRecord, out: Path) -> Resumed | None:
             spool.close()
             raise
         log.info("job %s goes on where job %s stopped: %d of %d items are here", record.job_id, old, len(spool.items()), record.items)
-        return Resumed(old, spool)
+        return Resumed(old, spool, record.items)
     return None
 
 

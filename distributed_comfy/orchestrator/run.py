@@ -78,6 +78,9 @@ class Reporter(Protocol):
     def step(self, step: Step) -> None:
         """A worker did some steps."""
 
+    def tiles_planned(self, tiles: int) -> None:
+        """An upscale adds so many tiles to the job's items."""
+
     def item_done(self, index: int, result: ItemResult) -> None:
         """An item has arrived."""
 
@@ -98,6 +101,9 @@ class SilentReporter:
         """Nothing."""
 
     def step(self, step: Step) -> None:
+        """Nothing."""
+
+    def tiles_planned(self, tiles: int) -> None:
         """Nothing."""
 
     def item_done(self, index: int, result: ItemResult) -> None:
@@ -173,7 +179,9 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     if kept:
         return _watch(cluster, start, options.stop, reporter)
     spool = job.resumed.spool if job.resumed else None
-    delivery = DeliveryOptions(options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), options.prefix, spool)
+    delivery = DeliveryOptions(
+        options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), reporter.tiles_planned, options.prefix, spool
+    )
     ownership = Ownership(cluster, job.record.job_id, job.owner)
     with ownership, ProgressListener(cluster, job.record.job_id, reporter.step):
         return _collect(cluster, job.record, delivery, options.stop, ownership.lost)
@@ -202,7 +210,7 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     with ownership, ProgressListener(cluster, job_id, reporter.step):
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
-        return _collect(cluster, record, DeliveryOptions(out, reporter.item_done), stop, ownership.lost)
+        return _collect(cluster, record, DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned), stop, ownership.lost)
 
 
 def _take_over(cluster: Cluster, job_id: str, stop: threading.Event) -> str:

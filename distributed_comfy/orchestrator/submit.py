@@ -21,7 +21,6 @@ from distributed_comfy.errors import (
     PromptMalformed,
     ResultsNeedCollector,
     RunInterrupted,
-    UpscaleNotYet,
     UpscaleUnused,
 )
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
@@ -140,8 +139,6 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         RunInterrupted: ``stop`` was set.
     """
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
-    if plan.tiles:
-        raise UpscaleNotYet(node_id=plan.tiles.node_id)  # nobody adds the tiles yet
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 
 from distributed_comfy.orchestrator.submit import SubmitOptions, check_early, read_prompt
-from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS
+from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, UPSCALE_CLASS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
-def test_an_example_can_be_planned_for_three_items(path: Path) -> None:
-    options = SubmitOptions(items=3, seed=11)
+def test_an_example_can_be_planned(path: Path) -> None:
+    is_upscale = path.stem.startswith("upscale")
+    options = SubmitOptions() if is_upscale else SubmitOptions(items=3, seed=11)
     given = read_prompt(path, options)
     check_early(given, options)
     classes = {node["class_type"] for node in given.parsed.prompt.values()}
-    assert {SEED_CLASS, COLLECTOR_CLASS} <= classes
+    assert ({UPSCALE_CLASS} if is_upscale else {SEED_CLASS, COLLECTOR_CLASS}) <= classes
     assert all(node["_meta"]["title"] for node in given.parsed.prompt.values()), "what people see in the editor"

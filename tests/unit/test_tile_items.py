@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from distributed_comfy.messages import ItemSpec, apply_patches, dump, load
-from distributed_comfy.planning.tile_prompt import Canvas, TileRow, tile_specs
 from distributed_comfy.tile_stage import TileStage
 from distributed_comfy.workflow.region import Region
+from distributed_comfy.workflow.tile_items import Canvas, TileRow, tile_specs
 from tests.prompts import node, out
 from tests.upscale_prompts import photo, plan, stage
 

@@ -1,0 +1,151 @@
+"""A tiled upscale through the cluster: the same bytes whoever made the tiles, with workers and masters killed on the way."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from numpy.typing import NDArray
+
+from distributed_comfy.collector.spool import SPOOL_FOLDER
+from distributed_comfy.errors import UpscaleImageUnusable
+from distributed_comfy.messages import Prompt
+from tests.cluster_rig import JobReport, Rig
+from tests.command_line import CommandLine, pixels, until
+from tests.prompts import node, out
+
+pytestmark = pytest.mark.redis
+
+SIDE, TILE, PADDING, FEATHER = 256, 96, 16, 8
+TILES = 9
+
+
+def upscale(image: Any, **inputs: Any) -> dict[str, Any]:
+    text = out("model", 1)
+    links = {"upscaled_image": image, "model": out("model"), "positive": text, "negative": text, "vae": out("model", 2)}
+    widgets = {
+        "seed": 3, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.4, "tile_width": TILE,
+        "tile_height": TILE, "padding": PADDING, "mask_blur": FEATHER, "force_uniform_tiles": True, "tiled_decode": False,
+    }  # fmt: skip
+    return node("UltimateSDUpscaleDistributed", **{**links, **widgets, **inputs})
+
+
+def picture(batch_size: int = 1, channels: int = 3, **inputs: Any) -> Prompt:
+    """A picture in tiles, and what a node behind the upscale is given."""
+    return {
+        "make": node("RuleImage", seed=5, width=SIDE, height=SIDE, batch_size=batch_size, channels=channels)
+        if channels != 3
+        else node("SeededGenerator", seed=5, steps=2, width=SIDE, height=SIDE, batch_size=batch_size, style="auto"),
+        "model": node("SeededModel", edges=0.8, strokes=0.6),
+        "up": upscale(out("make"), **inputs),
+        "save": node("SaveImage", images=out("up"), filename_prefix="after"),
+    }
+
+
+SLOW = {"steps": 150}
+"""Tiles that take long enough to be disturbed."""
+
+
+def after(report: JobReport) -> list[NDArray[Any]]:
+    return [pixels(path) for path in sorted(file.path for file in report.done.files if file.ref.name.startswith("after"))]
+
+
+def only(rig: Rig, *names: str) -> None:
+    for name in rig.workers:
+        rig.cluster.jobs.drain(name, drained=name not in names)
+
+
+@pytest.mark.parametrize("mode", ["linear", "chess", "independent"])
+def test_one_worker_and_two_give_the_same_bytes(builtin_rig: Rig, mode: str) -> None:
+    both = builtin_rig.run(picture(mode=mode))
+    names = sorted(builtin_rig.workers)
+    only(builtin_rig, names[0])
+    try:
+        one = builtin_rig.run(picture(mode=mode))
+    finally:
+        only(builtin_rig, *names)
+    assert numpy.array_equal(after(both)[0], after(one)[0]) and after(both)[0].std() > 10
+    assert {result.worker for result in one.done.results.values()} == {names[0]}
+    assert {result.worker for result in both.done.results.values()} == set(names), "tiles ran on both"
+    assert len(builtin_rig.executions(both.job_id)) == 1 + TILES + 1
+
+
+def test_the_result_is_the_image_where_nothing_is_redrawn(builtin_rig: Rig) -> None:
+    """At denoise 0 the refiner hands back what it got, so only cutting, transport and blending are left."""
+    prompt = picture(batch_size=2, denoise=0.0, seam_fix="half_tile", seam_fix_denoise=0.0)
+    prompt["before"] = node("SaveImage", images=out("make"), filename_prefix="before")
+    report = builtin_rig.run(prompt)
+    before = [pixels(path) for path in sorted(file.path for file in report.done.files if file.ref.name.startswith("before"))]
+    assert len(before) == 2
+    assert all(numpy.array_equal(one, other) for one, other in zip(before, after(report), strict=True))
+
+
+def test_a_killed_worker_changes_no_byte(builtin_rig: Rig) -> None:
+    undisturbed = after(builtin_rig.run(picture(**SLOW)))
+    (extra,) = builtin_rig.start("third", lease_ttl_s=2)
+    job = builtin_rig.begin(picture(**SLOW))
+    job.until(lambda: draws_a_tile(builtin_rig, job.queued(), "third"))
+    extra.kill()
+    del builtin_rig.workers["third"]
+    report = job.wait()
+    assert numpy.array_equal(after(report)[0], undisturbed[0])
+    assert len(builtin_rig.executions(report.job_id)) == 1 + TILES + 1 + 1, "only the tile that died with it ran again"
+
+
+def draws_a_tile(rig: Rig, job_id: str, worker: str) -> bool:
+    """Whether the worker's engine has begun with a tile that is not done."""
+    begun = {claim_id for _, claim_id, _ in rig.executions(job_id)}
+    items = rig.cluster.jobs.item_states(job_id)
+    return any(
+        index >= 2 and state.worker == worker and state.state == "running" and state.claim_id in begun for index, state in items.items()
+    )
+
+
+def test_a_master_that_dies_goes_on_at_the_first_missing_tile(builtin_rig: Rig, tmp_path: Path) -> None:
+    undisturbed = after(builtin_rig.run(picture(**SLOW)))
+    cluster = builtin_rig.cluster
+    line = CommandLine(tmp_path, DC_REDIS_URL=cluster.redis_url, DC_BLOB_URL=cluster.blob_url, DC_KEY_PREFIX=cluster.settings.key_prefix)
+    line.write("graph.json", picture(**SLOW))
+
+    def start() -> subprocess.Popen[str]:
+        return line.start("run", "graph.json", "--out", "made", "--json")
+
+    process = start()
+    folder = line.folder / "made" / SPOOL_FOLDER
+    until(lambda: len(list(folder.glob("*/items/*.json"))) >= 4)
+    os.kill(process.pid, signal.SIGKILL)
+    line.finish(process)
+    here = {int(path.stem) for path in folder.glob("*/items/*.json")}
+    done = line.finish(start())
+    assert done.status == 0, done.err
+    assert "goes on where job" in done.err
+    assert not here & {index for index, *_ in builtin_rig.executions(done.json["job"])}
+    assert numpy.array_equal(pixels(line.folder / "made" / "after_00001_.png"), undisturbed[0])
+
+
+def test_alpha_stays_as_it_is_and_one_channel_is_refused(builtin_rig: Rig) -> None:
+    prompt = picture(channels=4)
+    prompt["before"] = node("SaveImage", images=out("make"), filename_prefix="before")
+    report = builtin_rig.run(prompt)
+    (before,) = (pixels(file.path) for file in report.done.files if file.ref.name.startswith("before"))
+    assert after(report)[0].shape == (SIDE, SIDE, 4) and numpy.array_equal(after(report)[0][..., 3], before[..., 3])
+    job = builtin_rig.begin(picture(channels=1))
+    assert isinstance(job.wait().error, UpscaleImageUnusable)
+    assert "1 channel" in str(job.report.error)
+
+
+def test_a_batch_from_a_collector_is_upscaled_in_order(builtin_rig: Rig) -> None:
+    prompt = picture()
+    prompt["seed"] = node("DistributedSeed", seed=2**40)
+    prompt["make"]["inputs"]["seed"] = out("seed")
+    prompt["collect"] = node("DistributedCollector", images=out("make"), load_balance=False)
+    prompt["scale"] = node("ImageScale", image=out("collect"), upscale_method="nearest-exact", width=SIDE, height=SIDE, crop="disabled")
+    prompt["up"]["inputs"] |= {"upscaled_image": out("scale"), "denoise": 0.0}
+    report = builtin_rig.run(prompt, items=3)
+    assert len(after(report)) == 3
+    kinds = [spec.kind for spec in builtin_rig.cluster.jobs.specs(report.job_id).values()]
+    assert kinds == ["generate"] * 3 + ["prepare", "last"] + ["tile"] * TILES
