@@ -4,6 +4,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import replace
@@ -19,11 +20,13 @@ from distributed_comfy.orchestrator.doctor.findings import Finding, fail, health
 from distributed_comfy.orchestrator.doctor.redis_settings import check_blob_settings, check_clock, check_state_settings
 from distributed_comfy.orchestrator.doctor.redis_version import FIXED, Package, check_version, read_package
 from distributed_comfy.orchestrator.doctor.server_facts import ServerFacts
+from distributed_comfy.orchestrator.doctor.server_program import local_programs
 from distributed_comfy.orchestrator.doctor.workers import check_differences
 from distributed_comfy.state.records import WorkerFacts
+from tests.command_line import until
 
 STATE = ServerFacts(
-    product="Valkey", version="8.1.11", program=None, run_id="1", role="master", maxmemory=0, maxmemory_policy="noeviction", appends=True,
+    product="Valkey", version="8.1.11", programs=(), run_id="1", role="master", maxmemory=0, maxmemory_policy="noeviction", appends=True,
     append_error=False, open_to_all=False, loopback=False, answer_ms=0.1, clock_ahead_s=0.0,
 )  # fmt: skip
 BLOB = replace(STATE, run_id="2", maxmemory=2**33, appends=False)
@@ -126,14 +129,51 @@ def test_a_packages_fix_is_read_from_its_changelog_else_from_its_version(
     monkeypatch.setattr(redis_version, "_DOCUMENTS", tmp_path / "doc")
     if changelog is not None:
         (documents / "changelog.Debian.gz").write_bytes(gzip.compress(changelog.encode()))
-    assert read_package(program) == Package("redis-server", number, fixed)
+    assert read_package((program,)) == Package("redis-server", number, fixed)
 
 
 def test_a_program_of_no_package_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_package(None) is None
-    assert read_package(tmp_path / "redis-server") is None
+    assert read_package(()) is None
+    assert read_package((tmp_path / "redis-server",)) is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert read_package(Path(sys.executable)) is None
+    assert read_package((Path(sys.executable),)) is None
+
+
+def test_a_server_whose_program_cannot_be_seen_is_warned_of_where_the_package_of_its_version_has_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "dpkg-query"
+    tool.write_text("#!/bin/sh\n[ $4 = redis-server ] && echo 'installed 5:7.0.15-1~deb12u10'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin")
+    monkeypatch.setattr(redis_version, "_DOCUMENTS", tmp_path)
+    facts = replace(STATE, product="Redis", version="7.0.15")
+    package = redis_version.installed_package(facts)
+    assert package == Package("redis-server", "5:7.0.15-1~deb12u10", True, certain=False)
+    found = version("Redis", "7.0.15", package)
+    assert levels([found]) == ["warn"] and "unless it runs from this host's package redis-server" in found.found
+    assert "set DC_REDIS_ACCEPT=5:7.0.15-1~deb12u10" in found.remedy
+    assert version("Redis", "7.0.15", package, accepted="5:7.0.15-1~deb12u10").level == "ok"
+    assert version("Redis", "7.0.15", replace(package, fixed=None)).level == "fail"
+    assert redis_version.installed_package(replace(facts, version="7.0.1")) is None, "not of that package, whatever it is"
+    assert redis_version.installed_package(replace(facts, product="Valkey")) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows processes as files")
+def test_a_programs_names_are_read_from_its_process_whatever_the_server_says(tmp_path: Path) -> None:
+    (tmp_path / "check-server").symlink_to("sleep-server")
+    shutil.copy(shutil.which("sleep") or "", tmp_path / "sleep-server")
+    with subprocess.Popen(["check-server", "60"], executable=tmp_path / "check-server") as process:
+        info = {"executable": "/nowhere/check-server", "process_id": process.pid}
+        try:
+            until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes())  # it is empty for a moment after the start
+            assert local_programs(info) == (tmp_path / "check-server", tmp_path / "sleep-server")
+            assert local_programs({**info, "executable": "/nowhere/redis-server"}) == (), "the process id is one of a container"
+            (tmp_path / "sleep-server").unlink()
+            assert local_programs(info) == (), "replaced by an upgrade since it started"
+        finally:
+            process.kill()
+    assert local_programs(info) == local_programs({}) == ()
 
 
 # -- settings and clock ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class Package:
     version: str
     fixed: bool | None
     """Whether it has the fix; None where that cannot be read."""
+    certain: bool = True
+    """False: installed here, but whether the server runs from it could not be seen."""
 
 
 def check_version(check: str, facts: ServerFacts, package: Package | None, *, accepted: str, private: bool) -> Finding:
@@ -52,15 +55,15 @@ def check_version(check: str, facts: ServerFacts, package: Package | None, *, ac
     Args:
         check: name of the finding.
         facts: of the server.
-        package: that its program came in, where that could be read.
+        package: that its program came in, where that could be read; else one of this host that it may have come in.
         accepted: a version that the owner vouches for (DC_REDIS_ACCEPT).
         private: nobody but this user's own processes can reach the server.
     """
     product, version = facts.product, facts.version
-    shown = f"{product} {version}" + (f", package {package.name} {package.version}" if package else "")
+    shown = f"{product} {version}" + (f", package {package.name} {package.version}" if package and package.certain else "")
     if accepted and accepted in (version, package.version if package else ""):
         return ok(check, f"{shown}, accepted by DC_REDIS_ACCEPT")
-    if package and package.fixed:
+    if package and package.fixed and package.certain:
         return ok(check, f"{shown}, which has the fix of {LUA_FLAW}")
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if product not in FIXED or not numbers:
@@ -69,9 +72,18 @@ def check_version(check: str, facts: ServerFacts, package: Package | None, *, ac
     if level == "ok":
         return ok(check, shown)
     remedy = f"upgrade to {product} {_best(FIXED[product], int(numbers[1]), int(numbers[2]))} or later, or {_accept(version, package)}"
+    if level == "fail" and package and package.fixed:
+        return _unless(check, shown, package)
     if level == "fail" and private:
         return warn(check, f"{found}; only you can reach this one", remedy)
     return Finding(check, level, found, remedy)
+
+
+def _unless(check: str, shown: str, package: Package) -> Finding:
+    """A server of this host whose program could not be seen, where a package with its version and the fix is installed."""
+    found = f"{shown} has the flaw {LUA_FLAW}, unless it runs from this host's package {package.name} {package.version}, which has the fix"
+    remedy = f"if it does, and was started after that was installed, set DC_REDIS_ACCEPT={package.version}; else upgrade it"
+    return warn(check, found, remedy)
 
 
 def _by_series(shown: str, known: Series, series: tuple[int, int], patch: int) -> tuple[Level, str]:
@@ -97,14 +109,27 @@ def _accept(version: str, package: Package | None) -> str:
     return f"where your supplier has fixed this one, set DC_REDIS_ACCEPT={said}"
 
 
-def read_package(program: Path | None) -> Package | None:
-    """The Debian or Ubuntu package that a program came in; None for any other."""
-    for path in (program, program.resolve()) if program else ():
+def read_package(programs: Sequence[Path]) -> Package | None:
+    """The Debian or Ubuntu package that a program came in; None for any other.
+
+    Args:
+        programs: names of its file, likeliest first.
+    """
+    for path in programs:
         owner = _ask("dpkg-query", "--search", str(path)).partition(":")[0]
         if owner and "," not in owner and "\n" not in owner:
             version = _ask("dpkg-query", "--show", "--showformat", "${Version}", owner)
             return Package(owner, version, _is_fixed(owner, version)) if version else None
     return None
+
+
+def installed_package(facts: ServerFacts) -> Package | None:
+    """This host's package of such a server, if it has the version that the server tells."""
+    name = f"{facts.product.lower()}-server"
+    status, _, version = _ask("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", name).partition(" ")
+    if status != "installed" or not re.fullmatch(rf"(\d+:)?{re.escape(facts.version)}([^\d.].*)?", version):
+        return None
+    return Package(name, version, _is_fixed(name, version), certain=False)
 
 
 def _is_fixed(package: str, version: str) -> bool | None:

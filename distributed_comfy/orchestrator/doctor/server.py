@@ -10,7 +10,7 @@ import redis
 from distributed_comfy.errors import DistributedComfyError, RedisRefused, RedisTooOld, RedisUnreachable
 from distributed_comfy.orchestrator.doctor.findings import Finding, fail, ok
 from distributed_comfy.orchestrator.doctor.redis_settings import check_blob_settings, check_clock, check_state_settings
-from distributed_comfy.orchestrator.doctor.redis_version import check_version, read_package
+from distributed_comfy.orchestrator.doctor.redis_version import check_version, installed_package, read_package
 from distributed_comfy.orchestrator.doctor.server_facts import ServerFacts, read_facts
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.settings import Settings, redact_url
@@ -87,7 +87,7 @@ def check_servers(state: ServerLook, blob: ServerLook, settings: Settings, *, em
 def _version_and_clock(what: str, facts: ServerFacts | None, settings: Settings, embedded: bool) -> Sequence[Finding]:
     if facts is None:
         return ()
-    package = read_package(facts.program)
+    package = read_package(facts.programs) or (installed_package(facts) if facts.loopback else None)
     version = check_version(f"{what}: version", facts, package, accepted=settings.redis_accept, private=embedded)
     return (version, check_clock(f"{what}: clock", facts))
 

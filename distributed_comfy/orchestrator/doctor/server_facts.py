@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import redis
 
+from distributed_comfy.orchestrator.doctor.server_program import local_programs
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CLOCK_SAMPLES = 3
 
@@ -21,8 +23,8 @@ class ServerFacts:
     """``Redis``, ``Valkey``, or what else answers as Redis."""
     version: str
     """The product's own version, ``8.1.9``."""
-    program: Path | None
-    """Of a server that runs on this host, outside of containers."""
+    programs: tuple[Path, ...]
+    """Names of its program's file, likeliest first, where it runs on this host and outside of containers."""
     run_id: str
     role: str
     """``master`` or ``slave``."""
@@ -59,7 +61,7 @@ def read_facts(client: redis.Redis, url: str) -> ServerFacts:
     return ServerFacts(
         product=product,
         version=version,
-        program=_local_program(info) if loopback else None,
+        programs=local_programs(info) if loopback else (),
         run_id=str(info.get("run_id", "")),
         role=str(info.get("role", "master")),
         maxmemory=int(info.get("maxmemory", 0)),
@@ -80,16 +82,6 @@ def _product(info: dict[str, Any]) -> tuple[str, str]:
         if field.endswith("_version") and field not in ("redis_version", "gcc_version"):
             return field.removesuffix("_version").capitalize(), str(value)
     return "Redis", str(info.get("redis_version", "unknown"))
-
-
-def _local_program(info: dict[str, Any]) -> Path | None:
-    """The server's program, if its process id is one of this host and belongs to such a program: in a container both would mislead."""
-    program, process = Path(str(info.get("executable", ""))), Path(f"/proc/{info.get('process_id', 0)}/cmdline")
-    try:
-        command = process.read_bytes().split(b"\0")[0].decode(errors="replace").split(" ")[0]
-    except OSError:
-        return None
-    return program if program.name and Path(command).name == program.name and program.is_file() else None
 
 
 def _answers_strangers(client: redis.Redis) -> bool:
