@@ -91,9 +91,14 @@ def _check_name(path: Path, name: str, names: Collection[str]) -> None:
         return
     if name == VARIABLE:
         raise SettingInvalid(name=name, reason=f"cannot stand in {path} itself; remove it there and set the environment variable")
-    close = difflib.get_close_matches(name.upper(), names, n=1)
-    remedy = f"did you mean {close[0]}?" if close else "docs/settings.md shows all; remove it"
+    close = nearest(name, names)
+    remedy = f"did you mean {close}?" if close else "docs/settings.md shows all; remove it"
     raise SettingInvalid(name=name, reason=f"is not a setting (it stands in {path}); {remedy}")
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """The setting that a misspelt name most likely means; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name.upper(), names, n=1)), "")
 
 
 def _warn_of_readers(path: Path, secrets: list[str]) -> None:

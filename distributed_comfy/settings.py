@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from distributed_comfy.config_file import default_config_file, read_config_file
+from distributed_comfy.config_file import default_config_file, nearest, read_config_file
 from distributed_comfy.errors import SettingInvalid
 
 EngineName = Literal["comfyui", "builtin"]
@@ -209,6 +209,17 @@ def _absolute(field: str, value: object, folder: Path) -> object:
 def variable(field: str) -> str:
     """The environment variable of a field of `Settings`."""
     return "COMFYUI_PATH" if field == "comfyui_path" else f"DC_{field.upper()}"
+
+
+def ignored_variables() -> str:
+    """In words, which variables of the environment are called like settings and are none; empty where all are known."""
+    known = {variable(field) for field in Settings.model_fields}
+    told = []
+    for name in sorted(os.environ):
+        if name.upper().startswith("DC_") and name.upper() not in known:
+            close = nearest(name, known)
+            told.append(f"{name} is no setting and is ignored" + (f"; did you mean {close}?" if close else "; docs/settings.md shows all"))
+    return " ".join(told)
 
 
 def child_environment(settings: Settings, **changes: object) -> dict[str, str]:

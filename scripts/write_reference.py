@@ -29,7 +29,8 @@ command line: 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled.
 SETTINGS_HEAD = """# Settings
 
 Written by `make docs` from `distributed_comfy/settings.py`. Every setting is an environment variable, read once at the start; an
-option of the command line wins over it. A wrong value stops the start and names the variable. An empty variable counts as not set.
+option of the command line wins over it. A wrong value stops the start and names the variable. An empty variable counts as not set,
+and a misspelt one is told at the start of each command.
 
 ## The file of settings
 

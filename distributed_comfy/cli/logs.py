@@ -8,7 +8,7 @@ from typing import Literal
 
 from distributed_comfy.cli.output import Output
 from distributed_comfy.log_lines import make_formatter
-from distributed_comfy.settings import Settings
+from distributed_comfy.settings import Settings, ignored_variables
 
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 _CHATTY = ("celery", "kombu", "amqp", "PIL", "urllib3", "asyncio")
@@ -30,14 +30,15 @@ class OutputHandler(logging.Handler):
             self.handleError(record)
 
 
-def set_up_logging(settings: Settings, output: Output, *, audience: Literal["person", "supervisor"]) -> None:
-    """Send all logs to standard error.
+def set_up_logging(settings: Settings, output: Output, *, audience: Literal["person", "supervisor"], child: bool = False) -> None:
+    """Send all logs to standard error, and say there which variables are misspelt.
 
     Args:
         settings: level.
         output: where lines go.
         audience: a person at a terminal sees progress and results anyway, so only warnings are shown unless DEBUG was asked for; a
             supervisor gets everything.
+        child: a command of ours started this one, and has said that.
     """
     handler = OutputHandler(output)
     formatter = make_formatter(settings.log_format, FORMAT)
@@ -51,6 +52,8 @@ def set_up_logging(settings: Settings, output: Output, *, audience: Literal["per
     logging.basicConfig(level="WARNING" if quiet else settings.log_level, handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel("INFO" if debugging else "WARNING")
+    if not child and (ignored := ignored_variables()):
+        output.warn(ignored)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -68,7 +68,7 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
     if options["detach"]:
         return _detach(output, settings, prompt, {**options, "out": out})
     supervised = options["announce"] is not None
-    set_up_logging(settings, output, audience="supervisor" if supervised else "person")
+    set_up_logging(settings, output, audience="supervisor" if supervised else "person", child=supervised)
     with _Progress(output, options["announce"]) as progress:
         try:
             options["tree"] = find_comfyui(settings)

@@ -46,5 +46,5 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
         comfyui_path=comfyui,
         comfyui_args=shlex.join(comfyui_arguments) if comfyui_arguments else None,
     )
-    set_up_logging(settings, output, audience="supervisor")
+    set_up_logging(settings, output, audience="supervisor", child=end_with_stdin)
     return serve(settings, end_with_stdin=end_with_stdin)

@@ -27,6 +27,7 @@ from distributed_comfy.engine.locate import choose_devices
 from distributed_comfy.errors import ItemsOutOfRange, JobFailed, NodeFailed
 from distributed_comfy.log_lines import TextFormatter
 from distributed_comfy.orchestrator.background import Background
+from distributed_comfy.orchestrator.doctor.examination import check_settings
 from distributed_comfy.orchestrator.submit import SubmitOptions, check_early, read_prompt
 from distributed_comfy.settings import child_environment, read_settings
 from tests.prompts import node, out, txt2img
@@ -117,6 +118,26 @@ def test_a_person_sees_warnings_and_a_supervisor_what_was_asked_for(
     for name in ("debug", "info", "warning"):
         getattr(logging.getLogger("x"), name)("%s", name)
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == shown
+
+
+def test_a_misspelt_variable_is_told_once_and_not_by_commands_that_this_one_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DC_REDIS_ULR", "redis://host")
+    set_up_logging(read_settings(), Output(), audience="person")
+    assert capsys.readouterr().err == "note: DC_REDIS_ULR is no setting and is ignored; did you mean DC_REDIS_URL?\n"
+    set_up_logging(read_settings(), Output(), audience="supervisor", child=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("DC_REDIS_ULR")
+    set_up_logging(read_settings(), Output(), audience="person")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_doctor_warns_of_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [finding.level for finding in check_settings(read_settings())] == ["ok"]
+    monkeypatch.setenv("DC_SLOT", "2")
+    (_, found) = check_settings(read_settings())
+    assert found.level == "warn" and "did you mean DC_SLOTS?" in found.found and found.remedy
 
 
 # -- errors -------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Settings: a wrong value stops the start and names its variable, a right one arrives, and the page on them is up to date."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import write_reference
 
 from distributed_comfy.errors import SettingInvalid
-from distributed_comfy.settings import Settings, read_settings, redact_url, slug
+from distributed_comfy.settings import Settings, ignored_variables, read_settings, redact_url, slug
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTS_ANY_TEXT = {
@@ -72,6 +73,24 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     for name in Settings.model_fields:
         monkeypatch.setenv(write_reference.variable(name), "")
     assert read_settings() == Settings()
+
+
+def test_a_variable_that_is_called_like_a_setting_and_is_none_is_told_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DC_SLOTS", "3")
+    monkeypatch.setenv("dc_user", "ann")
+    monkeypatch.setenv("DCC_SLOTS", "3")
+    assert ignored_variables() == ""
+    monkeypatch.setenv("DC_REDIS_ULR", "redis://:geheim@host")
+    monkeypatch.setenv("DC_ZZZ", "")
+    near, far = "; did you mean DC_REDIS_URL?", "; docs/settings.md shows all"
+    assert ignored_variables() == f"DC_REDIS_ULR is no setting and is ignored{near} DC_ZZZ is no setting and is ignored{far}"
+
+
+def test_every_variable_that_containers_and_pages_name_is_a_setting() -> None:
+    places = [ROOT / "README.md", ROOT / "docker-compose.yml", ROOT / "Makefile"]
+    places += [path for folder in ("docker", "docs", "scripts", "examples") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    named = {name for path in places for name in re.findall(rb"\bDC_[A-Z][A-Z0-9_]*[A-Z0-9]\b", path.read_bytes())}
+    assert len(named) > 30 and {name.decode() for name in named} <= {write_reference.variable(field) for field in Settings.model_fields}
 
 
 def test_settings_cannot_be_changed_after_the_start() -> None:

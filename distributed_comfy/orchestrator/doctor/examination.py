@@ -17,7 +17,7 @@ from distributed_comfy.orchestrator.doctor.probe import PROBE_SETTINGS
 from distributed_comfy.orchestrator.doctor.server import check_servers, look_at_servers
 from distributed_comfy.orchestrator.doctor.workers import check_workers
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
-from distributed_comfy.settings import Settings, variable
+from distributed_comfy.settings import Settings, ignored_variables, variable
 from tasks.cluster import open_cluster
 
 
@@ -43,7 +43,7 @@ def examine(settings: Settings, options: ExaminationOptions, stop: threading.Eve
     Raises:
         RunInterrupted: ``stop`` was set.
     """
-    findings = [check_settings(settings)]
+    findings = check_settings(settings)
     with ExitStack() as ending:
         try:
             servers = ending.enter_context(redis_servers(settings))
@@ -56,11 +56,13 @@ def examine(settings: Settings, options: ExaminationOptions, stop: threading.Eve
     return findings
 
 
-def check_settings(settings: Settings) -> Finding:
-    """Which settings were given, by name, and in which file."""
+def check_settings(settings: Settings) -> list[Finding]:
+    """Which settings were given, by name, and in which file; and which variables look like settings and are none."""
     given = sorted(variable(name) for name in settings.model_fields_set - {"config"} if getattr(settings, name) not in (None, ""))
     shown = f"given: {', '.join(given) or 'none'}"
-    return ok("settings", f"{shown}; file: {settings.config}" if settings.config else shown)
+    found = [ok("settings", f"{shown}; file: {settings.config}" if settings.config else shown)]
+    ignored = ignored_variables()
+    return [*found, warn("settings", ignored, "correct the name, or unset it where it is meant for us")] if ignored else found
 
 
 def _look_round(settings: Settings, options: ExaminationOptions, servers: Servers | None, stop: threading.Event) -> list[Finding]:
