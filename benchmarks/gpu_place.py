@@ -117,37 +117,38 @@ class Place:
             changes: ``batch`` pictures at once; ``hog=True`` asks for more memory than there is.
         """
         prompt = self._graph([SEED_NODE, 0], changes.get("batch", 1), self.size.steps)
-        prompt[SEED_NODE] = _node("DistributedSeed", seed=self.next_seed(items))
+        prompt[SEED_NODE] = node("DistributedSeed", seed=self.next_seed(items))
         images = [DECODED, 0]
         if changes.get("hog"):
-            prompt["hog"] = _node("GpuHog", images=images)
+            prompt["hog"] = node("GpuHog", images=images)
             images = ["hog", 0]
-        prompt[COLLECTOR] = _node("DistributedCollector", images=images, load_balance=False)
+        prompt[COLLECTOR] = node("DistributedCollector", images=images, load_balance=False)
         return prompt if end == "save" else {**prompt, LAST: _end(end, [COLLECTOR, 0])}
 
     def _graph(self, seed: Any, batch: int, steps: int) -> Prompt:
         size = self.size
         conditioning = {"tokens": size.tokens, "width": size.width, "pooled": size.pooled}
         return {
-            "1": _node("UNETLoader", unet_name=f"{size.unet}.safetensors", weight_dtype="default"),
-            "2": _node("VAELoader", vae_name=f"{size.vae}.safetensors"),
-            "3": _node("GpuConditioning", seed=1, **conditioning),
-            "4": _node("GpuConditioning", seed=2, **conditioning),
-            "5": _node(size.latent_class, width=size.side, height=size.side, batch_size=batch),
-            SAMPLER: _node(
+            "1": node("UNETLoader", unet_name=f"{size.unet}.safetensors", weight_dtype="default"),
+            "2": node("VAELoader", vae_name=f"{size.vae}.safetensors"),
+            "3": node("GpuConditioning", seed=1, **conditioning),
+            "4": node("GpuConditioning", seed=2, **conditioning),
+            "5": node(size.latent_class, width=size.side, height=size.side, batch_size=batch),
+            SAMPLER: node(
                 "KSampler", model=["1", 0], positive=["3", 0], negative=["4", 0], latent_image=["5", 0], seed=seed, steps=steps,
                 cfg=size.cfg, sampler_name="euler", scheduler=size.scheduler, denoise=1.0,
             ),
-            DECODED: _node("VAEDecode", samples=[SAMPLER, 0], vae=["2", 0]),
+            DECODED: node("VAEDecode", samples=[SAMPLER, 0], vae=["2", 0]),
         }  # fmt: skip
 
 
-def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    """A node of a prompt."""
     return {"class_type": class_type, "inputs": inputs}
 
 
 def _end(end: str, images: list[Any]) -> dict[str, Any]:
-    return _node("GpuSwallow", images=images) if end == "swallow" else _node("SaveImage", images=images, filename_prefix="gpu")
+    return node("GpuSwallow", images=images) if end == "swallow" else node("SaveImage", images=images, filename_prefix="gpu")
 
 
 def _nvidia_smi(field_name: str, device: str) -> str:
