@@ -179,7 +179,7 @@ class Model:
         item.state, item.size, item.fetched = "done", size, False
         if index >= len(job.items) - job.tiles:
             job.tiles_largest = max(job.tiles_largest, size)
-        elif not (job.prepare and index == len(job.generated)):
+        else:
             job.largest = max(job.largest, size)
         self._end_if_over(job)
 

@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis.strategies as st
 import redis
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from distributed_comfy.errors import EngineDied, OutOfMemory, WorkerLacks
 from distributed_comfy.state.records import Claim
@@ -111,6 +111,20 @@ class Table(RuleBasedStateMachine):
         finally:
             self.twice = self.mute = False
 
+    # -- what there is to begin with -----------------------------------------------------------------------------------
+    @initialize(classes=st.lists(st.sampled_from(CLASSES), max_size=3), jobs=st.integers(0, 2), number=NUMBER)
+    def begin(self, classes: list[tuple[str, ...]], jobs: int, number: int) -> None:
+        """Some workers and jobs, without which nothing can happen."""
+        for name, its in zip(NAMES, classes, strict=False):
+            self.register(name, its, False, False)
+        for k in range(jobs):
+            choice = (number + k) * 7919 % 997  # small numbers are drawn most often
+            spare = ("", "all", "others")[choice % 3]
+            self.submit(choice % 4, bool(choice & 4), bool(choice & 8), "AB"[k], choice % 5 == 0, "ann", 5, spare, False, False)
+            if choice & 16:
+                self.extend(k, choice % 5, 0, choice % 7, MIB, bool(choice & 32), False, False)
+                self.unblock(k, False, False)
+
     # -- workers -------------------------------------------------------------------------------------------------------
     @rule(name=st.sampled_from(NAMES), classes=st.sampled_from(CLASSES), twice=st.booleans(), mute=st.booleans())
     def register(self, name: str, classes: tuple[str, ...], twice: bool, mute: bool) -> None:
@@ -194,6 +208,18 @@ class Table(RuleBasedStateMachine):
         assert self.model.serves(worker, job, claim.index)
         self.model.claimed(claim.job_id, claim.index, claim_id, worker.name)
         worker.held[claim_id] = (claim.job_id, claim.index)
+
+    @precondition(lambda self: self.model.workers)
+    @rule(number=NUMBER, count=st.integers(1, 3), size=st.sampled_from([0, MIB]))
+    def work(self, number: int, count: int, size: int) -> None:
+        """Some tickets are answered, and what they bring is done at once."""
+        for _ in range(count):
+            held = {claim for worker in self.model.workers.values() for claim in worker.held}
+            self.claim(number, False, True, False, False)
+            found = [claim for worker in self.model.workers.values() for claim in worker.held]
+            for position, claim in enumerate(found):
+                if claim not in held:
+                    self.complete(position, size, False, False, False)
 
     def _is_matched(self, job: str) -> bool:
         """False where its submitter died before all capabilities were compared; the next owner does that."""
@@ -295,6 +321,7 @@ class Table(RuleBasedStateMachine):
         job = Job(items, user, priority, (needs,), ("Saver",) if last else None, spare, prepare, grows)
         self.does(lambda: self.cluster.submit(name, job), twice, mute)
 
+    @precondition(lambda self: self.model.jobs)
     @rule(
         number=NUMBER,
         count=st.integers(0, 4),
@@ -322,6 +349,7 @@ class Table(RuleBasedStateMachine):
         )
         assert answer in (None, may or not changes)
 
+    @precondition(lambda self: self.model.jobs)
     @rule(number=NUMBER, order=st.sampled_from(["pause", "resume", "cancel", "priority"]), twice=st.booleans(), mute=st.booleans())
     def steer(self, number: int, order: str, twice: bool, mute: bool) -> None:
         job = self.job(number, "active")
@@ -344,6 +372,7 @@ class Table(RuleBasedStateMachine):
             self.old = [(name, args) for name, args in self.old if args[:2] != ("unblock", job.name)]  # it may be blocked again
             self.does(lambda: self.cluster.jobs.retry(job.name), twice, mute)
 
+    @precondition(lambda self: self.model.jobs)
     @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
     def fetch(self, number: int, twice: bool, mute: bool) -> None:
         job = self.job(number)
@@ -358,6 +387,7 @@ class Table(RuleBasedStateMachine):
                 self.does(lambda index=index, item=item: self.cluster.jobs.mark_fetched(job.name, index, item.claim), twice, mute)
         return fetched
 
+    @precondition(lambda self: self.model.jobs)
     @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
     def reopen(self, number: int, twice: bool, mute: bool) -> None:
         job = self.job(number, "active", "done")
@@ -379,6 +409,7 @@ class Table(RuleBasedStateMachine):
         job.unblocked(ready)
         assert self.does(lambda: self.cluster.unblock(job.name, *ready), twice, mute) in (True, None)
 
+    @precondition(lambda self: self.model.jobs)
     @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
     def owner_goes_or_comes(self, number: int, twice: bool, mute: bool) -> None:
         job = self.job(number)

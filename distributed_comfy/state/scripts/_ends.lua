@@ -123,7 +123,7 @@ local function is_over(job) return job.grows == 0 and job.done + job.failed == j
 
 local function fail_item(job, index, item, claim, worker, cause, error_json, meta, out)
   tally('failure|' .. cause)
-  item_write(job, index, {s = 'failed', c = claim, w = worker, a = item.a, was = item.was})
+  item_write(job, index, {s = 'failed', c = claim, w = worker, a = item.a, r = item.r, was = item.was})
   call('HSET', K.error(job.id), index, error_json)
   job.failed = job.failed + 1
   job_set(job, 'failed')

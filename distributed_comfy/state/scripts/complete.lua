@@ -18,12 +18,9 @@ item.s, item.b, item.e = 'done', bytes, job.settled > 0 and job.settled or nil
 item_write(job, index, item)
 job.done = job.done + 1
 job.unfetched = job.unfetched + bytes
-if is_tile(job, index) then
-  job.tiles_largest = math.max(job.tiles_largest, bytes)
-elseif index ~= job.prepare then
-  job.largest = math.max(job.largest, bytes)
-end
-job_set(job, 'done', 'unfetched', 'largest', 'tiles_largest')
+local largest = is_tile(job, index) and 'tiles_largest' or 'largest'
+job[largest] = math.max(job[largest], bytes)
+job_set(job, 'done', 'unfetched', largest)
 tally_time('run', kind_of(job, index), num(ARGV[9]))
 if facts.inc == inc then call('HINCRBY', K.worker(name), 'engine_ms', num(ARGV[9])) end
 publish_meta(id, index, ARGV[8], call('HGET', K.job(id), 'ttl_s'))

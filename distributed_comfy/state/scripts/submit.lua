@@ -19,8 +19,7 @@ local first_finished = first_blocked + blocked
 local done, waits, largest = {}, {}, 0
 for at = first_finished, first_finished + 6 * finished - 1, 6 do
   local index, claim, worker, bytes = ARGV[at], ARGV[at + 1], ARGV[at + 2], num(ARGV[at + 4])
-  done[index] = true
-  if index ~= prepare then largest = math.max(largest, bytes) end
+  done[index], largest = true, math.max(largest, bytes)
   item_write(job, index, {s = 'done', c = claim, w = worker, a = {}, b = bytes, f = 1})
   call('HSET', K.result(id), index, ARGV[at + 3])
   publish_meta(id, index, ARGV[at + 5], ARGV[9])

@@ -70,6 +70,16 @@ def a_done_job(cluster: Cluster) -> str:
     return "c1"
 
 
+def a_result_that_was_lost_twice(cluster: Cluster) -> str:
+    cluster.join("v", "w")
+    cluster.submit("a")
+    for attempt in range(cluster.settings.max_attempts):
+        cluster.complete("v", cluster.take("v", f"c{attempt}"))
+        if attempt < cluster.settings.max_attempts - 1:
+            cluster.jobs.reopen("a", 0, f"c{attempt}")
+    return f"c{attempt}"
+
+
 def a_cancelled_job(cluster: Cluster) -> None:
     a_claim(cluster)
     cluster.jobs.cancel("a", "enough")
@@ -156,6 +166,7 @@ CASES = {
     "fetched": Case("collect", a_job_at_its_cap, lambda c, claim: c.jobs.mark_fetched("a", 0, claim)),
     "reopen": Case("collect", a_done_item, lambda c, claim: c.jobs.reopen("a", 0, claim)),
     "reopen a done job": Case("collect", a_done_job, lambda c, claim: c.jobs.reopen("a", 0, claim)),
+    "reopen once too often": Case("collect", a_result_that_was_lost_twice, lambda c, claim: c.jobs.reopen("a", 0, claim)),
     "unblock": Case("collect", a_job, lambda c, _: c.jobs.unblock("a", [(3, "{}")])),
     "unblock tiles": Case("collect", some_tiles, lambda c, _: c.unblock("a", 3, 2, 1, 3)),
     "extend": Case("collect", a_growing_job, lambda c, _: c.extend("a", 1, 5, final=False, finished=(2, 4))),

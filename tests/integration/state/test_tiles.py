@@ -248,17 +248,24 @@ def test_a_failed_tile_ends_the_job_and_retry_runs_it_again(joined: Cluster) -> 
 
 
 def test_a_job_that_can_do_without_items_cannot_do_without_tiles(joined: Cluster) -> None:
-    joined.submit("a", items=2, prepare=True, grows=True, spare="all")
+    joined.submit("a", items=3, prepare=True, grows=True, spare="all")
     joined.work("w")
     joined.give_back("w", joined.take("w"), "final")
-    joined.unblock("a", 2)
     joined.work("w")
-    joined.extend("a", 3, 2)
-    joined.unblock("a", 3, 4)
+    joined.unblock("a", 3)
+    joined.give_back("w", joined.take("w"), "final")
+    assert joined.jobs.job_state("a").state == "failed", "nor without the image"
+    joined.jobs.retry("a")
+    assert states(joined) == ["done", "pending", "done", "blocked"]
+    joined.give_back("w", joined.take("w"), "final")
+    joined.unblock("a", 3)
+    joined.work("w")
+    joined.extend("a", 4, 2)
+    joined.unblock("a", 4, 5)
     joined.give_back("w", joined.take("w"), "final")
     assert joined.jobs.job_state("a").state == "failed"
     joined.jobs.retry("a")
-    assert states(joined) == ["done", "failed", "done", "pending", "pending"], "the image was made without item 1, and stays so"
+    assert states(joined) == ["done", "failed", "done", "done", "pending", "pending"], "the image was made without item 1, and stays so"
     Audit(joined).check()
     joined.answer_tickets()
     assert joined.jobs.job_state("a").state == "done"
