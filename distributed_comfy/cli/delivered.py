@@ -23,12 +23,23 @@ def show_delivery(output: Output, delivery: Delivery) -> int:
     if error is None:
         return 0
     show_error(output, error)
-    total, here = len(delivery.seeds), len(delivery.results)
-    where = "kept for Celery's result API" if delivery.kept else f"in {delivery.out}"
-    output.remark(f"  {here} of {total} items were finished; their files are {where}" if here else "  no item was finished")
+    output.remark(f"  {_finished(delivery)}")
     for line in _remedies(delivery, error):
         output.remark(f"  {line}")
     return error.exit_code
+
+
+def _finished(delivery: Delivery) -> str:
+    """What there is of an incomplete job."""
+    here = delivery.finished
+    if not here:
+        return "no item was finished"
+    if delivery.kept:
+        where = "their results are kept for Celery's result API"
+    else:
+        files = len(delivery.paths)
+        where = f"{files} {'file is' if files == 1 else 'files are'} in {delivery.out}" if files else "they left no file"
+    return f"{here} of {delivery.generated or len(delivery.seeds)} items were finished; {where}"
 
 
 def _show_kept(output: Output, delivery: Delivery) -> None:
@@ -79,6 +90,9 @@ def _warn_of_missing(output: Output, delivery: Delivery) -> None:
 def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
     if isinstance(error, OutputUnwritable):
         return [f"nothing is lost: `distributed-comfy jobs attach {delivery.job_id} --out DIR` goes on, into a folder with room"]
+    if delivery.waiting:
+        again = f"`jobs retry {delivery.job_id}` and `jobs attach {delivery.job_id} --out {delivery.out}`"
+        return [f"the same command goes on with them (--fresh starts afresh), and so do {again}"]
     if delivery.kept or (isinstance(error, JobError) and not isinstance(error, RunInterrupted)):
         return []
     return [f"the job is parked: `distributed-comfy jobs attach {delivery.job_id} --out {delivery.out}` goes on with it"]
@@ -98,6 +112,7 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
         "items": [
             {
                 "index": index,
+                "kind": delivery.kind(index),
                 "seed": delivery.seeds.get(index, ""),
                 "worker": result.worker,
                 "seconds": round(result.seconds, 4),

@@ -1,18 +1,22 @@
-"""Takes over the spool that a collector left when it died: found by resume key, renamed to the job that goes on with it."""
+"""Takes over the spool that a job left: found by resume key, renamed to the job that goes on with it; removes those that nobody wants."""
 from __future__ import annotations
 
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from distributed_comfy.collector.spool import MANIFEST, Spool, SpoolManifest, read_manifest
-from distributed_comfy.errors import MessageVersionUnknown, SpoolUnusable
+from distributed_comfy.collector.spool import ENDED, MANIFEST, Spool, SpoolManifest, read_manifest
+from distributed_comfy.errors import MessageVersionUnknown, OutputUnwritable, SpoolUnusable
 from distributed_comfy.file_lock import FileLock
 
 log = logging.getLogger(__name__)
+
+KEPT_S = 7 * 24 * 3600.0
+"""How long the items of a job that failed or was cancelled wait for a run that goes on with them."""
 
 
 def find_left(spools: Path, resume_key: str) -> Iterator[tuple[Path, SpoolManifest]]:
@@ -58,3 +62,20 @@ def adopt_spool(left: Path, folder: Path, manifest: SpoolManifest) -> Spool | No
     except (OSError, SpoolUnusable) as error:
         log.info("the spool %s cannot be taken over: %s", left, error)
         return None
+
+
+def remove_ended(spools: Path, complete_key: str = "") -> None:
+    """Remove spools of jobs that failed or were cancelled: those that waited for `KEPT_S`, and those whose work is complete now.
+
+    Args:
+        spools: where they lie; others there are left alone, and so are those that somebody uses.
+        complete_key: resume key of the job that has just been completed here; empty for none.
+    """
+    for mark in spools.glob(f"*/{ENDED}"):
+        try:
+            waited_s, manifest = time.time() - mark.stat().st_mtime, read_manifest(mark.parent)
+            complete = bool(complete_key) and manifest is not None and manifest.resume_key == complete_key
+            if manifest is not None and (complete or waited_s > KEPT_S):
+                Spool(mark.parent, manifest).remove()
+        except (FileNotFoundError, SpoolUnusable, MessageVersionUnknown, OutputUnwritable) as error:
+            log.info("%s stays: %s", mark.parent, error)

@@ -7,6 +7,7 @@ after its blobs reached the disk, so a crash at any moment leaves items whole or
 Layout::
 
     spool.json                      format, job id, resume key
+    ended                           there if the job failed or was cancelled, see `Spool.mark_ended`
     lock                            held by the collector that uses the folder
     feed.json                       how far a claim of the last stage was fed
     saved.jsonl                     which files are in the user's folder already
@@ -51,6 +52,8 @@ SPOOL_FOLDER = ".distributed-comfy"
 """Below the user's folder: one spool per unfinished job, see `spool_folder`."""
 MANIFEST = "spool.json"
 """What says to which job a spool belongs."""
+ENDED = "ended"
+"""File that says: the job of this spool failed or was cancelled; how long ago, its time says."""
 ITEMS = "items"
 """Folder of the items, below the spool's own."""
 
@@ -268,6 +271,11 @@ class Spool:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return []
 
+    def mark_ended(self) -> None:
+        """The job failed or was cancelled: its items wait for a run that goes on with them, and go with time; see `remove_ended`."""
+        with writing(self.folder):
+            (self.folder / ENDED).touch()
+
     def close(self) -> None:
         """Let another collector have it; the items stay."""
         self._lock.release()
@@ -299,6 +307,7 @@ class Spool:
         with writing(self.folder):
             if found is None:
                 _write_atomically(self.folder / MANIFEST, asdict(self.manifest))
+            (self.folder / ENDED).unlink(missing_ok=True)  # somebody goes on with it
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir()
             items = {item.index: item for item in map(self._read_item, sorted(self._items_folder.glob("*.json"))) if item}

@@ -11,15 +11,26 @@ from pathlib import Path
 
 import redis
 
+from distributed_comfy.collector.adopt import remove_ended
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.gaps import stand_ins
 from distributed_comfy.collector.naming import FolderNames
 from distributed_comfy.collector.save import FileMetadata, ResultSaver, SavedFile, SavedValue, save_files
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.collector.tile_work import TileLimits
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, OutputUnwritable, RunInterrupted
+from distributed_comfy.errors import (
+    ClusterUnavailable,
+    DistributedComfyError,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    OutputUnwritable,
+    PictureUnsavable,
+    RunInterrupted,
+    ValueUnsavable,
+)
 from distributed_comfy.log_lines import subject
-from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, JobRecord
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
@@ -43,12 +54,16 @@ class Delivery:
     """Index -> result of each item that has arrived."""
     seeds: Mapping[int, str] = field(default_factory=dict)
     """Index of each item -> its seed in decimal; empty where nothing varies."""
+    kinds: Mapping[int, ItemKind] = field(default_factory=dict)
+    """What each item is that was known at submission; those behind them are tiles."""
     seconds: float = 0.0
     """Wall time from submission (or from taking over) to the last file."""
     missing: Mapping[int, DistributedComfyError] = field(default_factory=dict)
     """Items that failed for good and that the job went on without, as its prompt or ``--on-missing`` asks, and why."""
     error: DistributedComfyError | None = None
     """Why the job is not complete; None where it is."""
+    waiting: bool = False
+    """True where the finished items of a failed or cancelled job lie in the folder for a run that goes on with them."""
     kept: bool = False
     """True where nothing was collected, because the results are kept for Celery; `out` says nothing then."""
 
@@ -56,6 +71,20 @@ class Delivery:
     def images(self) -> list[SavedValue]:
         """Those of `collected` that are images."""
         return [value for value in self.collected if value.slot == "images"]
+
+    def kind(self, index: int) -> ItemKind:
+        """What an item is."""
+        return self.kinds.get(index, "tile" if self.kinds else "generate")
+
+    @property
+    def generated(self) -> int:
+        """Items without the last stage and what else is fed with others."""
+        return sum(kind not in FED_KINDS for kind in self.kinds.values())
+
+    @property
+    def finished(self) -> int:
+        """Those of `generated` that have arrived."""
+        return sum(self.kind(index) not in FED_KINDS for index in self.results)
 
     @property
     def paths(self) -> list[Path]:
@@ -78,6 +107,8 @@ class DeliveryOptions:
     """First part of the names of collected images."""
     spool: Spool | None = None
     """The job's spool where it is open already, with the items of an earlier job; None: in the folder, made if it is not there."""
+    keep: bool = True
+    """Whether the finished items of a job that fails or is cancelled wait in the folder for a run that goes on with them."""
 
 
 class CapableWorkers:
@@ -118,8 +149,12 @@ class Courier:
         self._began = time.monotonic()
         if options.spool is None:
             prepare_folder(options.out)
-        self._seeds = {index: spec.seed for index, spec in cluster.jobs.specs(record.job_id).items()}
-        metadata = self._metadata()
+        specs = cluster.jobs.specs(record.job_id)
+        self._seeds = {index: spec.seed for index, spec in specs.items()}
+        self._kinds = {index: spec.kind for index, spec in specs.items()}
+        self._saved_late: list[SavedValue] = []
+        self._waiting = self._left = False
+        self._metadata = self._read_metadata()
         manifest = SpoolManifest(record.job_id, record.resume_key)
         self._spool = options.spool or Spool(spool_folder(options.out, record.job_id), manifest)
         out = options.out.absolute()
@@ -129,7 +164,7 @@ class Courier:
         )
         collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs, tiles=tiles)
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
-        self._saver = ResultSaver(self._spool, self._places_to_save(), options.out, metadata=metadata, prefix=options.prefix)
+        self._saver = ResultSaver(self._spool, self._places_to_save(), options.out, metadata=self._metadata, prefix=options.prefix)
         self._names = FolderNames(options.out)
 
     def deliver(self) -> Delivery:
@@ -149,6 +184,9 @@ class Courier:
                     raise RunInterrupted(when="before all of the job was here") from None
                 finally:
                     self._saver.close()
+        except JobError as error:
+            self._end_early(error)
+            raise
         finally:
             self._spool.close()
         return self.delivery()
@@ -157,23 +195,30 @@ class Courier:
         """Let `deliver` end soon, whatever the servers do; from any thread."""
         self._collector.stop()
 
+    def leave(self) -> None:
+        """As `stop`, because another process goes on with the job."""
+        self._left = True
+        self.stop()
+
     def delivery(self, error: DistributedComfyError | None = None) -> Delivery:
         """What has been saved so far."""
         seconds = time.monotonic() - self._began
         return Delivery(
             self._record.job_id,
             self._options.out,
-            self._saver.saved,
+            sorted([*self._saver.saved, *self._saved_late], key=lambda value: value.index),
             self._files,
             self._results,
             self._seeds,
+            self._kinds,
             seconds,
             self._collector.missing,
             error,
+            self._waiting,
         )
 
-    def clear(self) -> None:
-        """Nothing of an ended job stays in the blob store or the spool.
+    def clear(self, *, complete: bool) -> None:
+        """Nothing of an ended job stays in the blob store, and in the spool only what a run can go on with.
 
         The files are delivered whatever happens here: what cannot be cleared now is cleared by the reaper or by its expiry.
         """
@@ -182,7 +227,9 @@ class Courier:
             self._cluster.blobs.drop_job(self._record.job_id)
         except (DistributedComfyError, redis.RedisError) as error:
             log.warning("job %s: not cleared from the servers (%s); it expires there by itself", self._record.job_id, error)
-        self._spool.remove()
+        if not self._waiting:
+            self._spool.remove()
+        remove_ended(self._options.out / SPOOL_FOLDER, self._record.resume_key if complete else "")
         with suppress(OSError):  # another run in this folder has a spool there
             (self._options.out / SPOOL_FOLDER).rmdir()
 
@@ -200,10 +247,35 @@ class Courier:
             for index, source in stand_ins(self._spool.items(), self._record.generated).items():
                 self._saver.stand_in(index, source, repeating)
 
+    def _end_early(self, error: JobError) -> None:
+        """Nothing of the job runs any more, or nobody waits for it; ``error`` says why."""
+        if self._left:
+            return
+        if self._record.last_index is not None and not self._spool.has(self._record.last_index):
+            self._save_for_last_stage()
+        if isinstance(error, (JobFailed, JobCancelled)) and self._options.keep and self._spool.items():
+            self._spool.mark_ended()
+            self._waiting = True
+
+    def _save_for_last_stage(self) -> None:
+        """Save what only the last stage would have saved, which never runs; what cannot be saved is told and stays in the spool."""
+        places = [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.slots if slot not in plan.unsaved]
+        saver = ResultSaver(self._spool, places, self._options.out, metadata=self._metadata, prefix=self._options.prefix)
+        try:
+            with saver:
+                for index in self._spool.items():
+                    try:
+                        saver.add(index)
+                    except (PictureUnsavable, ValueUnsavable) as error:
+                        log.warning("job %s item %d: %s", self._record.job_id, index, error)
+        except DistributedComfyError as error:
+            log.warning("job %s: not all that is finished could be saved: %s", self._record.job_id, error)
+        self._saved_late = saver.saved
+
     def _places_to_save(self) -> list[tuple[str, str]]:
         return [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.unsaved]
 
-    def _metadata(self) -> FileMetadata:
+    def _read_metadata(self) -> FileMetadata:
         prompts, _ = self._cluster.jobs.prompts(self._record.job_id)
         seeds = tuple(self._seeds[index] for index in sorted(self._seeds))
         return FileMetadata(prompts[self._record.original_prompt_hash], self._record.extra_pnginfo, seeds)

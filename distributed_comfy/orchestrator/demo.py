@@ -69,7 +69,7 @@ def run_demo(settings: Settings, options: DemoOptions, reporter: Reporter) -> De
         # One thread each: with more, the workers' threads wait for each other wherever the machine has other things to do.
         private = settings.model_copy(update={"cache_dir": servers.folder / "demo", "threads": settings.threads or 1})
         worker = WorkerOptions("builtin", devices=("cpu",), name="worker")
-        run = RunOptions(options.out, asked, options.workers, worker, options.stop, prefix="demo")
+        run = RunOptions(options.out, asked, options.workers, worker, options.stop, prefix="demo", keep=False)
         with open_session(private, servers, run, reporter) as cluster:
             return _run_jobs(cluster, given, run, options, reporter)
 

@@ -125,6 +125,8 @@ class RunOptions:
     """First part of the names of collected images."""
     fresh: bool = False
     """Start afresh even if ``out`` holds the spool of an unfinished job of the same content."""
+    keep: bool = True
+    """Let what is finished of a job that fails or is cancelled wait in ``out`` for the same run again."""
 
 
 def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], options: RunOptions, reporter: Reporter) -> Delivery:
@@ -180,7 +182,13 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
         return _watch(cluster, start, options.stop, reporter)
     spool = job.resumed.spool if job.resumed else None
     delivery = DeliveryOptions(
-        options.out, reporter.item_done, lambda: job.inputs.ensure(job.record.input_files), reporter.tiles_planned, options.prefix, spool
+        options.out,
+        on_item=reporter.item_done,
+        ensure_inputs=lambda: job.inputs.ensure(job.record.input_files),
+        on_tiles=reporter.tiles_planned,
+        prefix=options.prefix,
+        spool=spool,
+        keep=options.keep,
     )
     ownership = Ownership(cluster, job.record.job_id, job.owner)
     with ownership, ProgressListener(cluster, job.record.job_id, reporter.step):
@@ -241,11 +249,11 @@ def _collect(cluster: Cluster, record: JobRecord, options: DeliveryOptions, stop
             return courier.delivery(JobOwned(job_id=record.job_id, owner="another process, which took it over"))
         if not isinstance(error, RunInterrupted):
             _cancel_rest(cluster, record.job_id, str(error))
-            courier.clear()
+            courier.clear(complete=False)
         return courier.delivery(error)
     except DistributedComfyError as error:
         return courier.delivery(error)
-    courier.clear()
+    courier.clear(complete=True)
     return courier.delivery()
 
 
@@ -265,7 +273,7 @@ def _leaving(courier: Courier, lost: threading.Event) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(_POLL_S):
             if lost.is_set():
-                courier.stop()
+                courier.leave()
                 return
 
     threading.Thread(target=watch, name="taken-over", daemon=True).start()

@@ -5,13 +5,16 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
 from tests.cluster_rig import Rig
-from tests.command_line import CommandLine, pixels, slow, texts, until
+from tests.command_line import CommandLine, Finished, pixels, slow, texts, until
+from tests.prompts import node, out
 
 pytestmark = pytest.mark.redis
 
@@ -37,6 +40,15 @@ def spools(line: CommandLine) -> list[Path]:
 
 def spooled(line: CommandLine) -> set[int]:
     return {int(path.stem) for folder in spools(line) for path in folder.glob("items/*.json")}
+
+
+def start_into_a_save_node(line: CommandLine, **changes: Any) -> subprocess.Popen[str]:
+    """The collected images are for an output node of the last stage to save."""
+    prompt = slow(300, seed=SEED)
+    prompt["save"] = node("SaveImage", images=out("collect"), filename_prefix="whole")
+    prompt.update(changes)
+    line.write("graph.json", prompt)
+    return start(line)
 
 
 def pngs(line: CommandLine) -> list[Path]:
@@ -120,6 +132,77 @@ def test_another_prompt_or_fresh_starts_afresh(line: CommandLine, builtin_rig: R
     assert other.status == 0 and "goes on" not in other.err
     assert len(spools(line)) == 1, "what the first run left stays for a run that can use it"
     assert {pixels(line.folder / path).shape[1] for path in other.json["files"]} == {40}
+
+
+def interrupt_in_the_middle(line: CommandLine, process: subprocess.Popen[str]) -> Finished:
+    """Ctrl-C after some items; every finished one is an image."""
+    until(lambda: len(spooled(line)) >= 3 or process.poll() is not None)
+    done = line.interrupt(process)
+    assert done.status == 130, done.err
+    found, here = done.json, pngs(line)
+    assert 3 <= len(here) == len(found["items"]) == len(found["files"])
+    assert [texts(path)["seed"] for path in here] == sorted(int(item["seed"]) for item in found["items"])
+    assert [path.name for path in here] == [f"ComfyUI_{number:05}_.png" for number in range(1, len(here) + 1)]
+    assert f"{len(here)} of {ITEMS} items were finished; {len(here)} files are in made" in done.err
+    return done
+
+
+def test_an_interrupted_job_leaves_its_images_also_where_a_node_of_its_last_stage_saves_them(line: CommandLine, builtin_rig: Rig) -> None:
+    first = interrupt_in_the_middle(line, start_into_a_save_node(line))
+    here = pngs(line)
+    assert "the same command goes on with them" in first.err
+    assert {texts(path)["prompt"]["save"]["class_type"] for path in here} == {"SaveImage"}, "the user's own prompt"
+    done = line.finish(start(line))
+    assert done.status == 0, done.err
+    assert f"goes on where job {first.json['job']} stopped: {len(here)} of" in done.err
+    again = {index for index, *_ in builtin_rig.executions(done.json["job"])}
+    assert again == set(range(ITEMS + 1)) - {item["index"] for item in first.json["items"]}, "what is finished does not run again"
+    assert len(done.json["files"]) == ITEMS and pngs(line)[: len(here)] == here
+    assert [item["kind"] for item in done.json["items"]] == ["generate"] * ITEMS + ["last"]
+    assert not (line.folder / "made" / SPOOL_FOLDER).exists(), "a complete run leaves no spool"
+
+
+def test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again(line: CommandLine, builtin_rig: Rig) -> None:
+    process = start_into_a_save_node(line)
+    until(lambda: len(spooled(line)) >= 3)
+    (spool,) = spools(line)
+    assert line.run("jobs", "cancel", spool.name).status == 0
+    first = line.finish(process)
+    assert len(pngs(line)) == len(first.json["items"]) >= 3
+    before = builtin_rig.executions(spool.name)
+    assert line.run("jobs", "retry", spool.name).status == 0
+    done = line.run("jobs", "attach", spool.name, "--out", "made", "--json")
+    assert done.status == 0, done.err
+    again = {index for index, *_ in builtin_rig.executions(spool.name)[len(before) :]}
+    assert again == set(range(ITEMS + 1)) - {item["index"] for item in first.json["items"]}
+    assert len(done.json["files"]) == ITEMS and not spools(line)
+
+
+def test_a_failed_item_does_not_take_the_finished_ones_along(line: CommandLine) -> None:
+    bad = node("RuleFail", images=out("wait"), seed=out("seed"), bad_seed=SEED + 4)
+    process = start_into_a_save_node(line, bad=bad, collect=node("DistributedCollector", images=out("bad"), load_balance=False))
+    done = line.finish(process)
+    assert done.status == 1, done.err
+    assert [texts(path)["seed"] for path in pngs(line)] == [int(item["seed"]) for item in done.json["items"]]
+    assert f"{len(pngs(line))} of {ITEMS} items were finished; {len(pngs(line))} files are in made" in done.err and len(pngs(line)) >= 2
+
+
+def test_what_an_interrupted_job_left_goes_with_a_complete_run_or_after_a_week(line: CommandLine) -> None:
+    line.write("other.json", slow(1, seed=SEED + 50))
+    interrupt_in_the_middle(line, start(line))
+    assert line.run("run", "other.json", "--items", "2", "--out", "made").status == 0
+    (kept,) = spools(line)
+    fresh = line.finish(start(line, "--fresh"))
+    assert fresh.status == 0 and not spools(line), "the same work is complete"
+    line.write("graph.json", slow(300, seed=SEED + 70))
+    process = start(line)
+    until(lambda: spooled(line))
+    line.interrupt(process)
+    (kept,) = spools(line)
+    long_ago = time.time() - 8 * 24 * 3600
+    os.utime(kept / "ended", (long_ago, long_ago))
+    assert line.run("run", "other.json", "--items", "2", "--out", "made").status == 0
+    assert not (line.folder / "made" / SPOOL_FOLDER).exists()
 
 
 def test_a_run_that_is_alive_is_left_alone(line: CommandLine, builtin_rig: Rig) -> None:
