@@ -176,6 +176,8 @@ class Requirement:
     """Sorted (class, input, value) of string literals; binding where the worker's class offers a list for that input."""
     tags: tuple[str, ...] = ()
     """Sorted tags that the worker must carry."""
+    device_class: str = ""
+    """The one `Capability.device_class` that may run it; empty for any."""
 
 
 @dataclass(frozen=True)

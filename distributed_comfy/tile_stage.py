@@ -92,6 +92,8 @@ class TileStage:
     late_edges: tuple[str, ...] = ()
     """Sink ids of the prepare item's captures that the last stage takes, beside those of item 0."""
     deterministic: Determinism = "any"
+    item_bytes: int = 2**28
+    """Pixels of one crop over all frames of its item, float32 (``DC_TILE_ITEM_BYTES`` of the submitter): more frames are more items."""
 
     @property
     def takes_first(self) -> bool:

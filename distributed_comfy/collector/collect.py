@@ -134,7 +134,7 @@ class Collector:
         """All home; raises where that will never be."""
         if self._wanted or self._fetching:
             return False
-        known = len(self._told) + len(self._gone)
+        known = len(self._gone) + (len(self._told) if self._tiles else sum(index < self._items for index in self._told))
         if known < self._items and self._state.ended and self._looked_at > LONG_AGO and not self._unfetched():
             self._raise_end()
         if known < self._items or (self._job.tiles is not None and self._tiles is None):
@@ -167,6 +167,8 @@ class Collector:
         for index in sorted(gone - self._gone):
             log.warning("job %s item %d failed for good; the job goes on without it", self._job.job_id, index)
         self._gone = gone
+        if self._tiles is not None and not self._state.ended:
+            self._tiles.look(self._states)
         self._wanted.update(dict.fromkeys(self._unfetched()))
 
     def _unfetched(self) -> list[int]:
@@ -270,7 +272,7 @@ class Collector:
         if self._tiles is None:
             places = Places(self._table, self._store, self._spool)
             tiles = TileWork(self._job, places, self._load, self._options.tiles)
-            tiles.begin()
+            tiles.begin(self._states)
             self._tiles = tiles
         self._tiles.go_on()
         return self._tiles.done

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from distributed_comfy.messages import ItemResult
+from distributed_comfy.messages import ItemResult, ItemSpec
+from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState
 
 
@@ -25,20 +26,25 @@ class MemoryJobTable:
         has_last_stage: the last item starts blocked.
         max_attempts: reopened items fail after this many.
         spare: the job can do without some generated items, as long as one is left.
+        grows: tiles will be added: the job is not done before that.
     """
 
-    def __init__(self, items: int, *, has_last_stage: bool = False, max_attempts: int = 3, spare: bool = False) -> None:
+    def __init__(
+        self, items: int, *, has_last_stage: bool = False, max_attempts: int = 3, spare: bool = False, grows: bool = False
+    ) -> None:
         self._rows = {index: _Row(ItemState("pending")) for index in range(items)}
         if has_last_stage:
             self._rows[items - 1] = _Row(ItemState("blocked"))
         self._max_attempts = max_attempts
         self._generated = items - has_last_stage
-        self._spare = spare
+        self._spare, self._grows = spare, grows
         self._events: list[JobEvent] = []
         self._job = JobState("pending")
         self._changed = threading.Condition(threading.RLock())
         self.feed_json = ""
         """What `unblock` was given last."""
+        self.feeds: dict[int, str] = {}
+        """What it was given for each item."""
 
     # -- the protocol
     def wait_events(self, job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:
@@ -56,7 +62,7 @@ class MemoryJobTable:
     def result(self, job_id: str, index: int) -> tuple[str, ItemResult] | None:
         """As `JobTable.result`."""
         with self._changed:
-            row = self._rows[index]
+            row = self._rows.get(index, _Row(ItemState("blocked")))
             return (row.state.claim_id, row.result) if row.state.state == "done" and row.result is not None else None
 
     def mark_fetched(self, job_id: str, index: int, claim_id: str) -> None:
@@ -82,14 +88,33 @@ class MemoryJobTable:
                 self._set(index, ItemState("pending", attempts=old.attempts), "released")
             return True
 
+    def extend(self, job_id: str, specs: Sequence[ItemSpec], *, finished: Sequence[FinishedItem] = (), final: bool = False) -> bool:
+        """As `JobTable.extend`."""
+        with self._changed:
+            added = [spec.index for spec in specs if spec.index not in self._rows]
+            closes = final and self._grows
+            if not added and not closes:
+                return True
+            if self._job.ended or not self._grows:
+                return False
+            done = {item.index: item for item in finished}
+            for index in added:
+                self._rows[index] = _Row(ItemState("blocked"))
+                if index in done:
+                    state = ItemState("done", done[index].claim_id, done[index].result.worker)
+                    self._rows[index] = _Row(state, done[index].result, fetched=True)
+            self._grows = not closes
+            self._end_if_over()
+            return True
+
     def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
         """As `JobTable.unblock`."""
         with self._changed:
             for index, feed_json in ready:
-                if self._rows[index].state.state == "blocked":
+                if index in self._rows and self._rows[index].state.state == "blocked":
                     if self._job.ended:
                         return False
-                    self.feed_json = feed_json
+                    self.feed_json = self.feeds[index] = feed_json
                     self._set(index, ItemState("pending"), "released")
             return True
 
@@ -120,7 +145,7 @@ class MemoryJobTable:
             return True
 
     def _end_if_over(self) -> None:
-        if all(row.state.state in ("done", "failed") for row in self._rows.values()):
+        if not self._grows and all(row.state.state in ("done", "failed") for row in self._rows.values()):
             self.end("done")
 
     def fail(self, index: int, claim_id: str, error: dict[str, Any]) -> None:
@@ -155,6 +180,11 @@ class MemoryJobTable:
         """True once the collector marked the item."""
         with self._changed:
             return self._rows[index].fetched
+
+    def forget(self, index: int) -> None:
+        """What a crash of the server does to what it was told last: an unblocked item is blocked again."""
+        with self._changed:
+            self._rows[index].state = ItemState("blocked")
 
     def _is(self, index: int, state: str, claim_id: str) -> bool:
         row = self._rows[index].state

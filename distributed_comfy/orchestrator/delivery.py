@@ -9,7 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import redis
+from numpy.typing import NDArray
 
 from distributed_comfy.collector.adopt import remove_ended
 from distributed_comfy.collector.collect import Collector, CollectorOptions
@@ -103,6 +105,8 @@ class DeliveryOptions:
     """Stores input files again that the blob store lost."""
     on_tiles: Callable[[int], None] = lambda tiles: None
     """Told how many tiles an upscale adds to the items, once that is known."""
+    on_canvas: Callable[[NDArray[np.uint8]], None] | None = None
+    """Given a small picture of an upscale's canvas as it fills, [h, w, 3]; none is made without."""
     prefix: str = "ComfyUI"
     """First part of the names of collected images."""
     spool: Spool | None = None
@@ -160,7 +164,10 @@ class Courier:
         out = options.out.absolute()
         cluster.jobs.note_spool(record.job_id, SpoolPlace(cluster.settings.host_name, str(self._spool.folder.absolute()), str(out)))
         tiles = TileLimits(
-            cluster.settings.tile_item_bytes, cluster.settings.blob_limit_bytes, CapableWorkers(cluster, record), options.on_tiles
+            blob_bytes=cluster.settings.blob_limit_bytes,
+            workers=CapableWorkers(cluster, record),
+            on_planned=options.on_tiles,
+            on_canvas=options.on_canvas,
         )
         collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs, tiles=tiles)
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)

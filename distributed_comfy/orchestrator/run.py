@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import redis
+from numpy.typing import NDArray
 
 from distributed_comfy.collector.spool import spool_folder
 from distributed_comfy.errors import (
@@ -81,6 +83,9 @@ class Reporter(Protocol):
     def tiles_planned(self, tiles: int) -> None:
         """An upscale adds so many tiles to the job's items."""
 
+    def canvas(self, preview: NDArray[np.uint8]) -> None:
+        """A small picture of an upscale as it fills, [h, w, 3], its first frame; at most one a second, and one of the end."""
+
     def item_done(self, index: int, result: ItemResult) -> None:
         """An item has arrived."""
 
@@ -104,6 +109,9 @@ class SilentReporter:
         """Nothing."""
 
     def tiles_planned(self, tiles: int) -> None:
+        """Nothing."""
+
+    def canvas(self, preview: NDArray[np.uint8]) -> None:
         """Nothing."""
 
     def item_done(self, index: int, result: ItemResult) -> None:
@@ -186,6 +194,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
         on_item=reporter.item_done,
         ensure_inputs=lambda: job.inputs.ensure(job.record.input_files),
         on_tiles=reporter.tiles_planned,
+        on_canvas=reporter.canvas,
         prefix=options.prefix,
         spool=spool,
         keep=options.keep,
@@ -218,7 +227,8 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     with ownership, ProgressListener(cluster, job_id, reporter.step):
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
-        return _collect(cluster, record, DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned), stop, ownership.lost)
+        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=reporter.canvas)
+        return _collect(cluster, record, told, stop, ownership.lost)
 
 
 def _take_over(cluster: Cluster, job_id: str, stop: threading.Event) -> str:

@@ -27,7 +27,7 @@ from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissi
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
-from distributed_comfy.planning.requirements import lacks, matches, signature
+from distributed_comfy.planning.requirements import common_class, lacks, matches, signature
 from distributed_comfy.state.jobs import Submission
 from distributed_comfy.workflow.edit import set_input
 from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
@@ -139,6 +139,8 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         RunInterrupted: ``stop`` was set.
     """
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
+    if plan.tiles is not None:
+        plan = replace(plan, tiles=replace(plan.tiles, item_bytes=cluster.settings.tile_item_bytes))
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
@@ -212,7 +214,7 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
             check_capable([need for need in (plan.requirement, plan.last_requirement) if need], live)
             return plan, live
         except ClusterUnavailable:
-            if live and options.wait_s > 0:
+            if live and options.wait_s > 0 and not _wants_one_class(plan):
                 return plan, live  # queued all the same: a worker that gains what is missing starts it
             if time.monotonic() >= give_up:
                 raise
@@ -223,13 +225,34 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
 def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capability]) -> JobPlan:
     """By default one item for each live worker that can run it; for all of them while none can."""
     wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)), options.on_missing)
-    plan = plan_job(parsed, wanted, live)
+    plan = _in_one_class(plan_job(parsed, wanted, live), live)
     capable = sum(matches(plan.requirement, capability) for capability in live)
-    return plan if capable in (0, len(live)) else plan_job(parsed, replace(wanted, participants=capable), live)
+    return plan if capable in (0, len(live)) else _in_one_class(plan_job(parsed, replace(wanted, participants=capable), live), live)
+
+
+def _wants_one_class(plan: JobPlan) -> bool:
+    return plan.tiles is not None and plan.tiles.deterministic == "same-class"
+
+
+def _in_one_class(plan: JobPlan, live: Sequence[Capability]) -> JobPlan:
+    """The same job for workers of one device class only, where its upscale asks for that; the last stage too, if one of them can run it."""
+    name = common_class(plan.requirement, plan.last_requirement, live) if _wants_one_class(plan) else ""
+    if not name:
+        return plan
+    last = plan.last_requirement and replace(plan.last_requirement, device_class=name)
+    able = last and any(matches(last, capability) for capability in live)
+    return replace(
+        plan,
+        requirement=replace(plan.requirement, device_class=name),
+        last_requirement=last if able else plan.last_requirement,
+        warnings=(*plan.warnings, f"tiles run on workers of one device class only, as asked: {name}"),
+    )
 
 
 def _resume_key(plan: JobPlan, live: Live, input_files: Sequence[InputFile]) -> str:
     """The versions are those of the live workers that can run the job."""
     engines = {f"{found.engine} {found.engine_version}" for found in live.values() if matches(plan.requirement, found)}
     versions = {"package": __version__, "engines": ", ".join(sorted(engines))}
+    if plan.requirement.device_class:
+        versions["device class"] = plan.requirement.device_class
     return resume_key(plan, input_hashes={entry.file.name: entry.file.sha256 for entry in input_files}, versions=versions)

@@ -1,6 +1,7 @@
 """What a stage needs from a worker, and which worker has it; each pair of signature and hash is compared once."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -80,6 +81,8 @@ def lacks(requirement: Requirement, capability: Capability) -> list[str]:
     missing = []
     if requirement.engine and requirement.engine != capability.engine:
         missing.append(f"engine {requirement.engine} (it has {capability.engine})")
+    if requirement.device_class and requirement.device_class != capability.device_class:
+        missing.append(f"device class {requirement.device_class} (it has {capability.device_class})")
     missing += [f"tag {tag}" for tag in requirement.tags if tag not in capability.tags]
     has = set(capability.node_classes)
     missing += [f"node class {name}" for name in requirement.node_classes if name not in has]
@@ -87,6 +90,21 @@ def lacks(requirement: Requirement, capability: Capability) -> list[str]:
         if not _offers(capability, class_type, name, value):
             missing.append(f"{_kind(value)} {value!r} for {class_type}.{name}")
     return missing
+
+
+def common_class(requirement: Requirement, last: Requirement | None, live: Iterable[Capability]) -> str:
+    """The device class to which a job is restricted that wants all its tiles from one.
+
+    The one with the most workers that can run its items; one that can run its last stage, too, before others.
+
+    Returns:
+        Empty where no worker can run the items.
+    """
+    workers = list(live)
+    capable = Counter(one.device_class for one in workers if matches(requirement, one))
+    whole = {one.device_class for one in workers if last is None or matches(last, one)}
+    ranked = sorted(capable, key=lambda name: (name not in whole, -capable[name], name))
+    return ranked[0] if ranked else ""
 
 
 def _offers(capability: Capability, class_type: str, name: str, value: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from distributed_comfy.messages import Capability, Prompt, Requirement
 from distributed_comfy.planning.facts import ClassFacts
-from distributed_comfy.planning.requirements import capability_hash, lacks, matches, requirement_of, signature
+from distributed_comfy.planning.requirements import capability_hash, common_class, lacks, matches, requirement_of, signature
 from tests.prompts import capability, node, out, txt2img
 
 WORKER = capability()
@@ -83,3 +83,23 @@ def test_a_signature_tells_requirements_apart(change: dict[str, object]) -> None
     base = Requirement("", ())
     assert signature(base) == signature(Requirement("", ()))
     assert signature(base) != signature(replace(base, **change))  # type: ignore[arg-type]
+
+
+def test_a_job_of_one_device_class_runs_on_no_other() -> None:
+    required = replace(need(txt2img(), WORKER), device_class="H100|torch 2.9")
+    assert matches(required, replace(WORKER, device_class="H100|torch 2.9"))
+    assert lacks(required, replace(WORKER, device_class="L4")) == ["device class H100|torch 2.9 (it has L4)"]
+    assert signature(required) != signature(need(txt2img(), WORKER))
+
+
+def test_the_common_class_has_the_most_workers_that_can_run_the_job() -> None:
+    fast, slow, other = (replace(WORKER, device_class=name) for name in ("fast", "slow", "other"))
+    required, last = need(txt2img(), WORKER), Requirement("", ("Saver",))
+    assert common_class(required, None, [fast, slow, slow]) == "slow"
+    assert common_class(required, None, [slow, fast]) == common_class(required, None, [fast, slow]) == "fast", "not by who came first"
+    cannot = replace(other, node_classes=("Saver",))
+    assert common_class(required, None, [cannot, cannot, fast]) == "fast"
+    whole = replace(fast, node_classes=(*fast.node_classes, "Saver"))
+    assert common_class(required, last, [slow, slow, whole]) == "fast", "it can run the last stage, too"
+    assert common_class(required, last, [slow, cannot]) == "slow"
+    assert common_class(required, None, [cannot]) == ""
