@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from distributed_comfy.cli.output import Output
@@ -10,7 +11,8 @@ from distributed_comfy.errors import DistributedComfyError, JobFailed, NodeFaile
 
 log = logging.getLogger(__name__)
 
-_TRACEBACK_LINES = 8
+_FRAMES = 3
+"""Of a traceback, the innermost."""
 
 
 def report_error(output: Output, error: DistributedComfyError) -> int:
@@ -36,8 +38,16 @@ def details(error: DistributedComfyError) -> list[str]:
     facts = node_error.fields
     where = f", item {error.fields['index']}, worker {error.fields['worker']}" if isinstance(error, JobFailed) else ""
     lines = [f"node {facts['node_id']} ({facts['class_type']}){where}: {facts['exception_type']}: {facts['exception_message']}"]
-    trace = [line for entry in facts.get("traceback", ()) for line in str(entry).rstrip().splitlines()]
-    return lines + (["on the worker, innermost last:", *trace[-_TRACEBACK_LINES:]] if trace else [])
+    trace = _innermost(facts.get("traceback", ()))
+    return lines + (["on the worker, innermost last:", *trace] if trace else [])
+
+
+def _innermost(traceback: str | Sequence[str]) -> list[str]:
+    """The last frames of a traceback, given as text or as Python's list of entries: file, line and code, without lines that underline."""
+    lines = (traceback if isinstance(traceback, str) else "".join(f"{entry.rstrip()}\n" for entry in traceback)).splitlines()
+    lines = [line for line in lines if line.strip(" ~^")]
+    begins = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    return lines[begins[-_FRAMES:][0] :] if begins else lines[-2 * _FRAMES :]
 
 
 def cause(error: DistributedComfyError) -> DistributedComfyError:

@@ -156,6 +156,21 @@ def test_a_failed_node_is_shown_with_item_worker_and_the_end_of_its_traceback() 
     assert isinstance(cause(failed_job()), NodeFailed)
 
 
+def test_the_frames_of_comfyui_are_shown_with_file_line_and_code_and_without_underlines() -> None:
+    """It sends the traceback as one text."""
+    frame = '  File "/comfy/nodes.py", line {0}, in f{0}\n    raise_{0}(model)\n    ^^^^^^^~~^^^^^^^\n'
+    error = NodeFailed(
+        node_id="7", class_type="KSampler", exception_type="ValueError", exception_message="no",
+        traceback="".join(frame.format(number) for number in range(9)),
+    )  # fmt: skip
+    assert details(error)[1:] == [
+        "on the worker, innermost last:",
+        '  File "/comfy/nodes.py", line 6, in f6', "    raise_6(model)",
+        '  File "/comfy/nodes.py", line 7, in f7', "    raise_7(model)",
+        '  File "/comfy/nodes.py", line 8, in f8', "    raise_8(model)",
+    ]  # fmt: skip
+
+
 def test_an_error_without_a_node_needs_no_more_words() -> None:
     assert details(ItemsOutOfRange(items=0, limit=9)) == []
 
