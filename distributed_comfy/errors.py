@@ -271,7 +271,7 @@ class NoCapableWorker(ClusterUnavailable):
     """Live workers exist, but each lacks something the prompt needs."""
 
     code = "no_capable_worker"
-    sentence = "no live worker can run this prompt: {lacks}; install what is missing, or use --wait SECONDS to queue it all the same"
+    sentence = "no live worker can run this prompt: {lacks}; install what is missing, or give it time with --wait SECONDS"
 
 
 class RedisUnreachable(ClusterUnavailable):

@@ -1,6 +1,9 @@
 """``distributed-comfy jobs``."""
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ from distributed_comfy.cli.delivered import show_delivery
 from distributed_comfy.cli.failures import cause, details, error_json
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
-from distributed_comfy.errors import JobFailed, from_wire
-from distributed_comfy.messages import ItemSpec
+from distributed_comfy.errors import JobFailed, JobUnknown, MessageVersionUnknown, from_wire
+from distributed_comfy.messages import Capability, ItemSpec
 from distributed_comfy.orchestrator.run import attach as attach_job
+from distributed_comfy.orchestrator.waiting import nobody_can_run, why_it_waits
 from distributed_comfy.state.records import ItemState, JobState
 from tasks.cluster import Cluster
 
@@ -40,7 +44,8 @@ def list_jobs(output: Output, /) -> None:
     done; failed (`jobs show` says why, `jobs retry` tries again); cancelled.
     """
     with connected(output) as cluster:
-        found, now_ms = cluster.jobs.jobs(), redis_now_ms(cluster)
+        found, now_ms, live = cluster.jobs.jobs(), redis_now_ms(cluster), cluster.matching.live()
+        found = {job_id: _with_reason(cluster, job_id, state, live) for job_id, state in found.items()}
     output.result([{"job": job_id, **_job_json(state)} for job_id, state in found.items()])
     if not found:
         output.say("no jobs; `distributed-comfy run PROMPT.json` submits one")
@@ -62,6 +67,7 @@ def show(output: Output, /, job_id: str) -> None:
     """One job and its items: state, worker, failed attempts, errors."""
     with connected(output) as cluster:
         record, state, owner = cluster.jobs.record(job_id), cluster.jobs.job_state(job_id), cluster.jobs.owner(job_id)
+        state = _with_reason(cluster, job_id, state, cluster.matching.live())
         items, specs, now_ms = cluster.jobs.item_states(job_id), cluster.jobs.specs(job_id), redis_now_ms(cluster)
     listed = [_item_json(specs[index], item) for index, item in items.items() if index in specs]
     output.result({"job": job_id, **_job_json(state), "owner": owner, "items": listed})
@@ -177,6 +183,16 @@ def attach(output: Output, /, job_id: str, out: Path | None) -> int:
         folder = out_or_default(out, cluster.jobs.record(job_id).title)
         delivery = interruptibly(output, lambda stop: attach_job(cluster, job_id, folder, progress, stop))
     return show_delivery(output, delivery)
+
+
+def _with_reason(cluster: Cluster, job_id: str, state: JobState, live: Mapping[str, Capability]) -> JobState:
+    """Also says why a job waits that nobody can run."""
+    if state.reason or state.state not in ("pending", "running") or state.counts["running"]:
+        return state
+    with suppress(JobUnknown, MessageVersionUnknown):  # it has just gone, or another version entered it
+        if error := nobody_can_run(cluster.jobs.record(job_id), state, live):
+            return replace(state, reason=why_it_waits(error))
+    return state
 
 
 def _say_state(output: Output, cluster: Cluster, job_id: str, text: str) -> None:

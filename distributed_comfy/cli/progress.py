@@ -112,6 +112,10 @@ class RunProgress(SilentReporter):
             self._live = Live(get_renderable=self._render, console=self._output.remarks, refresh_per_second=_REFRESH_HZ)
             self._live.start()
 
+    def waiting(self, reason: str) -> None:
+        """Say why nothing goes on."""
+        self._output.warn(reason)
+
     def tiles_planned(self, tiles: int) -> None:
         """Count the tiles, too."""
         with self._lock:

@@ -34,7 +34,10 @@ from distributed_comfy.settings import Settings, read_settings
 @click.option("--user", default="", metavar="NAME", help="Whose turn it is, where several share the workers [DC_USER, else login name].")
 @click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="Only workers with this engine [any].")
 @comfyui_option
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Queue it although no worker can run it now.")
+@click.option(
+    "--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
+    help="Queue it although no worker can run it now; if none can within SECONDS, cancel it and exit with status 3 [0: refuse it at once].",
+)  # fmt: skip
 @click.option(
     "--results", type=click.Choice(["collector", "celery"]), default="collector", show_default=True,
     help="celery: save nothing; results stay in the blob server for Celery's result API.",

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from distributed_comfy.collector.spool import spool_folder
 from distributed_comfy.errors import (
     DistributedComfyError,
+    JobCancelled,
     JobError,
     JobOwned,
     JobStateInvalid,
@@ -35,6 +38,7 @@ from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener, Step
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt, submit_prompt
+from distributed_comfy.orchestrator.waiting import WorkerWatch, watching_workers
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster, open_cluster
 
@@ -77,6 +81,9 @@ class Reporter(Protocol):
     def submitted(self, start: JobStart) -> None:
         """The job is in the table (or was taken over)."""
 
+    def waiting(self, reason: str) -> None:
+        """No live worker can run what the job needs next; a sentence, once per outage."""
+
     def step(self, step: Step) -> None:
         """A worker did some steps."""
 
@@ -103,6 +110,9 @@ class SilentReporter:
         """Nothing."""
 
     def submitted(self, start: JobStart) -> None:
+        """Nothing."""
+
+    def waiting(self, reason: str) -> None:
         """Nothing."""
 
     def step(self, step: Step) -> None:
@@ -180,14 +190,17 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     """`run_prompt` on connections that are open already."""
     kept = options.submit.results == "celery"
     asked = replace(options.submit, resume_in=None if kept or options.fresh else options.out)
+    give_up_at = time.monotonic() + asked.wait_s if asked.wait_s > 0 else None
     job = submit_prompt(cluster, given, asked, options.stop)
     warnings = (*job.plan.warnings, _EMBEDDED) if kept and not cluster.settings.redis_url else job.plan.warnings
     start = JobStart(job.record, {item.index: item.seed for item in job.plan.items}, warnings)
     if job.resumed is not None:
         start = replace(start, resumed=job.resumed.job_id, resumed_items=len(job.resumed.spool.items()))
     reporter.submitted(start)
+    watching = watching_workers(cluster, job.record, reporter.waiting, partial(_cancel_rest, cluster, job.record.job_id), give_up_at)
     if kept:
-        return _watch(cluster, start, options.stop, reporter)
+        with watching as watch:
+            return _given_up(watch, _watch(cluster, start, options.stop, reporter))
     spool = job.resumed.spool if job.resumed else None
     delivery = DeliveryOptions(
         options.out,
@@ -200,8 +213,8 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
         keep=options.keep,
     )
     ownership = Ownership(cluster, job.record.job_id, job.owner)
-    with ownership, ProgressListener(cluster, job.record.job_id, reporter.step):
-        return _collect(cluster, job.record, delivery, options.stop, ownership.lost)
+    with ownership, ProgressListener(cluster, job.record.job_id, reporter.step), watching as watch:
+        return _given_up(watch, _collect(cluster, job.record, delivery, options.stop, ownership.lost))
 
 
 def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: threading.Event) -> Delivery:
@@ -224,11 +237,17 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
         raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
     owner = _take_over(cluster, job_id, stop)
     ownership = Ownership(cluster, job_id, owner)
-    with ownership, ProgressListener(cluster, job_id, reporter.step):
+    watching = watching_workers(cluster, record, reporter.waiting, partial(_cancel_rest, cluster, job_id))
+    with ownership, ProgressListener(cluster, job_id, reporter.step), watching:
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
         told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=reporter.canvas)
         return _collect(cluster, record, told, stop, ownership.lost)
+
+
+def _given_up(watch: WorkerWatch, delivery: Delivery) -> Delivery:
+    """A job that was cancelled because nobody could run it says that."""
+    return replace(delivery, error=watch.gave_up) if watch.gave_up and isinstance(delivery.error, JobCancelled) else delivery
 
 
 def _take_over(cluster: Cluster, job_id: str, stop: threading.Event) -> str:

@@ -58,7 +58,7 @@ class SubmitOptions:
     tags: Sequence[str] = ()
     """Only workers with all of these tags."""
     wait_s: float = 0.0
-    """Queue the job even if no live worker can run it now, and wait this long for one."""
+    """Queue the job even if no live worker can run it now, and cancel it if none can within this time; 0: do not queue it then."""
     comfyui_path: Path | None = None
     """Its ``input`` folder is searched for the files that the prompt loads."""
     results: ResultsGoTo = "collector"

@@ -13,6 +13,7 @@ import pytest
 from distributed_comfy.state.keys import Keys
 from tests.cluster_rig import Rig
 from tests.command_line import CommandLine, pictures, pixels, slow, texts, until
+from tests.prompts import node, out
 
 pytestmark = pytest.mark.redis
 
@@ -128,6 +129,23 @@ def test_a_cancelled_job_can_be_retried_and_collected(line: CommandLine) -> None
     assert done.status == 0, done.err
     assert [item["seed"] for item in done.json["items"]] == [str(seed) for seed in range(5, 35)]
     assert len(pngs(line.folder / "second")) == 30
+
+
+def test_a_job_that_nobody_can_run_is_queued_says_why_and_is_given_up_in_time(line: CommandLine, builtin_rig: Rig) -> None:
+    prompt = pictures()
+    prompt["extra"] = node("SuperUpscaler9000", image=out("make"))
+    prompt["collect"]["inputs"]["images"] = out("extra")
+    before = set(builtin_rig.cluster.jobs.jobs())
+    process = line.start("run", line.write("graph.json", prompt), "--items", "2", "--out", "made", "--wait", "6")
+    (job_id,) = until(lambda: set(builtin_rig.cluster.jobs.jobs()) - before)
+    why = "no live worker can run it: one lacks node class SuperUpscaler9000; two lacks node class SuperUpscaler9000"
+    assert why in line.run("jobs", "show", job_id).out
+    assert {job["job"]: job["reason"] for job in line.run("jobs", "list", "--json").json}[job_id] == why
+    done = line.finish(process)
+    assert done.status == 3, done.err
+    assert "one lacks node class SuperUpscaler9000" in done.err and "it is queued and waits" in done.err
+    assert "no item was finished" in done.err
+    assert state(builtin_rig, job_id) == "cancelled"
 
 
 def test_a_paused_job_gets_nothing_until_it_is_resumed(line: CommandLine, builtin_rig: Rig) -> None:
