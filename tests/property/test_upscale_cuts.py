@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from distributed_comfy.errors import BadInput, NothingToVary, PromptHasNoOutput, UpscaleOfItems, UpscaleUnused
 from distributed_comfy.messages import Capability, Prompt, apply_patches
 from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job
-from distributed_comfy.tile_stage import TileStage, ValuePlace
+from distributed_comfy.tile_stage import ValuePlace
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, SOURCE_CLASS, UPSCALE_CLASS
 from distributed_comfy.workflow.graph import Graph, as_link
 from distributed_comfy.workflow.region import REGION_INPUTS
-from tests.property.test_graph_cuts import Machine, Whole
 from tests.prompts import node, out, parsed
+from tests.property.test_graph_cuts import Machine, Whole
 
 TYPES = {
     "Picture": ("IMAGE", "MASK"), "Model": ("MODEL", "CLIP"), "Mixed": ("MODEL", "IMAGE"), "Tap": ("IMAGE",), "Text": ("CONDITIONING",),
