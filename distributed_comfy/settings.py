@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from distributed_comfy.config_file import default_config_file, nearest, read_config_file
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.setting_words import requirement
 
 EngineName = Literal["comfyui", "builtin"]
 LogFormat = Literal["text", "json"]
@@ -178,8 +179,8 @@ def read_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0]).lower()
-        where = f", in {path}" if field in in_file and field not in given else ""
-        reason = f"{first['msg']} (it is {_shown(field, first.get('input'))}{where})"
+        where = f" (in {path})" if field in in_file and field not in given else ""
+        reason = f"{requirement(Settings.model_fields[field], first)}{_shown(field, first.get('input'))}{where}"
         raise SettingInvalid(name=variable(field), reason=reason) from error
 
 
@@ -237,8 +238,8 @@ def child_environment(settings: Settings, **changes: object) -> dict[str, str]:
 def _shown(field: str, value: object) -> str:
     """A URL may hold a password, so only its scheme is shown; a password not at all."""
     if field.endswith("_auth"):
-        return "not shown"
-    return f"{str(value).split(':')[0]}:..." if field.endswith("_url") else repr(value)
+        return " (it is not shown)"
+    return f", not {str(value).split(':')[0]}:..." if field.endswith("_url") else f", not {value!r}"
 
 
 def slug(text: str) -> str:

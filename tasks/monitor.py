@@ -42,7 +42,7 @@ def check_flower_options(options: FlowerOptions) -> None:
     """
     if not options.basic_auth and not _is_loopback(options.address):
         reason = f"{options.address!r} can be reached from other hosts; set --basic-auth USER:PASS too"
-        raise SettingInvalid(name="--address", reason=reason)
+        raise SettingInvalid(name="--host", reason=reason)
 
 
 def serve_flower(settings: Settings, redis_url: str, options: FlowerOptions, started: Callable[[str], None]) -> None:

@@ -14,8 +14,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from distributed_comfy.cli.output import Output
-from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, SettingInvalid
 from distributed_comfy.orchestrator.doctor.packages import refuse_foreign_packages
+from distributed_comfy.settings import variable
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,22 @@ def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print the result as one line of JSON on standard output."
 )
+
+
+@contextmanager
+def naming_options(**given: tuple[str, object]) -> Iterator[None]:
+    """While the context lasts, an error in a setting that came from an option names the option and not the variable.
+
+    Args:
+        given: by field of `Settings`, the option and what it has; None where it was not used.
+    """
+    options = {variable(field): option for field, (option, value) in given.items() if value}
+    try:
+        yield
+    except SettingInvalid as error:
+        if error.name not in options:
+            raise
+        raise SettingInvalid(name=options[error.name], reason=error.reason) from error
 
 
 def interruptibly(output: Output, work: Callable[[threading.Event], T]) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from distributed_comfy.cli.cluster import out_or_default
-from distributed_comfy.cli.commands import interruptibly, json_option
+from distributed_comfy.cli.commands import interruptibly, json_option, naming_options
 from distributed_comfy.cli.delivered import show_delivery
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
@@ -74,7 +74,8 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
     set_up_logging(settings, output, audience="supervisor" if supervised else "person", child=supervised)
     with _Progress(output, options["announce"]) as progress:
         try:
-            options["tree"] = find_comfyui(settings)
+            with naming_options(comfyui_path=("--comfyui", options["comfyui"])):
+                options["tree"] = find_comfyui(settings)
             delivery = interruptibly(output, lambda stop: run_prompt(settings, prompt, _run_options(out, options, stop), progress))
         except DistributedComfyError as error:
             if supervised:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from distributed_comfy.cli.commands import naming_options
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.worker import serve
@@ -39,12 +40,14 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
 
     `python worker_entry.py` does the same with settings alone, for supervisors and containers.
     """
-    settings = read_settings(
-        device=options["device"],
-        worker_name=options["name"],
-        engine=options["engine"],
-        comfyui_path=comfyui,
-        comfyui_args=shlex.join(comfyui_arguments) if comfyui_arguments else None,
-    )
-    set_up_logging(settings, output, audience="supervisor", child=end_with_stdin)
-    return serve(settings, end_with_stdin=end_with_stdin)
+    given = {
+        "device": ("--device", options["device"]),
+        "worker_name": ("--name", options["name"]),
+        "engine": ("--engine", options["engine"]),
+        "comfyui_path": ("--comfyui", comfyui),
+        "comfyui_args": ("what follows --", shlex.join(comfyui_arguments) or None),
+    }
+    with naming_options(**given):
+        settings = read_settings(**{field: value for field, (_, value) in given.items()})
+        set_up_logging(settings, output, audience="supervisor", child=end_with_stdin)
+        return serve(settings, end_with_stdin=end_with_stdin)

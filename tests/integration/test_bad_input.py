@@ -208,10 +208,10 @@ class _password_server:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("DC_LEASE_TTL_S", "soon", "it is 'soon'"),
-        ("DC_SLOTS", "99", "it is '99'"),
+        ("DC_LEASE_TTL_S", "soon", "must be a number above 0, not 'soon'"),
+        ("DC_SLOTS", "99", "must be a whole number from 1 to 16, not '99'"),
         ("DC_REDIS_URL", "http://here", "must start with redis://"),
-        ("DC_ENGINE", "a1111", "it is 'a1111'"),
+        ("DC_ENGINE", "a1111", "must be comfyui or builtin, not 'a1111'"),
         ("COMFYUI_PATH", "/nowhere/at/all", "is not ComfyUI's folder"),
     ],
 )
@@ -223,9 +223,10 @@ def test_a_wrong_setting_stops_the_start_and_is_named(line: CommandLine, name: s
 
 def test_a_worker_with_a_wrong_setting_does_not_start(nobody: CommandLine) -> None:
     for options, environment, words in (
-        (["--name", "GPU 1"], {}, "DC_WORKER_NAME: a name has only a-z"),
-        (["--device", "gpu"], {}, "DC_DEVICE: "),
-        (["--engine", "comfyui", "--comfyui", "/nowhere/at/all"], {}, "COMFYUI_PATH: /nowhere/at/all is not ComfyUI's folder"),
+        (["--name", "GPU 1"], {}, "error: --name: a name has only a-z"),
+        (["--device", "gpu"], {}, "error: --device: must be cpu, mps or like cuda:0 or cuda:0,1, not 'gpu'"),
+        ([], {"DC_DEVICE": "gpu"}, "error: DC_DEVICE: must be cpu"),
+        (["--engine", "comfyui", "--comfyui", "/nowhere/at/all"], {}, "error: --comfyui: /nowhere/at/all is not ComfyUI's folder"),
         (["--engine", "comfyui"], {}, "COMFYUI_PATH: not set, and there is no ComfyUI in ~/comfy/ComfyUI"),
         ([], {"DC_COMFYUI_ARGS": "--one 'two", "DC_ENGINE": "builtin"}, "DC_COMFYUI_ARGS: No closing quotation"),
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import write_reference
 
+from distributed_comfy import setting_words
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.settings import Settings, ignored_variables, read_settings, redact_url, slug
 
@@ -47,6 +48,34 @@ def test_a_value_outside_its_range_is_refused_and_the_variable_named(name: str, 
     with pytest.raises(SettingInvalid) as caught:
         read_settings()
     assert caught.value.name == write_reference.variable(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("slots", "two", "must be a whole number from 1 to 16, not 'two'"),
+        ("max_attempts", "0", "must be a whole number, 1 or more, not '0'"),
+        ("lease_ttl_s", "soon", "must be a number above 0, not 'soon'"),
+        ("drain_timeout_s", "-1", "must be a number, 0 or more, not '-1'"),
+        ("device", "gpu0", "must be cpu, mps or like cuda:0 or cuda:0,1, not 'gpu0'"),
+        ("engine", "a1111", "must be comfyui or builtin, not 'a1111'"),
+        ("log_level", "LOUD", "must be DEBUG, INFO, WARNING or ERROR, not 'LOUD'"),
+        ("key_prefix", "x", "must be letters, digits, _ . or - with a colon at the end, not 'x'"),
+        ("redis_accept", "x", "must be a version, like 7.0.15, not 'x'"),
+        ("redis_url", "http://me:geheim@host", "must start with redis://, rediss:// or unix://, not http:..."),
+        ("flower_basic_auth", "geheim", "must be like USER:PASS (it is not shown)"),
+    ],
+)
+def test_what_a_setting_must_be_is_said_in_plain_words(name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(write_reference.variable(name), value)
+    with pytest.raises(SettingInvalid) as caught:
+        read_settings()
+    assert str(caught.value) == f"{write_reference.variable(name)}: {says}"
+
+
+def test_every_pattern_of_a_setting_has_words() -> None:
+    limits = [limit for field in Settings.model_fields.values() for limit in field.metadata]
+    assert {limit.pattern for limit in limits if getattr(limit, "pattern", None)} <= set(setting_words._PATTERNS)
 
 
 def test_a_wrong_option_of_the_command_line_names_the_same_variable() -> None:
