@@ -145,6 +145,21 @@ class RuleFail(Rule):
         return (images,)
 
 
+class RuleGate(Rule):
+    """Passes a model on, unless there is a file of this name."""
+
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "closed": TEXT}}
+
+    def run(self, model, closed):
+        if os.path.exists(closed):
+            raise ValueError("the gate is closed")
+        return (model,)
+
+
 class RuleSlow(Rule):
     """Takes its time."""
 
@@ -191,7 +206,7 @@ def plain(value):
 
 
 NODE_CLASS_MAPPINGS = {
-    cls.__name__: cls for cls in (RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleSlow, RuleRecord)
+    cls.__name__: cls for cls in (RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleSlow, RuleRecord)
 }  # fmt: skip
 
 
@@ -199,4 +214,8 @@ def node_classes(context, *, nothing=()):
     """The cluster's own classes and these, for the built-in engine."""
     from distributed_comfy.nodes import registry
 
+    if os.environ.get("RULE_DEVICE_CLASS"):  # plays a device that is none of the other workers'
+        from distributed_comfy.engine.builtin import engine
+
+        engine.BUILTIN_VERSION += f" {os.environ['RULE_DEVICE_CLASS']}"
     return {**registry.node_classes(context, nothing=nothing), **NODE_CLASS_MAPPINGS}

@@ -65,7 +65,7 @@ class ModelJob:
     @property
     def made(self) -> bool:
         """The image to upscale is there."""
-        return self.prepare and self.items[len(self.generated)].state == "done"
+        return bool(self.tiles) or (self.prepare and self.items[len(self.generated)].state == "done")
 
     @property
     def expected(self) -> tuple[int, bool]:

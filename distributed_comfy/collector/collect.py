@@ -222,6 +222,7 @@ class Collector:
         for index in [index for index, future in self._fetching.items() if future.done()]:
             if not self._fetching.pop(index).result():
                 self._looked_at = LONG_AGO  # the truth has changed, or the job is over without this item
+                self._inputs_at = LONG_AGO  # what lost a result may have lost inputs, too
             self._tell(index)
 
     def _tell(self, index: int) -> None:

@@ -5,7 +5,7 @@ Everything is kept here until nobody can need it any more, so that it can be put
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from distributed_comfy.collector.spool import Spool
 from distributed_comfy.messages import JobRecord, MappingValue, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.feed_names import Feed
-from distributed_comfy.transport.values import store_value, value_blobs
+from distributed_comfy.transport.values import expected_ref, store_value, value_blobs
 from distributed_comfy.workflow.classes import EDGE_SLOT
+
+_SWEPT_TOGETHER = 500
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,14 @@ class TileBlobs:
             if crop is not None:
                 self._ask.call(self._store.unlink, value_blobs(crop.ref))
 
+    def sweep(self, crops: Mapping[int, tuple[int, ...]]) -> None:
+        """Unlink what an earlier collector may have left of crops whose tiles are here; number -> shape."""
+        shapes = list(crops.items())
+        for start in range(0, len(shapes), _SWEPT_TOGETHER):
+            part = shapes[start : start + _SWEPT_TOGETHER]
+            refs = [expected_ref(self._store, self._crop_name(number), dtype="float32", shape=shape) for number, shape in part]
+            self._ask.call(self._store.unlink, [ref.blob for ref in refs])
+
     def feed(self, number: int) -> str:
         """What this tile is fed, as `JobTable.unblock` keeps it."""
         return messages.dump({self._pixels_id: {EDGE_SLOT: (self._crops[number].ref,)}, **self._constants})
@@ -137,7 +147,10 @@ class TileBlobs:
         return self._store.put(name, [frame], job_id=self._job_id)
 
     def _store_crop(self, number: int, pixels: NDArray[np.float32]) -> Value:
-        return self._ask.call(self._store_value, f"{self._job_id}:crop:{number}", pixels)
+        return self._ask.call(self._store_value, self._crop_name(number), pixels)
+
+    def _crop_name(self, number: int) -> str:
+        return f"{self._job_id}:crop:{number}"
 
     def _store_value(self, name: str, value: Any) -> Value:
         return store_value(self._store, name, value, job_id=self._job_id, limit_bytes=self._limit_bytes)

@@ -104,6 +104,11 @@ class TileCanvas:
         group, step = divmod(number, len(self._plan.steps))
         return TilePlace(step, group)
 
+    def crop_shape(self, place: TilePlace) -> tuple[int, int, int, int]:
+        """Of a tile's crop: frames, height, width, channels."""
+        (first, end), size = self._groups[place.group], self._plan.steps[place.step].size
+        return end - first, size.height, size.width, COLOURS
+
     # -- tiles
     def cuttable(self) -> list[TilePlace]:
         """Every tile that may be cut now and is not; looks at all, so ask once and follow `released`."""

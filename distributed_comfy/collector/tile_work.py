@@ -134,6 +134,8 @@ class TileWork:
         self._limits.on_planned(self.items)
         for index in spooled:
             self.take(index)
+        here = [index - self._job.first_tile for index in spooled]
+        self._blobs.sweep({number: self._tiles.crop_shape(self._tiles.place(number)) for number in here})
         self._tiles.released()
         cuttable = self._tiles.cuttable()
         # An earlier collector let these start: somebody may be waiting for the crop.

@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
-from distributed_comfy.errors import UpscaleImageUnusable
+from distributed_comfy.errors import JobCancelled, JobFailed, UpscaleImageUnusable
 from distributed_comfy.messages import Prompt
+from distributed_comfy.orchestrator.run import SilentReporter, attach
 from tests.cluster_rig import JobReport, Rig
 from tests.command_line import CommandLine, pixels, until
 from tests.prompts import node, out
@@ -54,6 +57,12 @@ def after(report: JobReport) -> list[NDArray[Any]]:
     return [pixels(path) for path in sorted(file.path for file in report.done.files if file.ref.name.startswith("after"))]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(builtin_rig: Rig) -> list[NDArray[Any]]:
+    """What slow tiles become when nothing happens to them."""
+    return after(builtin_rig.run(picture(**SLOW)))
+
+
 def only(rig: Rig, *names: str) -> None:
     for name in rig.workers:
         rig.cluster.jobs.drain(name, drained=name not in names)
@@ -84,8 +93,7 @@ def test_the_result_is_the_image_where_nothing_is_redrawn(builtin_rig: Rig) -> N
     assert all(numpy.array_equal(one, other) for one, other in zip(before, after(report), strict=True))
 
 
-def test_a_killed_worker_changes_no_byte(builtin_rig: Rig) -> None:
-    undisturbed = after(builtin_rig.run(picture(**SLOW)))
+def test_a_killed_worker_changes_no_byte(builtin_rig: Rig, undisturbed: list[NDArray[Any]]) -> None:
     (extra,) = builtin_rig.start("third", lease_ttl_s=2)
     job = builtin_rig.begin(picture(**SLOW))
     job.until(lambda: draws_a_tile(builtin_rig, job.queued(), "third"))
@@ -105,8 +113,9 @@ def draws_a_tile(rig: Rig, job_id: str, worker: str) -> bool:
     )
 
 
-def test_a_master_that_dies_goes_on_at_the_first_missing_tile(builtin_rig: Rig, tmp_path: Path) -> None:
-    undisturbed = after(builtin_rig.run(picture(**SLOW)))
+def test_a_master_that_dies_goes_on_at_the_first_missing_tile(
+    builtin_rig: Rig, undisturbed: list[NDArray[Any]], tmp_path: Path
+) -> None:
     cluster = builtin_rig.cluster
     line = CommandLine(tmp_path, DC_REDIS_URL=cluster.redis_url, DC_BLOB_URL=cluster.blob_url, DC_KEY_PREFIX=cluster.settings.key_prefix)
     line.write("graph.json", picture(**SLOW))
@@ -149,3 +158,68 @@ def test_a_batch_from_a_collector_is_upscaled_in_order(builtin_rig: Rig) -> None
     assert len(after(report)) == 3
     kinds = [spec.kind for spec in builtin_rig.cluster.jobs.specs(report.job_id).values()]
     assert kinds == ["generate"] * 3 + ["prepare", "last"] + ["tile"] * TILES
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------------
+def test_a_cancel_in_mid_upscale_leaves_nothing_running_and_no_blob(builtin_rig: Rig) -> None:
+    job = builtin_rig.begin(picture(**SLOW))
+    job.until(lambda: sum(index >= 2 for index in job.report.arrived) >= 2)
+    builtin_rig.cluster.jobs.cancel(job.queued(), "enough")
+    assert isinstance(job.wait().error, JobCancelled)
+    builtin_rig.wait_idle()
+    assert not list(builtin_rig.cluster.blob_client.scan_iter(f"*{job.report.job_id}*"))
+
+
+def test_a_failed_tile_fails_the_job_and_after_a_retry_it_goes_on(builtin_rig: Rig, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.touch()
+    prompt = picture()
+    prompt["gate"] = node("RuleGate", model=out("model"), closed=str(closed))
+    prompt["up"]["inputs"]["model"] = out("gate")
+    report = builtin_rig.run(prompt)
+    assert isinstance(report.error, JobFailed) and "the gate is closed" in str(report.error) and report.error.index == 2
+    closed.unlink()
+    builtin_rig.cluster.jobs.retry(report.job_id)
+    delivery = attach(builtin_rig.cluster, report.job_id, report.out, SilentReporter(), threading.Event())
+    assert delivery.error is None
+    (image,) = (pixels(file.path) for file in delivery.files if file.ref.name.startswith("after"))
+    assert numpy.array_equal(image, after(builtin_rig.run(picture()))[0])
+
+
+def test_a_blob_server_that_starts_empty_in_mid_upscale_changes_no_byte(builtin_rig: Rig, undisturbed: list[NDArray[Any]]) -> None:
+    """What a restart of a server that keeps nothing on the disk does to it."""
+    job = builtin_rig.begin(picture(**SLOW))
+    job.until(lambda: sum(index >= 2 for index in job.report.arrived) >= 2)
+    names = list(builtin_rig.cluster.blob_client.scan_iter(f"*{job.report.job_id}*"))
+    assert names
+    builtin_rig.cluster.blob_client.delete(*names)
+    assert numpy.array_equal(after(job.wait())[0], undisturbed[0])
+
+
+def test_a_job_of_one_device_class_leaves_workers_of_another_alone(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RULE_DEVICE_CLASS", "of another make")
+    builtin_rig.start("other")
+    try:
+        mixed = builtin_rig.run(picture(mode="independent", **SLOW)).done
+        alike = builtin_rig.run(picture(mode="independent", deterministic="same-class", **SLOW))
+    finally:
+        builtin_rig.stop("other")
+    assert len({result.device_class for result in mixed.results.values()}) == 2
+    (device_class,) = {result.device_class for result in alike.done.results.values()}
+    assert "another make" not in device_class, "two of three workers are of this class"
+    assert alike.start and any(device_class in warning for warning in alike.start.warnings)
+
+
+def test_frames_are_split_into_items_and_the_canvas_is_shown(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, previews = builtin_rig.cluster, []
+    small = cluster.settings.model_copy(update={"tile_item_bytes": 2**20})
+    monkeypatch.setattr(builtin_rig, "cluster", replace(cluster, settings=small))
+    monkeypatch.setattr(JobReport, "canvas", lambda self, preview: previews.append(preview))
+    prompt = picture(batch_size=8, denoise=0.0)
+    prompt["before"] = node("SaveImage", images=out("make"), filename_prefix="before")
+    report = builtin_rig.run(prompt)
+    assert sum(index >= 2 for index in report.arrived) == 2 * TILES, "a frame of a tile takes 200 kB"
+    before = [pixels(path) for path in sorted(file.path for file in report.done.files if file.ref.name.startswith("before"))]
+    assert len(before) == 8
+    assert all(numpy.array_equal(one, other) for one, other in zip(before, after(report), strict=True))
+    assert previews[-1].shape == (SIDE, SIDE, 3) and abs(previews[-1].astype(int) - before[0]).max() <= 1

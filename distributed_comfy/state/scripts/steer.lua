@@ -74,7 +74,8 @@ end
 -- waits for them.  Once there is an image to upscale they stay out: it was made without them, and the tiles are those of that image.
 local function to_run_again()
   local found, gaps = {}, false
-  local fatal, made = call('HGET', K.job(id), 'fatal'), job.prepare ~= '' and item_read(id, job.prepare).s == 'done'
+  local fatal = call('HGET', K.job(id), 'fatal')
+  local made = job.tiles > 0 or (job.prepare ~= '' and item_read(id, job.prepare).s == 'done')
   local flat = call('HGETALL', K.item(id))
   for i = 1, #flat, 2 do
     local index, text = flat[i], flat[i + 1]

@@ -271,6 +271,23 @@ def test_a_job_that_can_do_without_items_cannot_do_without_tiles(joined: Cluster
     assert joined.jobs.job_state("a").state == "done"
 
 
+def test_an_item_that_a_collector_did_without_stays_out_once_there_are_tiles_of_its_batch(joined: Cluster) -> None:
+    """The collector is linked to the upscale itself: no item prepares, but the image is made all the same."""
+    joined.submit("a", items=3, grows=True, spare="all")
+    joined.work("w")
+    joined.give_back("w", joined.take("w"), "final")
+    joined.work("w")
+    joined.extend("a", 3, 2)
+    joined.unblock("a", 3, 4)
+    joined.give_back("w", joined.take("w"), "final")
+    assert joined.jobs.job_state("a").state == "failed"
+    joined.jobs.retry("a")
+    assert states(joined) == ["done", "failed", "done", "pending", "pending"]
+    Audit(joined).check()
+    joined.answer_tickets()
+    assert joined.jobs.job_state("a").state == "done"
+
+
 def test_the_item_that_prepares_waits_for_what_was_missing(joined: Cluster) -> None:
     joined.submit("a", items=2, prepare=True, grows=True, spare="all")
     joined.work("w")
