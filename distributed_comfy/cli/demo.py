@@ -20,6 +20,7 @@ from distributed_comfy.orchestrator.demo_summary import (
     summary_rows,
     write_summary,
 )
+from distributed_comfy.orchestrator.demo_upscale import BEFORE_AFTER
 from distributed_comfy.settings import read_settings
 
 
@@ -32,8 +33,9 @@ from distributed_comfy.settings import read_settings
 def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
     """Eight pictures on two CPU workers: a look at how it works, without a GPU, ComfyUI or a Redis of your own.
 
-    Starts a private Redis and the workers, runs one job on all of them and then the same job on one of them, and ends everything again.
-    Leaves the pictures, a contact sheet and a summary. The pictures come from the built-in engine; the last lines say how to use ComfyUI.
+    Starts a private Redis and the workers, runs one job on all of them and then the same job on one of them, upscales a part of the first
+    picture in tiles, and ends everything again. Leaves the pictures, a contact sheet, the upscale before and after, and a summary.
+    The pictures come from the built-in engine; the last lines say how to use ComfyUI.
     """
     settings = read_settings()
     set_up_logging(settings, output, audience="person")
@@ -48,6 +50,7 @@ def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
     for line in summary_lines(result):
         output.say(line)
     output.say(f"pictures: {out}    contact sheet: {sheet}    summary: {out / SUMMARY_TEXT}", "bold")
+    output.say(f"upscale, before and after: {out / BEFORE_AFTER}", "bold")
     output.say()
     output.say(ENGINE_NOTE)
     for line in COMFYUI_STEPS:

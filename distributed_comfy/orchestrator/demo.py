@@ -1,4 +1,7 @@
-"""The demo: one prompt, N seeds, on several CPU workers and then on one of them, with a private Redis; leaves pictures and a summary."""
+"""The demo: one prompt, N seeds, on several CPU workers and then on one of them, and a part of a picture upscaled by all.
+
+All of it with a private Redis; leaves pictures and a summary.
+"""
 from __future__ import annotations
 
 import json
@@ -15,7 +18,8 @@ from PIL import Image
 
 from distributed_comfy.errors import RunInterrupted
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
-from distributed_comfy.orchestrator.demo_summary import ALONE_FOLDER, forget_last_demo, remember_pictures
+from distributed_comfy.orchestrator.demo_summary import ALONE_FOLDER, forget_last_demo, remember_files
+from distributed_comfy.orchestrator.demo_upscale import DemoUpscale, run_upscale
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import Reporter, RunOptions, open_session, run_on
 from distributed_comfy.orchestrator.servers import redis_servers
@@ -44,6 +48,8 @@ class DemoResult:
     delivery: Delivery
     """The job on all workers."""
     workers: tuple[str, ...]
+    upscale: DemoUpscale
+    """The first picture, larger, by all workers."""
     alone: Delivery | None = None
     """The same job again on one worker while the others were drained; None where there was only one from the start."""
     same_pixels: bool | None = None
@@ -78,20 +84,33 @@ def _run_jobs(cluster: Cluster, given: GivenPrompt, run: RunOptions, options: De
     workers = tuple(state.facts.name for state in cluster.workers.workers())
     options.on_phase(f"{len(workers)} workers")
     together = run_on(cluster, given, run, reporter)
-    remember_pictures(together, options.out)
+    remember_files(options.out, together)
     _check(together, options.stop)
-    if len(workers) == 1:
-        return DemoResult(together, workers)
-    options.on_phase("one worker")
-    folder = options.out / ALONE_FOLDER
+    alone, same = None, None
+    if len(workers) > 1:
+        options.on_phase("one worker")
+        alone, same = _run_alone(cluster, given, run, (together, workers), reporter)
+    options.on_phase("upscale")
+    upscale = run_upscale(cluster, together.images[0].path, workers, run, reporter)
+    remember_files(options.out, together, upscale.delivery)
+    _check(upscale.delivery, options.stop)
+    return DemoResult(together, workers, upscale, alone, same)
+
+
+def _run_alone(
+    cluster: Cluster, given: GivenPrompt, run: RunOptions, first: tuple[Delivery, tuple[str, ...]], reporter: Reporter
+) -> tuple[Delivery, bool]:
+    """The job again on one worker, and whether it gave the same pixels."""
+    together, workers = first
+    folder = run.out / ALONE_FOLDER
     try:
         with _drained(cluster, set(workers) - {_fresh_worker(together, workers)}):
             alone = run_on(cluster, given, replace(run, out=folder), reporter)
-        _check(alone, options.stop)
-        same = all(_same_pixels(first.path, second.path) for first, second in zip(together.images, alone.images, strict=True))
+        _check(alone, run.stop)
+        same = all(_same_pixels(one.path, other.path) for one, other in zip(together.images, alone.images, strict=True))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return DemoResult(together, workers, alone, same)
+    return alone, same
 
 
 def _check(delivery: Delivery, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed_comfy.collector.contact_sheet import SheetEntry, SheetHeader, save_contact_sheet
 from distributed_comfy.collector.naming import writing
+from distributed_comfy.orchestrator.demo_upscale import BEFORE_AFTER, SCALE
 
 if TYPE_CHECKING:
     from distributed_comfy.orchestrator.delivery import Delivery
@@ -56,7 +57,15 @@ def summary_lines(result: DemoResult) -> list[str]:
     for name in workers:
         seconds = [item.seconds for item in delivery.results.values() if item.worker == name]
         lines.append(f"{name} did {_counted(len(seconds), 'item')} in {sum(seconds):.2f} s")
-    return lines
+    return [*lines, _upscale_line(result)]
+
+
+def _upscale_line(result: DemoResult) -> str:
+    upscale = result.upscale
+    made = ", ".join(f"{name} {count}" for name, count in upscale.tiles.items())
+    tiles = _counted(sum(upscale.tiles.values()), "tile")
+    what = f"the middle of {upscale.source.name} at {SCALE} times its size"
+    return f"{what}, redrawn in {tiles} ({made}): {upscale.delivery.seconds:.2f} s wall time"
 
 
 def write_summary(result: DemoResult, out: Path) -> Path:
@@ -90,6 +99,13 @@ def summary_json(result: DemoResult) -> dict[str, Any]:
         "files": [image.path.name for image in delivery.images],
         "contact_sheet": SHEET,
         "seconds": round(delivery.seconds, 3),
+        "upscale": {
+            "of": result.upscale.source.name,
+            "file": result.upscale.path.name,
+            "before_after": BEFORE_AFTER,
+            "seconds": round(result.upscale.delivery.seconds, 3),
+            "tiles": result.upscale.tiles,
+        },
         "on_one_worker": _alone_json(alone, result.same_pixels) if alone else None,
         "workers": {name: [i for i, item in sorted(delivery.results.items()) if item.worker == name] for name in result.workers},
         "items": [
@@ -116,10 +132,10 @@ def _alone_json(alone: Delivery, same_pixels: bool | None) -> dict[str, Any]:
     }
 
 
-def remember_pictures(delivery: Delivery, out: Path) -> None:
-    """Leave a summary with the names of the pictures alone, for `forget_last_demo` after a demo that was interrupted."""
+def remember_files(out: Path, *deliveries: Delivery) -> None:
+    """Leave a summary with the names of the files alone, for `forget_last_demo` after a demo that was interrupted."""
     with writing(out / SUMMARY_JSON):
-        names = [image.path.name for image in delivery.images]
+        names = [path.name for delivery in deliveries for path in delivery.paths]
         (out / SUMMARY_JSON).write_text(json.dumps({"contact_sheet": SHEET, "files": names}) + "\n", encoding="utf-8")
 
 
@@ -128,7 +144,8 @@ def forget_last_demo(out: Path) -> None:
     shutil.rmtree(out / ALONE_FOLDER, ignore_errors=True)  # left by one that was killed
     try:
         summary = json.loads((out / SUMMARY_JSON).read_text(encoding="utf-8"))
-        names = [*summary["files"], SHEET, SUMMARY_TEXT, SUMMARY_JSON] if summary["contact_sheet"] == SHEET else []
+        upscaled = [summary["upscale"]["file"]] if "upscale" in summary else []
+        names = [*summary["files"], *upscaled, BEFORE_AFTER, SHEET, SUMMARY_TEXT, SUMMARY_JSON] if summary["contact_sheet"] == SHEET else []
     except (OSError, ValueError, KeyError, TypeError):  # no summary of ours
         return
     for name in names:

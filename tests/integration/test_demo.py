@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from PIL import Image
 
 from tests.command_line import CommandLine, Finished, pixels, texts, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+UPSCALED = ["upscale-before-after.png", "upscaled_00001_.png"]
 
 
 @pytest.fixture
@@ -41,10 +44,24 @@ def test_the_demo_leaves_pictures_a_sheet_and_a_summary_and_nothing_else(line: C
     check_clean(line, 0)
     folder = line.folder / "demo-output"
     names = [f"demo_{number:05}_.png" for number in range(1, 9)]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "contact-sheet.png", "summary.json", "summary.txt"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, *UPSCALED, "contact-sheet.png", "summary.json", "summary.txt"])
     assert len({pixels(folder / name).tobytes() for name in names}) == 8
     assert Image.open(folder / "contact-sheet.png").size > (800, 600)
     check_summary(folder, done, names)
+    check_upscale(folder, done)
+
+
+def check_upscale(folder: Path, done: Finished) -> None:
+    found = summary(folder)["upscale"]
+    assert [found["before_after"], found["file"]] == UPSCALED and found["of"] == "demo_00001_.png"
+    upscaled, sheet = pixels(folder / found["file"]), pixels(folder / found["before_after"])
+    height, width, _ = upscaled.shape
+    assert (height, width) == tuple(2 * side for side in pixels(folder / found["of"]).shape[:2]), "the middle of it at four times its size"
+    assert sheet.shape == (height, 2 * width + 8, 3)
+    before, after = (sheet[:, :width].astype(int), sheet[:, width + 8 :].astype(int))
+    assert numpy.array_equal(after, upscaled) and 1 < abs(after - before).mean() < 30, "redrawn, and still the same picture"
+    assert set(found["tiles"]) == {"worker-1", "worker-2"} and min(found["tiles"].values()) > 0
+    assert sum(found["tiles"].values()) == 16 and "redrawn in 16 tiles" in done.out
 
 
 def check_summary(folder: Path, done: Finished, names: list[str]) -> None:
@@ -73,7 +90,7 @@ def test_a_second_demo_replaces_the_pictures_of_the_first_and_nothing_else(line:
         assert done.status == 0, done.err
         assert done.json == summary(mine.parent)
     names = [path.name for path in mine.parent.glob("*.png")]
-    assert sorted(names) == ["contact-sheet.png", "demo_00001_.png", "mine.png"]
+    assert sorted(names) == ["contact-sheet.png", "demo_00001_.png", "mine.png", *UPSCALED]
     assert mine.read_bytes() == b"keep me"
 
 
@@ -81,7 +98,7 @@ def test_with_one_worker_there_is_nothing_to_compare(line: CommandLine) -> None:
     done = line.run("demo", "--items", "2", "--workers", "1", timeout_s=120)
     assert done.status == 0, done.err
     found = summary(line.folder / "demo-output")
-    assert found["on_one_worker"] is None and list(found["workers"]) == ["worker-1"]
+    assert found["on_one_worker"] is None and list(found["workers"]) == ["worker-1"] and found["upscale"]["tiles"] == {"worker-1": 16}
     assert "same job on one worker" not in done.out
 
 
@@ -93,7 +110,7 @@ def test_one_picture_is_not_taken_from_the_cache_of_the_worker_that_made_it(line
     assert found["on_one_worker"]["worker"] != found["items"][0]["worker"]
 
 
-@pytest.mark.parametrize("moment", ["0.3 s", "0.9 s", "starting", "ready", "first item", "second job"])
+@pytest.mark.parametrize("moment", ["0.3 s", "0.9 s", "starting", "ready", "first item", "second job", "upscale"])
 def test_ctrl_c_leaves_nothing_behind(line: CommandLine, moment: str) -> None:
     process = line.start("demo", "--items", "3")
     wait_for(process, moment)
@@ -158,7 +175,9 @@ def wait_for(process: Any, moment: str) -> None:
     if moment.endswith(" s"):
         time.sleep(float(moment[:-2]))
         return
-    words = {"starting": "starting 2 workers", "ready": "ready: ", "first item": "  1/3  ", "second job": "  3/3  "}[moment]
+    words = {
+        "starting": "starting 2 workers", "ready": "ready: ", "first item": "  1/3  ", "second job": "  3/3  ", "upscale": "tile 1 on",
+    }[moment]  # fmt: skip
     until(lambda: words in process.stderr.readline(), timeout_s=60)
     if moment == "second job":
         until(lambda: "job " in process.stderr.readline(), timeout_s=60)
