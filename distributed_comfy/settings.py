@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     worker_tags: str = ""
     """Comma-separated tags of a worker."""
     comfyui_args: str = ""
-    """Extra ComfyUI arguments of a worker, as in a shell."""
+    """Extra ComfyUI arguments of a worker, as in a shell; on Windows a backslash is part of a path, not an escape."""
     comfyui_base_directory: Path | None = None
     """ComfyUI's --base-directory (models, custom_nodes, input); without it the tree itself."""
     host: str = ""
@@ -203,8 +203,12 @@ def _from_file() -> tuple[Path | None, dict[str, Any]]:
 
 def _absolute(field: str, value: object, folder: Path) -> object:
     """A path in the file is relative to the file's folder, and ``~`` is the user's home, as no shell will say here."""
-    is_path = "Path" in str(Settings.model_fields[field].annotation)
-    return folder / Path(value).expanduser() if is_path and isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    path = folder / Path(value).expanduser()
+    if field == "comfyui_python":  # a name without a folder is looked for in PATH
+        return str(path) if "/" in value or os.sep in value else value
+    return path if "Path" in str(Settings.model_fields[field].annotation) else value
 
 
 def variable(field: str) -> str:

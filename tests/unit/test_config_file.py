@@ -81,6 +81,14 @@ def test_paths_start_at_the_file_or_at_home(file: Path) -> None:
     assert settings.comfyui_python == "python3", "a program is looked for in PATH"
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("venv/bin/python", "{file}/venv/bin/python"), ("~/py/python", "{home}/py/python"), ("python3.12", "python3.12")]
+)
+def test_an_interpreter_starts_at_the_file_or_at_home_and_a_bare_name_is_looked_for_in_path(file: Path, given: str, meant: str) -> None:
+    write(file, {"DC_COMFYUI_PYTHON": given})
+    assert read_settings().comfyui_python == str(Path(meant.format(file=file.parent, home=Path.home())))
+
+
 def test_without_the_variable_the_users_own_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CONFIG_HOME", "APPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
