@@ -1,7 +1,6 @@
 """``distributed-comfy worker``."""
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
@@ -9,6 +8,7 @@ import click
 from distributed_comfy.cli.commands import naming_options
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
+from distributed_comfy.orchestrator.arguments import join_arguments
 from distributed_comfy.orchestrator.worker import serve
 from distributed_comfy.settings import read_settings
 
@@ -45,7 +45,7 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
         "worker_name": ("--name", options["name"]),
         "engine": ("--engine", options["engine"]),
         "comfyui_path": ("--comfyui", comfyui),
-        "comfyui_args": ("what follows --", shlex.join(comfyui_arguments) or None),
+        "comfyui_args": ("what follows --", join_arguments(comfyui_arguments) or None),
     }
     with naming_options(**given):
         settings = read_settings(**{field: value for field, (_, value) in given.items()})

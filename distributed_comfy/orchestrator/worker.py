@@ -1,11 +1,10 @@
 """One worker of this host: settings in, engine options out, served until somebody ends it."""
 from __future__ import annotations
 
-import shlex
-
 from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.settings import Settings, slug
 
@@ -70,6 +69,6 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
 
 def _arguments(text: str) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(text))
+        return split_arguments(text)
     except ValueError as error:
         raise SettingInvalid(name="DC_COMFYUI_ARGS", reason=f"{error} (it is {text!r})") from error
