@@ -21,7 +21,7 @@ PATTERN_PERIOD = 9973
 class BenchItem:
     """Sleeps, and gives a picture of 8 x 8 pixels."""
 
-    RETURN_TYPES = ("IMAGE",)
+    RETURN_TYPES: tuple[str, ...] = ("IMAGE",)
     FUNCTION = "run"
     CATEGORY = "benchmark"
     FACTOR = 1.0
@@ -63,7 +63,7 @@ class BenchImage(BenchItem):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """As ComfyUI wants it."""
-        side = {"default": 1024, "min": 8, "max": 8192}
+        side = {"default": 1024, "min": 8, "max": 65536}
         return {"required": {"seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}), "width": ("INT", side), "height": ("INT", side)}}
 
     def run(self, seed: int, width: int, height: int) -> dict[str, Any]:  # type: ignore[override]
@@ -73,6 +73,24 @@ class BenchImage(BenchItem):
         began = time.time()
         image = torch.from_numpy(pattern(seed, width, height))
         return {"ui": {"began": [began], "ended": [time.time()]}, "result": (image,)}
+
+
+class BenchCheck(BenchItem):
+    """Whether a picture is the one that `BenchImage` makes of this seed, to the bit."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """As ComfyUI wants it."""
+        return {"required": {"image": ("IMAGE",), "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1})}}
+
+    def run(self, image: Any, seed: int) -> dict[str, Any]:  # type: ignore[override]
+        """Tells in its ui result."""
+        import numpy as np
+
+        return {"ui": {"same": [bool(np.array_equal(image.numpy(), pattern(seed, image.shape[2], image.shape[1])))]}}
 
 
 def pattern(seed: int, width: int, height: int) -> Any:
@@ -91,7 +109,7 @@ def _ramp(width: int, height: int) -> Any:
 
 def node_classes(context: NodeContext) -> dict[str, type]:
     """The cluster's own classes and those for measuring."""
-    return {**cluster_node_classes(context), "BenchItem": BenchItem, "BenchImage": BenchImage}
+    return {**cluster_node_classes(context), "BenchItem": BenchItem, "BenchImage": BenchImage, "BenchCheck": BenchCheck}
 
 
 def slow_node_classes(context: NodeContext) -> dict[str, type]:

@@ -14,7 +14,7 @@ from benchmarks.rows import Row, Section, shown
 _HEAD = """\
 # Benchmarks
 
-Written by `make bench ARGS="--md docs/benchmarks.md"`, which takes five minutes on four cores; do not edit. The targets are the project's
+Written by `make bench ARGS="--md docs/benchmarks.md"`, which takes six minutes on four cores; do not edit. The targets are the project's
 own, set before anything was built; what is missed stays here as missed. Timings are noisy, here more than elsewhere: a virtual machine of
 few cores that does other things meanwhile. So medians are shown unless a row says otherwise, ways that are compared take turns, and
 *load* is how many processes wanted a core during the minute before a section began and before it ended. Everything runs on one host over
