@@ -63,15 +63,19 @@ def _keep_the_pipe(log_file: str) -> tuple[int, int]:
 
 
 def _require() -> None:
-    for name, package in NEEDED.items():
+    failures = {}
+    for name in NEEDED:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            # One line, because the consumer shows it as the reason.
-            remedy = f"{sys.executable} -m pip install {package}"
-            sys.stderr.write(f"the engine's interpreter cannot import {name} ({error}); run: {remedy}\n")
-            sys.stderr.flush()
-            os._exit(EXIT_CANNOT_IMPORT)
+            failures[name] = f"{name} ({error})"
+    if failures:
+        # One line, because the consumer shows it as the reason; with all packages, so that one pip run mends it.
+        remedy = f"{sys.executable} -m pip install {' '.join(NEEDED[name] for name in failures)}"
+        sys.stderr.write(f"the engine's interpreter cannot import {', '.join(failures.values())}; run: {remedy}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_CANNOT_IMPORT)
+
 
 
 if __name__ == "__main__":
