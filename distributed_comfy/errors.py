@@ -521,6 +521,13 @@ class EngineStartFailed(ItemError):
     sentence = "the engine did not start: {reason}"
 
 
+class EngineGaveUp(ItemError):
+    """The engine process ended while it started; its log says why."""
+
+    code = "engine_gave_up"
+    sentence = "the engine did not start: {what}; its last lines (the whole log is {log_file}):\n{log_tail}"
+
+
 class WorkerLost(ItemError):
     """The worker's lease ran out while it had the item."""
 

@@ -38,6 +38,7 @@ from distributed_comfy.engine.protocol import (
 from distributed_comfy.errors import (
     DistributedComfyError,
     EngineDied,
+    EngineGaveUp,
     EngineStalled,
     EngineStartFailed,
     PipeError,
@@ -107,7 +108,8 @@ class EngineProcess:
         """Start a process and wait until it is ready.
 
         Raises:
-            EngineStartFailed: it ended, refused, or was not ready in time; the reason holds its own words.
+            EngineStartFailed: it refused, or was not ready in time.
+            EngineGaveUp: it ended; with its own words.
         """
         if self._child is not None and not self._child.gone.is_set():
             raise EngineStartFailed(reason=f"process {self._child.pid} is running already")
@@ -267,7 +269,10 @@ class _Child:
         elif isinstance(event, Ready):
             self._settle(event.capability)
         elif isinstance(event, StartFailed):
-            self._settle(event.error)
+            error = event.error
+            if isinstance(error, EngineGaveUp):  # it cannot know what of its log is its own
+                error = EngineGaveUp(**{**error.fields, "log_tail": self._log.last_words()})
+            self._settle(error)
         else:
             if isinstance(event, (Finished, Failed)):
                 with self._lock:
@@ -300,7 +305,9 @@ class _Child:
             if stream is not None:
                 stream.close()
         tail = self._log.tail()
-        reason = tail.rpartition("\n")[2] if process.returncode == EXIT_CANNOT_IMPORT else f"it ended with {status}; its last lines: {tail}"
+        start_failed: DistributedComfyError = EngineStartFailed(reason=tail.rpartition("\n")[2])
+        if process.returncode != EXIT_CANNOT_IMPORT:
+            start_failed = EngineGaveUp(what=f"it ended with {status}", log_file=str(self._log.path), log_tail=self._log.last_words())
         with self._lock:
             claims, self._claims, self._over = list(self._claims), {}, True
         died: DistributedComfyError = EngineDied(status=status, log_tail=tail)
@@ -312,4 +319,4 @@ class _Child:
         if self.ready:
             log.log(logging.INFO if self._wanted else logging.ERROR, "worker %s: the engine ended with %s", self._options.worker, status)
             self._on_event(Ended(status, tail, self._wanted))
-        self._settle(EngineStartFailed(reason=reason))
+        self._settle(start_failed)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from distributed_comfy.log_lines import plain
@@ -10,6 +11,7 @@ LOG_LIMIT_BYTES = 5 * 2**20
 """A longer log is put aside when the engine starts."""
 
 TAIL_LINES = 20
+_COMPLAINT = re.compile(r"\S+: error: ")
 _TAIL_BYTES = 16 * 2**10
 
 
@@ -33,3 +35,9 @@ class EngineLog:
         except FileNotFoundError:  # somebody tidied up
             return ""
         return "\n".join(map(plain, text.rstrip().splitlines()[-TAIL_LINES:]))
+
+    def last_words(self) -> str:
+        """The tail without what comes before a program's complaint of its arguments: the list of all of them would fill it."""
+        tail = self.tail()
+        last = tail.rpartition("\n")[2]
+        return last if _COMPLAINT.match(last) else tail

@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from distributed_comfy.messages import to_plain
 from tests.comfyui.comfy_process import Comfy, EngineClient
 from tests.prompts import node, out
@@ -72,7 +74,8 @@ from pathlib import Path
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.comfyui.tree import open_tree
 facts = dict(engine="comfyui", worker="w", python="", folder=Path({str(tmp_path / "work")!r}), log_file=Path(), blob_url="",
-             comfyui_path=Path({changes.get("tree", str(comfy.root))!r}), comfyui_args={changes.get("arguments", ())!r})
+             comfyui_path=Path({changes.get("tree", str(comfy.root))!r}), comfyui_args={changes.get("arguments", ())!r},
+             device={changes.get("device", "cpu")!r})
 {changes.get("before", "")}
 try:
     open_tree(EngineOptions(**facts))
@@ -90,7 +93,22 @@ def test_a_folder_without_comfyui_is_named_with_the_remedy(comfy: Comfy, tmp_pat
 
 def test_arguments_that_comfyui_refuses_are_an_error_and_not_an_exit(comfy: Comfy, tmp_path: Path) -> None:
     line = _start_error(comfy, tmp_path, arguments=("--no-such-flag",))  # type: ignore[arg-type]
-    assert line.startswith("RAISED EngineStartFailed") and "status 2" in line
+    assert line.startswith("RAISED EngineGaveUp") and "status 2" in line
+
+
+def test_a_device_that_torch_was_not_built_for_is_one_line_with_the_remedy(comfy: Comfy, tmp_path: Path) -> None:
+    asked = [comfy.python, "-c", "import torch; print(torch.version.cuda or getattr(torch.version, 'hip', None))"]
+    if subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() != "None":
+        pytest.skip("this torch is built for GPUs")
+    line = _start_error(comfy, tmp_path, device="cuda:0")
+    assert line.startswith(f"RAISED EngineStartFailed the engine did not start: {comfy.python} has torch ")
+    assert "which is built without CUDA, and so cannot use cuda:0; use --device cpu, or install for " in line
+
+
+def test_a_package_that_the_interpreter_lacks_is_named_with_the_command(comfy: Comfy, tmp_path: Path) -> None:
+    line = _start_error(comfy, tmp_path, before="sys.modules['einops'] = None")
+    assert "ComfyUI needs einops, which " in line
+    assert line.endswith(f"; run: {comfy.python} -m pip install -r {comfy.root}/requirements.txt")
 
 
 def test_a_foreign_module_in_place_of_comfyuis_is_named(comfy: Comfy, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distributed_comfy.engine.comfyui.choices import listed_choices, output_types, self_validated_inputs
-from distributed_comfy.engine.comfyui.device import device_class
+from distributed_comfy.engine.comfyui.device import device_class, unusable_device
 from distributed_comfy.engine.comfyui.failures import FailureWatch, cached_nodes, ending, node_failure
 from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
 from distributed_comfy.engine.comfyui.launch import tree_arguments, tree_commit
@@ -82,6 +83,21 @@ def test_the_commit_is_read_in_every_form_that_git_keeps_it(tmp_path: Path) -> N
     assert tree_commit(tmp_path) == "b" * 10
     (git / "refs" / "heads" / "master").write_text("c" * 40 + "\n")
     assert tree_commit(tmp_path) == "c" * 10
+
+
+def torch_that_sees(devices: int, cuda: str | None = "12.8") -> Any:
+    version, backend = SimpleNamespace(cuda=cuda, hip=None), SimpleNamespace(device_count=lambda: devices)
+    return SimpleNamespace(__version__="2.9", version=version, cuda=backend, xpu=backend)
+
+
+def test_a_device_that_torch_cannot_use_is_told_with_the_interpreter_and_the_remedy() -> None:
+    without = unusable_device("cuda:0", torch_that_sees(0, cuda=None))
+    assert without.startswith(f"{sys.executable} has torch 2.9, which is built without CUDA") and "use --device cpu, or install" in without
+    assert "finds no device of cuda:7 on this host; name another --device" in unusable_device("cuda:7", torch_that_sees(0))
+    assert "finds 1 device of cuda:0,3 on this host" in unusable_device("cuda:0,3", torch_that_sees(1))
+    assert "finds no device of xpu:1" in unusable_device("xpu:1", torch_that_sees(0))
+    assert unusable_device("cuda:0,1", torch_that_sees(2)) == "" == unusable_device("cpu", torch_that_sees(0))
+    assert unusable_device("cuda:0", None) == "", "it went wrong before torch was there"
 
 
 def test_the_device_class_holds_the_flags_that_matter(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,28 @@ def device_class(options: EngineOptions, version: str, torch: Any) -> str:
     parts = [_hardware(options.device, torch), f"torch {torch.__version__}", f"ComfyUI {version}"]
     flags = _flags(options.comfyui_args)
     return ", ".join([*parts, *([flags] if flags else [])])
+
+
+def unusable_device(device: str, torch: Any) -> str:
+    """Why torch cannot use a worker's device, with the remedy; empty where it can, or where that is not known.
+
+    Args:
+        device: of the worker; only this one is visible to torch here.
+        torch: the torch module; None if it was not imported.
+    """
+    kind, _, numbers = device.partition(":")
+    backend = getattr(torch, kind, None)
+    if torch is None or kind not in ("cuda", "xpu"):
+        return ""
+    python, build = sys.executable, f"torch {torch.__version__}"
+    if kind == "cuda" and not (torch.version.cuda or getattr(torch.version, "hip", None)):
+        remedy = f"use --device cpu, or install for {python} the CUDA torch that ComfyUI's page tells"
+        return f"{python} has {build}, which is built without CUDA, and so cannot use {device}; {remedy}"
+    seen = backend.device_count() if backend is not None else 0
+    if seen >= len(numbers.split(",")):
+        return ""
+    remedy = "name another --device (nvidia-smi -L lists NVIDIA's), or mend the driver"
+    return f"{build} of {python} finds {seen or 'no'} device of {device} on this host; {remedy}"
 
 
 def _hardware(device: str, torch: Any) -> str:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed_comfy.engine.comfyui.device import unusable_device
 from distributed_comfy.engine.comfyui.launch import tree_arguments, tree_commit, tree_root, web_folder
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.errors import EngineStartFailed
+from distributed_comfy.errors import EngineGaveUp, EngineStartFailed
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def open_tree(options: EngineOptions) -> ComfyTree:
     """Start ComfyUI; takes seconds, and once per process.
 
     Raises:
-        EngineStartFailed: no tree there, refused arguments, or it ends during start-up.
+        EngineStartFailed: no tree there, or a package or the device is missing.
+        EngineGaveUp: refused arguments, or it ends during start-up.
     """
     root = tree_root(options)
     web_folder(options).mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,15 @@ def open_tree(options: EngineOptions) -> ComfyTree:
         main = _import_main(root)
         loop, server, executor = _start(main)
     except SystemExit as error:  # argparse, a missing package or a refused database end the process
-        raise EngineStartFailed(reason=f"ComfyUI ended with status {error.code}; its last lines in the worker's log say why") from error
+        raise EngineGaveUp(what=f"ComfyUI ended with status {error.code}", log_file=str(options.log_file), log_tail="") from error
+    except ModuleNotFoundError as error:
+        remedy = f"run: {sys.executable} -m pip install -r {root / 'requirements.txt'}"
+        raise EngineStartFailed(reason=f"ComfyUI needs {error.name}, which {sys.executable} does not have; {remedy}") from error
+    except (AssertionError, RuntimeError) as error:  # torch's words for a device that it cannot use
+        reason = unusable_device(options.device, sys.modules.get("torch"))
+        if not reason:
+            raise
+        raise EngineStartFailed(reason=reason) from error
     threading.Thread(target=loop.run_forever, name="comfyui-loop", daemon=True).start()
     return ComfyTree(
         root=root,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from distributed_comfy.engine.host import START_TIMEOUT_S, EngineProcess
 from distributed_comfy.engine.logfile import TAIL_LINES
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, EngineGaveUp
 from distributed_comfy.messages import Capability
 from distributed_comfy.orchestrator.doctor.findings import Finding, fail, ok, warn
 from distributed_comfy.orchestrator.servers import Servers
@@ -43,7 +43,8 @@ def check_engine(settings: Settings, servers: Servers, stop: threading.Event) ->
     try:
         capability = _describe(options, stop)
     except DistributedComfyError as error:
-        found = f"{options.engine} with {options.python} on {options.device}: {error}{_last_lines(options, str(error))}"
+        said = error.what if isinstance(error, EngineGaveUp) else str(error)  # its log goes with the doctor
+        found = f"{options.engine} with {options.python} on {options.device}: {said}{_last_lines(options, said)}"
         return fail(_CHECK, found, _remedy(options))
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)

@@ -17,6 +17,7 @@ from distributed_comfy.engine.host import Ended
 from distributed_comfy.engine.pipe import PIPE_LIMIT_BYTES
 from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Shipping, Started
 from distributed_comfy.errors import (
+    EngineGaveUp,
     EngineStartFailed,
     FileUnreadable,
     FrameTooLarge,
@@ -263,6 +264,26 @@ def test_an_interpreter_without_our_packages_says_what_to_install(engine: Engine
     with pytest.raises(EngineStartFailed, match=r"cannot import msgpack .*; run: \S+ -m pip install msgpack") as caught:
         recorded.process.start(timeout_s=30)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [("one\\ntwo", "one\ntwo"), ("usage: main.py [-h]\\nmain.py: error: unknown --x", "main.py: error: unknown --x")],
+    ids=["a tail", "a complaint of arguments"],
+)
+def test_an_engine_that_ends_while_it_starts_is_told_with_its_last_lines_and_its_log(
+    engine: EngineMaker, tmp_path: Path, said: str, shown: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2\nexit 5\n")
+    program.chmod(0o755)
+    recorded = engine(start=False, python=str(program))
+    with pytest.raises(EngineGaveUp) as caught:
+        recorded.process.start(timeout_s=30)
+    log_file = recorded.process.options.log_file
+    start = "the engine did not start: it ended with exit status 5; its last lines"
+    assert str(caught.value) == f"{start} (the whole log is {log_file}):\n{shown}"
+    assert "two" in log_file.read_text() or "usage" in log_file.read_text()
 
 
 @pytest.mark.parametrize(
