@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ class Output:
         self.as_json = as_json
         self.results = _console(stderr=False)
         self.remarks = _console(stderr=True)
+        self.spoke_at = time.monotonic()
+        """When something was last said about how it goes."""
         self._formatter: logging.Formatter | None = None
 
     def write_remarks_as(self, formatter: logging.Formatter) -> None:
@@ -34,6 +37,7 @@ class Output:
 
     def line(self, text: str) -> None:
         """A line of the log."""
+        self.spoke_at = time.monotonic()
         self.remarks.print(Text(text), soft_wrap=True)
 
     def say(self, text: str = "", style: str = "") -> None:
@@ -54,6 +58,7 @@ class Output:
         self._remark("ERROR", text, Text.assemble(("error: ", "bold red"), text))
 
     def _remark(self, level: str, text: str, shown: Text) -> None:
+        self.spoke_at = time.monotonic()
         if self._formatter is None:
             self.remarks.print(shown, soft_wrap=True)
         elif text:

@@ -20,7 +20,13 @@ from distributed_comfy.orchestrator.run import JobStart, SilentReporter
 from distributed_comfy.orchestrator.servers import Servers
 
 _REFRESH_HZ = 8
+_WIDE = 110
+"""Columns from which on bars are long, and seeds are shown."""
+_LONG_BAR, _SHORT_BAR = 32, 10
 _WORKERS_SHOWN = 24
+_WORKERS_NAMED = 4
+"""In a line."""
+_HEARTBEAT_S = 15.0
 
 
 @dataclass
@@ -49,6 +55,8 @@ class _View:
     first_tile: int = 2**62
     """Index of the first item that is a tile."""
     tiles_began: float = 0.0
+    stages: Mapping[int, str] = field(default_factory=dict)
+    """Index of each item that is not one of many seeds -> what it is."""
 
 
 class RunProgress(SilentReporter):
@@ -57,13 +65,16 @@ class RunProgress(SilentReporter):
     Args:
         output: where lines go.
         title: what the job is called in the display.
+        heartbeat_s: elsewhere than on a terminal, a line says how far it is where nothing was said for so long.
     """
 
-    def __init__(self, output: Output, title: str = "") -> None:
+    def __init__(self, output: Output, title: str = "", heartbeat_s: float = _HEARTBEAT_S) -> None:
         self._output = output
         self._lock = threading.Lock()
         self._view = _View(title)
         self._live: Live | None = None
+        self._heartbeat_s = heartbeat_s
+        self._ended: threading.Event | None = None
 
     def __enter__(self) -> RunProgress:
         return self
@@ -76,6 +87,8 @@ class RunProgress(SilentReporter):
         live, self._live = self._live, None
         if live is not None:
             live.stop()
+        if self._ended is not None:
+            self._ended.set()
 
     def retitle(self, title: str) -> None:
         """What the next job is called."""
@@ -107,10 +120,18 @@ class RunProgress(SilentReporter):
         with self._lock:
             self._view = _View(self._view.title or record.title or "prompt", record.items, start.seeds)
             self._view.first_tile = record.first_tile if record.tiles else self._view.first_tile
+            self._view.stages = {
+                index: name
+                for index, name in ((record.prepare_index, "the image to upscale"), (record.last_index, "last stage"))
+                if index is not None
+            }
         self._output.remark(f"job {record.job_id}: {_count(record)}", "bold")
         if self._output.remarks.is_terminal:
             self._live = Live(get_renderable=self._render, console=self._output.remarks, refresh_per_second=_REFRESH_HZ)
             self._live.start()
+        else:
+            self._ended = threading.Event()
+            threading.Thread(target=self._beat, args=(self._ended,), name="heartbeat", daemon=True).start()
 
     def waiting(self, reason: str) -> None:
         """Say why nothing goes on."""
@@ -146,28 +167,47 @@ class RunProgress(SilentReporter):
                 view.ended = time.monotonic()
         if self._live is None:
             self._output.remark(line)
-        elif complete:  # what comes now, such as the end of our own workers, is not the job's time
+        if complete:  # what comes now, such as the end of our own workers, is not the job's time
             self.finish()
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(min(1.0, self._heartbeat_s)):
+            if time.monotonic() - self._output.spoke_at >= self._heartbeat_s:
+                self._output.remark(f"  {self._state_line()}", "dim")
+
+    def _state_line(self) -> str:
+        """``8 of 20 items, w1: item 9 step 3/20``."""
+        with self._lock:
+            view = self._view
+            busy = [(name, lane) for name, lane in view.lanes.items() if lane.index is not None]
+            parts = [f"{len(view.done)} of {_counted(view.total, 'item')}"]
+            parts += [f"{name}: {_item(lane.index or 0, view)} step {lane.value}/{lane.maximum}" for name, lane in busy[:_WORKERS_NAMED]]
+            hidden = len(busy) - _WORKERS_NAMED
+            return ", ".join(parts) + (f", and {_counted(hidden, 'more worker')}" if hidden > 0 else "")
 
     # -- display -------------------------------------------------------------------------------------------------------
     def _render(self) -> RenderableType:
         with self._lock:
             view = self._view
             grid = Table.grid(padding=(0, 2))
+            for _ in range(4):
+                grid.add_column(no_wrap=True, overflow="ellipsis")
+            bar_width = _LONG_BAR if self._output.remarks.width >= _WIDE else _SHORT_BAR
             elapsed = (view.ended or time.monotonic()) - view.began
-            bar = ProgressBar(max(1, view.total), len(view.done), width=32)
+            bar = ProgressBar(max(1, view.total), len(view.done), width=bar_width)
             grid.add_row(Text(view.title, "bold"), bar, f"{len(view.done)} of {view.total}", f"{elapsed:.1f} s{_left(view)}")
             for name, lane in list(view.lanes.items())[:_WORKERS_SHOWN]:
-                grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view))
+                grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view, bar_width))
             hidden = len(view.lanes) - _WORKERS_SHOWN
             return Group(grid, Text(f"  and {_counted(hidden, 'more worker')}", "dim")) if hidden > 0 else grid
 
 
-def _lane_cells(lane: _Lane, view: _View) -> tuple[RenderableType, str, str]:
+def _lane_cells(lane: _Lane, view: _View, bar_width: int) -> tuple[RenderableType, str, str]:
     mean = f"{lane.items} done, {lane.seconds / lane.items:.2f} s each" if lane.items else ""
     if lane.index is None:
         return Text("waiting", "dim"), "", mean
-    return ProgressBar(max(1, lane.maximum), lane.value, width=32), f"{_item(lane.index, view)}  {lane.value}/{lane.maximum}", mean
+    name = _item(lane.index, view) if bar_width == _LONG_BAR else _item(lane.index, view).partition(" (")[0]
+    return ProgressBar(max(1, lane.maximum), lane.value, width=bar_width), f"{name}  {lane.value}/{lane.maximum}", mean
 
 
 def _left(view: _View) -> str:
@@ -182,6 +222,8 @@ def _left(view: _View) -> str:
 def _item(index: int, view: _View) -> str:
     if index >= view.first_tile:
         return f"tile {index - view.first_tile}"
+    if index in view.stages:
+        return view.stages[index]
     seed = view.seeds.get(index, "")
     return f"item {index} (seed {seed})" if seed else f"item {index}"
 

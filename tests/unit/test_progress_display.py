@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -19,10 +21,10 @@ from distributed_comfy.orchestrator.servers import Servers
 class Screen(Output):
     """Keeps what is printed."""
 
-    def __init__(self, *, terminal: bool) -> None:
+    def __init__(self, *, terminal: bool, width: int = 160) -> None:
         super().__init__()
         self.file = io.StringIO()
-        self.remarks = Console(file=self.file, force_terminal=terminal, width=160, highlight=False, markup=False, legacy_windows=False)
+        self.remarks = Console(file=self.file, force_terminal=terminal, width=width, highlight=False, markup=False, legacy_windows=False)
 
     @property
     def lines(self) -> list[str]:
@@ -57,6 +59,36 @@ def test_elsewhere_than_on_a_terminal_each_item_is_one_line() -> None:
         "  1/2  item 1 (seed 101) on w1 in 0.25 s",
         "  2/2  item 0 (seed 100) on w2 in 2.00 s",
     ]
+
+
+def test_the_last_stage_is_not_shown_as_one_of_the_seeds() -> None:
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.submitted(job(2, last=True))
+        progress.item_done(0, result("w1"))
+        progress.item_done(1, result("w1"))
+    assert screen.lines[-2:] == ["  1/2  item 0 (seed 100) on w1 in 1.00 s", "  2/2  last stage on w1 in 1.00 s"]
+
+
+def test_elsewhere_than_on_a_terminal_a_line_now_and_then_says_how_far_it_is() -> None:
+    screen = Screen(terminal=False)
+    with RunProgress(screen, heartbeat_s=0.05) as progress:
+        progress.submitted(job(3))
+        progress.item_done(0, result("w2"))
+        progress.step(Step(1, "w1", "3", 5, 10))
+        deadline = time.monotonic() + 5
+        while len(screen.lines) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert screen.lines[3] == "  1 of 3 items, w1: item 1 (seed 101) step 5/10"
+    after = len(screen.lines)
+    time.sleep(0.15)
+    assert len(screen.lines) == after, "it ends with the display"
+
+
+def test_what_prevents_progress_is_said() -> None:
+    screen = Screen(terminal=False)
+    RunProgress(screen).waiting("no worker is left")
+    assert screen.lines == ["note: no worker is left"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +136,22 @@ def test_the_display_ends_with_the_last_item() -> None:
     progress.finish()
     assert len(screen.file.getvalue()) == before, "nothing is drawn any more"
     assert "cats.json" in "\n".join(screen.lines) and "1 of 1" in "\n".join(screen.lines)
+
+
+def test_on_a_narrow_terminal_every_row_is_one_line() -> None:
+    screen = Screen(terminal=True, width=80)
+    progress = RunProgress(screen)
+    start = job(12)
+    seeds = {index: str(18_446_744_073_709_551_000 + index) for index in range(12)}
+    progress.submitted(JobStart(replace(start.record, title="a-rather-long-name-of-a-prompt.json"), seeds))
+    progress.item_done(0, result("gpu-host-number-12-run12345-1"))
+    progress.step(Step(3, "gpu-host-number-12-run12345-1", "3", 5, 10))
+    before = len(screen.file.getvalue())
+    progress.finish()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue()[before:]).replace("\r", "\n").splitlines()
+    rows = [row for row in drawn if row.strip()]
+    assert len(rows) == 2 and all(len(row) <= 80 for row in rows), rows
+    assert "1 of 12" in rows[0] and "5/10" in rows[1]
 
 
 def test_hundreds_of_workers_do_not_fill_the_screen() -> None:
