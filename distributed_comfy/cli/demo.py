@@ -1,6 +1,7 @@
 """``distributed-comfy demo``."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ from distributed_comfy.cli.commands import interruptibly, json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.errors import JobError
 from distributed_comfy.orchestrator.demo import DemoOptions, run_demo
 from distributed_comfy.orchestrator.demo_summary import (
     COLUMNS,
@@ -41,7 +43,13 @@ def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
     set_up_logging(settings, output, audience="person")
     output.remark("demo with the built-in engine: a private Redis and CPU workers, all gone at the end", "bold")
     with RunProgress(output) as progress:
-        result = interruptibly(output, lambda stop: run_demo(settings, DemoOptions(out, items, workers, progress.retitle, stop), progress))
+        asked = DemoOptions(out, items, workers, progress.retitle)
+        try:
+            result = interruptibly(output, lambda stop: run_demo(settings, replace(asked, stop=stop), progress))
+        except JobError:
+            if left := len(list(out.glob("demo_*.png"))):
+                output.remark(f"{left} {'picture stays' if left == 1 else 'pictures stay'} in {out}, without contact sheet and summary")
+            raise
     sheet = write_summary(result, out)
     output.result(summary_json(result))
     output.say()

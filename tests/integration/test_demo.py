@@ -122,6 +122,7 @@ def test_ctrl_c_leaves_nothing_behind(line: CommandLine, moment: str) -> None:
     check_clean(line, 0)
     if moment == "second job":
         assert len(list((line.folder / "demo-output").iterdir())) == 4, "the pictures of the first job, and their names"
+        assert "3 pictures stay in demo-output, without contact sheet and summary" in done.err
 
 
 def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_either(line: CommandLine) -> None:
