@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,9 @@ _LOCK_TIMEOUT_S = 150.0
 _END_TIMEOUT_S = 15.0
 _PROBES = 5
 _PROBE_INTERVAL_S = 0.2
+_PRIVATE_PREFIX = "distributed-comfy-redis-"
+_STARTING_S = 60.0
+"""A folder of private servers may be so old without a keeper that holds its lock."""
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _RUN_KEEPER = "import sys; sys.path.insert(0, sys.argv[1]); from distributed_comfy.state.keeper import main; main()"
 
@@ -108,12 +111,25 @@ def default_blob_memory_bytes() -> int:
 
 
 def _start_private(wanted: Order, providers: Sequence[ServerProvider]) -> EmbeddedRedis:
-    folder = Path(tempfile.mkdtemp(prefix="distributed-comfy-redis-"))
+    _remove_dead(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=_PRIVATE_PREFIX))
     with ExitStack() as ending:
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
         process, runtime = _launch(replace(wanted, folder=str(folder)), providers)
         ending.callback(_end_keeper, process)
         return _embedded(runtime, folder, ending.pop_all())
+
+
+def _remove_dead(temporary: Path) -> None:
+    """Remove what private servers left whose owner was killed: workers that outlive the keeper for a moment still write there."""
+    for folder in temporary.glob(f"{_PRIVATE_PREFIX}*"):
+        with suppress(OSError):  # it has just gone, or is somebody else's
+            if time.time() - folder.stat().st_mtime < _STARTING_S:
+                continue
+            keeper = FileLock(folder / "keeper.lock")
+            if keeper.try_acquire():
+                keeper.release()
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_shared(wanted: Order, providers: Sequence[ServerProvider]) -> EmbeddedRedis:

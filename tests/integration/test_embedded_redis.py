@@ -212,6 +212,21 @@ def test_servers_end_with_a_keeper_that_is_killed(private: EmbeddedRedis) -> Non
 
 
 # -- shared -------------------------------------------------------------------------------------------------------------
+def test_what_killed_owners_left_is_removed_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, foreign, starting = (tmp_path / name for name in ("distributed-comfy-redis-dead", "other", "distributed-comfy-redis-new"))
+    for folder in (dead, foreign, starting):
+        (folder / "demo").mkdir(parents=True)
+    long_ago = time.time() - 3600
+    with start_embedded(tmp_path, private=True) as alive:
+        for folder in (dead, foreign, alive.folder):
+            os.utime(folder, (long_ago, long_ago))
+        with start_embedded(tmp_path, private=True):
+            assert not dead.exists(), "nobody keeps it"
+            assert foreign.exists() and starting.exists() and alive.folder.exists()
+        assert client(alive.state_url).ping()
+
+
 def test_owners_in_several_processes_share_one_pair_and_the_last_one_ends_it(tmp_path: Path) -> None:
     first, second = Owner(tmp_path, "shared"), Owner(tmp_path, "shared")
     assert first.urls() == second.urls()
