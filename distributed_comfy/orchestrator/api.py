@@ -22,7 +22,7 @@ from typing import Any
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.messages import OnMissing, ResultsGoTo
 from distributed_comfy.orchestrator.background import Background
-from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
+from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder, remove_empty
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import JobStart, RunOptions, SilentReporter, open_session, run_on
 from distributed_comfy.orchestrator.servers import redis_servers
@@ -123,10 +123,9 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     given = read_prompt(prompt, asked)
     check_early(given, asked)
     folder = Path(out or ".")
-    if results == "collector":
-        prepare_folder(folder)
+    made = prepare_folder(folder) if results == "collector" else []
     options = RunOptions(folder, asked, workers, WorkerOptions(engine, settings.comfyui_path), fresh=fresh)
-    collecting = _Collecting(settings, options, given)
+    collecting = _Collecting(settings, options, given, made)
     return Job(collecting.wait_submitted(), collecting)
 
 
@@ -192,10 +191,11 @@ def _connection(settings: Settings | None) -> Iterator[Cluster]:
 class _Collecting(SilentReporter):
     """The thread behind a `Job`."""
 
-    def __init__(self, settings: Settings, options: RunOptions, given: GivenPrompt) -> None:
+    def __init__(self, settings: Settings, options: RunOptions, given: GivenPrompt, made: Sequence[Path]) -> None:
         self._settings = settings
         self._options = options
         self._given = given
+        self._made = made
         self._lock = threading.Lock()
         self._cluster: Cluster | None = None
         self._job_id = ""
@@ -243,6 +243,7 @@ class _Collecting(SilentReporter):
                 finally:
                     self._remember_state()
         finally:
+            remove_empty(self._made)
             self._known.set()
 
     def _remember_state(self) -> None:

@@ -59,7 +59,7 @@ class Delivery:
     kinds: Mapping[int, ItemKind] = field(default_factory=dict)
     """What each item is that was known at submission; those behind them are tiles."""
     seconds: float = 0.0
-    """Wall time from submission (or from taking over) to the last file."""
+    """Wall time from submission (or from the order to take it over) to the last file."""
     missing: Mapping[int, DistributedComfyError] = field(default_factory=dict)
     """Items that failed for good and that the job went on without, as its prompt or ``--on-missing`` asks, and why."""
     error: DistributedComfyError | None = None
@@ -113,6 +113,8 @@ class DeliveryOptions:
     """The job's spool where it is open already, with the items of an earlier job; None: in the folder, made if it is not there."""
     keep: bool = True
     """Whether the finished items of a job that fails or is cancelled wait in the folder for a run that goes on with them."""
+    began: float | None = None
+    """Monotonic time at which the user began to wait; None: now."""
 
 
 class CapableWorkers:
@@ -150,7 +152,7 @@ class Courier:
         self._options = options
         self._files: list[SavedFile] = []
         self._results: dict[int, ItemResult] = {}
-        self._began = time.monotonic()
+        self._began = time.monotonic() if options.began is None else options.began
         if options.spool is None:
             prepare_folder(options.out)
         specs = cluster.jobs.specs(record.job_id)
@@ -288,12 +290,15 @@ class Courier:
         return FileMetadata(prompts[self._record.original_prompt_hash], self._record.extra_pnginfo, seeds)
 
 
-def prepare_folder(out: Path) -> None:
+def prepare_folder(out: Path) -> list[Path]:
     """Make the output folder, and find out now and not after the work whether it can be written.
 
+    Returns:
+        The folders that were made for it, innermost first, for `remove_empty`.
     Raises:
         OutputUnwritable: it cannot.
     """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".{SPOOL_FOLDER}-{time.monotonic_ns()}"
@@ -301,3 +306,11 @@ def prepare_folder(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputUnwritable(path=str(out), reason=error.strerror or str(error)) from error
+    return made
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made for nothing, innermost first."""
+    for folder in folders:
+        with suppress(OSError):  # something is in it
+            folder.rmdir()

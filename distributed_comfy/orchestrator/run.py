@@ -31,7 +31,7 @@ from distributed_comfy.errors import (
     RunInterrupted,
 )
 from distributed_comfy.messages import ItemResult, JobRecord
-from distributed_comfy.orchestrator.delivery import Courier, Delivery, DeliveryOptions, prepare_folder
+from distributed_comfy.orchestrator.delivery import Courier, Delivery, DeliveryOptions, prepare_folder, remove_empty
 from distributed_comfy.orchestrator.kept import KeptJob
 from distributed_comfy.orchestrator.local_workers import WorkerOptions, local_workers
 from distributed_comfy.orchestrator.ownership import Ownership
@@ -164,10 +164,12 @@ def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], optio
     """
     given = read_prompt(source, options.submit)
     check_early(given, options.submit)
-    if options.submit.results == "collector":
-        prepare_folder(options.out)
-    with redis_servers(settings) as servers, open_session(settings, servers, options, reporter) as cluster:
-        return run_on(cluster, given, options, reporter)
+    made = prepare_folder(options.out) if options.submit.results == "collector" else []
+    try:
+        with redis_servers(settings) as servers, open_session(settings, servers, options, reporter) as cluster:
+            return run_on(cluster, given, options, reporter)
+    finally:
+        remove_empty(made)
 
 
 @contextmanager
@@ -228,6 +230,7 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
         JobStateInvalid: it failed, was cancelled, or was collected to its end.
         OutputUnwritable: ``out`` cannot be written.
     """
+    began = time.monotonic()
     record = cluster.jobs.record(job_id)
     state = cluster.jobs.job_state(job_id)
     spooled = spool_folder(out, job_id).is_dir()
@@ -241,7 +244,7 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     with ownership, ProgressListener(cluster, job_id, reporter.step), watching:
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
-        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=reporter.canvas)
+        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=reporter.canvas, began=began)
         return _collect(cluster, record, told, stop, ownership.lost)
 
 

@@ -40,6 +40,7 @@ def refused(line: CommandLine, prompt: Any, *options: str, status: int = 2) -> s
     lines = [text for text in done.err.splitlines() if not text.startswith("connected to ")]
     assert len(lines) == 1, done.err
     assert lines[0].startswith("error: ")
+    assert not (line.folder / "output").exists(), "nothing is made for a run that is refused"
     return lines[0]
 
 
