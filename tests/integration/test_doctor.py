@@ -186,10 +186,11 @@ def test_ctrl_c_ends_it_with_all_that_it_started(line: CommandLine, tmp_path: Pa
     assert until(lambda: not line.left_running())
 
 
-def test_a_foreign_package_is_told_before_anything_imports_it(line: CommandLine) -> None:
-    (line.folder / "tasks.py").write_text("raise RuntimeError('imported')")
+@pytest.mark.parametrize("name", ["tasks", "tiler"])
+def test_a_foreign_package_is_told_before_anything_imports_it(line: CommandLine, name: str) -> None:
+    (line.folder / f"{name}.py").write_text("raise RuntimeError('imported')")
     done = line.run("doctor", "--json", PYTHONPATH=f"{line.folder}:{PROJECT}")
     assert (done.status, failed(done)) == (1, ["packages"]) and "imported" not in done.out + done.err
-    assert str(line.folder / "tasks.py") in found(done)["packages"][0]["found"]
+    assert str(line.folder / f"{name}.py") in found(done)["packages"][0]["found"]
     other = line.run("workers", "list", PYTHONPATH=f"{line.folder}:{PROJECT}")
-    assert other.status == 3 and "the Python package 'tasks' comes from" in other.err
+    assert other.status == 3 and f"the Python package '{name}' comes from" in other.err

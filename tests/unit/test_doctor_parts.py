@@ -285,24 +285,16 @@ def test_our_own_packages_are_fine() -> None:
     packages.refuse_foreign_packages()
 
 
+@pytest.mark.parametrize("name", packages.NAMES)
 @pytest.mark.parametrize("place", ["elsewhere", "site-packages"])
-def test_a_foreign_package_in_front_is_told_and_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = tmp_path / place / "tasks" / "__init__.py"
+def test_a_foreign_package_in_front_is_told_and_refused(name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / place / name / "__init__.py"
     foreign.parent.mkdir(parents=True)
     foreign.touch()
-    monkeypatch.delitem(sys.modules, "tasks", raising=False)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path / place)
     (found,) = packages.check_packages()
     assert found.level == "fail" and str(foreign) in found.found
-    assert ("pip uninstall tasks" in found.remedy) == (place == "site-packages")
-    with pytest.raises(ForeignPackage, match="the Python package 'tasks' comes from "):
+    assert (f"pip uninstall {name}" in found.remedy) == (place == "site-packages")
+    with pytest.raises(ForeignPackage, match=f"the Python package '{name}' comes from "):
         packages.refuse_foreign_packages()
-
-
-def test_a_name_that_only_a_later_version_needs_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tiler.py").touch()
-    monkeypatch.delitem(sys.modules, "tiler", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(packages, "is_ours", lambda name: name == "tasks")
-    assert levels(packages.check_packages()) == ["warn"]
-    packages.refuse_foreign_packages()

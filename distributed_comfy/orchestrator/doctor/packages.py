@@ -10,7 +10,7 @@ from pathlib import Path
 
 import distributed_comfy
 from distributed_comfy.errors import ForeignPackage
-from distributed_comfy.orchestrator.doctor.findings import Finding, fail, ok, warn
+from distributed_comfy.orchestrator.doctor.findings import Finding, fail, ok
 
 NAMES = ("tasks", "tiler")
 _ROOT = Path(distributed_comfy.__file__).parent.parent
@@ -20,22 +20,17 @@ _CHECK = "packages"
 def refuse_foreign_packages() -> None:
     """
     Raises:
-        ForeignPackage: a package that this version needs is not the one beside this package.
+        ForeignPackage: one of them is not the one beside this package.
     """
     for name in NAMES:
-        if is_ours(name) and not _finds_ours(name):
+        if not _finds_ours(name):
             raise ForeignPackage(package=name, path=place_of(name) or "nowhere")
 
 
 def check_packages() -> list[Finding]:
     """One finding for each foreign package, or one that there is none."""
     found = [_finding(name, place_of(name)) for name in NAMES if not _finds_ours(name)]
-    return [finding for finding in found if finding] or [ok(_CHECK, f"tasks is the one of distributed-comfy, in {_ROOT}")]
-
-
-def is_ours(name: str) -> bool:
-    """Whether this version has a package of this name."""
-    return (_ROOT / name / "__init__.py").exists()
+    return found or [ok(_CHECK, f"{' and '.join(NAMES)} are those of distributed-comfy, in {_ROOT}")]
 
 
 def place_of(name: str) -> str:
@@ -51,12 +46,12 @@ def _finds_ours(name: str) -> bool:
     return bool(place) and Path(place).parent == _ROOT / name
 
 
-def _finding(name: str, place: str) -> Finding | None:
+def _finding(name: str, place: str) -> Finding:
     if not place:
-        return fail(_CHECK, f"the package {name} is missing", "install distributed-comfy again") if is_ours(name) else None
+        return fail(_CHECK, f"the package {name} is missing", "install distributed-comfy again")
     found = f"the Python package {name} comes from {place}, not from distributed-comfy"
     if "site-packages" in place or "dist-packages" in place:
         remedy = f"run `{sys.executable} -m pip uninstall {name}` and install distributed-comfy again, or use a clean environment"
     else:
         remedy = "start from another folder, or rename it"
-    return fail(_CHECK, found, remedy) if is_ours(name) else warn(_CHECK, f"{found}; a later version will need the name", remedy)
+    return fail(_CHECK, found, remedy)
