@@ -58,6 +58,10 @@ class ModelJob:
         """Indexes of the items that come first."""
         return range(len(self.items) - self.tiles - bool(self.last_needs) - self.prepare)
 
+    def is_tile(self, index: int) -> bool:
+        """True for what `extend` added."""
+        return index >= len(self.items) - self.tiles
+
     def is_fed(self, index: int) -> bool:
         """It gets values when it is unblocked."""
         return index not in self.generated and (len(self.generated) > 0 or not self.prepare or index > 0)
@@ -239,7 +243,10 @@ class Model:
                 item.free("blocked")
                 item.attempts = {}
         for index, item in enumerate(job.items):
-            if item.state in ("failed", "stopped") and index not in stay:
+            if job.is_tile(index) and item.state not in ("done", "blocked"):
+                item.free("blocked")
+                item.attempts = {}
+            elif item.state in ("failed", "stopped") and index not in stay:
                 item.free("pending")
                 item.attempts = {}
 
@@ -252,7 +259,7 @@ class Model:
         if item.attempts["blob_missing"] >= self._max_attempts:
             self.failed(job, index, item.claim, "")
         else:
-            item.free("blocked" if job.is_fed(index) and index not in job.fed else "pending")
+            item.free("blocked" if job.is_tile(index) or (job.is_fed(index) and index not in job.fed) else "pending")
 
     def ticked(self, backoff_over: bool) -> None:
         """What a tick of the reaper does beside burying workers."""

@@ -397,6 +397,7 @@ class Table(RuleBasedStateMachine):
         index = done[number % len(done)]
         claim = job.items[index].claim
         self.model.reopened(job, index)
+        self.old = [(name, args) for name, args in self.old if args[:2] != ("unblock", job.name)]  # a tile is blocked again
         assert self.does(lambda: self.cluster.jobs.reopen(job.name, index, claim), twice, mute) in (True, None)
 
     @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())

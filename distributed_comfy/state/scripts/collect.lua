@@ -72,7 +72,8 @@ function orders.reopen()
     fail_item(job, ARGV[3], item, ARGV[4], '', 'blob_missing', ARGV[8], ARGV[9], out)
     return out
   end
-  if is_fed(job, ARGV[3]) and call('HEXISTS', K.feeds(id), ARGV[3]) == 0 then item.s = 'blocked' end -- an earlier job's: never fed here
+  -- An earlier job's was never fed here; and what a tile read may be gone with its result, so its owner brings it again.
+  if is_tile(job, ARGV[3]) or (is_fed(job, ARGV[3]) and call('HEXISTS', K.feeds(id), ARGV[3]) == 0) then item.s = 'blocked' end
   item_write(job, ARGV[3], item)
   tally('retry|blob_missing')
   if item.s == 'pending' then requeue(job, ARGV[3]) end

@@ -70,10 +70,11 @@ function orders.cancel()
   return job.state ~= 'cancelled' and job.state or nil
 end
 
--- The items to run again, as {index, row}, and whether some of them are such that the job went on without: what is fed with all of them
--- waits for them.  Once there is an image to upscale they stay out: it was made without them, and the tiles are those of that image.
+-- The items to run again, as {index, row}; whether some of them are such that the job went on without: what is fed with all of them waits
+-- for them; and the tiles that wait again: what they read went with the end of the job, and its next owner brings it.
+-- Once there is an image to upscale such items stay out: it was made without them, and the tiles are those of that image.
 local function to_run_again()
-  local found, gaps = {}, false
+  local found, gaps, tiles = {}, false, {}
   local fatal = call('HGET', K.job(id), 'fatal')
   local made = job.tiles > 0 or (job.prepare ~= '' and item_read(id, job.prepare).s == 'done')
   local flat = call('HGETALL', K.item(id))
@@ -81,7 +82,9 @@ local function to_run_again()
     local index, text = flat[i], flat[i + 1]
     local failed = string.find(text, '"s":"failed"', 1, true)
     local gap = failed and job.spare ~= '' and is_generated(job, index)
-    if gap and made and index ~= fatal then
+    if is_tile(job, index) then
+      if not string.find(text, '"s":"done"', 1, true) and not string.find(text, '"s":"blocked"', 1, true) then tiles[#tiles + 1] = index end
+    elseif gap and made and index ~= fatal then
       job.failed = job.failed + 1
     elseif failed or string.find(text, '"s":"stopped"', 1, true) then
       found[#found + 1] = {index, cjson.decode(text)}
@@ -89,7 +92,7 @@ local function to_run_again()
     end
   end
   table.sort(found, function(a, b) return num(a[1]) < num(b[1]) end)
-  return found, gaps
+  return found, gaps, tiles
 end
 
 local function block_again(index)
@@ -105,7 +108,7 @@ function orders.retry()
   if job.state ~= 'active' then
     revive(job, ARGV[3], ARGV[4])
     job.failed, job.paused, job.parked = 0, 0, 0
-    local again, gaps = to_run_again()
+    local again, gaps, tiles = to_run_again()
     job_set(job, 'failed', 'paused', 'parked')
     for _, pair in ipairs(again) do
       local index, item = unpack(pair)
@@ -113,6 +116,11 @@ function orders.retry()
       call('DEL', K.meta(id .. '-' .. index))
       item_write(job, index, {s = 'pending', c = '', w = '', a = {}, q = NOW, was = item.s})
       requeue(job, index)
+    end
+    for _, index in ipairs(tiles) do
+      call('HDEL', K.error(id), index)
+      call('DEL', K.meta(id .. '-' .. index))
+      block_again(index)
     end
     if gaps then
       block_again(job.last)

@@ -216,6 +216,8 @@ def test_a_reopened_tile_runs_again(joined: Cluster) -> None:
     joined.complete("w", claim, MIB)
     assert joined.jobs.reopen("a", first, claim.claim_id)
     assert joined.jobs.job_state("a").tiles_done == 0
+    assert joined.claim("w") is None, "what it read may be gone, too"
+    joined.unblock("a", first)
     assert joined.take("w").index == first
 
 
@@ -239,10 +241,10 @@ def test_a_failed_tile_ends_the_job_and_retry_runs_it_again(joined: Cluster) -> 
     assert not joined.unblock("a", first + 3)
     Audit(joined).check()
     joined.jobs.retry("a")
-    assert states(joined)[2:] == ["blocked", "done", "pending", "pending", "blocked"]
+    assert states(joined)[2:] == ["blocked", "done", "blocked", "blocked", "blocked"], "their crops went with the job's end"
     assert joined.jobs.item_states("a")[first + 1].error is None
     Audit(joined).check()
-    joined.unblock("a", first + 3, 2)
+    joined.unblock("a", first + 1, first + 2, first + 3, 2)
     joined.answer_tickets()
     assert joined.jobs.job_state("a").state == "done"
 
@@ -265,8 +267,9 @@ def test_a_job_that_can_do_without_items_cannot_do_without_tiles(joined: Cluster
     joined.give_back("w", joined.take("w"), "final")
     assert joined.jobs.job_state("a").state == "failed"
     joined.jobs.retry("a")
-    assert states(joined) == ["done", "failed", "done", "done", "pending", "pending"], "the image was made without item 1, and stays so"
+    assert states(joined) == ["done", "failed", "done", "done", "blocked", "blocked"], "the image was made without item 1, and stays so"
     Audit(joined).check()
+    joined.unblock("a", 4, 5)
     joined.answer_tickets()
     assert joined.jobs.job_state("a").state == "done"
 
@@ -282,8 +285,9 @@ def test_an_item_that_a_collector_did_without_stays_out_once_there_are_tiles_of_
     joined.give_back("w", joined.take("w"), "final")
     assert joined.jobs.job_state("a").state == "failed"
     joined.jobs.retry("a")
-    assert states(joined) == ["done", "failed", "done", "pending", "pending"]
+    assert states(joined) == ["done", "failed", "done", "blocked", "blocked"]
     Audit(joined).check()
+    joined.unblock("a", 3, 4)
     joined.answer_tickets()
     assert joined.jobs.job_state("a").state == "done"
 
@@ -322,7 +326,9 @@ def test_a_cancelled_job_stops_its_tiles_and_offers_none(joined: Cluster) -> Non
     assert not joined.complete("w", claim)
     assert joined.claim("w") is None and states(joined)[first:] == ["stopped", "pending", "blocked"]
     joined.jobs.retry("a")
-    assert joined.take("w").index == first and states(joined)[first:] == ["running", "pending", "blocked"]
+    assert joined.claim("w") is None and states(joined)[first:] == ["blocked"] * 3
+    joined.unblock("a", first)
+    assert joined.take("w").index == first and states(joined)[first:] == ["running", "blocked", "blocked"]
     Audit(joined).check()
 
 
