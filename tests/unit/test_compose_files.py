@@ -275,7 +275,8 @@ def test_the_pinned_packages_are_what_the_package_asks_for() -> None:
     pinned = dict(line.lower().split("==") for line in lines if "==" in line)
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    for requirement in config["options"]["install_requires"].split() + config["options.extras_require"]["flower"].split():
+    extras = config["options.extras_require"]
+    for requirement in config["options"]["install_requires"].split() + extras["flower"].split() + extras["metrics"].split():
         name, _, lowest = re.sub(r"\[.*?\]", "", requirement.lower()).partition(">=")
         assert numbers(pinned[name]) >= numbers(lowest), requirement
 

@@ -88,3 +88,10 @@ def test_every_script_for_redis_is_shipped() -> None:
     """The package data in setup.cfg names ``state/scripts/*.lua``; a script elsewhere would be missing from a wheel."""
     scripts = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "distributed_comfy").rglob("*.lua")}
     assert scripts <= {"distributed_comfy/state/scripts"}
+
+
+def test_every_package_of_ours_tells_type_checkers_that_it_is_typed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    for name in config["importlinter"]["root_packages"].split():
+        assert "py.typed" in config["options.package_data"][name].split() and (ROOT / name / "py.typed").exists()
