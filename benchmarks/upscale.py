@@ -118,7 +118,7 @@ def _prompt(width: int, height: int, tile: int) -> Prompt:
     model = {"model": ["3", 0], "positive": ["3", 1], "negative": ["3", 1], "vae": ["3", 2]}
     sampler = {"seed": 3, "steps": 1, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.0}
     tiles = {"tile_width": tile, "tile_height": tile, "padding": 32, "mask_blur": 8, "force_uniform_tiles": True, "tiled_decode": False}
-    upscale: dict[str, Any] = {"upscaled_image": ["1", 0], **model, **sampler, **tiles}
+    upscale: dict[str, Any] = {"upscaled_image": ["1", 0], **model, **sampler, **tiles, "mode": "linear"}
     return {
         "1": {"class_type": "BenchImage", "inputs": {"seed": 0, "width": width, "height": height}},
         "3": {"class_type": "SeededModel", "inputs": {"edges": 0.8, "strokes": 0.6}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Mode = Literal["linear", "chess", "independent"]
+Mode = Literal["chess", "linear", "independent"]
 """Which tiles see others already redrawn; the first word of each kind is what an upscale does by default."""
 SeamFixKind = Literal["none", "band_pass", "half_tile", "half_tile_intersections"]
 TileSeeds = Literal["same", "offset"]

@@ -7,14 +7,14 @@ from distributed_comfy.errors import UpscaleUndistributed
 from distributed_comfy.workflow.classes import UPSCALE_CLASS
 from distributed_comfy.workflow.samplers import UsualSamplers
 
-MODES = ("linear", "chess", "independent")
+MODES = ("chess", "linear", "independent")
 """Which tiles see others already redrawn; the first is the default."""
 SEAM_FIXES = ("none", "band_pass", "half_tile", "half_tile_intersections")
 TILE_SEEDS = ("same", "offset")
 DETERMINISM = ("any", "same-class")
 
 _TOOLTIPS = {
-    "mode": "linear: each tile sees those before it, best seams, few tiles at once; chess: many at once; independent: all at once.",
+    "mode": "chess: tiles see those before them, many run at once; linear: row by row, few at once; independent: all at once, none seen.",
     "seam_fix": "Redraws the seams afterwards, for time: strips along them, whole tiles shifted by half, or these and the crossings.",
     "seam_fix_denoise": "How much a seam may change: more hides it better, and changes more of the picture.",
     "seam_fix_width": "Width of the strips of band_pass in pixels: wider hides more and takes longer.",

@@ -71,7 +71,7 @@ def test_what_is_accepted_here_can_be_tiled(
 @pytest.mark.parametrize("seam", sorted(SEAMS))
 def test_the_defaults_are_accepted_with_every_seam_fix(seam: str) -> None:
     geometry = read(seam_fix=seam).geometry
-    assert (geometry.seam_fix, geometry.seam_fix_mask_blur, geometry.mode, geometry.tile_seeds) == (seam, 8, "linear", "same")
+    assert (geometry.seam_fix, geometry.seam_fix_mask_blur, geometry.mode, geometry.tile_seeds) == (seam, 8, "chess", "same")
 
 
 # -- values -------------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_the_defaults_are_accepted_with_every_seam_fix(seam: str) -> None:
         ("tile_width", 56, "from 64 to 2048"), ("tile_height", 4096, "from 64 to 2048"), ("padding", -8, "from 0 to 256"),
         ("padding", 300, "from 0 to 256"), ("mask_blur", 257, "from 0 to 256"), ("seed", -1, "a whole number from 0"),
         ("seed", 2**64, "to 18446744073709551615"), ("seed", True, "a whole number"), ("seed", None, "a whole number"),
-        ("sampler_name", None, "KSampler lists"), ("scheduler", 3, "KSampler lists"), ("mode", "spiral", "linear, chess, independent"),
+        ("sampler_name", None, "KSampler lists"), ("scheduler", 3, "KSampler lists"), ("mode", "spiral", "chess, linear, independent"),
         ("seam_fix", "glue", "band_pass"), ("tile_seeds", "random", "same, offset"), ("deterministic", "very", "any, same-class"),
         ("force_uniform_tiles", "maybe", "true or false"), ("tiled_decode", 7, "true or false"), ("padding", [], "a whole number"),
     ],

@@ -80,7 +80,7 @@ def test_inputs_of_our_own_come_after_them_with_a_line_on_what_they_trade() -> N
         "mode", "seam_fix", "seam_fix_denoise", "seam_fix_width", "seam_fix_mask_blur", "seam_fix_padding", "tile_seeds", "deterministic",
     ]  # fmt: skip
     assert all("\n" not in kind[1]["tooltip"] and kind[1]["tooltip"] for kind in optional.values())
-    assert optional["mode"][0] == ["linear", "chess", "independent"] and optional["tile_seeds"][0] == ["same", "offset"]
+    assert optional["mode"][0] == ["chess", "linear", "independent"] and optional["tile_seeds"][0] == ["same", "offset"]
 
 
 def test_planning_takes_the_same_values_and_defaults() -> None:
