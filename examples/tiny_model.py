@@ -1,4 +1,4 @@
-"""Write a tiny random SD3-shaped model that ComfyUI loads and samples for real on a CPU, for examples/txt2img_tiny.json.
+"""Write a tiny random SD3-shaped model that ComfyUI loads and samples for real on a CPU, for the two ``*_tiny.json`` here.
 
     python examples/tiny_model.py FOLDER
 
@@ -9,7 +9,7 @@ FOLDER is ComfyUI's folder, or one to be used with its ``--base-directory`` (her
     models/controlnet/tiny_control.safetensors       ControlNet for it (SD3.5-shaped); its hint is an image, encoded by the VAE
     custom_nodes/tiny_nodes.py                       nodes TinyConditioning, TinyDump, TinyNoise, TinyFail
 
-Needs torch and safetensors.  The same bytes on each run.
+Needs torch and safetensors: run it with ComfyUI's own Python.  The same bytes on each run.
 """
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+try:
+    import torch
+    from safetensors.torch import save_file
+except ImportError as error:
+    hint = "use ComfyUI's own, such as ~/comfy/ComfyUI/.venv/bin/python"
+    sys.exit(f"{sys.executable} lacks {error.name}, which this needs: {hint}, or run: {sys.executable} -m pip install torch safetensors")
 
 DEPTH, LATENT, PATCH, CONTEXT, POOLED, POSITIONS = 2, 16, 2, 4096, 2048, 96
 WIDTH = 64 * DEPTH  # ComfyUI takes width // 64 for the depth

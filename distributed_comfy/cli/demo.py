@@ -38,6 +38,8 @@ def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
     Starts a private Redis and the workers, runs one job on all of them and then the same job on one of them, upscales a part of the first
     picture in tiles, and ends everything again. Leaves the pictures, a contact sheet, the upscale before and after, and a summary.
     The pictures come from the built-in engine; the last lines say how to use ComfyUI.
+
+    That engine needs torch: pip install "distributed-comfy[worker]", where it is not there yet.
     """
     settings = read_settings()
     set_up_logging(settings, output, audience="person")

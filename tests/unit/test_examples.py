@@ -1,6 +1,8 @@
 """Every prompt in examples/ is one that `run` takes."""
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,16 @@ def test_an_example_can_be_planned(path: Path) -> None:
     classes = {node["class_type"] for node in given.parsed.prompt.values()}
     assert ({UPSCALE_CLASS} if is_upscale else {SEED_CLASS, COLLECTOR_CLASS}) <= classes
     assert all(node["_meta"]["title"] for node in given.parsed.prompt.values()), "what people see in the editor"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_the_page_on_examples_has_a_command_for_it(path: Path) -> None:
+    page = path.with_name("README.md").read_text("utf-8")
+    assert f"]({path.name})" in page and f"\n    distributed-comfy run examples/{path.name} " in page
+
+
+def test_the_tiny_model_says_which_python_it_needs() -> None:
+    """-S leaves out torch and safetensors."""
+    script = EXAMPLES[0].with_name("tiny_model.py")
+    done = subprocess.run([sys.executable, "-I", "-S", script, "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"{sys.executable} lacks torch, which this needs: use ComfyUI's own")
