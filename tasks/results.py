@@ -56,7 +56,8 @@ class ItemOutput:
     """Collector's node id -> slot (``images``, ``audio``, ``latents``, ``masks``) -> values in the graph's order.
 
     Images are [B, H, W, C] float32, usually in [0, 1]; audio is ``{"waveform": [B, C, T], "sample_rate": int}``; latents are
-    ``{"samples": [B, C, h, w]}`` (of a video [B, C, T, h, w]); masks are [B, H, W].  Bit for bit what the worker's graph computed.  A prompt without a collector has no values, only files.
+    ``{"samples": [B, C, h, w]}`` (of a video [B, C, T, h, w]); masks are [B, H, W].  Bit for bit what the worker's graph computed.
+    A prompt without a collector has no values, only files.
     """
     files: tuple[ResultFile, ...]
     """What output nodes wrote, in the order in which the nodes ran."""

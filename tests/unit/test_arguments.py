@@ -19,7 +19,7 @@ def test_joined_words_are_split_into_the_same(platform: str, words: list[str]) -
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (r"--base-directory C:\Users\me\comfy --lowvram", ("--base-directory", r"C:\Users\me\comfy", "--lowvram")),
+        (r"--base-directory C:\apps\comfy --lowvram", ("--base-directory", r"C:\apps\comfy", "--lowvram")),
         (r'--output-directory "D:\My Pictures\"', ("--output-directory", "D:\\My Pictures\\")),
         (r"\\host\share #1", (r"\\host\share", "#1")),
         ("", ()),
