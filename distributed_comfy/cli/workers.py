@@ -1,6 +1,7 @@
 """``distributed-comfy workers``."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import WorkerUnknown
 from distributed_comfy.state.records import WorkerState
+from distributed_comfy.state.workers import WorkerTable
 
 
 @click.group()
@@ -29,9 +31,13 @@ def list_workers(output: Output, /) -> None:
     """
     with connected(output) as cluster:
         found = cluster.workers.workers()
+        starting = [name for name in cluster.workers.starting() if name not in {worker.facts.name for worker in found}]
     output.result([_as_json(worker) for worker in found])
+    if starting:
+        output.say(f"starting: {', '.join(starting)}")
     if not found:
-        output.say("no worker is running; start one with `distributed-comfy worker`")
+        if not starting:
+            output.say("no worker is running; start one with `distributed-comfy worker`")
         return
     rows = [_row(worker) for worker in found]
     output.table(("WORKER", "STATE", "ITEMS", "ENGINE", "DEVICE", "DEVICE CLASS", "TAGS"), rows)
@@ -64,15 +70,32 @@ def look(output: Output, /, name: str | None) -> None:
 
     Each does so by itself every DC_DESCRIBE_INTERVAL_S (60 s). New node packs need a restart of the worker.
     """
+    _tell(output, name, WorkerTable.look, "looks again", "it looks again by itself")
+
+
+@workers.command(short_help="Let workers give device memory back.")
+@click.argument("name", required=False)
+@json_option
+@click.pass_obj
+def free(output: Output, /, name: str | None) -> None:
+    """Let a worker, or all of them, unload their models and give device memory back, as soon as nothing runs there.
+
+    For another program that needs the GPU for a while. The next item loads its models again; `drain` the worker first to keep it from that.
+    """
+    _tell(output, name, WorkerTable.free, "frees its device as soon as nothing runs there", "try again")
+
+
+def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], bool], heard: str, unheard: str) -> None:
+    """Give an order to one worker or to all, and say who heard it."""
     with connected(output) as cluster:
         names = [worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"]
         if name is not None and name not in names:
             raise WorkerUnknown(name=name)
-        heard = {each: cluster.workers.look(each) for each in ([name] if name else names)}
-    output.result([{"worker": each, "heard": answer} for each, answer in heard.items()])
-    for each, answer in heard.items():
-        output.say(f"worker {each} {'looks again' if answer else 'did not hear it; it looks again by itself'}")
-    if not heard:
+        answers = {each: order(cluster.workers, each) for each in ([name] if name else names)}
+    output.result([{"worker": each, "heard": answer} for each, answer in answers.items()])
+    for each, answer in answers.items():
+        output.say(f"worker {each} {heard if answer else f'did not hear it; {unheard}'}")
+    if not answers:
         output.say("no worker is running; start one with `distributed-comfy worker`")
 
 

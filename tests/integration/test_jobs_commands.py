@@ -220,16 +220,18 @@ def test_an_unknown_worker_is_named(line: CommandLine) -> None:
     assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
 
 
-def test_workers_are_told_to_look_again_one_or_all(line: CommandLine, builtin_rig: Rig) -> None:
+def test_workers_are_told_to_look_again_or_to_free_their_device_one_or_all(line: CommandLine, builtin_rig: Rig) -> None:
     cluster = builtin_rig.cluster
     with cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
         channel.subscribe(*(Keys(cluster.settings.key_prefix)("orders", name) for name in ("one", "two")))
         assert line.run("workers", "look").out == "worker one looks again\nworker two looks again\n"
         assert line.run("workers", "look", "two", "--json").json == [{"worker": "two", "heard": True}]
+        assert line.run("workers", "free", "one").out == "worker one frees its device as soon as nothing runs there\n"
+        assert line.run("workers", "free", "--json").json == [{"worker": "one", "heard": True}, {"worker": "two", "heard": True}]
         heard: list[dict[str, Any]] = []
-        until(lambda: heard.extend(filter(None, [channel.get_message(timeout=0.1)])) or len(heard) == 3)
+        until(lambda: heard.extend(filter(None, [channel.get_message(timeout=0.1)])) or len(heard) == 6)
     orders = [(message["channel"].rpartition(":")[2], message["data"]) for message in heard]
-    assert orders == [("one", "look"), ("two", "look"), ("two", "look")]
+    assert orders == [("one", "look"), ("two", "look"), ("two", "look"), ("one", "free"), ("one", "free"), ("two", "free")]
     builtin_rig.wait_idle()
-    done = line.run("workers", "look", "three")
+    done = line.run("workers", "free", "three")
     assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
