@@ -351,7 +351,7 @@ class FrameMalformed(FrameError):
     """Not a frame of ours, or its header contradicts itself."""
 
     code = "frame_malformed"
-    sentence = "not a tensor frame: {reason}"
+    sentence = "not a tensor frame: {reason}; run one version of distributed-comfy on all hosts, and nothing else under DC_KEY_PREFIX"
 
 
 class FrameVersionUnknown(FrameError):
@@ -367,7 +367,7 @@ class FrameDtypeUnknown(FrameError):
 
     code = "frame_dtype_unknown"
     retryable = False
-    sentence = "frame has element type {dtype!r}; known are {known}"
+    sentence = "frame has element type {dtype!r}; known are {known}; run the same version of distributed-comfy on all hosts"
 
 
 class FrameChecksumWrong(FrameError):
@@ -413,7 +413,7 @@ class FileNameUnsafe(FrameError):
 
     code = "file_name_unsafe"
     retryable = False
-    sentence = "file name {name!r} does not stay inside its folder; nothing was written"
+    sentence = "file name {name!r} does not stay inside its folder; nothing was written; choose a relative name without .."
 
 
 class FileUnreadable(FrameError):
@@ -444,7 +444,7 @@ class BlobMissing(DistributedComfyError):
 
     code = "blob_missing"
     retryable = True
-    sentence = "blob {blob} is gone from the blob Redis (restarted, expired or evicted)"
+    sentence = "blob {blob} is gone from the blob Redis (restarted, evicted, or older than DC_BLOB_TTL_S); set its maxmemory-policy to noeviction"
 
 
 class ResultCollected(DistributedComfyError):
@@ -533,7 +533,7 @@ class WorkerLost(ItemError):
 
     code = "worker_lost"
     retryable = True
-    sentence = "worker {worker} disappeared while it had the item"
+    sentence = "worker {worker} disappeared while it had the item; its log says more"
 
 
 class ConnectionLost(ItemError):
@@ -541,7 +541,7 @@ class ConnectionLost(ItemError):
 
     code = "connection_lost"
     retryable = True
-    sentence = "lost the connection to {target}: {reason}"
+    sentence = "lost the connection to {target}: {reason}; if that goes on, `distributed-comfy doctor` looks at both servers"
 
 
 class ItemInterrupted(ItemError):
@@ -564,7 +564,7 @@ class PipeTruncated(PipeError):
     """The pipe closed inside a message."""
 
     code = "pipe_truncated"
-    sentence = "the engine pipe closed inside a message: {have_bytes} of {need_bytes} bytes came"
+    sentence = "the engine pipe closed inside a message: {have_bytes} of {need_bytes} bytes came; the log of the engine says why"
 
 
 class PipeMessageTooLarge(PipeError):
@@ -579,7 +579,7 @@ class PipeMalformed(PipeError):
     """A message cannot be decoded."""
 
     code = "pipe_malformed"
-    sentence = "the engine pipe carries something that is no message: {reason}"
+    sentence = "the engine pipe carries something that is no message: {reason}; look for a node that writes to files it did not open"
 
 
 # -- jobs ---------------------------------------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ class ItemsMissing(JobError):
     """The job ended with items that nobody can account for."""
 
     code = "items_missing"
-    sentence = "job {job_id} ended without items {indexes}; nothing was assembled"
+    sentence = "job {job_id} ended without items {indexes}; nothing was assembled; run the prompt again"
 
 
 class SizesDiffer(JobError):
