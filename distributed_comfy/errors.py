@@ -444,7 +444,7 @@ class BlobMissing(DistributedComfyError):
 
     code = "blob_missing"
     retryable = True
-    sentence = "blob {blob} is gone from the blob Redis (restarted, evicted, or older than DC_BLOB_TTL_S); set its maxmemory-policy to noeviction"
+    sentence = "blob {blob} is gone from the blob Redis (restarted, evicted or over DC_BLOB_TTL_S old); set maxmemory-policy noeviction"
 
 
 class ResultCollected(DistributedComfyError):
