@@ -18,7 +18,7 @@ from distributed_comfy.log_lines import name_worker
 from distributed_comfy.settings import Settings, redact_url
 from tasks.app import RUN_ITEM, gpu_queue
 from tasks.cluster import Cluster, open_cluster
-from tasks.names import free_worker_name, node_name
+from tasks.names import free_worker_name, node_name, take_name
 from tasks.run_item import ticket_body
 from tasks.runtime import WorkerRuntime, with_folder
 
@@ -69,11 +69,15 @@ def run_worker(settings: Settings, redis_url: str, blob_url: str, options: Engin
         options: engine; its ``worker``, ``folder`` and ``log_file`` are filled in here.
         end_with_stdin: end when standard input closes, so that a worker never outlives who started it.
     Returns:
-        Exit status: 0 after an orderly end, 3 where the name is taken or the engine cannot start.
+        Exit status: 0 after an orderly end, else that of the error that it ended with.
+    Raises:
+        WorkerNameTaken: before anything was started.
     """
     cluster = open_cluster(settings, redis_url, blob_url)
     try:
         name = settings.worker_name or free_worker_name(cluster, options.device)
+        if settings.worker_name:
+            take_name(cluster, name)
         where = redact_url(redis_url)
         name_worker(name)
         log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())

@@ -153,6 +153,8 @@ class EngineLink:
         try:
             capability = self._process.start(timeout_s=self.start_timeout_s)
         except DistributedComfyError as error:
+            if self._closing.is_set():  # it was ended while it started
+                return
             log.error("worker %s: %s", self.options.worker, error)
             self._listener.on_start_failed(error)
             return

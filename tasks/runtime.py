@@ -106,6 +106,8 @@ class WorkerRuntime:
         self._stopped.set()
         self.engine.close()
         self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
+        if not self._ever_able and not isinstance(self.failed, WorkerNameTaken):
+            self._quietly("name", lambda: self.cluster.workers.release_name(self.name))
         for thread in self._threads:  # whoever called closes the connections that they use
             thread.join(timeout=_JOIN_S)
 

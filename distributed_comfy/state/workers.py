@@ -107,6 +107,16 @@ class WorkerTable:
         """Keep the reservation of a worker that takes long to start."""
         self._scripts.reply(lambda: self._scripts.client.pexpire(self._scripts.keys("starting", name), to_ms(for_s)))
 
+    def release_name(self, name: str) -> None:
+        """End the reservation of a worker that does not start."""
+        self._scripts.reply(lambda: self._scripts.client.delete(self._scripts.keys("starting", name)))
+
+    def starting(self) -> list[str]:
+        """Names of workers whose engines are being started."""
+        client, (before, after) = self._scripts.client, self._scripts.keys("starting", "*").split("*")
+        found = self._scripts.reply(lambda: list(client.scan_iter(f"{before}*{after}", count=1000)))
+        return sorted(key[len(before) : len(key) - len(after)] for key in found)
+
     def suspend(self, name: str, incarnation: str) -> None:
         """Call the worker no more until it registers again: its engine is down, or it is about to end."""
         self._scripts.transition("steer", "suspend", name, incarnation)
@@ -211,7 +221,7 @@ class WorkerTable:
 
     # -- listing -------------------------------------------------------------------------------------------------------
     def workers(self) -> list[WorkerState]:
-        """All registered workers, by name."""
+        """All registered workers, by name; not those that left in an orderly way, which the next tick of a reaper takes off the table."""
         client, keys = self._scripts.client, self._scripts.keys
         names = sorted(self._scripts.reply(lambda: client.smembers(keys("workers"))))
         pipe = client.pipeline(transaction=False)
@@ -222,7 +232,7 @@ class WorkerTable:
             pipe.get(keys("memory", name))
         replies = self._scripts.reply(pipe.execute)
         rows = zip(*(replies[first::4] for first in range(4)), strict=True)
-        return [_worker_state(*row) for row in rows if "facts" in row[0]]
+        return [_worker_state(*row) for row in rows if "facts" in row[0] and row[0].get("left") != "1"]
 
 
 def _lost_worker(name: str) -> tuple[str, str]:

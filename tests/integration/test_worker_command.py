@@ -61,9 +61,9 @@ def test_workers_without_a_name_get_one_each_from_host_and_device(line: CommandL
 def test_a_name_that_is_taken_is_refused(line: CommandLine) -> None:
     first = line.start("worker", "--engine", "builtin", "--name", "only")
     ready(first)
-    quick = {"DC_LEASE_TTL_S": "1", "DC_REAPER_INTERVAL_S": "0.2"}
-    second = line.run("worker", "--engine", "builtin", "--name", "only", **quick)
+    second = line.run("worker", "--engine", "builtin", "--name", "only")
     assert second.status == 3 and "a live worker is already called 'only'; stop it or choose another --name" in second.err
+    assert "starts: engine" not in second.err, "no engine was started for it"
     end(line, first)
 
 
@@ -88,6 +88,19 @@ def test_a_job_waits_for_its_first_worker_as_long_as_the_user_allows(line: Comma
     done = line.finish(waiting)
     assert done.status == 0 and {item["worker"] for item in done.json["items"]} == {"late"}, done.err
     end(line, process)
+
+
+def test_a_worker_that_starts_is_told_until_it_gives_up(line: CommandLine) -> None:
+    tree = line.folder / "Comfy"
+    (tree / "comfy").mkdir(parents=True)
+    for name in ("main.py", "nodes.py", "comfy/__init__.py", "comfy/cli_args.py"):
+        (tree / name).touch()
+    (tree / "comfy" / "options.py").write_text("import time; time.sleep(600)")
+    environment = {"COMFYUI_PATH": str(tree), "DC_COMFYUI_PYTHON": sys.executable}
+    process = line.start("worker", "--engine", "comfyui", "--device", "cpu", "--name", "slow", **environment)
+    assert until(lambda: line.run("workers", "list").out == "starting: slow\n")
+    end(line, process)
+    assert line.run("workers", "list").out.startswith("no worker is running; ")
 
 
 def test_two_terminals_of_one_user_meet_at_the_embedded_redis(tmp_path: Path) -> None:

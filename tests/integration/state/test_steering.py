@@ -225,8 +225,20 @@ def test_a_worker_that_leaves_gives_back_without_an_attempt_and_is_buried_by_the
     cluster.workers.leave("w", "life-of-w")
     assert cluster.jobs.item_states("a")[0].attempts == 0
     assert cluster.jobs.item_states("a")[0].state == "pending"
+    assert cluster.workers.workers() == [], "not even as lost: no reaper may tick before the servers have ended and come back"
     assert cluster.reap().gone == ("w",)
     assert cluster.workers.workers() == []
+    cluster.join("w", incarnation="its next life")
+    assert [worker.state for worker in cluster.workers.workers()] == ["ticketed"]
+
+
+def test_a_name_that_is_reserved_is_that_of_a_worker_that_starts(cluster: Cluster) -> None:
+    assert cluster.workers.starting() == []
+    assert cluster.workers.reserve_name("pc1-cuda0") and cluster.workers.reserve_name("b") and not cluster.workers.reserve_name("b")
+    assert cluster.workers.starting() == ["b", "pc1-cuda0"]
+    cluster.join("b")
+    cluster.workers.release_name("pc1-cuda0")
+    assert cluster.workers.starting() == []
 
 
 # -- owners -------------------------------------------------------------------------------------------------------------
