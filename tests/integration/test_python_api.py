@@ -1,6 +1,7 @@
 """The Python API on real workers: `submit`, `watch`, `cancel`, and the handle of a job."""
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -35,8 +36,6 @@ def test_a_submitted_job_gives_its_files_in_order(settings: Settings, tmp_path: 
 
 
 def test_a_prompt_may_be_a_path_or_text_or_a_dict(settings: Settings, tmp_path: Path) -> None:
-    import json
-
     path = tmp_path / "graph.json"
     path.write_text(json.dumps(pictures()))
     for number, prompt in enumerate((path, str(path), path.read_text(), pictures())):
@@ -132,3 +131,19 @@ def test_importing_the_package_loads_next_to_nothing_and_offers_the_api() -> Non
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'sumbit'"):
         distributed_comfy.sumbit  # noqa: B018
+
+
+def test_the_page_on_python_runs_as_it_stands(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("redis_url", "blob_url", "key_prefix"):
+        monkeypatch.setenv(f"DC_{name.upper()}", getattr(settings, name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "graph.json").write_text(json.dumps(slow(50)))
+    page = (PROJECT / "docs/python.md").read_text(encoding="utf-8")
+    code = "\n".join(line[4:] for line in page.splitlines() if line.startswith("    ") or not line)
+    exec(compile(code, "docs/python.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert "done 8 of 8" in said and f"7 107 {Path('pictures', 'ComfyUI_00008_.png')}" in said
+    assert said[-2].endswith("pictures were finished and are kept")
+    assert said[-1].startswith("nothing was queued: items_out_of_range {'items': 0, ")
