@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed_comfy.messages import Capability, Prompt
+from distributed_comfy.messages import Capability, ItemSpec, Prompt
+from distributed_comfy.planning.plan import JobPlan
 from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
 
 OUTPUT_TYPES = {
@@ -82,3 +83,8 @@ def capability(**changes: Any) -> Capability:
         "output_types": OUTPUT_TYPES,
     }
     return Capability(**{**facts, **changes})
+
+
+def generate_items(job: JobPlan) -> tuple[ItemSpec, ...]:
+    """The items of a job without the one that prepares an upscale and without the last stage."""
+    return job.items[: len(job.items) - job.has_last_stage - job.has_prepare]

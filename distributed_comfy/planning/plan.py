@@ -103,11 +103,6 @@ class JobPlan:
         """True where an item makes the image to upscale."""
         return self.tiles is not None and self.tiles.prepare is not None
 
-    @property
-    def generate_items(self) -> tuple[ItemSpec, ...]:
-        """`items` without the one that prepares an upscale and without the last stage."""
-        return self.items[: len(self.items) - self.has_last_stage - self.has_prepare]
-
 
 @dataclass(frozen=True)
 class _Stages:

@@ -14,7 +14,7 @@ from distributed_comfy.errors import NothingToVary, PromptHasNoOutput
 from distributed_comfy.messages import Capability, Prompt, apply_patches
 from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job
 from distributed_comfy.workflow.graph import Graph, as_link
-from tests.prompts import node, out, parsed
+from tests.prompts import generate_items, node, out, parsed
 
 OUTPUT_TYPES = {
     "Picture": ("IMAGE", "MASK"),
@@ -135,7 +135,7 @@ def planned(prompt: Prompt, items: int) -> JobPlan:
 
 def run_items(job: JobPlan) -> list[Machine]:
     machines = []
-    for item in job.generate_items:
+    for item in generate_items(job):
         machine = Machine(apply_patches(dict(job.prompts[item.prompt_hash]), item.patches))
         for target in item.targets:
             machine.run(target)
@@ -161,7 +161,7 @@ def run_last(job: JobPlan, items: list[Machine]) -> Machine:
 def test_items_and_last_stage_make_what_the_whole_prompt_makes(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
     collectors = {one.node_id for one in job.collectors}
-    whole = Whole(prompt, collectors, len(job.generate_items))
+    whole = Whole(prompt, collectors, len(generate_items(job)))
     machines = run_items(job)
     for index, machine in enumerate(machines):
         for collector in collectors:
@@ -202,7 +202,7 @@ def test_every_output_node_is_the_target_of_one_item_or_of_all_that_vary(prompt:
     assert first & outputs == outputs - behind
     assert last == outputs & behind
     if job.collectors:
-        assert all(item.targets == tuple(one.node_id for one in job.collectors) for item in job.generate_items[1:])
+        assert all(item.targets == tuple(one.node_id for one in job.collectors) for item in generate_items(job)[1:])
 
 
 @settings(max_examples=300)

@@ -16,7 +16,7 @@ from distributed_comfy.tile_stage import ValuePlace
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, SOURCE_CLASS, UPSCALE_CLASS
 from distributed_comfy.workflow.graph import Graph, as_link
 from distributed_comfy.workflow.region import REGION_INPUTS
-from tests.prompts import node, out, parsed
+from tests.prompts import generate_items, node, out, parsed
 from tests.property.test_graph_cuts import Machine, Whole
 
 TYPES = {
@@ -137,7 +137,7 @@ class Stages:
         assert job.tiles is not None
         self.job, self.tiles = job, job.tiles  # type: tuple[JobPlan, TileStage]
         self.prepare: Machine | None = None
-        self.items = [self._run(job.prompts[item.prompt_hash], item.targets, item.patches) for item in job.generate_items]
+        self.items = [self._run(job.prompts[item.prompt_hash], item.targets, item.patches) for item in generate_items(job)]
         spec = next((item for item in job.items if item.kind == "prepare"), None)
         self.prepare = self._run(job.prompts[spec.prompt_hash], spec.targets) if spec else None
         self.tile = self._run(job.prompts[self.tiles.prompt_hash], self.tiles.targets)

@@ -19,7 +19,7 @@ from distributed_comfy.errors import (
 from distributed_comfy.messages import ItemKind, JobRecord, Prompt, content_hash, dump, load
 from distributed_comfy.planning.plan import JobPlan, resume_key
 from distributed_comfy.tile_stage import PrepareStage, TileConstant, TileStage, ValuePlace
-from tests.prompts import node, out, without
+from tests.prompts import generate_items, node, out, without
 from tests.upscale_prompts import batch, photo, plan, stage, upscale
 
 REGION = dict.fromkeys(("canvas_width", "canvas_height", "left", "top", "width", "height", "process_width", "process_height"), 0)
@@ -113,7 +113,7 @@ def test_the_record_tells_every_index() -> None:
     assert (with_all.generated, with_all.prepare_index, with_all.last_index, with_all.first_tile) == (3, 3, 4, 5)
     assert (photo_alone.generated, photo_alone.prepare_index, photo_alone.last_index, photo_alone.first_tile) == (1, None, 1, 2)
     assert load(JobRecord, dump(with_all)) == with_all
-    assert plan(batch(), items=3).generate_items == plan(batch(), items=3).items[:3]
+    assert generate_items(plan(batch(), items=3)) == plan(batch(), items=3).items[:3]
 
 
 def test_a_seed_beside_the_collectors_reaches_tiles_as_item_zeros_number() -> None:
@@ -370,7 +370,7 @@ def test_items_without_anything_that_varies_before_the_collector_are_an_error() 
     prompt["sample"]["inputs"]["seed"] = 5
     with pytest.raises(NothingToVary, match="feeds the collector"):
         plan(without(prompt, "seed"), items=2)
-    assert len(plan(without(prompt, "seed"), participants=3).generate_items) == 1
+    assert len(generate_items(plan(without(prompt, "seed"), participants=3))) == 1
 
 
 def test_two_upscales_are_refused_with_both_names() -> None:

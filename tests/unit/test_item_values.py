@@ -10,7 +10,7 @@ from distributed_comfy.messages import Prompt, apply_patches
 from distributed_comfy.planning.files import FileReference
 from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job
 from distributed_comfy.workflow.item_values import read_item_values
-from tests.prompts import capability, node, out, parsed, txt2img, without
+from tests.prompts import capability, generate_items, node, out, parsed, txt2img, without
 
 
 def plan(prompt: Prompt, **options: Any) -> JobPlan:
@@ -32,7 +32,7 @@ def varied(values: dict[str, Any], target: str = "sample.steps") -> Prompt:
 
 def had(job: JobPlan, node_id: str, name: str) -> list[Any]:
     """An input in each item."""
-    return [apply_patches(dict(job.prompts[item.prompt_hash]), item.patches)[node_id]["inputs"][name] for item in job.generate_items]
+    return [apply_patches(dict(job.prompts[item.prompt_hash]), item.patches)[node_id]["inputs"][name] for item in generate_items(job)]
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_seeds_and_values_go_together() -> None:
 def test_items_need_a_value_that_differs() -> None:
     with pytest.raises(NothingToVary, match="DistributedValue"):
         plan(varied(value("4")), items=2)
-    assert len(plan(varied(value("4", '{"_type": "INT", "1": "8"}')), participants=3).generate_items) == 3
+    assert len(generate_items(plan(varied(value("4", '{"_type": "INT", "1": "8"}')), participants=3))) == 3
 
 
 def test_without_a_collector_output_nodes_that_see_the_value_run_in_each_item() -> None:

@@ -18,7 +18,7 @@ from distributed_comfy.errors import (
 from distributed_comfy.messages import Patch, Prompt, apply_patches, content_hash, dump, load
 from distributed_comfy.planning.files import FileReference
 from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job, resume_key
-from tests.prompts import capability, node, out, parsed, txt2img, without
+from tests.prompts import capability, generate_items, node, out, parsed, txt2img, without
 
 NO_SEED = {**without(txt2img(), "seed")}
 NO_SEED["sample"] = {**NO_SEED["sample"], "inputs": {**NO_SEED["sample"]["inputs"], "seed": 5}}
@@ -38,7 +38,7 @@ def plan(prompt: Prompt, *, known: bool = True, **options: Any) -> JobPlan:
 def seeds_of(job: JobPlan) -> list[Any]:
     """What reaches the sampler in each item."""
     return [
-        apply_patches(dict(job.prompts[item.prompt_hash]), item.patches)["sample"]["inputs"]["seed"] for item in job.generate_items
+        apply_patches(dict(job.prompts[item.prompt_hash]), item.patches)["sample"]["inputs"]["seed"] for item in generate_items(job)
     ]
 
 
@@ -137,12 +137,12 @@ def test_a_sampler_with_a_lower_limit_lowers_the_limit() -> None:
 def test_the_number_of_items(inputs: dict[str, Any], options: dict[str, Any], items: int) -> None:
     prompt = txt2img()
     prompt["collect"] = node("DistributedCollector", images=out("decode"), **inputs)
-    assert len(plan(prompt, **options).generate_items) == items
+    assert len(generate_items(plan(prompt, **options))) == items
 
 
 def test_items_from_another_node_are_ignored_with_a_warning() -> None:
     job = plan({**txt2img(items=out("number")), "number": node("PrimitiveInt", value=9)}, participants=2)
-    assert len(job.generate_items) == 2
+    assert len(generate_items(job)) == 2
     assert "not known before the run" in job.warnings[0]
     assert all("number" not in prompt for prompt in job.prompts.values())
 
@@ -154,7 +154,7 @@ def test_items_out_of_range_are_refused(items: int) -> None:
 
 
 def test_ten_thousand_items_are_planned() -> None:
-    assert len(plan(txt2img(), items=10_000).generate_items) == 10_000
+    assert len(generate_items(plan(txt2img(), items=10_000))) == 10_000
 
 
 @pytest.mark.parametrize("prompt", [NO_SEED, PLAIN], ids=["collector without seed", "nothing distributed"])
@@ -162,7 +162,7 @@ def test_nothing_to_vary_is_an_error_where_it_was_asked_for(prompt: Prompt) -> N
     for options in ({"items": 2}, {"seed": 3}):
         with pytest.raises(NothingToVary, match="DistributedSeed"):
             plan(prompt, **options)
-    assert len(plan(prompt, items=1).generate_items) == 1
+    assert len(generate_items(plan(prompt, items=1))) == 1
 
 
 def test_a_seed_beside_the_collectors_path_varies_nothing() -> None:
@@ -175,7 +175,7 @@ def test_a_seed_beside_the_collectors_path_varies_nothing() -> None:
 def test_items_of_the_collector_without_a_seed_are_an_error_and_the_default_is_one() -> None:
     prompt = dict(NO_SEED)
     job = plan(prompt, participants=4)
-    assert len(job.generate_items) == 1
+    assert len(generate_items(job)) == 1
     assert "only one runs" in job.warnings[0]
     prompt["collect"] = node("DistributedCollector", images=out("decode"), items=4)
     with pytest.raises(NothingToVary, match="items=4 on collector collect"):
