@@ -80,7 +80,7 @@ def one_worker(builtin_rig: Rig) -> Iterator[Rig]:
     builtin_rig.cluster.jobs.drain("two", drained=False)
 
 
-def test_tiles_run_on_a_worker_that_had_read_their_job_before_and_a_retry_finds_the_crop(one_worker: Rig) -> None:
+def test_tiles_run_on_a_worker_that_had_read_their_job_before_and_one_that_is_reopened_is_fed_again(one_worker: Rig) -> None:
     owner = Owner(one_worker)
     owner.wait(0)
     assert owner.table.extend(owner.job_id, [tile(1), tile(2), tile(3)], final=True)
@@ -94,6 +94,7 @@ def test_tiles_run_on_a_worker_that_had_read_their_job_before_and_a_retry_finds_
     assert isinstance(result.captures[0].value, TensorRef)
     owner.blobs.unlink([result.captures[0].value.blob])
     assert owner.table.reopen(owner.job_id, 2, claim)
+    owner.offer(2)  # what it reads may be gone by now, so it waits for its owner
     owner.wait(2)
     assert owner.result(2)[0] != claim and np.array_equal(owner.pixels(2), CROPS[1])
     owner.blobs.drop_job(owner.job_id)

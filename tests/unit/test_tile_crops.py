@@ -156,8 +156,10 @@ def test_tiles_of_any_hint_put_side_by_side_are_what_comfyui_shows_of_the_whole(
             for top, bottom in ((0, split_y), (split_y, height))]  # fmt: skip
     canvas = Region(width, height, 0, 0, width, height, width, height)
     whole = interpolate(centred(hint, canvas), size=(height, width), mode="nearest-exact")
-    wrong = (torch.cat(rows, dim=-2) != whole).any(dim=-1).sum(), (torch.cat(rows, dim=-2) != whole).any(dim=-2).sum()
-    assert min(wrong) <= 2, "at most where a place lies just between two pixels, which floats put to either side"
+    wrong = (torch.cat(rows, dim=-2) != whole)[0, 0]
+    lines = wrong.float().mean(dim=-1) > 0.5, wrong.float().mean(dim=-2) > 0.5
+    # A whole row or column may differ where its place lies just between two pixels, which floats put to either side.
+    assert max(line.sum() for line in lines) <= 2 and not wrong[~lines[0]][:, ~lines[1]].any()
 
 
 # -- areas --------------------------------------------------------------------------------------------------------------
