@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def resume(cluster: Cluster, record: JobRecord, out: Path) -> Resumed | None:
         if spool is None:
             continue
         try:
+            _cancel(cluster, old, record.job_id)  # first, so that nothing is finished there after the look at what is finished
             _fetch_rest(cluster, old, spool)
-            _end(cluster, old, record.job_id)
+            cluster.jobs.settle(old)
+            cluster.blobs.drop_job(old)
         except BaseException:
             spool.close()
             raise
@@ -84,11 +87,7 @@ def _fetch_rest(cluster: Cluster, job_id: str, spool: Spool) -> None:
         cluster.blobs.unlink([ref.blob for ref in references(found[1])])
 
 
-def _end(cluster: Cluster, job_id: str, successor: str) -> None:
-    try:
+def _cancel(cluster: Cluster, job_id: str, successor: str) -> None:
+    with suppress(JobUnknown, JobStateInvalid):  # it went with its Redis, or has ended
         if not cluster.jobs.job_state(job_id).ended:
             cluster.jobs.cancel(job_id, f"goes on as job {successor}")
-        cluster.jobs.settle(job_id)
-    except (JobUnknown, JobStateInvalid):  # it went with its Redis, or ended between the two calls
-        pass
-    cluster.blobs.drop_job(job_id)
