@@ -112,7 +112,7 @@ def default_blob_memory_bytes() -> int:
 
 def _start_private(wanted: Order, providers: Sequence[ServerProvider]) -> EmbeddedRedis:
     _remove_dead(Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=_PRIVATE_PREFIX))
+    folder = Path(tempfile.gettempdir(), f"{_PRIVATE_PREFIX}{secrets.token_hex(8)}")  # the keeper makes it, and so removes it
     with ExitStack() as ending:
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
         process, runtime = _launch(replace(wanted, folder=str(folder)), providers)
@@ -241,19 +241,16 @@ def _run_keeper(order: Order) -> tuple[subprocess.Popen[bytes], Runtime]:
     Raises:
         ServerStartFailed: as the keeper says.
     """
-    folder = Path(order.folder)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / "keeper.log").open("ab") as errors:
-        process = subprocess.Popen(
-            # Isolated and without site: neither the current folder nor the environment can put other modules before ours.
-            [sys.executable, "-I", "-S", "-c", _RUN_KEEPER, _PACKAGE_ROOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            cwd=folder.parent,
-            start_new_session=True,  # Ctrl-C in the owner's terminal is not for the servers
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
+    process = subprocess.Popen(
+        # Isolated and without site: neither the current folder nor the environment can put other modules before ours.
+        [sys.executable, "-I", "-S", "-c", _RUN_KEEPER, _PACKAGE_ROOT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # the keeper's own log, as soon as it has its folder
+        cwd=Path(order.folder).parent,
+        start_new_session=True,  # Ctrl-C in the owner's terminal is not for the servers
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
     with ExitStack() as undo:
         undo.callback(_end_keeper, process)
         runtime = _ordered(process, order)

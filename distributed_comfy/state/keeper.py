@@ -41,7 +41,7 @@ class Order:
     """What the owner wants."""
 
     folder: str
-    """Absolute; exists."""
+    """Absolute; the keeper makes one of private servers, so that it never stays when the owner is killed at whatever moment."""
     program: str
     provider: str
     private: bool
@@ -162,7 +162,11 @@ def live_owners(folder: Path) -> int:
 
 def main() -> None:
     """Do what the order on stdin says, and return when the servers have ended."""
-    order = Order(**json.loads(_read_line()))
+    line = _read_line()
+    if not line:
+        return  # the owner was gone before it said what it wanted
+    order = Order(**json.loads(line))
+    _open_folder(order)
     owner_gone = threading.Event()
     threading.Thread(target=_wait_for_the_end_of_stdin, args=(owner_gone,), daemon=True).start()
     lock = FileLock(Path(order.folder) / "keeper.lock")
@@ -180,6 +184,15 @@ def main() -> None:
     finally:
         keeper.end()
         lock.release()
+
+
+def _open_folder(order: Order) -> None:
+    """Make the folder, and write what goes wrong from here on to its log."""
+    folder = Path(order.folder)
+    folder.mkdir(mode=0o700, exist_ok=not order.private)
+    log = os.open(folder / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def _read_line() -> bytes:
