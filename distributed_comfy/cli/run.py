@@ -33,6 +33,7 @@ from distributed_comfy.settings import Settings, read_settings
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, metavar="N", help="0 (last) to 9 (first).")
 @click.option("--user", default="", metavar="NAME", help="Whose turn it is, where several share the workers [DC_USER, else login name].")
 @click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="Only workers with this engine [any].")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only workers with this tag (their DC_WORKER_TAGS). Repeatable.")
 @comfyui_option
 @click.option(
     "--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
@@ -106,6 +107,7 @@ def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> R
         priority=options["priority"],
         user=options["user"],
         engine=options["engine"] or "",
+        tags=options["tags"],
         wait_s=options["wait"],
         comfyui_path=options["tree"],
         results=options["results"],
@@ -125,6 +127,8 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
         arguments.append("--fresh")
     for assignment in options["sets"]:
         arguments += ["--set", assignment]
+    for tag in options["tags"]:
+        arguments += ["--tag", tag]
     started = interruptibly(output, lambda stop: start_detached(settings, arguments, stop))
     output.result({"job": started.job_id, "pid": started.pid, "log": str(started.log_file), "out": str(options["out"])})
     output.say(f"job {started.job_id} runs on in the background (process {started.pid}) and saves into {options['out']}")

@@ -55,6 +55,15 @@ def test_n_images_come_in_order_each_with_the_prompt_and_its_seed(line: CommandL
     assert "6 files" in done.err and "from 2 workers" in done.err
 
 
+def test_only_workers_with_every_tag_get_items(line: CommandLine, builtin_rig: Rig) -> None:
+    builtin_rig.start("tagged", worker_tags="garage, big")
+    found = line.run("run", line.write("graph.json", pictures()), "--items", "4", "--tag", "big", "--tag", "garage", "--json").json
+    refused = line.run("run", line.write("graph.json", pictures()), "--tag", "big", "--tag", "attic")
+    builtin_rig.stop("tagged")
+    assert {item["worker"] for item in found["items"]} == {"tagged"}
+    assert refused.status == 3 and "tag attic" in refused.err
+
+
 def test_the_result_as_json_names_job_files_and_who_made_what(line: CommandLine) -> None:
     found = line.run("run", line.write("graph.json", pictures(seed=7)), "--items", "3", "--json").json
     assert found["error"] is None and len(found["job"]) == 12 and found["seconds"] > 0
