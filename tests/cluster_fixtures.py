@@ -44,7 +44,8 @@ def base_directory(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @contextmanager
-def _rig(engine: str, servers: Any, folder: Path, **environment: str) -> Iterator[Rig]:
+def open_rig(engine: str, servers: Any, folder: Path, **environment: str) -> Iterator[Rig]:
+    """Workers ``one`` and ``two`` on these servers."""
     from distributed_comfy.settings import read_settings
     from tasks.cluster import open_cluster
     from tests.cluster_rig import Rig
@@ -63,7 +64,7 @@ def _rig(engine: str, servers: Any, folder: Path, **environment: str) -> Iterato
 @pytest.fixture(scope="session")
 def builtin_rig(cluster_servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Two workers with the built-in engine."""
-    with _rig("builtin", cluster_servers, tmp_path_factory.mktemp("builtin-rig")) as rig:
+    with open_rig("builtin", cluster_servers, tmp_path_factory.mktemp("builtin-rig")) as rig:
         yield rig
 
 
@@ -73,7 +74,7 @@ def comfyui_rig(comfy: Comfy, base_directory: Path, cluster_servers: Any, tmp_pa
     environment = {
         "COMFYUI_PATH": str(comfy.root), "DC_COMFYUI_PYTHON": comfy.python, "DC_COMFYUI_BASE_DIRECTORY": str(base_directory),
     }  # fmt: skip
-    with _rig("comfyui", cluster_servers, tmp_path_factory.mktemp("comfyui-rig"), **environment) as rig:
+    with open_rig("comfyui", cluster_servers, tmp_path_factory.mktemp("comfyui-rig"), **environment) as rig:
         yield rig
 
 

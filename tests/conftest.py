@@ -107,26 +107,26 @@ def _pair(folder: Path) -> Iterator[RedisServer]:
 def _running(program: str, folder: Path, *options: str) -> Iterator[str]:
     """One server in ``folder`` on a free loopback port; gives its URL."""
     folder.mkdir()
-    port = _free_port()
+    port = free_port()
     fixed = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--maxmemory-policy", "noeviction")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, *fixed, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         url = f"redis://127.0.0.1:{port}/0"
-        _wait_until_it_answers(url, process, folder / "log")
+        wait_until_it_answers(url, process, folder / "log")
         yield url
     finally:
         process.terminate()
         process.wait(timeout=START_TIMEOUT_S)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     with redis.Redis.from_url(url) as client:
         while process.poll() is None and time.monotonic() < deadline:

@@ -5,9 +5,10 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from distributed_comfy.engine.base import CapturedValue, OutputFile, RunOutcome
 from distributed_comfy.engine.claims import ClaimBook, LifeSign
@@ -22,6 +23,12 @@ from distributed_comfy.transport.files import FileSource, store_file
 from distributed_comfy.transport.values import store_value
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 0.5
+"""Added to what an attempt takes, see `state.connection.connect`: an interrupted claim is noticed between two of them."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,9 @@ class _Crate:
         options, request = self._harbour.options, self._request
         store = cast("BlobStore", self)  # of a store, storing uses `put` alone
         name = self._name(f"value{number}")
-        value = store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+        value = self._patiently(
+            lambda: store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+        )
         return Capture(node_id=capture.node_id, slot=capture.slot, list_index=capture.list_index, value=value)
 
     def _file(self, number: int, file: OutputFile) -> FileRef:
@@ -144,7 +153,26 @@ class _Crate:
         source = FileSource(path=file.path, name=file.name, folder=file.folder, node_id=file.node_id)
         name = self._name(f"file{number}")
         store = cast("BlobStore", self)
-        return store_file(store, source, blob_name=name, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+        return self._patiently(
+            lambda: store_file(store, source, blob_name=name, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+        )
+
+    def _patiently(self, store: Callable[[], T]) -> T:
+        """Store something for as long as the blob server takes to come back: the work is done, and the claim ours until it is interrupted.
+
+        Again from its beginning, under the same name: a server that was away may have lost what came before.
+        """
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return store()
+            except ConnectionLost as error:
+                self._check()
+                if wait_s == _FIRST_WAIT_S:
+                    log.warning("item %s: %s; the result waits for it", item_id(self._request.job_id, self._request.index), error)
+            self._harbour.life.touch()
+            time.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
     def _name(self, part: str) -> str:
         """Holds the claim, so that a claim that came too late removes only its own blobs."""

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,10 +82,17 @@ class Recorded:
         return self.options.log_file.read_text(errors="replace") if self.options.log_file.exists() else ""
 
 
-@pytest.fixture
-def blobs(blob_url: str) -> Iterator[RedisBlobStore]:
+@contextmanager
+def blobs_at(blob_url: str) -> Iterator[RedisBlobStore]:
+    """What the engines of these tests store, seen from outside."""
     with redis.Redis.from_url(blob_url) as client:
         yield RedisBlobStore(client, prefix="t:", chunk_bytes=2**20, ttl_s=600)
+
+
+@pytest.fixture
+def blobs(blob_url: str) -> Iterator[RedisBlobStore]:
+    with blobs_at(blob_url) as store:
+        yield store
 
 
 @pytest.fixture
@@ -133,8 +141,7 @@ def engine(blob_url: str, blobs: RedisBlobStore, tmp_path: Path) -> Iterator[Cal
 
 @pytest.fixture(scope="module")
 def _shared(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
-    with redis.Redis.from_url(redis_server.blob_url) as client:
-        store = RedisBlobStore(client, prefix="t:", chunk_bytes=2**20, ttl_s=600)
+    with blobs_at(redis_server.blob_url) as store:
         recorded = Recorded(options_in(tmp_path_factory.mktemp("shared"), redis_server.blob_url), store)
         recorded.process.start(timeout_s=60)
         yield recorded

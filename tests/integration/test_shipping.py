@@ -1,0 +1,95 @@
+"""The blob server goes away while a result ships: what is finished waits for it, as long as somebody wants it."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy
+import pytest
+
+from distributed_comfy.engine.protocol import Failed, Shipping
+from distributed_comfy.errors import ItemInterrupted
+from distributed_comfy.messages import Prompt
+from distributed_comfy.transport.values import value_blobs
+from tests.blob_server import BlobServer
+from tests.cluster_fixtures import open_rig
+from tests.command_line import slow, until
+from tests.conftest import RedisServer
+from tests.integration.engine.conftest import Recorded, blobs_at, options_in
+from tests.prompts import node, out
+
+pytestmark = pytest.mark.redis
+
+AWAY_S = 5.0
+GIVEN_UP_S = 1.6
+"""After so long the connection itself stops trying."""
+WAITS = "the result waits for it"
+MEGABYTES_192: Prompt = {"1": node("TakesLong", text="16"), "9": node("DistributedSink", value=out("1"))}
+
+
+@pytest.fixture
+def server(redis_server: RedisServer, tmp_path: Path) -> Iterator[BlobServer]:
+    server = BlobServer(redis_server.program, tmp_path / "blobs")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def recorded(server: BlobServer, tmp_path: Path) -> Iterator[Recorded]:
+    """An engine that counts as dead when its work is quiet for less than the server is away."""
+    with blobs_at(server.url) as blobs:
+        recorded = Recorded(replace(options_in(tmp_path, server.url), stall_timeout_s=AWAY_S - 0.5), blobs)
+        recorded.process.start(timeout_s=60)
+        yield recorded
+        recorded.process.kill()
+
+
+def test_a_result_that_is_on_its_way_when_the_blob_server_dies_arrives_after_it_is_back(recorded: Recorded, server: BlobServer) -> None:
+    claim_id = recorded.run(MEGABYTES_192)
+    until(lambda: server.keys() > 2)
+    server.kill()
+    until(lambda: WAITS in recorded.log())
+    time.sleep(AWAY_S)
+    assert recorded.of(claim_id)[-1] == "Shipping"
+    server.start()
+    (capture,) = recorded.result(claim_id).result.captures
+    assert recorded.blobs.exists(value_blobs(capture.value)) == [True]
+    assert recorded.options.execution_log is not None and len(recorded.options.execution_log.read_text().splitlines()) == 1
+
+
+def test_a_claim_that_is_interrupted_waits_no_longer(recorded: Recorded, server: BlobServer) -> None:
+    server.kill()
+    claim_id = recorded.run(MEGABYTES_192)
+    recorded.wait(Shipping)
+    until(lambda: WAITS in recorded.log())
+    began = time.monotonic()
+    recorded.process.interrupt(claim_id)
+    end = recorded.end(claim_id)
+    assert isinstance(end, Failed) and isinstance(end.error, ItemInterrupted)
+    assert time.monotonic() - began < 2 * GIVEN_UP_S + 3, "an attempt to store, one to discard"
+
+
+def test_an_engine_that_is_closed_waits_no_longer(recorded: Recorded, server: BlobServer) -> None:
+    server.kill()
+    claim_id = recorded.run(MEGABYTES_192)
+    until(lambda: WAITS in recorded.log())
+    recorded.process.close()
+    end = recorded.end(claim_id)
+    assert isinstance(end, Failed) and not recorded.process.alive
+
+
+def test_an_item_whose_result_finds_no_blob_server_is_executed_once(redis_url: str, server: BlobServer, tmp_path: Path) -> None:
+    with open_rig("builtin", SimpleNamespace(state_url=redis_url, blob_url=server.url), tmp_path) as rig:
+        undisturbed = rig.run(slow(0), items=1).batch("collect")
+        job = rig.begin(slow(1000), items=1)
+        until(lambda: rig.executions(job.queued()))
+        server.kill()
+        until(lambda: WAITS in rig.logs())
+        time.sleep(AWAY_S)
+        server.start()
+        report = job.wait()
+        assert numpy.array_equal(report.batch("collect"), undisturbed)
+        assert len(rig.executions(report.job_id)) == 1
