@@ -11,10 +11,10 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-comfyui compose-test check lint types contracts style docs bench clean clean-env
+.PHONY: help env demo test test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
 
 env: ## the environment with everything for development, in .venv
 	@$(ENVIRONMENT) --dev
@@ -26,9 +26,13 @@ demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
 test: env ## all tests but those that need a real ComfyUI
 	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile $(ARGS)
 
-test-comfyui: env ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)
+test-comfyui: COMFYUI_TESTS := comfyui and not comfyui_long
+test-comfyui: ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)
+test-comfyui-long: COMFYUI_TESTS := comfyui_long
+test-comfyui-long: ## those of them that take minutes each
+test-comfyui test-comfyui-long: env
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
-		$(BIN)/python -m pytest -m comfyui $(ARGS)
+		$(BIN)/python -m pytest -m "$(COMFYUI_TESTS)" $(ARGS)
 
 compose-test: env ## builds the cpu profile of docker-compose.yml and tests it running (Docker, else podman), within 15 minutes
 	@$(BIN)/python scripts/compose_test.py $(ARGS)

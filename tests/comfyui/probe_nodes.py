@@ -9,6 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import numpy
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder
@@ -150,6 +151,29 @@ class ProbeWriter(OutputNode):
         }  # fmt: skip
 
 
+class ProbeArray(Node):
+    """Images from a file of float32 numbers in the input folder, bit for bit."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"name": ("STRING", {})}}
+
+    def run(self, name):
+        return (torch.from_numpy(numpy.load(Path(folder_paths.get_input_directory()) / name)),)
+
+
+class ProbeArrayOut(OutputNode):
+    """Images into a file of float32 numbers, bit for bit, that a worker sends home."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",), "name": ("STRING", {})}}
+
+    def run(self, images, name):
+        numpy.save(Path(folder_paths.get_output_directory()) / name, images.cpu().numpy())
+        return {"ui": {"arrays": [{"filename": name, "subfolder": "", "type": "output"}]}}
+
+
 class AnyInputs(dict):
     """Claims to hold every input, as several packs do."""
 
@@ -267,7 +291,7 @@ class ForeignSink(OutputNode):
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
-        ProbeBlock, ProbeLazy, ProbeRaise, ProbeSteps, ProbeExpand, ProbeCollectorExpand, ProbeWriter, ProbeAnyInput, ProbeList,
-        ProbeListing, ProbeSelfValidated, ProbeRemote, ProbeBroken, ProbeV3,
+        ProbeBlock, ProbeLazy, ProbeRaise, ProbeSteps, ProbeExpand, ProbeCollectorExpand, ProbeWriter, ProbeArray, ProbeArrayOut,
+        ProbeAnyInput, ProbeList, ProbeListing, ProbeSelfValidated, ProbeRemote, ProbeBroken, ProbeV3,
     )
 } | {"DistributedSink": ForeignSink}  # fmt: skip
