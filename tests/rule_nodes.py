@@ -160,6 +160,42 @@ class RuleGate(Rule):
         return (model,)
 
 
+class RuleBroken(Rule):
+    """Images whose last one has a pixel that is no number."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        images = images.clone()
+        images[-1, 1, 2, 0] = float("nan")
+        return (images,)
+
+
+class NarrowVae:
+    """A VAE that loses the last eight columns."""
+
+    def __init__(self, vae):
+        self.encode, self._vae = vae.encode, vae
+
+    def decode(self, samples):
+        return self._vae.decode(samples)[:, :, :-8]
+
+
+class RuleNarrowVae(Rule):
+    """A VAE whose images are narrower than what it was given."""
+
+    RETURN_TYPES = ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",)}}
+
+    def run(self, vae):
+        return (NarrowVae(vae),)
+
+
 class RuleSlow(Rule):
     """Takes its time."""
 
@@ -206,7 +242,10 @@ def plain(value):
 
 
 NODE_CLASS_MAPPINGS = {
-    cls.__name__: cls for cls in (RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleSlow, RuleRecord)
+    cls.__name__: cls
+    for cls in (
+        RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleBroken, RuleNarrowVae, RuleSlow, RuleRecord,
+    )
 }  # fmt: skip
 
 

@@ -21,20 +21,26 @@ from tests.comfyui.tiny_prompts import distributed
 from tests.command_line import pixels
 from tests.prompts import node, out
 
-SAMPLING = {"seed": 3, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 0.4}
+SAMPLING = {"seed": 3, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
 LINKS: dict[str, Any] = {"model": out("1"), "positive": out("3"), "negative": out("4")}
 
 
 @dataclass(frozen=True)
 class Form:
-    """How large the image and its tiles are."""
+    """How large the image and its tiles are, and how much they may change."""
 
     side: int
     rules: Rules
+    denoise: float = 0.4
 
 
-SHORT = Form(1024, Rules(tile=256, padding=32, feather=8))
+SHORT = Form(1000, Rules(tile=256, padding=32, feather=8))
 LONG = Form(2048, Rules(tile=512, padding=32, feather=8))
+ODD = {
+    "all new, more padding than tile": Form(100, Rules(tile=64, padding=72, feather=8), denoise=1.0),
+    "nothing new, one tile": Form(100, Rules(tile=512, padding=32, feather=8), denoise=0.0),
+    "one pixel": Form(1, Rules(tile=64, padding=32, feather=8)),
+}
 
 
 FORMS = [SHORT, pytest.param(LONG, marks=[pytest.mark.comfyui_long, pytest.mark.timeout(900)])]
@@ -70,7 +76,7 @@ def upscaled(form: Form, mode: str) -> Prompt:
     """The image, its upscale and both as numbers, the upscale as a picture too."""
     rules = form.rules
     tiles = {"tile_width": rules.tile, "tile_height": rules.tile, "padding": rules.padding, "mask_blur": rules.feather}
-    switches = {"force_uniform_tiles": True, "tiled_decode": False, "mode": mode}
+    switches = {"force_uniform_tiles": True, "tiled_decode": False, "mode": mode, "denoise": form.denoise}
     return {
         **enlarged(form),
         "up": node("UltimateSDUpscaleDistributed", upscaled_image=out("big"), vae=out("2"), **LINKS, **SAMPLING, **tiles, **switches),
@@ -86,7 +92,7 @@ def one_tile(form: Form, crop: str) -> Prompt:
         **{node_id: value for node_id, value in enlarged(form).items() if node_id in ("1", "2", "3", "4")},
         "crop": node("ProbeArray", name=crop),
         "encoded": node("VAEEncode", pixels=out("crop"), vae=out("2")),
-        "sampled": node("KSampler", latent_image=out("encoded"), **LINKS, **SAMPLING),
+        "sampled": node("KSampler", latent_image=out("encoded"), denoise=form.denoise, **LINKS, **SAMPLING),
         "decoded": node("VAEDecode", samples=out("sampled"), vae=out("2")),
     }
 
@@ -137,7 +143,7 @@ def run_and_kill(rig: Rig, victim: str, prompt: Prompt) -> Made:
     job = rig.begin(prompt)
     index, claim_id = job.until(lambda: tile_in_work(rig, job.queued(), victim))
     rig.workers.pop(victim).kill()
-    report = job.wait()
+    report = job.wait(timeout_s=300)
     executions = rig.executions(report.job_id)
     assert [row[0] for row in executions].count(index) == 2, "the tile that died with its worker ran again"
     assert len(executions) == len(report.done.results) + 1, "and nothing else did"
@@ -183,6 +189,14 @@ def test_linear_is_what_comfyuis_own_nodes_make_tile_by_tile(
     assert ours.before == before.tobytes()
     assert ours.after.tobytes() == by_hand.tobytes()
     assert (by_hand != before).mean() > 0.99, "every tile was redrawn"
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_upscales_are_what_comfyuis_own_nodes_make(comfyui_rig: Rig, plain: PlainComfyUI, base_directory: Path, name: str) -> None:
+    form = ODD[name]
+    by_hand = redraw(plain.images(enlarged(form), "big"), form.rules, tile_by_plain(plain, base_directory / "input", form))
+    ours = made(comfyui_rig, comfyui_rig.run(upscaled(form, "linear")))
+    assert ours.after.shape == (1, form.side, form.side, 3) and ours.after.tobytes() == by_hand.tobytes()
 
 
 def tile_by_plain(plain: PlainComfyUI, inputs: Path, form: Form) -> Callable[[Floats], Floats]:

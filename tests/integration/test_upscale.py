@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
-from distributed_comfy.errors import JobCancelled, JobFailed, UpscaleImageUnusable
+from distributed_comfy.errors import JobCancelled, JobFailed, SizesDiffer, UpscaleImageUnusable
 from distributed_comfy.messages import Prompt
 from distributed_comfy.orchestrator.run import SilentReporter, attach
 from tests.cluster_rig import JobReport, Rig
@@ -145,6 +145,50 @@ def test_alpha_stays_as_it_is_and_one_channel_is_refused(builtin_rig: Rig) -> No
     job = builtin_rig.begin(picture(channels=1))
     assert isinstance(job.wait().error, UpscaleImageUnusable)
     assert "1 channel" in str(job.report.error)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"broken": node("RuleBroken", images=out("make"))}, "frame 1 of its image (item 0) has NaN or infinite pixels"),
+    ({"make": node("RuleImage", seed=5, width=16, height=16, batch_size=0, channels=3)}, "a batch of no images"),
+])  # fmt: skip
+def test_an_image_that_cannot_be_tiled_is_refused_with_its_node_before_any_tile(builtin_rig: Rig, changes: Prompt, words: str) -> None:
+    prompt = {**picture(batch_size=2), **changes}
+    prompt["up"]["inputs"]["upscaled_image"] = out("broken" if "broken" in changes else "make")
+    report = builtin_rig.run(prompt)
+    assert isinstance(report.error, UpscaleImageUnusable) and report.error.node_id == "up" and words in str(report.error)
+    assert [index for index, *_ in builtin_rig.executions(report.job_id)] == [0]
+
+
+def test_images_of_two_sizes_are_refused_before_any_tile(builtin_rig: Rig) -> None:
+    prompt = picture()
+    prompt["seed"] = node("DistributedSeed", seed=4)
+    prompt["make"] = node("RuleImage", seed=out("seed"), width=16, height=16, batch_size=1, channels=3, grow=8)
+    prompt["collect"] = node("DistributedCollector", images=out("make"), load_balance=False)
+    prompt["up"]["inputs"]["upscaled_image"] = out("collect")
+    report = builtin_rig.run(prompt, items=2)
+    assert isinstance(report.error, SizesDiffer) and "24 x 16" in str(report.error) and "16 x 16" in str(report.error)
+    assert {index for index, *_ in builtin_rig.executions(report.job_id)} == {0, 1}
+
+
+def test_a_model_that_changes_the_size_ends_the_job_with_item_and_worker(builtin_rig: Rig) -> None:
+    prompt = picture()
+    prompt["odd"] = node("RuleNarrowVae", vae=out("model", 2))
+    prompt["up"]["inputs"]["vae"] = out("odd")
+    error = builtin_rig.run(prompt).error
+    assert isinstance(error, UpscaleImageUnusable) and error.node_id == "up"
+    assert "came back as float32 [1, 128, 120, 3], it must be float32 [1, 128, 128, 3]" in str(error)
+    assert any(f"of worker {name}" in str(error) for name in builtin_rig.workers)
+
+
+@pytest.mark.parametrize(("side", "inputs"), [(1, {}), (100, {"tile_width": 64, "tile_height": 64, "padding": 256, "denoise": 1.0})])
+def test_a_single_pixel_and_more_padding_than_tile_are_upscaled(builtin_rig: Rig, side: int, inputs: dict[str, Any]) -> None:
+    prompt = picture(**inputs)
+    prompt["scale"] = node("ImageScale", image=out("make"), upscale_method="bilinear", width=side, height=side, crop="disabled")
+    prompt["up"]["inputs"]["upscaled_image"] = out("scale")
+    prompt["before"] = node("SaveImage", images=out("scale"), filename_prefix="before")
+    report = builtin_rig.run(prompt)
+    (image,), (before,) = after(report), (pixels(file.path) for file in report.done.files if file.ref.name.startswith("before"))
+    assert image.shape == (side, side, 3) and (side == 1 or (image != before).mean() > 0.5)
 
 
 def test_a_batch_from_a_collector_is_upscaled_in_order(builtin_rig: Rig) -> None:
