@@ -4,6 +4,7 @@ The short form runs everywhere; `make test-comfyui-long` runs the one whose tile
 """
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,17 +22,20 @@ from tests.comfyui.tiny_prompts import distributed
 from tests.command_line import pixels
 from tests.prompts import node, out
 
-SAMPLING = {"seed": 3, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+SEED = 3
+SAMPLING = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
 LINKS: dict[str, Any] = {"model": out("1"), "positive": out("3"), "negative": out("4")}
 
 
 @dataclass(frozen=True)
 class Form:
-    """How large the image and its tiles are, and how much they may change."""
+    """How large the image and its tiles are, and how they are redrawn."""
 
     side: int
     rules: Rules
     denoise: float = 0.4
+    tile_seeds: str = "same"
+    tiled_decode: bool = False
 
 
 SHORT = Form(1000, Rules(tile=256, padding=32, feather=8))
@@ -40,6 +44,8 @@ ODD = {
     "all new, more padding than tile": Form(100, Rules(tile=64, padding=72, feather=8), denoise=1.0),
     "nothing new, one tile": Form(100, Rules(tile=512, padding=32, feather=8), denoise=0.0),
     "one pixel": Form(1, Rules(tile=64, padding=32, feather=8)),
+    "a seed for each tile": Form(100, Rules(tile=64, padding=16, feather=16), tile_seeds="offset"),
+    "decoded in parts": Form(544, Rules(tile=544, padding=32, feather=8), tiled_decode=True),
 }
 
 
@@ -76,24 +82,31 @@ def upscaled(form: Form, mode: str) -> Prompt:
     """The image, its upscale and both as numbers, the upscale as a picture too."""
     rules = form.rules
     tiles = {"tile_width": rules.tile, "tile_height": rules.tile, "padding": rules.padding, "mask_blur": rules.feather}
-    switches = {"force_uniform_tiles": True, "tiled_decode": False, "mode": mode, "denoise": form.denoise}
+    switches = {"force_uniform_tiles": True, "tiled_decode": form.tiled_decode, "mode": mode, "tile_seeds": form.tile_seeds}
     return {
         **enlarged(form),
-        "up": node("UltimateSDUpscaleDistributed", upscaled_image=out("big"), vae=out("2"), **LINKS, **SAMPLING, **tiles, **switches),
+        "up": node(
+            "UltimateSDUpscaleDistributed", upscaled_image=out("big"), vae=out("2"), seed=SEED, denoise=form.denoise,
+            **LINKS, **SAMPLING, **tiles, **switches,
+        ),
         "before": node("ProbeArrayOut", images=out("big"), name="before.npy"),
         "after": node("ProbeArrayOut", images=out("up"), name="after.npy"),
         "picture": node("SaveImage", images=out("up"), filename_prefix="after"),
-    }
+    }  # fmt: skip
 
 
-def one_tile(form: Form, crop: str) -> Prompt:
+def one_tile(form: Form, crop: str, seed: int) -> Prompt:
     """One tile by ComfyUI's own nodes; its image is that of node ``decoded``."""
+    decoder = node("VAEDecode")
+    if form.tiled_decode:
+        decoder = node("VAEDecodeTiled", tile_size=512, overlap=64, temporal_size=64, temporal_overlap=8)
+    decoder["inputs"] |= {"samples": out("sampled"), "vae": out("2")}
     return {
         **{node_id: value for node_id, value in enlarged(form).items() if node_id in ("1", "2", "3", "4")},
         "crop": node("ProbeArray", name=crop),
         "encoded": node("VAEEncode", pixels=out("crop"), vae=out("2")),
-        "sampled": node("KSampler", latent_image=out("encoded"), denoise=form.denoise, **LINKS, **SAMPLING),
-        "decoded": node("VAEDecode", samples=out("sampled"), vae=out("2")),
+        "sampled": node("KSampler", latent_image=out("encoded"), seed=seed, denoise=form.denoise, **LINKS, **SAMPLING),
+        "decoded": decoder,
     }
 
 
@@ -201,13 +214,14 @@ def test_odd_upscales_are_what_comfyuis_own_nodes_make(comfyui_rig: Rig, plain: 
 
 def tile_by_plain(plain: PlainComfyUI, inputs: Path, form: Form) -> Callable[[Floats], Floats]:
     """Redraws a crop on ComfyUI's own server."""
-    names = (f"crop{number}.npy" for number in range(1000))
+    numbers = itertools.count()
 
     def redraw_crop(crop: Floats) -> Floats:
-        name = next(names)
+        number = next(numbers)
+        name = f"crop{number}.npy"
         numpy.save(inputs / name, crop)
         try:
-            return plain.images(one_tile(form, name), "decoded")
+            return plain.images(one_tile(form, name, SEED + (number if form.tile_seeds == "offset" else 0)), "decoded")
         finally:
             (inputs / name).unlink()
 

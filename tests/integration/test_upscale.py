@@ -204,6 +204,15 @@ def test_a_batch_from_a_collector_is_upscaled_in_order(builtin_rig: Rig) -> None
     assert kinds == ["generate"] * 3 + ["prepare", "last"] + ["tile"] * TILES
 
 
+def test_a_collector_behind_the_upscale_passes_the_canvas_on(builtin_rig: Rig) -> None:
+    prompt = picture()
+    prompt["collect"] = node("DistributedCollector", images=out("up"), load_balance=False)
+    prompt["save"]["inputs"]["images"] = out("collect")
+    report = builtin_rig.run(prompt)
+    assert numpy.array_equal(after(report)[0], after(builtin_rig.run(picture()))[0])
+    assert report.start and any("collect" in warning and "passes its images through" in warning for warning in report.start.warnings)
+
+
 # -- what goes wrong ----------------------------------------------------------------------------------------------------
 def test_a_cancel_in_mid_upscale_leaves_nothing_running_and_no_blob(builtin_rig: Rig) -> None:
     job = builtin_rig.begin(picture(**SLOW))
