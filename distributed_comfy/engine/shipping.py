@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+import redis
+
 from distributed_comfy.engine.base import CapturedValue, OutputFile, RunOutcome
 from distributed_comfy.engine.claims import ClaimBook, LifeSign
 from distributed_comfy.engine.folders import discard_outgoing
@@ -99,7 +101,7 @@ class _Crate:
     def __init__(self, harbour: Harbour, request: RunRequest) -> None:
         self._harbour = harbour
         self._request = request
-        self.blobs: list[str] = []
+        self.blobs: dict[str, None] = {}
 
     def fill(self, shipment: Shipment) -> ItemResult:
         """Store everything.
@@ -109,8 +111,7 @@ class _Crate:
             DistributedComfyError: what the transport raises.
         """
         outcome = shipment.outcome
-        captures = tuple(self._capture(number, capture) for number, capture in enumerate(outcome.captures))
-        files = tuple(self._file(number, file) for number, file in enumerate(outcome.files))
+        captures, files = self._patiently(lambda: self._store(outcome))
         self._check()
         return ItemResult(
             captures=captures,
@@ -133,18 +134,39 @@ class _Crate:
     def put(self, *args: Any, **options: Any) -> str:
         """`BlobStore.put`, remembering the blob: a value of several tensors may break off half way."""
         blob = self._harbour.blobs.put(*args, **options)
-        self.blobs.append(blob)
+        self.blobs[blob] = None
         self._harbour.life.touch()
         return blob
+
+    def _patiently(self, store: Callable[[], T]) -> T:
+        """Store, for as long as the blob server takes to come back: the work is done, and the claim ours until it is interrupted.
+
+        Always from the beginning, under the same names: a server that was away may have lost all it had.
+        """
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return store()
+            except ConnectionLost as error:
+                self._check()
+                if not _is_away(error):
+                    raise
+                if wait_s == _FIRST_WAIT_S:
+                    log.warning("item %s: %s; the result waits for it", item_id(self._request.job_id, self._request.index), error)
+            self._harbour.life.touch()
+            time.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+
+    def _store(self, outcome: RunOutcome) -> tuple[tuple[Capture, ...], tuple[FileRef, ...]]:
+        captures = tuple(self._capture(number, capture) for number, capture in enumerate(outcome.captures))
+        return captures, tuple(self._file(number, file) for number, file in enumerate(outcome.files))
 
     def _capture(self, number: int, capture: CapturedValue) -> Capture:
         self._check()
         options, request = self._harbour.options, self._request
         store = cast("BlobStore", self)  # of a store, storing uses `put` alone
         name = self._name(f"value{number}")
-        value = self._patiently(
-            lambda: store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
-        )
+        value = store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
         return Capture(node_id=capture.node_id, slot=capture.slot, list_index=capture.list_index, value=value)
 
     def _file(self, number: int, file: OutputFile) -> FileRef:
@@ -153,26 +175,7 @@ class _Crate:
         source = FileSource(path=file.path, name=file.name, folder=file.folder, node_id=file.node_id)
         name = self._name(f"file{number}")
         store = cast("BlobStore", self)
-        return self._patiently(
-            lambda: store_file(store, source, blob_name=name, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
-        )
-
-    def _patiently(self, store: Callable[[], T]) -> T:
-        """Store something for as long as the blob server takes to come back: the work is done, and the claim ours until it is interrupted.
-
-        Again from its beginning, under the same name: a server that was away may have lost what came before.
-        """
-        wait_s = _FIRST_WAIT_S
-        while True:
-            try:
-                return store()
-            except ConnectionLost as error:
-                self._check()
-                if wait_s == _FIRST_WAIT_S:
-                    log.warning("item %s: %s; the result waits for it", item_id(self._request.job_id, self._request.index), error)
-            self._harbour.life.touch()
-            time.sleep(wait_s)
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+        return store_file(store, source, blob_name=name, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
 
     def _name(self, part: str) -> str:
         """Holds the claim, so that a claim that came too late removes only its own blobs."""
@@ -181,3 +184,9 @@ class _Crate:
     def _check(self) -> None:
         if self._harbour.claims.is_interrupted(self._request.claim_id):
             raise ItemInterrupted(item_id=item_id(self._request.job_id, self._request.index))
+
+
+def _is_away(error: ConnectionLost) -> bool:
+    """Whether nobody answers; a server that answers and refuses would be waited for in vain."""
+    cause = error.__cause__
+    return isinstance(cause, (redis.ConnectionError, redis.TimeoutError)) and not isinstance(cause, redis.AuthenticationError)

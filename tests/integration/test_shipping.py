@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+import redis
 
 from distributed_comfy.engine.protocol import Failed, Shipping
-from distributed_comfy.errors import ItemInterrupted
+from distributed_comfy.errors import ConnectionLost, ItemInterrupted
 from distributed_comfy.messages import Prompt
 from distributed_comfy.transport.values import value_blobs
 from tests.blob_server import BlobServer
@@ -27,7 +28,9 @@ AWAY_S = 5.0
 GIVEN_UP_S = 1.6
 """After so long the connection itself stops trying."""
 WAITS = "the result waits for it"
-MEGABYTES_192: Prompt = {"1": node("TakesLong", text="16"), "9": node("DistributedSink", value=out("1"))}
+TWICE_96_MIB: Prompt = {
+    "1": node("TakesLong", text="8"), "8": node("DistributedSink", value=out("1")), "9": node("DistributedSink", value=out("1")),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -48,21 +51,21 @@ def recorded(server: BlobServer, tmp_path: Path) -> Iterator[Recorded]:
 
 
 def test_a_result_that_is_on_its_way_when_the_blob_server_dies_arrives_after_it_is_back(recorded: Recorded, server: BlobServer) -> None:
-    claim_id = recorded.run(MEGABYTES_192)
-    until(lambda: server.keys() > 2)
+    claim_id = recorded.run(TWICE_96_MIB, "8", "9")
+    until(lambda: server.keys() > 100)  # chunks of a MiB: the first one is there, and is lost
     server.kill()
     until(lambda: WAITS in recorded.log())
     time.sleep(AWAY_S)
     assert recorded.of(claim_id)[-1] == "Shipping"
     server.start()
-    (capture,) = recorded.result(claim_id).result.captures
-    assert recorded.blobs.exists(value_blobs(capture.value)) == [True]
+    captures = recorded.result(claim_id).result.captures
+    assert recorded.blobs.exists([blob for capture in captures for blob in value_blobs(capture.value)]) == [True, True]
     assert recorded.options.execution_log is not None and len(recorded.options.execution_log.read_text().splitlines()) == 1
 
 
 def test_a_claim_that_is_interrupted_waits_no_longer(recorded: Recorded, server: BlobServer) -> None:
     server.kill()
-    claim_id = recorded.run(MEGABYTES_192)
+    claim_id = recorded.run(TWICE_96_MIB, "8", "9")
     recorded.wait(Shipping)
     until(lambda: WAITS in recorded.log())
     began = time.monotonic()
@@ -72,9 +75,16 @@ def test_a_claim_that_is_interrupted_waits_no_longer(recorded: Recorded, server:
     assert time.monotonic() - began < 2 * GIVEN_UP_S + 3, "an attempt to store, one to discard"
 
 
+def test_a_server_that_answers_and_refuses_is_not_waited_for(recorded: Recorded, server: BlobServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")  # from now on it takes no changes
+    end = recorded.end(recorded.run(TWICE_96_MIB, "8", "9"))
+    assert isinstance(end, Failed) and isinstance(end.error, ConnectionLost) and WAITS not in recorded.log()
+
+
 def test_an_engine_that_is_closed_waits_no_longer(recorded: Recorded, server: BlobServer) -> None:
     server.kill()
-    claim_id = recorded.run(MEGABYTES_192)
+    claim_id = recorded.run(TWICE_96_MIB, "8", "9")
     until(lambda: WAITS in recorded.log())
     recorded.process.close()
     end = recorded.end(claim_id)
