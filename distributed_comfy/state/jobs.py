@@ -137,9 +137,12 @@ class JobTable:
         return (_record(job_id, record), *_prompts(prompts))
 
     def specs(self, job_id: str) -> dict[int, ItemSpec]:
-        """Every item's spec."""
-        _, templates = self.prompts(job_id)
-        stored = self._hash("spec", job_id)
+        """Every item's spec, of one moment: a job may be growing."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hgetall(self._keys("prompts", job_id))
+        pipe.hgetall(self._keys("spec", job_id))
+        prompts, stored = self._scripts.reply(pipe.execute)
+        _, templates = _prompts(prompts)
         specs = (unpack_spec(templates, int(index), text) for index, text in stored.items())
         return {spec.index: spec for spec in sorted(specs, key=lambda spec: spec.index)}
 

@@ -31,21 +31,22 @@ LINKS: dict[str, Any] = {"model": out("1"), "positive": out("3"), "negative": ou
 class Form:
     """How large the image and its tiles are, and how they are redrawn."""
 
-    side: int
+    width: int
+    height: int
     rules: Rules
     denoise: float = 0.4
     tile_seeds: str = "same"
     tiled_decode: bool = False
 
 
-SHORT = Form(1000, Rules(tile=256, padding=32, feather=8))
-LONG = Form(2048, Rules(tile=512, padding=32, feather=8))
+SHORT = Form(1000, 1000, Rules(tile=256, padding=32, feather=8))
+LONG = Form(2048, 2048, Rules(tile=512, padding=32, feather=8))
 ODD = {
-    "all new, more padding than tile": Form(100, Rules(tile=64, padding=72, feather=8), denoise=1.0),
-    "nothing new, one tile": Form(100, Rules(tile=512, padding=32, feather=8), denoise=0.0),
-    "one pixel": Form(1, Rules(tile=64, padding=32, feather=8)),
-    "a seed for each tile": Form(100, Rules(tile=64, padding=16, feather=16), tile_seeds="offset"),
-    "decoded in parts": Form(544, Rules(tile=544, padding=32, feather=8), tiled_decode=True),
+    "all new, more padding than tile": Form(100, 100, Rules(tile=64, padding=72, feather=8), denoise=1.0),
+    "nothing new, one tile": Form(100, 100, Rules(tile=512, padding=32, feather=8), denoise=0.0),
+    "one pixel": Form(1, 1, Rules(tile=64, padding=32, feather=8)),
+    "a seed for each tile": Form(100, 100, Rules(tile=64, padding=16, feather=16), tile_seeds="offset"),
+    "decoded in parts": Form(544, 64, Rules(tile=544, padding=32, feather=8), tiled_decode=True),
 }
 
 
@@ -71,7 +72,7 @@ def third(comfyui_rig: Rig) -> Iterator[str]:
 # -- prompts -----------------------------------------------------------------------------------------------------------------
 def enlarged(form: Form) -> Prompt:
     """The image to upscale, node ``big``, by stock nodes."""
-    scale = node("ImageScale", image=out("8"), upscale_method="bicubic", width=form.side, height=form.side, crop="disabled")
+    scale = node("ImageScale", image=out("8"), upscale_method="bicubic", width=form.width, height=form.height, crop="disabled")
     prompt = distributed({"big": scale}, seed=100, side=256)
     prompt["5"]["inputs"]["batch_size"] = 1
     prompt["7"]["inputs"]["seed"] = 100
@@ -189,7 +190,7 @@ def test_one_two_and_three_workers_and_a_killed_one_make_the_same_bits(comfyui_r
     assert [len(run.workers) for run in (one, two, three)] == [1, 2, 3]
     for other in (two, three, killed):
         assert_same(one, other)
-    assert one.after.shape == (1, form.side, form.side, 3) and (one.after != numpy.frombuffer(one.before, numpy.float32)[0]).any()
+    assert one.after.shape == (1, form.height, form.width, 3) and (one.after != numpy.frombuffer(one.before, numpy.float32)[0]).any()
 
 
 def test_linear_is_what_comfyuis_own_nodes_make_tile_by_tile(
@@ -209,7 +210,7 @@ def test_odd_upscales_are_what_comfyuis_own_nodes_make(comfyui_rig: Rig, plain: 
     form = ODD[name]
     by_hand = redraw(plain.images(enlarged(form), "big"), form.rules, tile_by_plain(plain, base_directory / "input", form))
     ours = made(comfyui_rig, comfyui_rig.run(upscaled(form, "linear")))
-    assert ours.after.shape == (1, form.side, form.side, 3) and ours.after.tobytes() == by_hand.tobytes()
+    assert ours.after.shape == (1, form.height, form.width, 3) and ours.after.tobytes() == by_hand.tobytes()
 
 
 def tile_by_plain(plain: PlainComfyUI, inputs: Path, form: Form) -> Callable[[Floats], Floats]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,24 @@ def test_all_stages_run_one_after_the_other(joined: Cluster) -> None:
     state = joined.jobs.job_state("a")
     assert (state.state, state.counts["total"], state.counts["done"], state.tiles, state.tiles_done) == ("done", 6, 6, 3, 3)
     Audit(joined).check()
+
+
+def test_specs_that_are_read_while_a_job_grows_are_of_one_moment(joined: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process enters the tiles between any two questions that a reader asks."""
+    joined.submit("a", items=1, prepare=True, grows=True)
+    send, asked = type(joined.jobs._client.connection_pool).get_connection, []
+
+    def grow_after_the_first(pool: Any, *args: Any, **options: Any) -> Any:
+        asked.append(None)
+        if len(asked) == 2:
+            monkeypatch.undo()
+            joined.extend("a", 2, 3)
+        return send(pool, *args, **options)
+
+    monkeypatch.setattr(type(joined.jobs._client.connection_pool), "get_connection", grow_after_the_first)
+    assert [spec.kind for spec in joined.jobs.specs("a").values()] in (["generate", "prepare"], ["generate", "prepare", *["tile"] * 3])
+    monkeypatch.undo()
+    assert asked, "it asked through this pool"
 
 
 def test_the_item_that_prepares_waits_only_where_something_comes_before_it(joined: Cluster) -> None:
