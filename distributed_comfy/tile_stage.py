@@ -71,18 +71,16 @@ class TileStage:
     """An upscale of a job: what a tile runs, and where all that it needs comes from."""
 
     node_id: str
-    """Of the upscale in the user's prompt; in the tile's prompt the sink of the result (slot ``images``), in the last stage the source."""
+    """Of the upscale in the user's prompt; in the tiles' prompt the sink of the results (slot ``images``), in the last stage the source."""
     image: ValuePlace
     """The image to upscale, [B, H, W, C]; several values are its batches in order."""
     prompt_hash: str
     """Of the prompt of every tile."""
     targets: tuple[str, ...]
     pixels: str
-    """The source of the tile's crop, slot ``value``."""
-    regions: tuple[str, ...]
-    """Nodes with the literals of `workflow.region.Region`."""
-    sampler: str
-    """The node with the inputs ``seed`` and ``denoise``."""
+    """The source of the crops, slot ``value``: a list, one for each tile of the item."""
+    regions: str
+    """The node with the input ``tiles``, which is told of the tiles of an item in the order of the crops."""
     seed: str
     """The upscale's own seed in decimal; empty where it comes from a node and only the run knows it."""
     geometry: TileGeometry
@@ -94,6 +92,8 @@ class TileStage:
     deterministic: Determinism = "any"
     item_bytes: int = 2**28
     """Pixels of one crop over all frames of its item, float32 (``DC_TILE_ITEM_BYTES`` of the submitter): more frames are more items."""
+    item_pixels: int = 2**16
+    """Small tiles go together into one item until their crops, over all frames, have so many pixels; 0: each by itself."""
 
     @property
     def takes_first(self) -> bool:

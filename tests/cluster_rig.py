@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,8 @@ class JobReport(SilentReporter):
     values: dict[Place, Any] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     """Lines of the rule nodes that were called."""
+    planned: list[Sequence[int]] = field(default_factory=list)
+    """The numbers of the tiles of each item of an upscale."""
 
     def submitted(self, start: JobStart) -> None:
         """See `orchestrator.run.Reporter`."""
@@ -81,6 +83,10 @@ class JobReport(SilentReporter):
     def step(self, step: Step) -> None:
         """See `orchestrator.run.Reporter`."""
         self.steps.append(step)
+
+    def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
+        """See `orchestrator.run.Reporter`."""
+        self.planned = list(tiles)
 
     def item_done(self, index: int, result: ItemResult) -> None:
         """See `orchestrator.run.Reporter`; reads the item's values, because an ended job's spool is removed."""
@@ -117,6 +123,16 @@ class JobReport(SilentReporter):
     def batch(self, node_id: str) -> NDArray[Any]:
         """All images of a collector."""
         return numpy.concatenate(self.batches(node_id))
+
+    def tiles(self, node_id: str) -> dict[int, NDArray[Any]]:
+        """What each tile of an upscale became."""
+        assert self.start is not None
+        first = self.start.record.first_tile
+        return {
+            number: self.values[first + item, node_id, "images", at]
+            for item, numbers in enumerate(self.planned)
+            for at, number in enumerate(numbers)
+        }
 
     def record(self, label: str) -> dict[str, Any]:
         """What the one RuleRecord of this label was given."""

@@ -2,10 +2,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from tiler.errors import FrameOverLimit, TileOptionInvalid
 from tiler.plan import TilePlan, TileStep
+
+
+@dataclass(frozen=True)
+class GroupLimits:
+    """How many steps make one item at most."""
+
+    pixels: int
+    """Of all crops of an item, of one frame; a larger step is an item by itself. 0: one step per item."""
+    steps: int = 16
+    shares: int = 8
+    """Into how many items a level is split at least, where it has so many steps: as many workers find work at once."""
 
 
 def levels(plan: TilePlan) -> list[int]:
@@ -23,15 +35,13 @@ def levels(plan: TilePlan) -> list[int]:
     return cut
 
 
-def group_steps(plan: TilePlan, most_pixels: int) -> tuple[tuple[int, ...], ...]:
+def group_steps(plan: TilePlan, limits: GroupLimits) -> tuple[tuple[int, ...], ...]:
     """Put small steps together, so that one item carries more work than its dispatch costs.
 
-    The rule: steps of one pass and one level (see `levels`), in plan order, fill an item until the next one would take its crops beyond
-    ``most_pixels``. So the steps of an item are independent of each other and can all be cut once the level before is
-    blended; and no item ever waits for itself, as it needs blends of lower levels only.
+    The rule: steps of one pass and one level (see `levels`), in plan order, fill an item until the next one would take it beyond a limit.
+    So the steps of an item are independent of each other and can all be cut once the level before is blended; and no item ever
+    waits for itself, as it needs blends of lower levels only.
 
-    Args:
-        most_pixels: pixels of all crops of an item, of one frame; a larger step is an item by itself. 0: one step per item.
     Returns:
         The items, each the indexes of its steps; an item comes after all that it waits for.
     """
@@ -41,15 +51,16 @@ def group_steps(plan: TilePlan, most_pixels: int) -> tuple[tuple[int, ...], ...]
         return level[step.index], step.pass_name
 
     in_levels = sorted(plan.steps, key=key)  # stable: plan order within
-    return tuple(item for _, alike in groupby(in_levels, key) for item in _filled(list(alike), most_pixels))
+    return tuple(item for _, alike in groupby(in_levels, key) for item in _filled(list(alike), limits))
 
 
-def _filled(steps: Sequence[TileStep], most_pixels: int) -> Iterator[tuple[int, ...]]:
+def _filled(steps: Sequence[TileStep], limits: GroupLimits) -> Iterator[tuple[int, ...]]:
+    most = min(limits.steps, max(1, len(steps) // limits.shares))
     item: list[int] = []
     pixels = 0
     for step in steps:
         size = step.size.width * step.size.height
-        if item and pixels + size > most_pixels:
+        if item and (len(item) >= most or pixels + size > limits.pixels):
             yield tuple(item)
             item, pixels = [], 0
         item.append(step.index)

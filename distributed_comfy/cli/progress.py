@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -27,6 +27,7 @@ _WORKERS_SHOWN = 24
 _WORKERS_NAMED = 4
 """In a line."""
 _HEARTBEAT_S = 15.0
+_NO_TILES = 2**62
 
 
 @dataclass
@@ -47,16 +48,47 @@ class _View:
 
     title: str = ""
     total: int = 0
+    """Items and tiles; items of tiles do not count as such."""
     seeds: Mapping[int, str] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
     done: set[int] = field(default_factory=set)
+    """Indexes of items."""
+    finished: int = 0
+    """How much of `total` is here."""
+    tiles_done: int = 0
     lanes: dict[str, _Lane] = field(default_factory=dict)
-    first_tile: int = 2**62
+    first_tile: int = _NO_TILES
     """Index of the first item that is a tile."""
+    tiles: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """Index of each item of tiles -> the numbers of its tiles, once they are known."""
     tiles_began: float = 0.0
     stages: Mapping[int, str] = field(default_factory=dict)
     """Index of each item that is not one of many seeds -> what it is."""
+
+    @property
+    def complete(self) -> bool:
+        """All of it is here."""
+        return self.finished >= self.total and (self.first_tile == _NO_TILES or bool(self.tiles))
+
+    def take(self, index: int) -> None:
+        """An item is here."""
+        if index not in self.done:
+            self.done.add(index)
+            self._count(index)
+
+    def plan(self, tiles: Sequence[Sequence[int]]) -> None:
+        """The tiles of each item are known; items of an earlier run may be here before."""
+        self.total += sum(map(len, tiles))
+        self.tiles = {self.first_tile + number: numbers for number, numbers in enumerate(tiles)}
+        self.tiles_began = time.monotonic()
+        for index in self.done & self.tiles.keys():
+            self._count(index)
+
+    def _count(self, index: int) -> None:
+        tiles = len(self.tiles.get(index, ()))
+        self.tiles_done += tiles
+        self.finished += tiles if index >= self.first_tile else 1
 
 
 class RunProgress(SilentReporter):
@@ -137,12 +169,13 @@ class RunProgress(SilentReporter):
         """Say why nothing goes on."""
         self._output.warn(reason)
 
-    def tiles_planned(self, tiles: int) -> None:
+    def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
         """Count the tiles, too."""
+        count = sum(map(len, tiles))
         with self._lock:
-            self._view.total += tiles
-            self._view.tiles_began = time.monotonic()
-        self._output.remark(f"upscale: {_counted(tiles, 'tile')}", "dim")
+            self._view.plan(tiles)
+        items = f" in {_counted(len(tiles), 'item')}" if len(tiles) != count else ""
+        self._output.remark(f"upscale: {_counted(count, 'tile')}{items}", "dim")
 
     def step(self, step: Step) -> None:
         """Move a worker's bar."""
@@ -155,14 +188,14 @@ class RunProgress(SilentReporter):
         """Count an item."""
         with self._lock:
             view = self._view
-            view.done.add(index)
+            view.take(index)
             lane = view.lanes.setdefault(result.worker, _Lane())
             lane.items += 1
             lane.seconds += result.seconds
             if lane.index == index:
                 lane.index = None
-            line = f"  {len(view.done)}/{view.total}  {_item(index, view)} on {result.worker} in {result.seconds:.2f} s"
-            complete = len(view.done) >= view.total
+            line = f"  {view.finished}/{view.total}  {_item(index, view)} on {result.worker} in {result.seconds:.2f} s"
+            complete = view.complete
             if complete:
                 view.ended = time.monotonic()
         if self._live is None:
@@ -180,7 +213,7 @@ class RunProgress(SilentReporter):
         with self._lock:
             view = self._view
             busy = [(name, lane) for name, lane in view.lanes.items() if lane.index is not None]
-            parts = [f"{len(view.done)} of {_counted(view.total, 'item')}"]
+            parts = [f"{view.finished} of {_counted(view.total, 'item')}"]
             parts += [f"{name}: {_item(lane.index or 0, view)} step {lane.value}/{lane.maximum}" for name, lane in busy[:_WORKERS_NAMED]]
             hidden = len(busy) - _WORKERS_NAMED
             return ", ".join(parts) + (f", and {_counted(hidden, 'more worker')}" if hidden > 0 else "")
@@ -194,8 +227,8 @@ class RunProgress(SilentReporter):
                 grid.add_column(no_wrap=True, overflow="ellipsis")
             bar_width = _LONG_BAR if self._output.remarks.width >= _WIDE else _SHORT_BAR
             elapsed = (view.ended or time.monotonic()) - view.began
-            bar = ProgressBar(max(1, view.total), len(view.done), width=bar_width)
-            grid.add_row(Text(view.title, "bold"), bar, f"{len(view.done)} of {view.total}", f"{elapsed:.1f} s{_left(view)}")
+            bar = ProgressBar(max(1, view.total), view.finished, width=bar_width)
+            grid.add_row(Text(view.title, "bold"), bar, f"{view.finished} of {view.total}", f"{elapsed:.1f} s{_left(view)}")
             for name, lane in list(view.lanes.items())[:_WORKERS_SHOWN]:
                 grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view, bar_width))
             hidden = len(view.lanes) - _WORKERS_SHOWN
@@ -212,8 +245,8 @@ def _lane_cells(lane: _Lane, view: _View, bar_width: int) -> tuple[RenderableTyp
 
 def _left(view: _View) -> str:
     """How long the tiles will take at the rate of those that are done; nothing before there is one."""
-    done = sum(index >= view.first_tile for index in view.done)
-    left = view.total - len(view.done)
+    done = view.tiles_done
+    left = view.total - view.finished
     if not done or not left:
         return ""
     return f", about {(time.monotonic() - view.tiles_began) / done * left:.0f} s left"
@@ -221,11 +254,17 @@ def _left(view: _View) -> str:
 
 def _item(index: int, view: _View) -> str:
     if index >= view.first_tile:
-        return f"tile {index - view.first_tile}"
+        return _tiles(index, view.tiles.get(index, ()))
     if index in view.stages:
         return view.stages[index]
     seed = view.seeds.get(index, "")
     return f"item {index} (seed {seed})" if seed else f"item {index}"
+
+
+def _tiles(index: int, numbers: Sequence[int]) -> str:
+    if not numbers:  # of an earlier run, before the tiles are planned
+        return f"item {index}"
+    return f"tile {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} tiles ({numbers[0]} to {numbers[-1]})"
 
 
 def _count(record: JobRecord) -> str:

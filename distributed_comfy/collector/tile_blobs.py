@@ -1,4 +1,4 @@
-"""What the tiles of an upscale read from the blob store: each its crop, and all of them what they share.
+"""What the tiles of an upscale read from the blob store: each item its crops, and all of them what they share.
 
 Everything is kept here until nobody can need it any more, so that it can be put back when the blob store loses it.
 """
@@ -26,9 +26,11 @@ _SWEPT_TOGETHER = 500
 
 
 @dataclass(frozen=True)
-class _Crop:
-    pixels: NDArray[np.float32]
-    ref: Value
+class _Crops:
+    """Of one item, in the order of its tiles."""
+
+    pixels: Sequence[NDArray[np.float32]]
+    refs: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -56,45 +58,45 @@ class TileBlobs:
         assert job.tiles is not None
         self._job_id, self._pixels_id = job.job_id, job.tiles.pixels
         self._store, self._spool, self._ask, self._limit_bytes = store, spool, patience, limit_bytes
-        self._crops: dict[int, _Crop] = {}
+        self._crops: dict[int, _Crops] = {}
         self._shared: Sequence[SharedValues] = ()
         self._constants: Feed = {}
         self._changing = threading.Lock()
-        """Held while one crop is put back or taken away, so that none comes back after it was taken away."""
+        """Held while the crops of an item are put back or taken away, so that none comes back after it was taken away."""
 
     # -- crops
     @property
     def crops(self) -> list[int]:
-        """Numbers of the tiles whose crops are kept."""
+        """Numbers of the items whose crops are kept."""
         return list(self._crops)
 
     @property
     def size_bytes(self) -> int:
         """Of all crops."""
-        return sum(crop.pixels.nbytes for crop in self._crops.values())
+        return sum(pixels.nbytes for crops in self._crops.values() for pixels in crops.pixels)
 
-    def put(self, number: int, pixels: NDArray[np.float32]) -> None:
-        """Keep and store a crop."""
-        self._crops[number] = _Crop(pixels, self._store_crop(number, pixels))
+    def put(self, number: int, crops: Sequence[NDArray[np.float32]]) -> None:
+        """Keep and store the crops of an item."""
+        self._crops[number] = _Crops(crops, tuple(self._store_crop(number, at, pixels) for at, pixels in enumerate(crops)))
 
     def remove(self, number: int) -> None:
-        """The tile of this crop is here."""
+        """The tiles of this item are here."""
         with self._changing:
-            crop = self._crops.pop(number, None)
-            if crop is not None:
-                self._ask.call(self._store.unlink, value_blobs(crop.ref))
+            crops = self._crops.pop(number, None)
+            if crops is not None:
+                self._ask.call(self._store.unlink, [blob for ref in crops.refs for blob in value_blobs(ref)])
 
-    def sweep(self, crops: Mapping[int, tuple[int, ...]]) -> None:
-        """Unlink what an earlier collector may have left of crops whose tiles are here; number -> shape."""
-        shapes = list(crops.items())
-        for start in range(0, len(shapes), _SWEPT_TOGETHER):
-            part = shapes[start : start + _SWEPT_TOGETHER]
-            refs = [expected_ref(self._store, self._crop_name(number), dtype="float32", shape=shape) for number, shape in part]
+    def sweep(self, crops: Mapping[int, Sequence[tuple[int, ...]]]) -> None:
+        """Unlink what an earlier collector may have left of crops whose tiles are here; number -> shapes."""
+        named = [(self._crop_name(number, at), shape) for number, shapes in crops.items() for at, shape in enumerate(shapes)]
+        for start in range(0, len(named), _SWEPT_TOGETHER):
+            part = named[start : start + _SWEPT_TOGETHER]
+            refs = [expected_ref(self._store, name, dtype="float32", shape=shape) for name, shape in part]
             self._ask.call(self._store.unlink, [ref.blob for ref in refs])
 
     def feed(self, number: int) -> str:
-        """What this tile is fed, as `JobTable.unblock` keeps it."""
-        return messages.dump({self._pixels_id: {EDGE_SLOT: (self._crops[number].ref,)}, **self._constants})
+        """What this item is fed, as `JobTable.unblock` keeps it."""
+        return messages.dump({self._pixels_id: {EDGE_SLOT: self._crops[number].refs}, **self._constants})
 
     # -- what all tiles share
     def share(self, shared: Sequence[SharedValues]) -> None:
@@ -116,9 +118,10 @@ class TileBlobs:
         """Put back what the store lost; from any thread."""
         for number in self.crops:
             with self._changing:
-                crop = self._crops.get(number)
-                if crop is not None and not self._is_there(crop.ref):
-                    self._store_crop(number, crop.pixels)
+                if crops := self._crops.get(number):
+                    for at, (pixels, ref) in enumerate(zip(crops.pixels, crops.refs, strict=True)):
+                        if not self._is_there(ref):
+                            self._store_crop(number, at, pixels)
         for name, entry in self._named():
             stored = self._constants.get(entry.source_id, {}).get(entry.slot, ())
             for at, (placed, value) in enumerate(zip(entry.values, stored, strict=False)):
@@ -146,11 +149,11 @@ class TileBlobs:
     def _put_frame(self, name: str, frame: memoryview) -> str:
         return self._store.put(name, [frame], job_id=self._job_id)
 
-    def _store_crop(self, number: int, pixels: NDArray[np.float32]) -> Value:
-        return self._ask.call(self._store_value, self._crop_name(number), pixels)
+    def _store_crop(self, number: int, at: int, pixels: NDArray[np.float32]) -> Value:
+        return self._ask.call(self._store_value, self._crop_name(number, at), pixels)
 
-    def _crop_name(self, number: int) -> str:
-        return f"{self._job_id}:crop:{number}"
+    def _crop_name(self, number: int, at: int) -> str:
+        return f"{self._job_id}:crop:{number}.{at}"
 
     def _store_value(self, name: str, value: Any) -> Value:
         return store_value(self._store, name, value, job_id=self._job_id, limit_bytes=self._limit_bytes)

@@ -9,7 +9,7 @@ import errno
 import heapq
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed_comfy.collector.assemble import values_of_item
 from distributed_comfy.collector.naming import writing
 from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import ItemsMissing, UpscaleImageUnusable
@@ -47,12 +48,34 @@ class ImagePart:
     """[B, H, W, 3 or 4]."""
 
 
-@dataclass(frozen=True, order=True)
-class TilePlace:
-    """One tile item: a step of the plan, for a group of frames."""
+@dataclass(frozen=True)
+class Division:
+    """How the work of a plan is divided into items: each some steps, for a group of frames."""
 
-    step: int
+    steps: Sequence[tuple[int, ...]]
+    """The steps of an item, as `tiler.groups.group_steps` gives them."""
+    groups: Sequence[tuple[int, int]]
+    """First frame, and one past the last, of each group."""
+
+    @property
+    def items(self) -> int:
+        """How many there are."""
+        return len(self.steps) * len(self.groups)
+
+    def place(self, number: int) -> TilePlace:
+        """What the item of this number, from 0, is."""
+        group, at = divmod(number, len(self.steps))
+        return TilePlace(self.steps[at], group)
+
+
+@dataclass(frozen=True)
+class TilePlace:
+    """What one item is."""
+
+    steps: tuple[int, ...]
+    """Of the plan, in its order."""
     group: int
+    """Of frames."""
 
 
 class TileCanvas:
@@ -64,80 +87,72 @@ class TileCanvas:
         job: with `JobRecord.tiles`.
         spool: where the image and the tiles lie; the canvas becomes a file there.
         plan: the steps.
-        groups: first frame, and one past the last, of each group of frames.
+        division: the items; `number` below is an item's among them.
         parts: the image in order; all of one size.
     Raises:
         UpscaleImageUnusable: a frame has NaN or infinite pixels.
         OutputUnwritable: the canvas does not fit on the disk.
     """
 
-    def __init__(
-        self, job: JobRecord, spool: Spool, plan: TilePlan, groups: Sequence[tuple[int, int]], parts: Sequence[ImagePart]
-    ) -> None:
+    def __init__(self, job: JobRecord, spool: Spool, plan: TilePlan, division: Division, parts: Sequence[ImagePart]) -> None:
         assert job.tiles is not None
-        self._job, self._spool, self._plan, self._groups = job, spool, plan, groups
+        self._job, self._spool, self._plan, self.division = job, spool, plan, division
         self._node_id = job.tiles.node_id
         self.pixels: NDArray[np.float32] = self._filled(CANVAS, parts)
         """[F, H, W, C], mapped into memory."""
         self._image = self._filled(IMAGE, parts) if plan.reads_image else self.pixels
-        self._schedules = [Schedule(plan) for _ in groups]
-        self._to_blend: list[list[int]] = [[] for _ in groups]
-        self._to_cut: list[TilePlace] = []
+        self._schedules = [Schedule(plan) for _ in division.groups]
+        self._to_blend: list[list[int]] = [[] for _ in division.groups]
+        self._item_of = {step: at for at, steps in enumerate(division.steps) for step in steps}
+        """Step -> number of its item in the first group of frames."""
+        self._uncuttable = [[len(steps) for steps in division.steps] for _ in division.groups]
+        """For each group and item the steps that may not be cut yet."""
+        self._to_cut: list[int] = []
+        for group, schedule in enumerate(self._schedules):
+            self._count_cuttable(group, schedule.cuttable())
 
     # -- numbers
-    @property
-    def tiles(self) -> int:
-        """Number of tile items."""
-        return len(self._plan.steps) * len(self._groups)
-
     @property
     def done(self) -> bool:
         """Every tile is blended."""
         return all(schedule.done == len(self._plan.steps) for schedule in self._schedules)
 
-    def number(self, place: TilePlace) -> int:
-        """Of the item among the tiles, from 0."""
-        return place.group * len(self._plan.steps) + place.step
-
-    def place(self, number: int) -> TilePlace:
-        """The tile of this number."""
-        group, step = divmod(number, len(self._plan.steps))
-        return TilePlace(step, group)
-
-    def crop_shape(self, place: TilePlace) -> tuple[int, int, int, int]:
-        """Of a tile's crop: frames, height, width, channels."""
-        (first, end), size = self._groups[place.group], self._plan.steps[place.step].size
-        return end - first, size.height, size.width, COLOURS
+    def crop_shapes(self, number: int) -> list[tuple[int, int, int, int]]:
+        """Of each crop of an item: frames, height, width, channels."""
+        place = self.division.place(number)
+        first, end = self.division.groups[place.group]
+        sizes = (self._plan.steps[step].size for step in place.steps)
+        return [(end - first, size.height, size.width, COLOURS) for size in sizes]
 
     # -- tiles
-    def cuttable(self) -> list[TilePlace]:
-        """Every tile that may be cut now and is not; looks at all, so ask once and follow `released`."""
-        return [TilePlace(step, group) for group, schedule in enumerate(self._schedules) for step in schedule.cuttable()]
-
-    def released(self) -> list[TilePlace]:
-        """What may be cut since the last call."""
+    def released(self) -> list[int]:
+        """Items that may be cut since the last call, or since the beginning: all of their steps may."""
         found, self._to_cut = self._to_cut, []
         return found
 
-    def has_arrived(self, place: TilePlace) -> bool:
-        """Whether the tile is here, blended or not."""
-        return self._schedules[place.group].has_arrived(place.step)
+    def has_arrived(self, number: int) -> bool:
+        """Whether the item's tiles are here, blended or not."""
+        place = self.division.place(number)
+        return self._schedules[place.group].has_arrived(place.steps[0])
 
-    def cut(self, place: TilePlace) -> Pixels:
-        """A crop, [F, h, w, 3], the caller's own: keep it, for once its surroundings are blended it cannot be cut again."""
-        step = self._plan.steps[place.step]
-        source = self._image if step.source == "image" else self.pixels
-        crop = cut_tile(self._frames(source, place.group), step)
-        self._follow(place.group, self._schedules[place.group].cut(place.step))
-        return crop
+    def cut(self, number: int) -> list[Pixels]:
+        """The crops of an item, each [F, h, w, 3], the caller's own: keep them, for once their surroundings are blended they cannot be
+        cut again."""
+        place = self.division.place(number)
+        crops = [cut_tile(self._frames(self._source(step), place.group), self._plan.steps[step]) for step in place.steps]
+        for step in place.steps:
+            self._follow(place.group, self._schedules[place.group].cut(step))
+        return crops
 
-    def arrive(self, place: TilePlace) -> None:
-        """A tile is in the spool: it, and what waited for it, is blended as soon as its turn comes.  Again: nothing.
+    def arrive(self, number: int) -> None:
+        """An item is in the spool: its tiles, and what waited for them, are blended as soon as their turn comes.  Again: nothing.
 
         Raises:
-            UpscaleImageUnusable: a tile has another size than its crop, or is not finite.
+            UpscaleImageUnusable: a tile has another size than its crop, or is not finite, or the item has another number of tiles.
         """
-        self._follow(place.group, self._schedules[place.group].arrive(place.step))
+        place = self.division.place(number)
+        for step in place.steps:
+            self._follow(place.group, self._schedules[place.group].arrive(step))
 
     def preview(self) -> NDArray[np.uint8]:
         """The first frame as far as it is, [h, w, 3]: every nth pixel."""
@@ -152,31 +167,50 @@ class TileCanvas:
         """Blend every tile whose turn it is."""
         heap = self._to_blend[group]
         while True:
-            self._to_cut += [TilePlace(step, group) for step in released.to_cut]
+            self._count_cuttable(group, released.to_cut)
             for step in released.to_blend:
                 heapq.heappush(heap, step)
             if not heap:
                 return
             step = heapq.heappop(heap)
-            self._blend(TilePlace(step, group))
+            self._blend(step, group)
             released = self._schedules[group].blend(step)
 
-    def _blend(self, place: TilePlace) -> None:
-        index = self._job.first_tile + self.number(place)
+    def _count_cuttable(self, group: int, steps: Iterable[int]) -> None:
+        left = self._uncuttable[group]
+        for step in steps:
+            item = self._item_of[step]
+            left[item] -= 1
+            if not left[item]:
+                self._to_cut.append(group * len(self.division.steps) + item)
+
+    def _blend(self, step: int, group: int) -> None:
+        item = self._item_of[step]
+        index = self._job.first_tile + group * len(self.division.steps) + item
         try:
-            blend_tile(self._frames(self.pixels, place.group), self._plan.steps[place.step], self._refined(index))
+            tile = self._refined(index, self.division.steps[item].index(step), len(self.division.steps[item]))
+            blend_tile(self._frames(self.pixels, group), self._plan.steps[step], tile)
         except TilerError as error:
             reason = f"item {index} of worker {self._spool.result(index).worker}: {error}"
             raise UpscaleImageUnusable(node_id=self._node_id, reason=reason) from error
 
-    def _refined(self, index: int) -> Pixels:
-        captures = [one for one in self._spool.result(index).captures if (one.node_id, one.slot) == (self._node_id, "images")]
-        if len(captures) != 1 or not isinstance(captures[0].value, TensorRef):
+    def _refined(self, index: int, position: int, tiles: int) -> Pixels:
+        """The tile at a position of its item."""
+        result = self._spool.result(index)
+        found = values_of_item(index, result, self._node_id, "images")
+        if len(found) != tiles:
+            reason = f"item {index} of worker {result.worker} came back with {len(found)} image(s), it has {tiles} tile(s)"
+            raise UpscaleImageUnusable(node_id=self._node_id, reason=reason)
+        ref = found[position].value
+        if not isinstance(ref, TensorRef):
             raise ItemsMissing(job_id=self._job.job_id, indexes=[index])
-        return np.ascontiguousarray(self._spool.array(index, captures[0].value)[..., :COLOURS], np.float32)
+        return np.ascontiguousarray(self._spool.array(index, ref)[..., :COLOURS], np.float32)
+
+    def _source(self, step: int) -> Pixels:
+        return self._image if self._plan.steps[step].source == "image" else self.pixels
 
     def _frames(self, pixels: Pixels, group: int) -> Pixels:
-        first, end = self._groups[group]
+        first, end = self.division.groups[group]
         return pixels[first:end, ..., :COLOURS]
 
     def _filled(self, name: str, parts: Sequence[ImagePart]) -> NDArray[np.float32]:

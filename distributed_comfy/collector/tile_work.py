@@ -1,4 +1,4 @@
-"""The master's part of an upscale: plans the tiles, cuts their crops, blends what comes back into the canvas.
+"""The master's part of an upscale: plans the tiles and their items, cuts crops, blends what comes back into the canvas.
 
 In: the image among the spooled results, and refined tiles as they are spooled.  Out: tiles in the table, crops in the blob store, and the
 canvas, a file in the spool.  The canvas is made again from image and spooled tiles when a collector starts again, and as tiles are
@@ -22,23 +22,24 @@ from distributed_comfy.collector.patience import Patience
 from distributed_comfy.collector.spool import Spool
 from distributed_comfy.collector.table import JobTable
 from distributed_comfy.collector.tile_blobs import SharedValues, TileBlobs
-from distributed_comfy.collector.tile_canvas import COLOURS, ImagePart, TileCanvas, TilePlace
+from distributed_comfy.collector.tile_canvas import COLOURS, Division, ImagePart, TileCanvas
 from distributed_comfy.errors import UpscaleImageUnusable
 from distributed_comfy.messages import ItemSpec, JobRecord, TensorRef
 from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import ItemState
 from distributed_comfy.tile_stage import TileGeometry, ValuePlace
 from distributed_comfy.transport.blobs import BlobStore
-from distributed_comfy.workflow.tile_items import Canvas, TileRow, tile_specs
+from distributed_comfy.workflow.tile_items import Canvas, TileItem, TileRow, tile_specs
 from tiler.errors import FrameOverLimit, TilerError
-from tiler.groups import frame_groups
+from tiler.groups import GroupLimits, frame_groups, group_steps
 from tiler.options import SeamFix, TileOptions
-from tiler.plan import TilePlan, plan_tiles
+from tiler.plan import TilePlan, TileStep, plan_tiles
 
 log = logging.getLogger(__name__)
 
 _SEAM_KINDS: dict[str, Any] = {"band_pass": "band"}
 PREVIEW_INTERVAL_S = 1.0
+_PIXEL_BYTES = COLOURS * 4
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class TileLimits:
     """Crops that lie ready together, beyond one for each worker."""
     workers: Callable[[], int] = lambda: 1
     """How many workers can make tiles now; two crops lie ready for each."""
-    on_planned: Callable[[int], None] = lambda tiles: None
-    """Told how many items the tiles are, once that is known."""
+    on_planned: Callable[[Sequence[Sequence[int]]], None] = lambda tiles: None
+    """Told the numbers of the tiles of each item, once they are known."""
     on_canvas: Callable[[NDArray[np.uint8]], None] | None = None
     """Given a small picture of the canvas, [h, w, 3], as it fills: at most one a second, and one of the end."""
 
@@ -85,16 +86,16 @@ class TileWork:
         self._table, self._spool = places.table, places.spool
         self._blobs = TileBlobs(job, places.store, places.spool, patience, limits.blob_bytes)
         self._ready: list[tuple[int, int]] = []
-        """Step and group of each tile whose crop may be cut; a heap."""
-        self._groups: Sequence[tuple[int, int]] = ()
+        """First step and number of each item whose crops may be cut; a heap."""
+        self._division = Division((), ())
         self._plan: TilePlan | None = None
         self._filling: TileCanvas | None = None
         self._shown_at = float("-inf")
 
     @property
     def items(self) -> int:
-        """Number of tile items; 0 before `begin`."""
-        return self._filling.tiles if self._filling is not None else 0
+        """Number of items that the tiles are; 0 before `begin`."""
+        return self._division.items
 
     @property
     def done(self) -> bool:
@@ -127,41 +128,45 @@ class TileWork:
             setting = "; the limit is DC_TILE_ITEM_BYTES" if isinstance(error, FrameOverLimit) else ""
             raise UpscaleImageUnusable(node_id=self._stage.node_id, reason=f"{error}{setting}") from error
         assert self._plan is not None
-        self._filling = TileCanvas(self._job, self._spool, self._plan, self._groups, parts)
+        self._filling = TileCanvas(self._job, self._spool, self._plan, self._division, parts)
         self._blobs.share([SharedValues(one.source_id, one.place.slot, self._values(one.place)) for one in self._stage.constants])
         spooled = self._enter()
-        log.info("job %s: %d tiles of upscale %s, %d of them are here", self._job.job_id, self.items, self._stage.node_id, len(spooled))
-        self._limits.on_planned(self.items)
+        tiles = [self._numbers(number) for number in range(self.items)]
+        log.info(
+            "job %s: upscale %s: %d tiles in %d items, %d of these are here",
+            self._job.job_id, self._stage.node_id, sum(map(len, tiles)), self.items, len(spooled),
+        )  # fmt: skip
+        self._limits.on_planned(tiles)
         for index in spooled:
             self.take(index)
         here = [index - self._job.first_tile for index in spooled]
-        self._blobs.sweep({number: self._tiles.crop_shape(self._tiles.place(number)) for number in here})
-        self._tiles.released()
-        cuttable = self._tiles.cuttable()
-        # An earlier collector let these start: somebody may be waiting for the crop.
-        started = {place for place in cuttable if self._state(states, place) not in ("blocked", "done")}
-        self._add_ready(place for place in cuttable if place not in started)
-        self._unblock([self._cut(place) for place in sorted(started)])
+        self._blobs.sweep({number: self._tiles.crop_shapes(number) for number in here})
+        self._add_ready(self._tiles.released())
+        # An earlier collector let these start: somebody may be waiting for the crops.
+        waiting = sorted(entry for entry in self._ready if not self._tiles.has_arrived(entry[1]))
+        started = [number for _, number in waiting if self._state(states, number) not in ("blocked", "done")]
+        self._ready = [(step, number) for step, number in waiting if number not in set(started)]
+        self._unblock([self._cut(number) for number in started])
 
     def take(self, index: int) -> None:
-        """Blend a spooled tile, as soon as its turn comes; a second time changes nothing.
+        """Blend the tiles of a spooled item, as soon as their turn comes; a second time changes nothing.
 
         Raises:
-            UpscaleImageUnusable: a tile has another size than its crop, or is not finite.
+            UpscaleImageUnusable: a tile has another size than its crop, or is not finite; or one is missing.
         """
         number = index - self._job.first_tile
-        self._tiles.arrive(self._tiles.place(number))
+        self._tiles.arrive(number)
         self._add_ready(self._tiles.released())
         self._blobs.remove(number)
         self._show()
 
     def go_on(self) -> None:
-        """Cut crops ahead and let their tiles start."""
+        """Cut crops ahead and let their items start."""
         cut = []
         while self._ready and self._has_room():
-            place = TilePlace(*heapq.heappop(self._ready))
-            if not self._tiles.has_arrived(place):
-                cut.append(self._cut(place))
+            _, number = heapq.heappop(self._ready)
+            if not self._tiles.has_arrived(number):
+                cut.append(self._cut(number))
         self._unblock(cut)
 
     def look(self, states: Mapping[int, ItemState]) -> None:
@@ -173,7 +178,7 @@ class TileWork:
         first = self._job.first_tile
         if any(index not in states for index in range(first, first + self.items)):
             self._enter()
-        self._unblock(number for number in self._blobs.crops if self._state(states, self._tiles.place(number)) == "blocked")
+        self._unblock(number for number in self._blobs.crops if self._state(states, number) == "blocked")
 
     def ensure(self) -> None:
         """Put back what the blob store lost of the crops and of what all tiles share; from any thread."""
@@ -209,8 +214,11 @@ class TileWork:
     def _make_plan(self, parts: Sequence[ImagePart]) -> None:
         _, height, width, _ = parts[0].ref.shape
         self._plan = plan_tiles((width, height), tile_options(self._stage.geometry))
-        frame_bytes = max(step.size.width * step.size.height for step in self._plan.steps) * COLOURS * 4
-        self._groups = frame_groups(sum(part.ref.shape[0] for part in parts), frame_bytes, self._stage.item_bytes)
+        frame_bytes = max(step.size.width * step.size.height for step in self._plan.steps) * _PIXEL_BYTES
+        groups = frame_groups(sum(part.ref.shape[0] for part in parts), frame_bytes, self._stage.item_bytes)
+        most_pixels = min(self._stage.item_pixels, self._stage.item_bytes // _PIXEL_BYTES)
+        limits = GroupLimits(most_pixels // max(end - first for first, end in groups))
+        self._division = Division(sorted(group_steps(self._plan, limits)), groups)  # where none is grouped, numbers are those of steps
 
     # -- items
     def _enter(self) -> list[int]:
@@ -228,41 +236,35 @@ class TileWork:
     def _specs(self) -> Iterator[ItemSpec]:
         frames, height, width, _ = self.canvas.shape
         kept = {constant.source_id: self._blobs.kept_text(constant.source_id) for constant in self._stage.constants}
-        return tile_specs(self._stage, self._job.first_tile, Canvas(width, height, frames), self._rows(), kept)
+        return tile_specs(self._stage, self._job.first_tile, Canvas(width, height, frames), self._tile_items(), kept)
 
-    def _rows(self) -> Iterator[TileRow]:
+    def _tile_items(self) -> Iterator[TileItem]:
         assert self._plan is not None
-        for group, (first, end) in enumerate(self._groups):
-            for step in self._plan.steps:
-                yield TileRow(
-                    index=self._tiles.number(TilePlace(step.index, group)),
-                    step=step.index,
-                    left=step.read.left,
-                    top=step.read.top,
-                    width=step.read.width,
-                    height=step.read.height,
-                    process_width=step.size.width,
-                    process_height=step.size.height,
-                    denoise=step.denoise,
-                    first_frame=first,
-                    frames=end - first,
-                )
+        for number in range(self.items):
+            place = self._division.place(number)
+            first, end = self._division.groups[place.group]
+            yield TileItem(number, tuple(_row(self._plan.steps[step]) for step in place.steps), first, end - first)
+
+    def _numbers(self, number: int) -> tuple[int, ...]:
+        """Of the tiles of an item: the steps of all groups of frames, one group after the other."""
+        assert self._plan is not None
+        place = self._division.place(number)
+        return tuple(place.group * len(self._plan.steps) + step for step in place.steps)
 
     # -- crops
-    def _add_ready(self, places: Iterable[TilePlace]) -> None:
-        for place in places:
-            heapq.heappush(self._ready, (place.step, place.group))
+    def _add_ready(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            heapq.heappush(self._ready, (self._division.place(number).steps[0], number))
 
     def _has_room(self) -> bool:
-        """Whether one more crop may lie ready."""
+        """Whether the crops of one more item may lie ready."""
         workers, crops = max(1, self._limits.workers()), len(self._blobs.crops)
         return crops < workers or (crops < 2 * workers and self._blobs.size_bytes < self._limits.crop_bytes)
 
-    def _cut(self, place: TilePlace) -> int:
-        """Store the tile's crop; its number."""
-        number = self._tiles.number(place)
-        self._blobs.put(number, self._tiles.cut(place))
-        self._add_ready(self._tiles.released())  # tiles that waited for this are blended, too
+    def _cut(self, number: int) -> int:
+        """Store the crops of an item; its number."""
+        self._blobs.put(number, self._tiles.cut(number))
+        self._add_ready(self._tiles.released())  # tiles that waited for these are blended, too
         return number
 
     def _unblock(self, numbers: Iterable[int]) -> None:
@@ -270,8 +272,8 @@ class TileWork:
         if ready:
             self._ask.call(self._table.unblock, self._job.job_id, ready)
 
-    def _state(self, states: Mapping[int, ItemState], place: TilePlace) -> str:
-        found = states.get(self._job.first_tile + self._tiles.number(place))
+    def _state(self, states: Mapping[int, ItemState], number: int) -> str:
+        found = states.get(self._job.first_tile + number)
         return found.state if found is not None else "blocked"
 
     def _show(self) -> None:
@@ -279,6 +281,12 @@ class TileWork:
         if self._limits.on_canvas is not None and (self.done or now - self._shown_at >= PREVIEW_INTERVAL_S):
             self._shown_at = now
             self._limits.on_canvas(self._tiles.preview())
+
+
+def _row(step: TileStep) -> TileRow:
+    """A step in the words of `workflow.tile_items`."""
+    read, size = step.read, step.size
+    return TileRow(step.index, read.left, read.top, read.width, read.height, size.width, size.height, step.denoise)
 
 
 def tile_options(geometry: TileGeometry) -> TileOptions:

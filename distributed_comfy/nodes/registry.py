@@ -9,7 +9,15 @@ from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.nodes.cut import DistributedSink, DistributedSource, bind
 from distributed_comfy.nodes.seed import DistributedSeed
-from distributed_comfy.nodes.tiles import DistributedTileConditioning, DistributedTileModel, TileCropper, Uncropped
+from distributed_comfy.nodes.tiles import (
+    DistributedTileConditioning,
+    DistributedTileInputs,
+    DistributedTileLatent,
+    DistributedTileModel,
+    DistributedTileRegions,
+    TileCropper,
+    Uncropped,
+)
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
 from distributed_comfy.nodes.values import DistributedModelName, DistributedValue
 from distributed_comfy.workflow.classes import (
@@ -22,7 +30,10 @@ from distributed_comfy.workflow.classes import (
     SINK_CLASS,
     SOURCE_CLASS,
     TILE_CONDITIONING_CLASS,
+    TILE_INPUTS_CLASS,
+    TILE_LATENT_CLASS,
     TILE_MODEL_CLASS,
+    TILE_REGIONS_CLASS,
     UPSCALE_CLASS,
     VALUE_CLASS,
 )
@@ -39,6 +50,9 @@ DISPLAY_NAMES = {
     SINK_CLASS: "Distributed Sink (internal)",
     SOURCE_CLASS: "Distributed Source (internal)",
     UPSCALE_CLASS: "Ultimate SD Upscale Distributed (No Upscale)",
+    TILE_REGIONS_CLASS: "Distributed Tile Regions (internal)",
+    TILE_INPUTS_CLASS: "Distributed Tile Inputs (internal)",
+    TILE_LATENT_CLASS: "Distributed Tile Latent (internal)",
     TILE_CONDITIONING_CLASS: "Distributed Tile Conditioning (internal)",
     TILE_MODEL_CLASS: "Distributed Tile Model (internal)",
 }
@@ -73,6 +87,9 @@ def node_classes(
         SINK_CLASS: bind(DistributedSink, context=context),
         SOURCE_CLASS: bind(DistributedSource, context=context, nothing=nothing),
         UPSCALE_CLASS: bind(UltimateSDUpscaleDistributed, sampling=sampling),
+        TILE_REGIONS_CLASS: DistributedTileRegions,
+        TILE_INPUTS_CLASS: DistributedTileInputs,
+        TILE_LATENT_CLASS: DistributedTileLatent,
         TILE_CONDITIONING_CLASS: bind(DistributedTileConditioning, cropper=cropper),
         TILE_MODEL_CLASS: bind(DistributedTileModel, cropper=cropper),
     }

@@ -103,8 +103,8 @@ class DeliveryOptions:
     """Called for each item that has arrived."""
     ensure_inputs: Callable[[], None] = lambda: None
     """Stores input files again that the blob store lost."""
-    on_tiles: Callable[[int], None] = lambda tiles: None
-    """Told how many tiles an upscale adds to the items, once that is known."""
+    on_tiles: Callable[[Sequence[Sequence[int]]], None] = lambda tiles: None
+    """Told the numbers of the tiles of each item that an upscale adds, once they are known."""
     on_canvas: Callable[[NDArray[np.uint8]], None] | None = None
     """Given a small picture of an upscale's canvas as it fills, [h, w, 3]; none is made without."""
     prefix: str = "ComfyUI"

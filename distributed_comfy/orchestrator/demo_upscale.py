@@ -49,8 +49,9 @@ def run_upscale(cluster: Cluster, source: Path, workers: Sequence[str], run: Run
         picture.crop(_middle(picture)).save(part)
         given = read_prompt(_prompt(part, picture.size), asked)
     delivery = run_on(cluster, given, replace(run, submit=asked), reporter)
-    made = [result.worker for index, result in delivery.results.items() if delivery.kind(index) == "tile"]
-    result = DemoUpscale(delivery, source, {name: made.count(name) for name in workers})
+    items = [result for index, result in delivery.results.items() if delivery.kind(index) == "tile"]
+    made = {name: sum(len(item.captures) for item in items if item.worker == name) for name in workers}
+    result = DemoUpscale(delivery, source, made)
     if delivery.error is None:
         save_before_after(part, result.path, run.out / BEFORE_AFTER)
     return result

@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -87,8 +87,8 @@ class Reporter(Protocol):
     def step(self, step: Step) -> None:
         """A worker did some steps."""
 
-    def tiles_planned(self, tiles: int) -> None:
-        """An upscale adds so many tiles to the job's items."""
+    def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
+        """An upscale adds items to the job; each makes the tiles of these numbers."""
 
     def canvas(self, preview: NDArray[np.uint8]) -> None:
         """A small picture of an upscale as it fills, [h, w, 3], its first frame; at most one a second, and one of the end."""
@@ -118,7 +118,7 @@ class SilentReporter:
     def step(self, step: Step) -> None:
         """Nothing."""
 
-    def tiles_planned(self, tiles: int) -> None:
+    def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
         """Nothing."""
 
     def canvas(self, preview: NDArray[np.uint8]) -> None:

@@ -247,7 +247,6 @@ class _UpscaleCut:
             targets=(self.upscale,),
             pixels=ids.pixels,
             regions=ids.regions,
-            sampler=ids.sampler,
             seed=self.inputs.seed,
             geometry=self.inputs.geometry,
             constants=tuple(constants),

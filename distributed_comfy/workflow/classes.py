@@ -17,7 +17,13 @@ SINK_CLASS = "DistributedSink"
 SOURCE_CLASS = "DistributedSource"
 """Internal: takes a collector's place (or that of a crossing edge) in the prompt of the last stage."""
 UPSCALE_CLASS = "UltimateSDUpscaleDistributed"
-"""Redraws an image tile by tile; in a distributed job each tile is an item."""
+"""Redraws an image tile by tile; in a distributed job each tile, or a few small ones, is an item."""
+TILE_REGIONS_CLASS = "DistributedTileRegions"
+"""Internal: where the tiles of an item lie, and what else differs from one to the next."""
+TILE_INPUTS_CLASS = "DistributedTileInputs"
+"""Internal: what the user's nodes give to every tile, one value of each."""
+TILE_LATENT_CLASS = "DistributedTileLatent"
+"""Internal: a latent that knows which frames of the clip it has."""
 TILE_CONDITIONING_CLASS = "DistributedTileConditioning"
 """Internal: what a conditioning says about one tile."""
 TILE_MODEL_CLASS = "DistributedTileModel"
@@ -26,7 +32,8 @@ TILE_MODEL_CLASS = "DistributedTileModel"
 OWN_CLASSES = frozenset(
     {
         SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, MODEL_NAME_CLASS, IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, EMPTY_IMAGE_CLASS,
-        SINK_CLASS, SOURCE_CLASS, UPSCALE_CLASS, TILE_CONDITIONING_CLASS, TILE_MODEL_CLASS,
+        SINK_CLASS, SOURCE_CLASS, UPSCALE_CLASS, TILE_REGIONS_CLASS, TILE_INPUTS_CLASS, TILE_LATENT_CLASS, TILE_CONDITIONING_CLASS,
+        TILE_MODEL_CLASS,
     }
 )  # fmt: skip
 """Classes that every engine brings along."""
@@ -37,6 +44,10 @@ KEPT_MARK = "kept:"
 """Begins the text that planning puts in the place of a claim where a source's value is the same in many items and may stay cached."""
 SLOTS_INPUT = "slots"
 """Literal input of a source: the wired slots, comma-separated."""
+TILES_INPUT = "tiles"
+"""Literal input that tells an item of its tiles, in the text of `workflow.region.tasks_text`."""
+TILE_INPUT_NAMES = ("model", "positive", "negative", "vae", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
+"""Inputs and outputs of `TILE_INPUTS_CLASS`, in this order: inputs of an upscale that nodes may give."""
 EDGE_SLOT = "value"
 """Slot name of a sink or source that stands for a crossing edge."""
 COLLECTOR_SLOTS = ("images", "audio", "latents", "masks")

@@ -1,7 +1,9 @@
-"""The part of a canvas that one tile reads: what planning writes into the tile nodes and the engine crops conditioning by."""
+"""The part of a canvas that one tile reads, and the text in which the tiles of an item come to the node that tells the others of them."""
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,37 @@ class RegionAxis:
         return self.start + self.length
 
 
-REGION_INPUTS = tuple(declared.name for declared in fields(Region) if declared.default is MISSING)
-"""Literal inputs of the tile nodes, all of them required."""
-FRAME_INPUTS = tuple(declared.name for declared in fields(Region) if declared.default is not MISSING)
-"""Literal inputs of the tile nodes that may be missing: only an item with a part of the frames needs them."""
+@dataclass(frozen=True)
+class TileTask:
+    """What one tile of an item is told."""
+
+    region: Region
+    seed: int | None = None
+    """None: that of the upscale."""
+    denoise: float | None = None
+    """None: that of the upscale."""
+
+
+def tasks_text(tasks: Iterable[TileTask]) -> str:
+    """The tiles of an item as one literal; what is not told is left out."""
+    return json.dumps([_plain(task) for task in tasks], separators=(",", ":"))
+
+
+def read_tasks(text: str) -> list[TileTask]:
+    """The tiles in a text of `tasks_text`."""
+    return [
+        TileTask(Region(**{name: found[name] for name in _REGION if name in found}), found.get("seed"), found.get("denoise"))
+        for found in json.loads(text)
+    ]
+
+
+def _plain(task: TileTask) -> dict[str, int | float]:
+    own = {"seed": task.seed, "denoise": task.denoise}
+    frames = () if task.region.frames else _FRAMES
+    region = {name: value for name, value in asdict(task.region).items() if name not in frames}
+    return {**region, **{name: value for name, value in own.items() if value is not None}}
+
+
+_REGION = tuple(declared.name for declared in fields(Region))
+_FRAMES = ("canvas_frames", "first_frame", "frames")
+"""Only an item with a part of the frames needs them."""

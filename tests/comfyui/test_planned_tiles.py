@@ -1,6 +1,7 @@
 """A prompt with an upscale, planned against a real ComfyUI and run in its engine process stage by stage, as a master would feed it."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -9,12 +10,12 @@ import pytest
 from distributed_comfy.messages import ItemResult, Prompt, Value, apply_patches
 from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job
 from distributed_comfy.transport.values import load_value, store_value, value_blobs
-from distributed_comfy.workflow.tile_items import Canvas, TileRow, tile_specs
+from distributed_comfy.workflow.tile_items import Canvas, TileItem, TileRow, tile_specs
 from tests.comfyui.test_engine_process import Worker, example, finished, worker  # noqa: F401
 from tests.prompts import node, out, parsed
 
 SIDE = 64
-ROWS = [TileRow(column, column, 32 * column, 0, 32, SIDE, 32, SIDE) for column in range(2)]
+ROWS = [TileRow(column, 32 * column, 0, 32, SIDE, 32, SIDE) for column in range(2)]
 
 
 def sampling(model: list[Any], positive: list[Any], negative: list[Any]) -> dict[str, Any]:
@@ -77,15 +78,22 @@ class Master:
 
     def crop(self, row: TileRow) -> Value:
         """What of the image a tile reads."""
-        return self.stored(f"crop{row.index}", self.image[:, row.top : row.top + row.height, row.left : row.left + row.width])
+        return self.stored(f"crop{row.step}", self.image[:, row.top : row.top + row.height, row.left : row.left + row.width])
+
+    def tiles_of(self, *rows: TileRow) -> list[Any]:
+        """The images of an item with these tiles."""
+        kept = {one.source_id: "m" for one in self.tiles.constants}
+        (spec,) = tile_specs(self.tiles, 2, Canvas(SIDE, SIDE, 1), [TileItem(0, rows)], kept)
+        feed = {one.source_id: {one.place.slot: (self.captured(one.place.node_id),)} for one in self.tiles.constants}
+        feed[self.tiles.pixels] = {"value": tuple(self.crop(row) for row in rows)}
+        prompt = apply_patches(dict(self.job.prompts[spec.prompt_hash]), spec.patches)
+        result = finished(self.worker.run(prompt, *spec.targets, kind="tile", feed=feed, index=spec.index))
+        assert [capture.list_index for capture in result.captures] == list(range(len(rows)))
+        return [load_value(self.worker.blobs, capture.value, as_torch=False) for capture in result.captures]
 
     def tile(self, row: TileRow) -> Any:
-        """The tile's image."""
-        (spec,) = tile_specs(self.tiles, 2, Canvas(SIDE, SIDE, 1), [row], {one.source_id: "m" for one in self.tiles.constants})
-        feed = {one.source_id: {one.place.slot: (self.captured(one.place.node_id),)} for one in self.tiles.constants}
-        feed[self.tiles.pixels] = {"value": (self.crop(row),)}
-        prompt = apply_patches(dict(self.job.prompts[spec.prompt_hash]), spec.patches)
-        return self.array(finished(self.worker.run(prompt, *spec.targets, kind="tile", feed=feed, index=spec.index)))
+        """The image of a tile that is an item."""
+        return self.tiles_of(row)[0]
 
     def array(self, result: ItemResult) -> Any:
         """The one captured image."""
@@ -103,6 +111,15 @@ def test_a_tile_makes_what_stock_nodes_make_of_the_same_crop(master: Master) -> 
         feed = {"crop": {"value": (master.crop(row),)}}
         expected = master.array(finished(master.worker.run(by_hand(row), "9", kind="tile", feed=feed)))
         numpy.testing.assert_array_equal(master.tile(row), expected)
+
+
+def test_tiles_of_one_item_have_the_bytes_that_each_has_alone(master: Master) -> None:
+    """One after the other through the same nodes, each with its own part of the mask, and a denoise of its own."""
+    rows = [ROWS[1], replace(ROWS[0], denoise=0.3), ROWS[0]]
+    together = master.tiles_of(*rows)
+    for row, image in zip(rows, together, strict=True):
+        numpy.testing.assert_array_equal(image, master.tile(row))
+    assert not numpy.array_equal(together[1], together[2])
 
 
 def test_a_constant_is_read_by_the_first_tile_and_stays_in_the_cache_for_the_others(master: Master) -> None:

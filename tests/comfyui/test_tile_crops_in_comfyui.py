@@ -8,6 +8,7 @@ import pytest
 
 from distributed_comfy.engine.builtin.sampling_nodes import KSampler, VAEDecode, VAEDecodeTiled, VAEEncode
 from distributed_comfy.messages import Prompt
+from distributed_comfy.workflow.region import Region, TileTask, tasks_text
 from tests.comfyui.comfy_process import EngineClient
 from tests.comfyui.plain_comfyui import PlainComfyUI
 from tests.prompts import node, out
@@ -43,6 +44,15 @@ def hand_crop(image: str, region: dict[str, int], scale: float = 1) -> Prompt:
     }
 
 
+def placed(region: dict[str, int], **frames: int) -> Prompt:
+    """The node that tells the others where their tile lies."""
+    tasks = tasks_text([TileTask(Region(**region, **frames))])
+    return {"u~regions": node("DistributedTileRegions", tiles=tasks, seed=0, denoise=1.0)}
+
+
+REGION = out("u~regions")
+
+
 def sampled(positive: list[Any], negative: list[Any], region: dict[str, int], model: str = "model") -> Prompt:
     """The nodes of a tile behind its conditioning; ``u~decode`` gives the images."""
     return {
@@ -60,9 +70,10 @@ def tile(prompt: Prompt, positive: list[Any], negative: list[Any], region: dict[
     """A tile as planning writes it."""
     return {
         **prompt,
-        "u~model": node("DistributedTileModel", model=out("model"), **region),
-        "u~positive": node("DistributedTileConditioning", conditioning=positive, **region),
-        "u~negative": node("DistributedTileConditioning", conditioning=negative, **region),
+        **placed(region),
+        "u~model": node("DistributedTileModel", model=out("model"), region=REGION),
+        "u~positive": node("DistributedTileConditioning", conditioning=positive, region=REGION),
+        "u~negative": node("DistributedTileConditioning", conditioning=negative, region=REGION),
         **sampled(out("u~positive"), out("u~negative"), region, "u~model"),
         "u": node("DistributedSink", images=out("u~decode")),
     }
@@ -147,7 +158,8 @@ def test_a_t2i_adapter_gives_the_tile_what_a_hint_cut_by_hand_gives(
     cut = {**base, **hand_crop("canvas", region), "control": controlled("canvas-cut")}
     expected = plain.images({**cut, "given": node("TileControlOutput", conditioning=out("control"), **sizes)}, "given")
     ours = {
-        **base, "control": controlled("canvas"), "u~positive": node("DistributedTileConditioning", conditioning=out("control"), **region),
+        **base, "control": controlled("canvas"), **placed(region),
+        "u~positive": node("DistributedTileConditioning", conditioning=out("control"), region=REGION),
         "given": node("TileControlOutput", conditioning=out("u~positive"), **sizes), "u": node("DistributedSink", images=out("given")),
     }  # fmt: skip
     assert tile_images(engine, ours).tobytes() == expected.tobytes()
@@ -159,7 +171,7 @@ def test_a_control_lora_stays_one_and_keeps_its_chain(engine: EngineClient, plai
         "two": {**controlled("canvas", (out("one"), out("one", 1))), "inputs": {
             **controlled("canvas", (out("one"), out("one", 1)))["inputs"], "control_net": out("lora"),
         }},
-        "u~positive": node("DistributedTileConditioning", conditioning=out("two"), **INNER),
+        **placed(INNER), "u~positive": node("DistributedTileConditioning", conditioning=out("two"), region=REGION),
         "hint": node("TileControlHint", conditioning=out("u~positive")), "u": node("DistributedSink", images=out("hint")),
     }  # fmt: skip
     answer = engine.run(prompt, "u", "hint")
@@ -233,7 +245,7 @@ def test_latents_and_masks_for_the_model(engine: EngineClient, plain: PlainComfy
     }  # fmt: skip
     whole = plain.images({**given, "fact": node("TileFact", conditioning=out("all"), fact=fact)}, "fact")
     ours = tile_images(engine, {
-        **given, "u~positive": node("DistributedTileConditioning", conditioning=out("all"), **INNER),
+        **given, **placed(INNER), "u~positive": node("DistributedTileConditioning", conditioning=out("all"), region=REGION),
         "fact": node("TileFact", conditioning=out("u~positive"), fact=fact), "u": node("DistributedSink", images=out("fact")),
     })  # fmt: skip
     scale = 1 if fact == "concat_mask" else 8
@@ -251,11 +263,53 @@ def test_the_image_and_mask_in_a_patch_of_the_model(engine: EngineClient, plain:
     expected = plain.images({**cut, "see": node("TilePatchImage", model=out("patched"), other=out("patched"))}, "see")
     answer = engine.run({
         **base, "patched": node("TileModelPatch", model=out("model"), vae=out("vae"), image=out("canvas"), mask=out("mask")),
-        "u~model": node("DistributedTileModel", model=out("patched"), **INNER),
+        **placed(INNER), "u~model": node("DistributedTileModel", model=out("patched"), region=REGION),
         "see": node("TilePatchImage", model=out("u~model"), other=out("patched")), "u": node("DistributedSink", images=out("see")),
     }, "u", "see")  # fmt: skip
     assert answer["arrays"]["u", "images", 0].tobytes() == expected.tobytes()
     assert answer["outputs"]["see"] == {"shared": [True, True, False], "other": [1, HEIGHT, WIDTH, 3]}
+
+
+# -- noise --------------------------------------------------------------------------------------------------------------
+def noise(size: int, *, first: int = 0, frames: int = 5, placed_by: str = "") -> Prompt:
+    """``noise`` gives what a sampler would draw for some of five frames; ``placed_by`` tells the latent which these are."""
+    box = {"canvas_width": size, "canvas_height": size, "left": 0, "top": 0, "width": size, "height": size, "process_width": size,
+           "process_height": size}  # fmt: skip
+    part = {"canvas_frames": 5, "first_frame": first, "frames": frames} if frames < 5 else {}
+    latents = {"": "part", "comfyui": "theirs", "us": "ours"}
+    return {
+        "all": node("EmptyLatentImage", width=size, height=size, batch_size=5),
+        "part": node("EmptyLatentImage", width=size, height=size, batch_size=frames),
+        "theirs": node("LatentFromBatch", samples=out("all"), batch_index=first, length=frames),
+        **placed(box, **part),
+        "ours": node("DistributedTileLatent", latent=out("part"), region=REGION),
+        "noise": node("TileNoise", latent=out(latents[placed_by]), seed=7),
+        "u": node("DistributedSink", images=out("noise")),
+    }
+
+
+@pytest.mark.parametrize(("first", "frames"), [(0, 2), (2, 3), (4, 1)])
+def test_frames_of_a_clip_get_the_noise_that_they_have_in_the_whole_clip(
+    engine: EngineClient, plain: PlainComfyUI, first: int, frames: int
+) -> None:
+    ours = tile_images(engine, noise(64, first=first, frames=frames, placed_by="us"))
+    assert ours.shape == (frames, 4, 8, 8)
+    assert ours.tobytes() == plain.images(needed(noise(64)), "noise")[first : first + frames].tobytes()
+    assert ours.tobytes() == plain.images(needed(noise(64, first=first, frames=frames, placed_by="comfyui")), "noise").tobytes()
+
+
+def needed(prompt: Prompt) -> Prompt:
+    """Without our nodes."""
+    return {node_id: one for node_id, one in prompt.items() if not one["class_type"].startswith("Distributed")}
+
+
+def test_where_a_frame_is_no_whole_number_of_torchs_blocks_all_groups_still_agree(engine: EngineClient, plain: PlainComfyUI) -> None:
+    """4 x 5 x 5 numbers: a batch drawn at once differs from frames one by one, so an item with all frames tells their places, too."""
+    whole = tile_images(engine, noise(40, placed_by="us"))
+    parts = [tile_images(engine, noise(40, first=first, frames=frames, placed_by="us")) for first, frames in ((0, 2), (2, 3))]
+    assert numpy.concatenate(parts).tobytes() == whole.tobytes()
+    at_once = plain.images(needed(noise(40)), "noise")
+    assert at_once.shape == whole.shape and at_once.tobytes() != whole.tobytes(), "else there were no need for it"
 
 
 # -- what a tile costs --------------------------------------------------------------------------------------------------
@@ -265,7 +319,7 @@ def test_the_second_tile_loads_nothing_and_runs_only_its_own_nodes(engine: Engin
     first = engine.run(tile(prompt, out("control"), out("control", 1), INNER), "u")
     assert first["loads"] == 3 and {"model", "vae", "net", "good", "bad", "control"} <= set(first["started"])
     second = engine.run(tile(prompt, out("control"), out("control", 1), CORNER), "u")
-    own = {"u", "u~model", "u~positive", "u~negative", "u~encode", "u~sample", "u~decode", "canvas-box", "canvas-cut"}
+    own = {"u", "u~regions", "u~model", "u~positive", "u~negative", "u~encode", "u~sample", "u~decode", "canvas-box", "canvas-cut"}
     assert (second["loads"], set(second["started"])) == (0, own)
 
 

@@ -7,6 +7,7 @@ import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.sample
 import nodes
 import torch
 from comfy.t2i_adapter.adapter import Adapter_light
@@ -47,6 +48,17 @@ class TileFact(Node):
     def run(self, conditioning, fact):
         value = conditioning[0][1][fact]
         return (value[0] if isinstance(value, list) else value,)
+
+
+class TileNoise(Node):
+    """What ComfyUI's sampler would draw for a latent."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latent": ("LATENT",), "seed": ("INT", {})}}
+
+    def run(self, latent, seed):
+        return (comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index")),)
 
 
 class TileAdapter(Node):
@@ -156,6 +168,7 @@ class TilePatchImage(Node):
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
-        TileEdgePad, TileFact, TileAdapter, TileControlLora, TileControlOutput, TileControlHint, TileModelPatch, TilePatchImage,
+        TileEdgePad, TileFact, TileNoise, TileAdapter, TileControlLora, TileControlOutput, TileControlHint, TileModelPatch,
+        TilePatchImage,
     )
 }  # fmt: skip

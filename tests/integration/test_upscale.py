@@ -20,6 +20,7 @@ from distributed_comfy.orchestrator.run import SilentReporter, attach
 from tests.cluster_rig import JobReport, Rig
 from tests.command_line import CommandLine, pixels, until
 from tests.prompts import node, out
+from tests.tile_jobs import put_apart, put_together
 
 pytestmark = pytest.mark.redis
 
@@ -211,6 +212,59 @@ def test_a_collector_behind_the_upscale_passes_the_canvas_on(builtin_rig: Rig) -
     report = builtin_rig.run(prompt)
     assert numpy.array_equal(after(report)[0], after(builtin_rig.run(picture()))[0])
     assert report.start and any("collect" in warning and "passes its images through" in warning for warning in report.start.warnings)
+
+
+# -- several tiles in one item ------------------------------------------------------------------------------------------
+SMALL = {"tile_width": 64, "tile_height": 64, "tile_seeds": "offset", "seam_fix": "half_tile", "seam_fix_denoise": 0.3}
+
+
+@pytest.mark.parametrize("mode", ["linear", "chess", "independent"])
+def test_tiles_that_share_an_item_have_the_bytes_that_each_has_alone(
+    builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    put_apart(monkeypatch)
+    alone = builtin_rig.run(picture(mode=mode, **SMALL))
+    put_together(monkeypatch)
+    together = builtin_rig.run(picture(mode=mode, **SMALL))
+    assert {len(numbers) for numbers in alone.planned} == {1}
+    assert max(len(numbers) for numbers in together.planned) == {"linear": 2, "chess": 4, "independent": 7}[mode]
+    assert_same_tiles(together.tiles("up"), alone.tiles("up"))
+    assert numpy.array_equal(after(together)[0], after(alone)[0])
+
+
+def assert_same_tiles(tiles: dict[int, NDArray[Any]], others: dict[int, NDArray[Any]]) -> None:
+    assert set(tiles) == set(others) and len(tiles) > 1
+    assert all(tiles[number].tobytes() == others[number].tobytes() for number in tiles)
+
+
+def test_a_worker_that_dies_with_several_tiles_changes_no_byte(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    undisturbed = builtin_rig.run(picture(**SMALL))
+    (extra,) = builtin_rig.start("fourth", lease_ttl_s=2)
+    job = builtin_rig.begin(picture(**{**SMALL, **SLOW}))
+    job.until(lambda: draws_a_tile(builtin_rig, job.queued(), "fourth"))
+    extra.kill()
+    del builtin_rig.workers["fourth"]
+    report = job.wait()
+    items = len(report.planned)
+    assert items == len(undisturbed.planned) < len(report.tiles("up"))
+    assert len(builtin_rig.executions(report.job_id)) == 1 + items + 1 + 1, "only the item that died with it ran again"
+    assert_same_tiles(report.tiles("up"), builtin_rig.run(picture(**{**SMALL, **SLOW})).tiles("up"))
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_frames_in_groups_have_the_bytes_of_the_whole_clip(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
+    """Each frame has its own noise, also where another item has those before it."""
+    whole = builtin_rig.run(picture(batch_size=6))
+    limit = 6 // groups * 128 * 128 * 3 * 4
+    settings = builtin_rig.cluster.settings.model_copy(update={"tile_item_bytes": limit})
+    monkeypatch.setattr(builtin_rig, "cluster", replace(builtin_rig.cluster, settings=settings))
+    split = builtin_rig.run(picture(batch_size=6))
+    assert len(split.planned) == groups * TILES
+    tiles = split.tiles("up")
+    joined = {step: numpy.concatenate([tiles[group * TILES + step] for group in range(groups)]) for step in range(TILES)}
+    assert_same_tiles(joined, whole.tiles("up"))
+    assert all(numpy.array_equal(one, other) for one, other in zip(after(split), after(whole), strict=True))
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------------------------

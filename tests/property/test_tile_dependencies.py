@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.tile_reference import Before, all_edges, conflicts, edges, mixing, one_by_one, picture, plans, run_events, without_edge
-from tiler.groups import group_steps
+from tiler.groups import GroupLimits, group_steps
 from tiler.plan import TilePlan
 
 
@@ -39,11 +39,11 @@ def test_without_any_one_edge_some_allowed_run_gives_another_image(plan: TilePla
     assert not np.array_equal(run_events(plan, other_order, mixing, image), run_events(plan, one_by_one(plan), mixing, image))
 
 
-@given(plans(), st.integers(0, 400_000))
+@given(plans(), st.integers(0, 400_000), st.integers(1, 8))
 @settings(max_examples=40)
-def test_items_of_several_steps_can_be_run_in_their_order(plan: TilePlan, most_pixels: int) -> None:
+def test_items_of_several_steps_can_be_run_in_their_order(plan: TilePlan, most_pixels: int, shares: int) -> None:
     """All crops of an item are cut before its tiles are blended; whatever each crop or blend needs has happened by then."""
-    items = group_steps(plan, most_pixels)
+    items = group_steps(plan, GroupLimits(most_pixels, shares=shares))
     assert sorted(index for item in items for index in item) == list(range(len(plan.steps)))
     before = Before(len(plan.steps), all_edges(plan))
     cut: set[int] = set()

@@ -13,9 +13,17 @@ from distributed_comfy.errors import BadInput, NothingToVary, PromptHasNoOutput,
 from distributed_comfy.messages import Capability, Prompt, apply_patches
 from distributed_comfy.planning.plan import JobPlan, PlanOptions, plan_job
 from distributed_comfy.tile_stage import ValuePlace
-from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, SOURCE_CLASS, UPSCALE_CLASS
+from distributed_comfy.workflow.classes import (
+    COLLECTOR_CLASS,
+    SEED_CLASS,
+    SOURCE_CLASS,
+    TILE_INPUT_NAMES,
+    TILE_INPUTS_CLASS,
+    TILE_LATENT_CLASS,
+    TILE_REGIONS_CLASS,
+    UPSCALE_CLASS,
+)
 from distributed_comfy.workflow.graph import Graph, as_link
-from distributed_comfy.workflow.region import REGION_INPUTS
 from tests.prompts import generate_items, node, out, parsed
 from tests.property.test_graph_cuts import Machine, Whole
 
@@ -102,13 +110,24 @@ def prompts(draw: st.DrawFn) -> Prompt:
     return {node_id: drawing.prompt[node_id] for node_id in order}
 
 
+class Tile(Machine):
+    """A machine with the nodes that hand on what a tile is given."""
+
+    def execute(self, node_id: str, class_type: str, inputs: dict[str, Any]) -> Any:
+        if class_type == TILE_INPUTS_CLASS:
+            return [inputs.get(name) for name in TILE_INPUT_NAMES]
+        if class_type == TILE_REGIONS_CLASS:
+            return ["whole", inputs["seed"], inputs["denoise"]]
+        return [inputs["latent"]] if class_type == TILE_LATENT_CLASS else super().execute(node_id, class_type, inputs)
+
+
 class Upscaling(Machine):
     """A machine in which an upscale makes of its image what one tile would."""
 
     def execute(self, node_id: str, class_type: str, inputs: dict[str, Any]) -> Any:
         if class_type != UPSCALE_CLASS:
             return super().execute(node_id, class_type, inputs)
-        region = dict.fromkeys(REGION_INPUTS, 0)
+        region = {"region": "whole"}
         made = {
             "model": self._make("DistributedTileModel", model=inputs["model"], **region),
             "positive": self._make("DistributedTileConditioning", conditioning=inputs["positive"], **region),
@@ -144,7 +163,7 @@ class Stages:
         self.last = self._run(job.prompts[job.items[-1].prompt_hash], job.items[-1].targets)
 
     def _run(self, prompt: Prompt, targets: tuple[str, ...], patches: Any = ()) -> Machine:
-        machine = Machine(apply_patches(dict(prompt), patches), self._supply)
+        machine = Tile(apply_patches(dict(prompt), patches), self._supply)
         for target in targets:
             machine.run(target)
         return machine

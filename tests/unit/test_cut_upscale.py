@@ -22,7 +22,6 @@ from distributed_comfy.tile_stage import PrepareStage, TileConstant, TileStage, 
 from tests.prompts import generate_items, node, out, without
 from tests.upscale_prompts import batch, photo, plan, stage, upscale
 
-REGION = dict.fromkeys(("canvas_width", "canvas_height", "left", "top", "width", "height", "process_width", "process_height"), 0)
 FIRST = ValuePlace("first", "scale~0", "value")
 
 
@@ -63,27 +62,29 @@ def test_a_tile_runs_stock_nodes_in_the_place_of_the_upscale() -> None:
     assert stage(job, "tile") == {
         **shared,
         "up~pixels": node("DistributedSource", claim_id="", slots="value"),
-        "up~model": node("DistributedTileModel", model=out("ckpt"), **REGION),
-        "up~positive": node("DistributedTileConditioning", conditioning=out("pos"), **REGION),
-        "up~negative": node("DistributedTileConditioning", conditioning=out("neg"), **REGION),
-        "up~encode": node("VAEEncode", pixels=out("up~pixels"), vae=out("ckpt", 2)),
+        "up~regions": node("DistributedTileRegions", tiles="", seed=42, denoise=0.4),
+        "up~given": node("DistributedTileInputs", model=out("ckpt"), positive=out("pos"), negative=out("neg"), vae=out("ckpt", 2)),
+        "up~model": node("DistributedTileModel", model=out("up~given"), region=out("up~regions")),
+        "up~positive": node("DistributedTileConditioning", conditioning=out("up~given", 1), region=out("up~regions")),
+        "up~negative": node("DistributedTileConditioning", conditioning=out("up~given", 2), region=out("up~regions")),
+        "up~encode": node("VAEEncode", pixels=out("up~pixels"), vae=out("up~given", 3)),
+        "up~latent": node("DistributedTileLatent", latent=out("up~encode"), region=out("up~regions")),
         "up~sample": node(
-            "KSampler", model=out("up~model"), positive=out("up~positive"), negative=out("up~negative"), latent_image=out("up~encode"),
-            seed=42, steps=12, cfg=7.5, sampler_name="euler", scheduler="normal", denoise=0.4,
+            "KSampler", model=out("up~model"), positive=out("up~positive"), negative=out("up~negative"), latent_image=out("up~latent"),
+            seed=out("up~regions", 1), steps=12, cfg=7.5, sampler_name="euler", scheduler="normal", denoise=out("up~regions", 2),
         ),
-        "up~decode": node("VAEDecode", samples=out("up~sample"), vae=out("ckpt", 2)),
+        "up~decode": node("VAEDecode", samples=out("up~sample"), vae=out("up~given", 3)),
         "up": node("DistributedSink", claim_id="", images=out("up~decode")),
     }  # fmt: skip
     found = tiles(job)
-    assert (found.node_id, found.targets, found.pixels, found.sampler, found.seed) == ("up", ("up",), "up~pixels", "up~sample", "42")
-    assert found.regions == ("up~model", "up~positive", "up~negative")
+    assert (found.node_id, found.targets, found.pixels, found.regions, found.seed) == ("up", ("up",), "up~pixels", "up~regions", "42")
     assert found.constants == () and found.deterministic == "any"
 
 
 def test_tiled_decode_takes_comfyuis_own_node_and_numbers() -> None:
     decode = stage(plan(photo(tiled_decode=True)), "tile")["up~decode"]
     numbers = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
-    assert decode == node("VAEDecodeTiled", samples=out("up~sample"), vae=out("ckpt", 2), **numbers)
+    assert decode == node("VAEDecodeTiled", samples=out("up~sample"), vae=out("up~given", 3), **numbers)
 
 
 def test_items_are_collected_then_prepared_then_upscaled_as_one_batch() -> None:
@@ -118,7 +119,7 @@ def test_the_record_tells_every_index() -> None:
 
 def test_a_seed_beside_the_collectors_reaches_tiles_as_item_zeros_number() -> None:
     job = plan(batch(seed=out("seed")), items=3, seed=7)
-    assert stage(job, "tile")["up~sample"]["inputs"]["seed"] == 7
+    assert stage(job, "tile")["up~regions"]["inputs"]["seed"] == 7
     assert tiles(job).seed == "7"
     assert [patch.node_id for item in job.items for patch in item.patches] == ["sample"] * 3
 
@@ -296,7 +297,10 @@ def test_a_number_that_workers_could_make_differently_is_made_once() -> None:
     job = plan(prompt)
     assert tiles(job).seed == ""
     assert {constant.source_id for constant in tiles(job).constants} == {"dice~0", "choice~0"}
-    assert stage(job, "tile")["up~sample"]["inputs"]["seed"] == out("dice~0")
+    tile = stage(job, "tile")
+    assert (tile["up~given"]["inputs"]["seed"], tile["up~given"]["inputs"]["sampler_name"]) == (out("dice~0"), out("choice~0"))
+    assert tile["up~regions"]["inputs"]["seed"] == out("up~given", 4)
+    assert tile["up~sample"]["inputs"]["sampler_name"] == out("up~given", 7)
 
 
 def test_a_text_that_depends_on_the_seed_is_the_one_that_item_zero_made() -> None:
@@ -401,7 +405,7 @@ def test_a_bypassed_or_muted_upscale_is_no_upscale() -> None:
 
 
 # -- ids, leftovers, requirements -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("taken", ["up~pixels", "up~model", "up~sample", "scale~0"])
+@pytest.mark.parametrize("taken", ["up~pixels", "up~model", "up~sample", "up~given", "scale~0"])
 def test_an_id_that_the_cut_needs_is_refused(taken: str) -> None:
     with pytest.raises(PromptMalformed, match=taken):
         plan({**photo(), taken: node("LoadImage", image="x.png"), "show": node("PreviewImage", images=out(taken))})

@@ -16,6 +16,8 @@ from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.orchestrator.run import JobStart
 from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.tile_stage import TileStage, ValuePlace
+from tests.tile_jobs import GEOMETRY
 
 
 class Screen(Output):
@@ -68,6 +70,44 @@ def test_the_last_stage_is_not_shown_as_one_of_the_seeds() -> None:
         progress.item_done(0, result("w1"))
         progress.item_done(1, result("w1"))
     assert screen.lines[-2:] == ["  1/2  item 0 (seed 100) on w1 in 1.00 s", "  2/2  last stage on w1 in 1.00 s"]
+
+
+def upscale() -> JobStart:
+    """One item that makes the image, then a last stage; tiles from index 2 on."""
+    start = job(2, last=True)
+    tiles = TileStage("up", ValuePlace("first", "1~0", "value"), "t", ("up",), "up~pixels", "up~regions", "7", GEOMETRY)
+    return replace(start, record=replace(start.record, tiles=tiles, grows=True))
+
+
+def test_an_upscale_is_counted_in_tiles_however_many_an_item_has() -> None:
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.submitted(upscale())
+        progress.item_done(0, result("w1"))
+        progress.tiles_planned([(0, 2, 4), (1,)])
+        progress.item_done(2, result("w1"))
+        progress.item_done(2, result("w1"))
+        progress.item_done(3, result("w2"))
+        progress.item_done(1, result("w1"))
+    assert screen.lines[-6:] == [
+        "  1/2  item 0 (seed 100) on w1 in 1.00 s",
+        "upscale: 4 tiles in 2 items",
+        "  4/6  3 tiles (0 to 4) on w1 in 1.00 s",
+        "  4/6  3 tiles (0 to 4) on w1 in 1.00 s",
+        "  5/6  tile 1 on w2 in 1.00 s",
+        "  6/6  last stage on w1 in 1.00 s",
+    ]
+
+
+def test_tiles_of_an_earlier_run_count_once_they_are_planned() -> None:
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.submitted(upscale())
+        progress.item_done(0, result("w1"))
+        progress.item_done(2, result("w1"))
+        progress.tiles_planned([(0, 1), (2,)])
+        progress.item_done(3, result("w1"))
+    assert screen.lines[-3:] == ["  1/2  item 2 on w1 in 1.00 s", "upscale: 3 tiles in 2 items", "  4/5  tile 2 on w1 in 1.00 s"]
 
 
 def test_elsewhere_than_on_a_terminal_a_line_now_and_then_says_how_far_it_is() -> None:

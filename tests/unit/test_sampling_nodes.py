@@ -2,21 +2,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from distributed_comfy.errors import ItemInterrupted, UpscaleUndistributed, ValidationRefused
-from distributed_comfy.messages import Prompt
+from distributed_comfy.errors import ItemInterrupted, UpscaleInputWrong, UpscaleUndistributed, ValidationRefused
+from distributed_comfy.messages import LiteralValue, Prompt
 from distributed_comfy.transport.values import store_value
+from distributed_comfy.workflow.region import Region, TileTask, tasks_text
 from tests.prompts import node, out
 from tests.unit.builtin_engine import Bench, RecordingSink
 
-REGION = {
-    "canvas_width": 64, "canvas_height": 64, "left": 0, "top": 0, "width": 40, "height": 32, "process_width": 40, "process_height": 32,
-}  # fmt: skip
+REGION = Region(64, 64, left=0, top=0, width=40, height=32, process_width=40, process_height=32)
 
 
 @pytest.fixture(autouse=True)
@@ -113,49 +114,99 @@ def test_only_this_engine_has_the_class_that_makes_its_models(bench: Bench) -> N
     capability = bench.engine.describe()
     assert {"SeededModel", "VAEEncode", "KSampler", "VAEDecode", "VAEDecodeTiled"} <= set(capability.node_classes)
     gives_models = {name for name, kinds in capability.output_types.items() if {"MODEL", "VAE", "CONDITIONING"} & set(kinds)}
-    assert gives_models == {"SeededModel", "DistributedTileModel", "DistributedTileConditioning"}
+    assert gives_models == {"SeededModel", "DistributedTileInputs", "DistributedTileModel", "DistributedTileConditioning"}
     assert capability.seed_limits["KSampler"]["seed"] == str(2**64 - 1)
 
 
-# -- one tile of an upscale, as planning writes it ----------------------------------------------------------------------
-def tile(denoise: float, **region: int) -> Prompt:
-    place = {**REGION, **region}
+# -- tiles of an upscale, as planning writes them -----------------------------------------------------------------------
+def tiles(*tasks: TileTask, denoise: float = 0.5) -> Prompt:
+    region = out("u~regions")
     return {
         "m": node("SeededModel", edges=0.8, strokes=0.6),
         "u~pixels": node("DistributedSource", slots="value"),
-        "u~model": node("DistributedTileModel", model=out("m"), **place),
-        "u~positive": node("DistributedTileConditioning", conditioning=out("m", 1), **place),
-        "u~negative": node("DistributedTileConditioning", conditioning=out("m", 1), **place),
-        "u~encode": node("VAEEncode", pixels=out("u~pixels"), vae=out("m", 2)),
+        "u~regions": node("DistributedTileRegions", tiles=tasks_text(tasks), seed=1, denoise=denoise),
+        "u~given": node("DistributedTileInputs", model=out("m"), positive=out("m", 1), negative=out("m", 1), vae=out("m", 2)),
+        "u~model": node("DistributedTileModel", model=out("u~given"), region=region),
+        "u~positive": node("DistributedTileConditioning", conditioning=out("u~given", 1), region=region),
+        "u~negative": node("DistributedTileConditioning", conditioning=out("u~given", 2), region=region),
+        "u~encode": node("VAEEncode", pixels=out("u~pixels"), vae=out("u~given", 3)),
+        "u~latent": node("DistributedTileLatent", latent=out("u~encode"), region=region),
         "u~sample": node(
-            "KSampler", model=out("u~model"), seed=1, steps=2, cfg=8.0, sampler_name="euler", scheduler="normal", denoise=denoise,
-            positive=out("u~positive"), negative=out("u~negative"), latent_image=out("u~encode"),
+            "KSampler", model=out("u~model"), seed=out("u~regions", 1), steps=2, cfg=8.0, sampler_name="euler", scheduler="normal",
+            denoise=out("u~regions", 2), positive=out("u~positive"), negative=out("u~negative"), latent_image=out("u~latent"),
         ),
-        "u~decode": node("VAEDecode", samples=out("u~sample"), vae=out("m", 2)),
+        "u~decode": node("VAEDecode", samples=out("u~sample"), vae=out("u~given", 3)),
         "u": node("DistributedSink", images=out("u~decode")),
     }  # fmt: skip
 
 
-def fed(bench: Bench, pixels: torch.Tensor) -> dict[str, Any]:
-    value = store_value(bench.blobs, "tile", pixels, job_id="j", limit_bytes=2**30)
-    return {"feed": {"u~pixels": {"value": (value,)}}}
+def fed(bench: Bench, *crops: torch.Tensor) -> dict[str, Any]:
+    values = [store_value(bench.blobs, f"tile{at}", pixels, job_id="j", limit_bytes=2**30) for at, pixels in enumerate(crops)]
+    return {"feed": {"u~pixels": {"value": tuple(values)}}}
+
+
+def drawn(bench: Bench, prompt: Prompt, *crops: torch.Tensor) -> list[torch.Tensor]:
+    captures = bench.run(prompt, "u", **fed(bench, *crops)).captures
+    assert [capture.list_index for capture in captures] == list(range(len(crops)))
+    return [capture.value for capture in captures]
+
+
+def noisy(seed: int, frames: int = 1, width: int = 40) -> torch.Tensor:
+    return torch.rand((frames, 32, width, 3), generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_tile_of_an_upscale_runs_as_a_prompt_and_keeps_its_bits_at_denoise_0(bench: Bench) -> None:
-    pixels = torch.rand((3, 32, 40, 3), generator=torch.Generator().manual_seed(1))
-    (capture,) = bench.run(tile(0.0), "u", **fed(bench, pixels)).captures
-    assert torch.equal(capture.value, pixels)
+    pixels = noisy(1, frames=3)
+    (image,) = drawn(bench, tiles(TileTask(REGION), denoise=0.0), pixels)
+    assert torch.equal(image, pixels)
 
 
 def test_the_second_tile_makes_no_model_anew(bench: Bench) -> None:
-    pixels = torch.rand((1, 32, 40, 3))
-    bench.run(tile(0.5), "u", **fed(bench, pixels))
-    assert "SeededModel" in bench.counting.calls
-    bench.run(tile(0.5, left=24), "u", **fed(bench, pixels))
+    pixels = noisy(1)
+    drawn(bench, tiles(TileTask(REGION)), pixels)
+    assert {"SeededModel", "DistributedTileInputs"} <= set(bench.counting.calls)
+    drawn(bench, tiles(TileTask(replace(REGION, left=24))), pixels)
     assert sorted(bench.counting.calls) == sorted([
-        "DistributedSource", "DistributedTileModel", "DistributedTileConditioning", "DistributedTileConditioning", "VAEEncode",
-        "KSampler", "VAEDecode", "DistributedSink",
+        "DistributedSource", "DistributedTileRegions", "DistributedTileModel", "DistributedTileConditioning",
+        "DistributedTileConditioning", "DistributedTileLatent", "VAEEncode", "KSampler", "VAEDecode", "DistributedSink",
     ])  # fmt: skip
+
+
+def test_tiles_of_one_item_have_the_bytes_that_each_has_alone(bench: Bench) -> None:
+    """Also where their sizes, seeds and denoises differ."""
+    tasks = [TileTask(REGION), TileTask(replace(REGION, left=24), seed=9), TileTask(replace(REGION, top=8), denoise=0.3)]
+    crops = [noisy(1), noisy(2, width=48), noisy(3)]
+    together = drawn(bench, tiles(*tasks), *crops)
+    alone = [drawn(bench, tiles(task), crop)[0] for task, crop in zip(tasks, crops, strict=True)]
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+    assert not torch.equal(together[0], drawn(bench, tiles(tasks[1]), crops[0])[0]), "the seed makes a difference"
+
+
+def test_a_list_from_the_user_is_refused_and_not_dealt_out_to_the_tiles(bench: Bench) -> None:
+    prompt = tiles(TileTask(REGION), TileTask(REGION))
+    prompt["two"] = node("DistributedSource", slots="value")
+    prompt["u~given"]["inputs"]["steps"] = out("two")
+    feed = fed(bench, noisy(1), noisy(2))["feed"] | {"two": {"value": (LiteralValue(2), LiteralValue(3))}}
+    with pytest.raises(UpscaleInputWrong, match=r"steps of upscale u .* is a list of 2 values"):
+        bench.run(prompt, "u", feed=feed)
+
+
+@pytest.mark.parametrize("borders", [(0, 5), (0, 2, 5), (0, 1, 2, 4, 5)])
+def test_a_frame_has_the_noise_of_its_place_in_the_clip_whatever_the_group(bench: Bench, borders: tuple[int, ...]) -> None:
+    clip = noisy(4, frames=1).expand(5, -1, -1, -1).contiguous()
+    prompt = image_to_image(latent_image=out("2"))
+    prompt["2"]["inputs"]["pixels"] = out("in")
+    prompt["in"] = node("DistributedSource", slots="value")
+    value = store_value(bench.blobs, "clip", clip, job_id="j", limit_bytes=2**30)
+    (plain,) = bench.run(prompt, "9", feed={"in": {"value": (value,)}}).captures
+    parts = []
+    for first, end in pairwise(borders):
+        region = REGION if end - first == 5 else replace(REGION, canvas_frames=5, first_frame=first, frames=end - first)
+        prompt = tiles(TileTask(region))
+        prompt["u~sample"]["inputs"]["steps"] = 3
+        parts += drawn(bench, prompt, clip[first:end])
+    assert torch.equal(torch.cat(parts), plain.value), "as a sampler that gets the whole clip"
+    assert not torch.equal(plain.value[0], plain.value[1]), "frames differ by their noise alone"
 
 
 def test_the_upscale_node_itself_says_that_it_must_be_planned(bench: Bench) -> None:

@@ -28,7 +28,7 @@ def enlarged(side: int = 96) -> torch.Tensor:
 
 
 def refined(image: torch.Tensor, seed: int = 7, strength: Strength = STRENGTH, steps: int = 12) -> torch.Tensor:
-    refiner = Refiner(image, seeded_noise(seed, 1, (image.shape[1], image.shape[2]))[0], strength)
+    refiner = Refiner(image, seeded_noise(seed, [0], (image.shape[1], image.shape[2]))[0], strength)
     assert list(refiner.steps(steps)) == list(range(1, steps + 1))
     return refiner.render()
 

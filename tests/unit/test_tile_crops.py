@@ -1,7 +1,9 @@
 """Pictures, areas and boxes cut to a tile, against the same done by hand to the whole canvas."""
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn.functional import interpolate, pad
 
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.engine.comfyui.crops.areas import WHOLE, crop_area, crop_boxes
+from distributed_comfy.engine.comfyui.crops.controls import ControlCrops
 from distributed_comfy.engine.comfyui.crops.planes import ENCODED, HINT, MASK, REFERENCE, SMOOTH_HINT, crop_planes
 from distributed_comfy.workflow.region import Region
 
@@ -279,3 +282,27 @@ def test_gligen_boxes_of_other_tiles_are_left_out_and_gligen_with_them() -> None
 
 def test_an_empty_conditioning_stays_empty() -> None:
     assert ComfyTileCropper().crop_conditioning([], INNER) == []
+
+
+# -- control ------------------------------------------------------------------------------------------------------------
+class Control:
+    """What a control object of ComfyUI has, as far as cropping goes."""
+
+    def __init__(self, hint: torch.Tensor) -> None:
+        self.cond_hint_original, self.previous_controlnet = hint, None
+
+    def copy(self) -> Control:
+        return Control(self.cond_hint_original)
+
+
+def test_positive_and_negative_of_each_tile_share_one_control_although_other_tiles_were_cut_between() -> None:
+    """An item with several tiles cuts the positives of all of them before the first negative."""
+    crops, control = ControlCrops(), Control(torch.rand(1, 3, 384, 512))
+    regions = [INNER, replace(INNER, left=0), replace(INNER, top=0)]
+    positives = [crops.crop(control, region) for region in regions]
+    assert all(crops.crop(control, region) is positive for region, positive in zip(regions, positives, strict=True))
+    assert len({id(positive) for positive in positives}) == 3
+    before = [weakref.ref(positive) for positive in positives]
+    positives.clear()
+    gc.collect()
+    assert not any(one() for one in before), "nobody keeps the crops of tiles that are done"

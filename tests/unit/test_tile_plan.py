@@ -8,7 +8,7 @@ import pytest
 
 from tiler.boxes import Box, Size
 from tiler.errors import FrameOverLimit, TileOptionInvalid, TooManyTiles
-from tiler.groups import frame_groups, group_steps, levels
+from tiler.groups import GroupLimits, frame_groups, group_steps, levels
 from tiler.options import SeamFix, TileOptions
 from tiler.plan import MOST_STEPS, TilePlan, TileStep, plan_tiles
 
@@ -119,24 +119,34 @@ def test_all_steps_have_the_same_seed_or_each_its_own() -> None:
 
 
 # -- items -----------------------------------------------------------------------------------------------------------------
-def test_steps_of_one_level_share_items_up_to_the_limit() -> None:
+def grouped(plan: TilePlan, pixels: int, *, steps: int = 99, shares: int = 1) -> tuple[tuple[int, ...], ...]:
+    return group_steps(plan, GroupLimits(pixels, steps, shares))
+
+
+def test_steps_of_one_level_share_items_up_to_the_limits() -> None:
     plan = plan_tiles((320, 64), replace(SMALL, mode="independent"))
     crop = plan.steps[0].size.width * plan.steps[0].size.height
-    assert group_steps(plan, 2 * crop) == ((0, 1), (2, 3), (4,))
-    assert group_steps(plan, 10 * crop) == ((0, 1, 2, 3, 4),)
-    assert group_steps(plan, 2 * crop - 1) == group_steps(plan, 0) == ((0,), (1,), (2,), (3,), (4,))
+    assert grouped(plan, 2 * crop) == grouped(plan, 10 * crop, steps=2) == ((0, 1), (2, 3), (4,))
+    assert grouped(plan, 10 * crop) == ((0, 1, 2, 3, 4),)
+    assert grouped(plan, 2 * crop - 1) == grouped(plan, 0) == ((0,), (1,), (2,), (3,), (4,))
+
+
+def test_a_level_stays_enough_items_for_several_workers() -> None:
+    plan = plan_tiles((64 * 17, 64), replace(SMALL, mode="independent"))
+    assert [len(item) for item in grouped(plan, 10**9, shares=8)] == [2] * 8 + [1]
+    assert [len(item) for item in grouped(plan, 10**9, shares=9)] == [1] * 17
 
 
 def test_linear_items_hold_steps_of_the_diagonal_front() -> None:
     plan = plan_tiles((256, 192), SMALL)
-    items = group_steps(plan, 10**9)
+    items = grouped(plan, 10**9)
     assert items[2] == (2, 4)
     assert [len({levels(plan)[index] for index in item}) for item in items] == [1] * len(items)
 
 
 def test_an_item_holds_steps_of_one_pass() -> None:
     plan = plan_tiles((128, 128), replace(SMALL, mode="independent", seam_fix=SeamFix("band", width=16)))
-    assert all(len({plan.steps[index].pass_name for index in item}) == 1 for item in group_steps(plan, 10**9))
+    assert all(len({plan.steps[index].pass_name for index in item}) == 1 for item in grouped(plan, 10**9))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.errors import OutputUnwritable, UpscaleImageUnusable
 from distributed_comfy.messages import ItemResult, JobRecord
 from tests.collected_jobs import COLLECTOR, JOB_ID, capture
-from tests.tile_jobs import HINT, PIXELS, Studio, expected, picture, tile_job
+from tests.tile_jobs import HINT, PIXELS, UPSCALE, Studio, expected, picture, put_together, refined, tile_job
 
 MODES = ["linear", "chess", "independent"]
 Stage = Callable[..., Studio]
@@ -42,10 +42,18 @@ def stage(tmp_path: Path) -> Stage:
 
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.randoms(use_true_random=False), workers=st.integers(1, 5))
-def test_any_order_any_restart_and_doubles_give_the_same_canvas(stage: Stage, mode: str, order: Any, workers: int) -> None:
+@given(order=st.randoms(use_true_random=False), workers=st.integers(1, 5), together=st.booleans())
+def test_any_order_any_restart_and_doubles_give_the_same_canvas(
+    stage: Stage, mode: str, order: Any, workers: int, together: bool
+) -> None:
     job = tile_job(mode=mode, seam_fix="half_tile" if workers % 2 else "none")
-    studio = stage(job, workers=workers)
+    with pytest.MonkeyPatch.context() as patch:
+        if together:
+            put_together(patch)
+        _draw_in_any_order(stage(job, workers=workers), order)
+
+
+def _draw_in_any_order(studio: Studio, order: Any) -> None:
     drawn: list[int] = []
     while not studio.work.done:
         if order.random() < 0.2:
@@ -61,7 +69,7 @@ def test_any_order_any_restart_and_doubles_give_the_same_canvas(stage: Stage, mo
         else:
             drawn.append(order.choice(pending))
             studio.draw(drawn[-1])
-    assert studio.work.canvas.tobytes() == expected(job, picture()).tobytes()
+    assert studio.work.canvas.tobytes() == expected(studio.job, picture()).tobytes()
 
 
 def test_each_tile_runs_once_and_its_crop_goes_when_it_is_here(stage: Stage) -> None:
@@ -114,6 +122,92 @@ def test_tiles_that_wait_for_one_before_them_hold_no_files_open(stage: Stage) ->
     after = len(os.listdir("/proc/self/fd")) if before else 0
     assert after - before < 20
     assert studio.finish().tobytes() == expected(studio.job, picture(height=8, width=64 * 60)).tobytes()
+
+
+# -- several tiles in one item ------------------------------------------------------------------------------------------
+TILE_PIXELS = 96 * 96
+
+
+def test_small_tiles_of_a_level_are_one_item_with_a_crop_for_each(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(mode="independent", item_pixels=4 * TILE_PIXELS), workers=2)
+    assert studio.planned == [(0, 1, 2, 3), (4, 5)]
+    assert [len(studio.feed(index)[PIXELS]) for index in studio.pending()] == [4, 2]
+    assert studio.finish().tobytes() == expected(studio.job, picture()).tobytes()
+    assert studio.claims == 2
+    assert not [blob for blob in studio.store._blobs if ":crop:" in blob]
+
+
+def test_a_level_is_not_put_together_at_the_price_of_idle_workers(stage: Stage) -> None:
+    assert stage(tile_job(mode="independent")).planned == [(0,), (1,), (2,), (3,), (4,), (5,)]
+    studio = stage(tile_job(mode="independent", padding=0), picture(height=8, width=64 * 20), workers=9)
+    assert studio.planned == [(at, at + 1) for at in range(0, 20, 2)]
+
+
+@pytest.mark.parametrize(("frames", "item_bytes", "sizes"), [
+    (1, 2**28, [6]), (2, 2**28, [3, 3]), (7, 2**28, [1] * 6), (1, TILE_PIXELS * 12 * 2, [2, 2, 2]),
+])  # fmt: skip
+def test_all_frames_of_all_tiles_count(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, frames: int, item_bytes: int, sizes: list[int]
+) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(mode="independent", item_bytes=item_bytes), picture(frames=frames))
+    assert [len(numbers) for numbers in studio.planned] == sizes
+    assert studio.finish().tobytes() == expected(studio.job, picture(frames=frames)).tobytes()
+
+
+def test_the_tiles_of_the_second_group_of_frames_have_numbers_of_their_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(item_bytes=TILE_PIXELS * 12 * 2), picture(frames=4))
+    assert studio.planned == [(at,) for at in range(12)], "two frames of one tile are all that an item may have"
+
+
+def test_crops_of_an_item_that_the_blob_store_lost_are_put_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(mode="independent"))
+    (index,) = studio.pending()
+    before = studio.feed(index)[PIXELS]
+    studio.store.unlink([blob for blob in studio.store._blobs if ":crop:0.3" in blob])
+    studio.work.ensure()
+    assert all(np.array_equal(one, other) for one, other in zip(studio.feed(index)[PIXELS], before, strict=True))
+
+
+def test_a_started_item_of_several_tiles_is_fed_again_by_a_new_collector(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(mode="chess"), workers=2)
+    studio.draw(studio.pending()[0])
+    studio.fetch(studio.tiles[0])
+    studio.restart()
+    assert [len(studio.feed(index)[PIXELS]) for index in studio.pending()] == [1]
+    assert studio.finish().tobytes() == expected(studio.job, picture()).tobytes()
+
+
+def test_an_item_with_an_image_too_few_is_refused_with_both_numbers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(mode="independent"))
+    index = studio.pending()[0]
+    assert studio.table.claim(index, "t", "w1")
+    images = capture(studio.store, "t", UPSCALE, "images", refined(studio.feed(index)[PIXELS][0]))
+    assert studio.table.complete(index, "t", ItemResult(captures=(images,), worker="w1"))
+    studio.fetch(index)
+    with pytest.raises(UpscaleImageUnusable, match=rf"item {index} of worker w1 came back with 1 image\(s\), it has 6 tile\(s\)"):
+        studio.work.take(index)
+
+
+def test_of_several_tiles_the_one_that_does_not_fit_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_together(monkeypatch)
+    studio = stage(tile_job(mode="independent", item_pixels=3 * TILE_PIXELS))
+    drawn: list[int] = []
+
+    def change(crop: NDArray[np.float32]) -> NDArray[np.float32]:
+        drawn.append(len(drawn))
+        return crop[:, :-8] if drawn[-1] == 1 else crop
+
+    studio.draw(studio.tiles[1], change)
+    studio.fetch(studio.tiles[1])
+    with pytest.raises(UpscaleImageUnusable, match=rf"item {studio.tiles[1]} of worker w1: tile 4 came back as"):
+        studio.work.take(studio.tiles[1])
+        studio.finish()
 
 
 # -- losses -------------------------------------------------------------------------------------------------------------
@@ -180,6 +274,24 @@ def test_a_new_collector_puts_the_crops_back_that_workers_wait_for(stage: Stage)
     studio.restart()
     assert all(studio.feed(index)[PIXELS] for index in studio.pending())
     assert len(studio.pending()) == 6
+
+
+def test_after_a_restart_no_crop_is_cut_twice(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one would show what its neighbours became since."""
+    studio = stage(workers=3)
+    first = studio.tiles[0]
+    studio.draw(first)
+    studio.fetch(first)
+    for index in studio.tiles:
+        del studio.table._rows[index]
+    studio.table._grows = True
+    stored: list[str] = []
+    put = studio.store.put
+    monkeypatch.setattr(studio.store, "put", lambda name, pieces, **facts: stored.append(name) or put(name, pieces, **facts))
+    studio.restart()
+    studio.finish()
+    crops = [name for name in stored if ":crop:" in name]
+    assert sorted(crops) == sorted(set(crops)) and len(crops) == 5
 
 
 def test_a_resumed_job_enters_its_spooled_tiles_as_done(stage: Stage) -> None:

@@ -1,17 +1,25 @@
 """The upscale node's contract with saved workflows, and the tile nodes' with planning."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distributed_comfy.engine.builtin.validation import check_prompt
-from distributed_comfy.errors import UpscaleUndistributed
+from distributed_comfy.errors import UpscaleInputWrong, UpscaleUndistributed
 from distributed_comfy.nodes.registry import DISPLAY_NAMES, node_classes
-from distributed_comfy.nodes.tiles import DistributedTileConditioning, DistributedTileModel
+from distributed_comfy.nodes.tiles import (
+    DistributedTileConditioning,
+    DistributedTileInputs,
+    DistributedTileLatent,
+    DistributedTileModel,
+    DistributedTileRegions,
+)
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
 from distributed_comfy.planning.upscale_inputs import CHOICES, REAL, WHOLE
-from distributed_comfy.workflow.region import Region
+from distributed_comfy.workflow.region import Region, TileTask, tasks_text
 from tests.prompts import node, out
 from tests.unit.test_node_classes import Board
 
@@ -20,10 +28,8 @@ SAVED = {
     "tile_height": 512, "padding": 32, "mask_blur": 8, "force_uniform_tiles": True, "tiled_decode": False,
 }  # fmt: skip
 """The widgets of a saved workflow in their order, less control_after_generate."""
-REGION = {
-    "canvas_width": 1024, "canvas_height": 512, "left": 512, "top": 0, "width": 500, "height": 512, "process_width": 504,
-    "process_height": 512,
-}  # fmt: skip
+REGION = Region(1024, 512, left=512, top=0, width=500, height=512, process_width=504, process_height=512)
+PART = replace(REGION, canvas_frames=9, first_frame=4, frames=2)
 
 
 class Source:
@@ -117,7 +123,7 @@ def test_an_engine_lists_its_own_samplers() -> None:
     assert (required["sampler_name"], required["scheduler"]) == ((["mine"],), (["also mine"],))
 
 
-def test_the_tile_nodes_hand_their_numbers_to_the_cropper_of_the_engine() -> None:
+def test_the_tile_nodes_hand_their_region_to_the_cropper_of_the_engine() -> None:
     class Cropper:
         def crop_conditioning(self, conditioning: Any, region: Region) -> Any:
             return "conditioning", conditioning, region
@@ -126,21 +132,44 @@ def test_the_tile_nodes_hand_their_numbers_to_the_cropper_of_the_engine() -> Non
             return "model", model, region
 
     classes: dict[str, Any] = node_classes(Board(), cropper=Cropper())
-    frames = {"canvas_frames": 9, "first_frame": 4, "frames": 2}
-    conditioning = classes["DistributedTileConditioning"]().crop(conditioning="c", **REGION, **frames)
-    assert conditioning == (("conditioning", "c", Region(**REGION, **frames)),)
-    assert classes["DistributedTileModel"]().crop(model="m", **REGION) == (("model", "m", Region(**REGION)),)
+    assert classes["DistributedTileConditioning"]().crop("c", PART) == (("conditioning", "c", PART),)
+    assert classes["DistributedTileModel"]().crop("m", REGION) == (("model", "m", REGION),)
 
 
 def test_without_a_cropper_the_tile_nodes_change_nothing() -> None:
     model, conditioning = object(), [[None, {}]]
-    assert DistributedTileModel().crop(model=model, **REGION) == (model,)
-    assert DistributedTileConditioning().crop(conditioning=conditioning, **REGION)[0] is conditioning
+    assert DistributedTileModel().crop(model, REGION) == (model,)
+    assert DistributedTileConditioning().crop(conditioning, REGION)[0] is conditioning
 
 
-@pytest.mark.parametrize("node_class", [DistributedTileConditioning, DistributedTileModel])
-def test_the_tile_nodes_require_the_whole_region_and_no_frames(node_class: Any) -> None:
-    declared = node_class.INPUT_TYPES()
-    assert list(declared["required"])[1:] == list(REGION)
-    assert list(declared["optional"]) == ["canvas_frames", "first_frame", "frames"]
-    assert node_class.CATEGORY == "distributed/internal"
+def test_the_tiles_of_an_item_become_lists_of_one_length() -> None:
+    tasks = [TileTask(REGION), TileTask(PART, seed=2**64 - 1), TileTask(REGION, denoise=0.0)]
+    found = DistributedTileRegions().read(tasks_text(tasks), 7, 0.4)
+    assert found == ([REGION, PART, REGION], [7, 2**64 - 1, 7], [0.4, 0.4, 0.0])
+
+
+def test_what_the_user_gives_to_tiles_is_handed_on_and_a_list_of_it_refused_with_its_name() -> None:
+    given = {"model": ["m"], "denoise": [0.4], "vae": []}
+    assert DistributedTileInputs().hand_on(["up~given"], **given) == (["m"], [], [], [], [], [], [], [], [], [0.4])
+    with pytest.raises(UpscaleInputWrong, match=r"positive of upscale 3:up .* is a list of 2 values; it must be one value"):
+        DistributedTileInputs().hand_on(["3:up~given"], **given, positive=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "region", "places"),
+    [
+        ((2, 4, 8, 8), PART, [4, 5]), ((1, 4, 8, 8), replace(PART, frames=1), [4]), ((3, 4, 8, 8), REGION, [0, 1, 2]),
+        ((1, 4, 8, 8), REGION, None), ((1, 4, 2, 8, 8), PART, None),
+    ],
+)  # fmt: skip
+def test_a_latent_is_told_its_frames_unless_it_is_one_alone_or_has_time(shape: Any, region: Region, places: list[int] | None) -> None:
+    latent = {"samples": np.zeros(shape), "type": "audio"}
+    (found,) = DistributedTileLatent().place(latent, region)
+    assert found == ({**latent, "batch_index": places} if places else latent) and "batch_index" not in latent
+
+
+def test_all_tile_nodes_are_internal() -> None:
+    names = [name for name in node_classes(Board()) if name.startswith("DistributedTile")]
+    classes: dict[str, Any] = node_classes(Board())
+    assert len(names) == 5 and {classes[name].CATEGORY for name in names} == {"distributed/internal"}
+    assert all("(internal)" in DISPLAY_NAMES[name] for name in names)

@@ -10,7 +10,7 @@ number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,16 +85,21 @@ class _Slopes:
     xy: torch.Tensor
 
 
-def seeded_noise(seed: int, frames: int, size: tuple[int, int]) -> torch.Tensor:
+def seeded_noise(seed: int, frames: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
     """[frames, 1, height, width] float32 in [-1, 1), the same on every device.
 
     Args:
         seed: 0 .. 2^64-1.
-        frames: number of pictures.
+        frames: the place of each picture in a clip, from 0; a picture's noise depends on that, and not on which others are asked for.
         size: (height, width).
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand((frames, 1, *size), generator=generator) * 2 - 1
+    drawn = {}
+    for place in range(max(frames, default=-1) + 1):
+        noise = torch.rand((1, *size), generator=generator)
+        if place in frames:
+            drawn[place] = noise * 2 - 1
+    return torch.stack([drawn[place] for place in frames]) if drawn else torch.empty((0, 1, *size))
 
 
 def _lightness(image: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ SEED_LIMIT = 2**64 - 1
 _PREVIEWS = 6
 
 Latent = dict[str, Any]
-"""``{"samples": [B, C, h, w]}``."""
+"""``{"samples": [B, C, h, w]}``; ``batch_index`` is the place of each frame in a larger batch, which decides its noise."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ class KSampler(WorkbenchNode):
         if denoise <= 0:
             return (latent_image,)
         images = pixel_shuffle(latent_image["samples"], LATENT_PX)
-        noise = seeded_noise(seed, len(images), (images.shape[-2], images.shape[-1]))
+        places = latent_image.get("batch_index", range(len(images)))
+        noise = seeded_noise(seed, places, (images.shape[-2], images.shape[-1]))
         refined = torch.empty_like(images)
         for frame, image in enumerate(images):
             refiner = Refiner(image.to(self.bench.device), noise[frame].to(self.bench.device), model.strength(denoise))

@@ -15,17 +15,18 @@ class ControlCrops:
     """The control objects of tiles, made from those that nodes keep in ComfyUI's cache.
 
     A prompt's positive and negative share one object, and ComfyUI puts the two into one batch only if they do. So the crop of an object
-    is kept as long as the object is, for one region at a time.
+    for a region is found again as long as anybody has it: the conditionings of all tiles of an item are cut before the first is sampled.
     """
 
     def __init__(self) -> None:
-        self._crops: weakref.WeakKeyDictionary[Any, tuple[Region, Any]] = weakref.WeakKeyDictionary()
+        self._crops: weakref.WeakKeyDictionary[Any, weakref.WeakValueDictionary[Region, Any]] = weakref.WeakKeyDictionary()
 
     def crop(self, control: Any, region: Region) -> Any:
         """A copy of a control object, and of all before it in its chain, whose hints show a region; weights are shared."""
-        known = self._crops.get(control)
-        if known is not None and known[0] == region:
-            return known[1]
+        crops = self._crops.setdefault(control, weakref.WeakValueDictionary())
+        known = crops.get(region)
+        if known is not None:
+            return known
         copy = control.copy()
         kind = HINT if getattr(control, "upscale_algorithm", NEAREST) == NEAREST else SMOOTH_HINT
         if control.cond_hint_original is not None:
@@ -33,5 +34,5 @@ class ControlCrops:
         copy.extra_concat_orig = [crop_planes(planes, region, kind) for planes in getattr(control, "extra_concat_orig", ())]
         if control.previous_controlnet is not None:
             copy.set_previous_controlnet(self.crop(control.previous_controlnet, region))
-        self._crops[control] = (region, copy)
+        crops[region] = copy
         return copy
