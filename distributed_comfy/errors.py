@@ -528,6 +528,22 @@ class EngineGaveUp(ItemError):
     sentence = "the engine did not start: {what}; its last lines (the whole log is {log_file}):\n{log_tail}"
 
 
+class ComfyUIUnreachable(ItemError):
+    """The running ComfyUI that a worker drives does not answer."""
+
+    code = "comfyui_unreachable"
+    retryable = True
+    sentence = "ComfyUI at {url} does not answer: {reason}; start it, or set DC_COMFYUI_URL to the address that it prints at its start"
+
+
+class ComfyUIDropped(ItemError):
+    """The running ComfyUI that a worker drives has given up the item's prompt."""
+
+    code = "comfyui_dropped"
+    retryable = True
+    sentence = "ComfyUI at {url} gave up the prompt of the item: {reason}; the item runs again"
+
+
 class WorkerLost(ItemError):
     """The worker's lease ran out while it had the item."""
 

@@ -169,7 +169,7 @@ class Requirement:
     """What a worker must have to run a stage; equal requirements share one signature."""
 
     engine: str
-    """``comfyui``, ``builtin`` or empty for any."""
+    """``comfyui``, ``builtin``, ``attach`` or empty for any."""
     node_classes: tuple[str, ...]
     """Sorted class names."""
     choices: tuple[tuple[str, str, str], ...] = ()
@@ -178,6 +178,8 @@ class Requirement:
     """Sorted tags that the worker must carry."""
     device_class: str = ""
     """The one `Capability.device_class` that may run it; empty for any."""
+    services: tuple[str, ...] = ()
+    """Sorted: what the nodes of this project do in it, see `workflow.services`."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class Capability:
     device: str = "cpu"
     device_class: str = ""
     tags: tuple[str, ...] = ()
+    services: tuple[str, ...] | None = None
+    """Sorted: those of `Requirement.services` that it can do; None for all, because it has the nodes of this project."""
     version: int = MESSAGE_VERSION
 
 

@@ -15,10 +15,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from distributed_comfy.config_file import default_config_file, nearest, read_config_file
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.header_lines import parse_headers
 from distributed_comfy.setting_words import requirement
 
-EngineName = Literal["comfyui", "builtin"]
+EngineName = Literal["comfyui", "builtin", "attach"]
 LogFormat = Literal["text", "json"]
+
+_SECRETS = {"DC_REDIS_URL", "DC_BLOB_URL", "DC_FLOWER_BASIC_AUTH", "DC_COMFYUI_URL", "DC_COMFYUI_HEADERS"}
+"""Settings that may hold a password."""
 
 
 class Settings(BaseSettings):
@@ -39,7 +43,7 @@ class Settings(BaseSettings):
     comfyui_python: str = ""
     """Interpreter for ComfyUI; without it the tree's own venv or python_embeded, else this one."""
     engine: EngineName | None = None
-    """Engine of a worker: ``comfyui`` or ``builtin``; without it ``comfyui`` where a tree is found."""
+    """Engine of a worker: ``comfyui``, ``builtin`` or ``attach``; without it ``comfyui`` where a tree is found."""
     device: str = ""
     """Device of a worker, ``cuda:0`` or ``cpu``; without it the first GPU, else the CPU."""
     worker_name: str = ""
@@ -50,6 +54,10 @@ class Settings(BaseSettings):
     """Extra ComfyUI arguments of a worker, as in a shell; on Windows a backslash is part of a path, not an escape."""
     comfyui_base_directory: Path | None = None
     """ComfyUI's --base-directory (models, custom_nodes, input); without it the tree itself."""
+    comfyui_url: str = "http://127.0.0.1:8188"
+    """Address of the running ComfyUI that engine ``attach`` drives: http or https, with a path where a proxy has one."""
+    comfyui_headers: str = ""
+    """Headers of each request to that ComfyUI, where a proxy asks for them: a JSON object, or lines like ``Name: value``."""
     host: str = ""
     """This host's name in worker names; without it the system's."""
     user: str = ""
@@ -129,6 +137,19 @@ class Settings(BaseSettings):
             raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
         return device
 
+    @field_validator("comfyui_url")
+    @classmethod
+    def _is_web_address(cls, url: str) -> str:
+        if not re.match(r"^https?://[^/?#\s]+[^?#\s]*$", url):
+            raise ValueError("must be like http://127.0.0.1:8188 or https://host/path")
+        return url.rstrip("/")
+
+    @field_validator("comfyui_headers")
+    @classmethod
+    def _are_headers(cls, text: str) -> str:
+        parse_headers(text)
+        return text
+
     @field_validator("flower_basic_auth")
     @classmethod
     def _is_name_and_password(cls, auth: str) -> str:
@@ -155,6 +176,11 @@ class Settings(BaseSettings):
     def cache_folder(self) -> Path:
         """Per-user folder for cached inputs and engine temp folders."""
         return self.cache_dir or _user_folder("cache")
+
+    @cached_property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """`comfyui_headers` as (name, value) pairs."""
+        return parse_headers(self.comfyui_headers)
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
@@ -196,7 +222,7 @@ def _from_file() -> tuple[Path | None, dict[str, Any]]:
         return None, {}
     fields = {variable(name): name for name in Settings.model_fields if name != "config"}
     in_environment = {name.upper() for name, value in os.environ.items() if value}
-    entries = read_config_file(path, fields, {"DC_REDIS_URL", "DC_BLOB_URL", "DC_FLOWER_BASIC_AUTH"})
+    entries = read_config_file(path, fields, _SECRETS)
     kept = {fields[name]: value for name, value in entries.items() if name not in in_environment and value != ""}
     return path, {"config": path, **{field: _absolute(field, value, path.parent) for field, value in kept.items()}}
 
@@ -241,7 +267,7 @@ def child_environment(settings: Settings, **changes: object) -> dict[str, str]:
 
 def _shown(field: str, value: object) -> str:
     """A URL may hold a password, so only its scheme is shown; a password not at all."""
-    if field.endswith("_auth"):
+    if field.endswith(("_auth", "_headers")):
         return " (it is not shown)"
     return f", not {str(value).split(':')[0]}:..." if field.endswith("_url") else f", not {value!r}"
 

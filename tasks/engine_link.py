@@ -10,7 +10,7 @@ from typing import Protocol
 from distributed_comfy.engine.host import Ended, EngineProcess, HostEvent
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Shipping, Started
-from distributed_comfy.errors import DistributedComfyError, EngineDied, ItemInterrupted
+from distributed_comfy.errors import ComfyUIUnreachable, DistributedComfyError, EngineDied, ItemInterrupted
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
 from tasks.held import Phase
@@ -58,6 +58,7 @@ class EngineLink:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._ended = threading.Event()
+        self._told = ""
 
     @property
     def memory(self) -> DeviceMemory | None:
@@ -139,24 +140,36 @@ class EngineLink:
         backoff_s = _FIRST_BACKOFF_S
         while not self._closing.is_set():
             began = time.monotonic()
-            self._run_one()
+            error = self._run_one()
             if self._closing.is_set():
                 return
             self._listener.on_down()
+            if isinstance(error, ComfyUIUnreachable):  # the process waited for it already, and did nothing else
+                continue
             lived_s = time.monotonic() - began
             backoff_s = _FIRST_BACKOFF_S if lived_s > _LONGEST_BACKOFF_S else min(backoff_s * 2, _LONGEST_BACKOFF_S)
             self._closing.wait(backoff_s - _FIRST_BACKOFF_S)  # the first restart is immediate
 
-    def _run_one(self) -> None:
-        """One engine from start to end."""
+    def _run_one(self) -> DistributedComfyError | None:
+        """One engine from start to end; the error where it did not start."""
         self._ended.clear()
         try:
             capability = self._process.start(timeout_s=self.start_timeout_s)
         except DistributedComfyError as error:
             if self._closing.is_set():  # it was ended while it started
-                return
-            log.error("worker %s: %s", self.options.worker, error)
+                return error
+            self._tell(error)
             self._listener.on_start_failed(error)
-            return
+            return error
+        self._told = ""
         self._listener.on_capability(capability)
         self._ended.wait()
+        return None
+
+    def _tell(self, error: DistributedComfyError) -> None:
+        """Say why it does not start; of a ComfyUI that is waited for, once."""
+        if not isinstance(error, ComfyUIUnreachable):
+            log.error("worker %s: %s", self.options.worker, error)
+        elif self._told != str(error):
+            log.warning("worker %s waits for its ComfyUI: %s", self.options.worker, error)
+            self._told = str(error)

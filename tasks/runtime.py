@@ -18,7 +18,7 @@ import redis
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress
-from distributed_comfy.errors import ConnectionLost, DistributedComfyError, WorkerNameTaken
+from distributed_comfy.errors import ComfyUIUnreachable, ConnectionLost, DistributedComfyError, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
@@ -169,8 +169,8 @@ class WorkerRuntime:
         self.held.advance(claim_id, phase)
 
     def on_start_failed(self, error: DistributedComfyError) -> None:
-        """See `EngineListener`: a worker whose engine has never started ends with the reason."""
-        if not self._ever_able:
+        """See `EngineListener`: a worker whose engine has never started ends with the reason, but one waits for a ComfyUI of others."""
+        if not self._ever_able and not isinstance(error, ComfyUIUnreachable):
             self.failed = error
 
     def on_down(self) -> None:

@@ -10,6 +10,7 @@ from distributed_comfy.messages import item_id
 from distributed_comfy.orchestrator.delivery import Delivery
 
 _FILES_SHOWN = 12
+ATTACH = "attach"
 
 
 def show_delivery(output: Output, delivery: Delivery) -> int:
@@ -68,6 +69,9 @@ def _show_files(output: Output, delivery: Delivery) -> None:
             f" from {workers} {'worker' if workers == 1 else 'workers'}",
             "bold green",
         )
+        rounded = sorted({result.worker for result in delivery.results.values() if result.engine == ATTACH and result.captures})
+        if rounded:
+            output.remark(f"what {', '.join(rounded)} handed over of images has 8 bits per channel (docs/attach.md)")
         if len(classes) > 1:
             output.warn(f"results of different device classes are not comparable bit for bit: {'; '.join(sorted(classes))}")
 

@@ -32,7 +32,7 @@ from distributed_comfy.settings import Settings, read_settings
 @click.option("--workers", type=click.IntRange(0, 256), default=0, metavar="N", help="Bring up N workers for this run, GPU by GPU.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, metavar="N", help="0 (last) to 9 (first).")
 @click.option("--user", default="", metavar="NAME", help="Whose turn it is, where several share the workers [DC_USER, else login name].")
-@click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="Only workers with this engine [any].")
+@click.option("--engine", type=click.Choice(["comfyui", "builtin", "attach"]), help="Only workers with this engine [any].")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only workers with this tag (their DC_WORKER_TAGS). Repeatable.")
 @comfyui_option
 @click.option(

@@ -20,7 +20,8 @@ comfyui_option = click.option(
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option("--device", help="cuda:0, cuda:0,1 (for nodes that use several), xpu:0, mps or cpu [DC_DEVICE, else the first GPU].")
 @click.option("--name", help="Name in listings and results [DC_WORKER_NAME, else host, device and a free number].")
-@click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="[DC_ENGINE, else comfyui where a ComfyUI is found]")
+@click.option("--engine", type=click.Choice(["comfyui", "builtin", "attach"]), help="[DC_ENGINE, else comfyui where a ComfyUI is found]")
+@click.option("--comfyui-url", metavar="URL", help="Of the running ComfyUI that --engine attach drives [DC_COMFYUI_URL, else http://127.0.0.1:8188].")
 @comfyui_option
 @click.option("--end-with-stdin", is_flag=True, hidden=True, help="End when standard input closes.")
 @click.argument("comfyui_arguments", nargs=-1, metavar="[-- COMFYUI ARGUMENTS]")
@@ -37,6 +38,7 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
       distributed-comfy worker --device cuda:1 --comfyui /srv/ComfyUI
       distributed-comfy worker --device cuda:0 -- --fp8_e4m3fn-text-enc --cache-lru 20
       distributed-comfy worker --engine builtin --device cpu     no ComfyUI: for trying things out
+      distributed-comfy worker --engine attach --comfyui-url http://127.0.0.1:8188     a ComfyUI that runs already
 
     `python worker_entry.py` does the same with settings alone, for supervisors and containers.
     """
@@ -44,6 +46,7 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
         "device": ("--device", options["device"]),
         "worker_name": ("--name", options["name"]),
         "engine": ("--engine", options["engine"]),
+        "comfyui_url": ("--comfyui-url", options["comfyui_url"]),
         "comfyui_path": ("--comfyui", comfyui),
         "comfyui_args": ("what follows --", join_arguments(comfyui_arguments) or None),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from distributed_comfy.messages import Capability, RunRequest
+from distributed_comfy.state.records import DeviceMemory
 
 
 class Sink(Protocol):
@@ -73,6 +74,7 @@ class Engine(Protocol):
             NodeFailed: a node raised; fields node_id, class_type, exception_type, exception_message, traceback.
             WorkerLacks: validation misses something that this worker does not have.
             ValidationRefused: validation refuses for a reason that holds on every worker.
+            ComfyUIDropped: engine `attach` only; somebody else ended the prompt.
             OutOfMemory: the device's memory is full; it was freed before this was raised.
             ItemInterrupted: `interrupt` was called for this claim.
             SinkDidNotRun: a target sink did not execute and nothing upstream explains it.
@@ -80,6 +82,9 @@ class Engine(Protocol):
 
     def interrupt(self, claim_id: str) -> None:
         """Stop the run of this claim at its next step; remembered if it has not begun, forgotten once it ended."""
+
+    def memory(self) -> DeviceMemory | None:
+        """Memory of the device, by whomever it is used; called from any thread, also while it runs.  None where that is not known."""
 
     def free(self) -> None:
         """Unload models and give device memory back."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed_comfy.engine.base import CapturedValue
-from distributed_comfy.engine.joining import joined_audio, joined_latents
-from distributed_comfy.errors import BatchDiffers, BlobMissing, DistributedComfyError, FrameMalformed, SizesDiffer
+from distributed_comfy.engine.joining import joined_audio, joined_latents, require_one_size
+from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameMalformed
 from distributed_comfy.messages import RunRequest, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.values import load_value, value_blobs
@@ -24,7 +24,7 @@ def _nothing() -> None:
 
 
 class GraphContext:
-    """The `nodes.context.NodeContext` of both engines; an engine calls `begin` and `finish` round each run."""
+    """The `nodes.context.NodeContext` of all engines; an engine calls `begin` and `finish` round each run."""
 
     def __init__(self, blobs: BlobStore, *, feed_timeout_s: float, on_wait: Callable[[], None] = _nothing) -> None:
         """Args:
@@ -68,6 +68,15 @@ class GraphContext:
         """The error with which a source of the last run failed: an engine that sees only its text can raise this instead."""
         return self._failure
 
+    def alive(self) -> None:
+        """A sign of life of an engine that waits for somebody else."""
+        self._on_wait()
+
+    def fed(self, node_id: str, slot: str) -> tuple[tuple[Value, ...], Iterator[Any]]:
+        """The records of what a source supplies, and the values without torch, one by one; see `supply` for when they are there."""
+        values = self._running().feed.get(node_id, {}).get(slot, ())
+        return values, self._loaded(values, as_torch=False)
+
     # -- for the node classes -------------------------------------------------------------------------------------------
     def capture(self, node_id: str, slot: str, values: list[Any]) -> None:
         """See `nodes.context.NodeContext.capture`."""
@@ -99,10 +108,10 @@ class GraphContext:
         assert self._request is not None, "a node of the cluster was called outside a run"
         return self._request
 
-    def _loaded(self, values: tuple[Value, ...]) -> Iterator[Any]:
+    def _loaded(self, values: tuple[Value, ...], *, as_torch: bool = True) -> Iterator[Any]:
         for value in values:
             self._wait_for(value_blobs(value))
-            yield load_value(self._blobs, value, as_torch=True)
+            yield load_value(self._blobs, value, as_torch=as_torch)
             if self._running().kind != "tile":  # whoever is next to try a tile reads the same blobs; the master unlinks them
                 self._blobs.unlink(value_blobs(value))
 
@@ -126,10 +135,7 @@ class GraphContext:
 
         refs = [_tensor_ref(slot, value) for value in values]
         sizes = [tuple(ref.shape) if slot == "images" or len(ref.shape) > 2 else (1, *ref.shape) for ref in refs]
-        for index, size in enumerate(sizes):
-            facts = {"index": index, "size": list(size[1:]), "first": 0, "first_size": list(sizes[0][1:])}
-            if size[1:] != sizes[0][1:]:
-                raise SizesDiffer(**facts) if slot == "images" else BatchDiffers(slot=slot, **facts)
+        require_one_size(slot, sizes)
         dtype = functools.reduce(torch.promote_types, [getattr(torch, ref.dtype) for ref in refs])
         joined = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=dtype)
         end = 0

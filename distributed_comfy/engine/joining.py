@@ -1,9 +1,23 @@
 """Values of several items become one: audio along time, latents along the batch.  Tensors are torch's, on the CPU."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from distributed_comfy.errors import BatchDiffers, FrameMalformed, SizesDiffer
+
+
+def require_one_size(slot: str, shapes: Sequence[Sequence[int]]) -> None:
+    """
+    Args:
+        shapes: of the batches of a slot, [B, ...] each.
+    Raises:
+        SizesDiffer, BatchDiffers: they differ in more than the batch.
+    """
+    for index, shape in enumerate(shapes):
+        facts = {"index": index, "size": list(shape[1:]), "first": 0, "first_size": list(shapes[0][1:])}
+        if list(shape[1:]) != list(shapes[0][1:]):
+            raise SizesDiffer(**facts) if slot == "images" else BatchDiffers(slot=slot, **facts)
 
 
 def joined_audio(parts: list[Any]) -> dict[str, Any]:

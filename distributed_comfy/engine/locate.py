@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 20.0
 _VISIBLE = {"cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "xpu": ("ONEAPI_DEVICE_SELECTOR",)}
 _NO_DEVICE = "-1"
+ATTACHED = "attach"
+"""Stands for the device of a running ComfyUI, which is that ComfyUI's own affair."""
 
 
 def find_comfyui(settings: Settings) -> Path | None:
@@ -63,6 +65,8 @@ def find_interpreter(settings: Settings, tree: Path | None) -> str:
 
 def choose_device(settings: Settings, engine: EngineName) -> str:
     """The setting, else the first GPU; the built-in engine stays on the CPU, which every torch has."""
+    if engine == "attach":
+        return ATTACHED
     if settings.device:
         return settings.device
     if engine == "builtin":
@@ -78,6 +82,8 @@ def choose_devices(settings: Settings, engine: EngineName, inherited: Mapping[st
     Args:
         inherited: this process's variables, which may leave it some of the host's GPUs only.
     """
+    if engine == "attach":  # the same ComfyUI for all of them
+        return [""]
     device = choose_device(settings, engine)
     if settings.device or device != "cuda:0":
         return [device]

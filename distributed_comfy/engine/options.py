@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -36,7 +36,7 @@ class EngineFactory(Protocol):
 class EngineOptions:
     """One engine process; paths are absolute."""
 
-    engine: Literal["comfyui", "builtin"]
+    engine: Literal["comfyui", "builtin", "attach"]
     worker: str
     """Name of the worker, for messages and results."""
     python: str
@@ -57,6 +57,12 @@ class EngineOptions:
     comfyui_path: Path | None = None
     comfyui_base_directory: Path | None = None
     comfyui_args: tuple[str, ...] = ()
+    comfyui_url: str = ""
+    """The running ComfyUI that engine ``attach`` drives."""
+    comfyui_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Of each request to it; they may hold a password."""
+    comfyui_wait_s: float = 30.0
+    """How long a start waits for it."""
     execution_log: Path | None = None
     """One line ``job index claim pid`` for each execution that begins."""
     threads: int = 0

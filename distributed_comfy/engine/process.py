@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 from distributed_comfy.engine.base import Engine
 from distributed_comfy.engine.claims import ClaimBook, LifeSign, Stage
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.engine.device_memory import device_memory
 from distributed_comfy.engine.folders import WorkFolders, discard_outgoing
 from distributed_comfy.engine.inputs import place_inputs
 from distributed_comfy.engine.options import EngineOptions
@@ -55,7 +54,11 @@ from distributed_comfy.transport.redis_blobs import RedisBlobStore
 
 log = logging.getLogger(__name__)
 
-ENGINES = {"builtin": "distributed_comfy.engine.builtin", "comfyui": "distributed_comfy.engine.comfyui"}
+ENGINES = {
+    "attach": "distributed_comfy.engine.attach",
+    "builtin": "distributed_comfy.engine.builtin",
+    "comfyui": "distributed_comfy.engine.comfyui",
+}
 """Engine -> module with its ``create_engine``."""
 
 EXIT_CONSUMER_GONE = 0
@@ -208,7 +211,8 @@ class EngineChild:
     def _beat(self, harbour: Harbour) -> None:
         while True:
             quiet_s = max(self._executing.quiet_s, harbour.life.quiet_s)
-            memory = device_memory() if self._engine_there.is_set() else None  # before that, torch may be half imported
+            # Before the engine is there, torch may be half imported.
+            memory = self._engine.memory() if self._engine is not None and self._engine_there.is_set() else None
             self._send(Beat(quiet_s, memory.free_bytes, memory.total_bytes) if memory else Beat(quiet_s))
             time.sleep(self._options.beat_interval_s)
 

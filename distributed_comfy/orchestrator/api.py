@@ -104,7 +104,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
         priority: 0 (last) to 9 (first).
         user: for fairness between users; empty: the login name.
         tags: only workers with all of these.
-        engine: only workers with this engine, ``comfyui`` or ``builtin``; empty: any.
+        engine: only workers with this engine, ``comfyui``, ``builtin`` or ``attach``; empty: any.
         workers: workers to bring up for this job alone; 0: those of the cluster.
         wait_s: queue the job even if no live worker can run it, and cancel it (`NoCapableWorker`) if none can within this time.
         on_missing: ``error``, ``drop`` or ``repeat``: what becomes of items that fail for good, see `Delivery.missing`; None: as the

@@ -1,12 +1,16 @@
 """One worker of this host: settings in, engine options out, served until somebody ends it."""
 from __future__ import annotations
 
+import logging
+
 from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
-from distributed_comfy.settings import Settings, slug
+from distributed_comfy.settings import Settings, redact_url, slug
+
+log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, *, end_with_stdin: bool = False) -> int:
@@ -39,6 +43,8 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
     """
     engine = choose_engine(settings)
     tree = find_comfyui(settings) if engine == "comfyui" else None
+    if engine == "attach" and settings.device:
+        log.warning("device %s is not used: the ComfyUI at %s has its own", settings.device, redact_url(settings.comfyui_url))
     if engine == "comfyui" and tree is None:
         reason = "not set, and there is no ComfyUI in ~/comfy/ComfyUI; set it, or use --comfyui DIR or --engine builtin"
         raise SettingInvalid(name="COMFYUI_PATH", reason=reason)
@@ -59,6 +65,8 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         comfyui_path=tree,
         comfyui_base_directory=settings.comfyui_base_directory.absolute() if settings.comfyui_base_directory else None,
         comfyui_args=_arguments(settings.comfyui_args),
+        comfyui_url=settings.comfyui_url,
+        comfyui_headers=settings.headers,
         execution_log=settings.execution_log.absolute() if settings.execution_log else None,
         threads=settings.threads,
         stall_timeout_s=settings.stall_timeout_s,

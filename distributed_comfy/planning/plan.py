@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from distributed_comfy.errors import ItemsOutOfRange, NothingToVary, PromptHasNoOutput, PromptMalformed, UpscaleOfItems
 from distributed_comfy.messages import (
@@ -22,7 +21,7 @@ from distributed_comfy.planning.collector_inputs import items_input, on_missing_
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
 from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.planning.files import FileReference, find_files
-from distributed_comfy.planning.requirements import requirement_of, united
+from distributed_comfy.planning.requirements import requirement_of, services_of, united
 from distributed_comfy.planning.seeds import Seeds, find_seeds, with_seed
 from distributed_comfy.planning.upscale import cut_at_upscale, find_upscale
 from distributed_comfy.planning.values import Values, find_values
@@ -55,7 +54,7 @@ class PlanOptions:
     seed: int | None = None
     """Item 0's seed, for every DistributedSeed; None: as in the prompt."""
     engine: str = ""
-    """``comfyui``, ``builtin`` or empty for any."""
+    """``comfyui``, ``builtin``, ``attach`` or empty for any."""
     tags: tuple[str, ...] = ()
     """Tags that a worker must carry."""
     participants: int = 1
@@ -253,7 +252,11 @@ def _collector_plans(original: Prompt, cut: Cut, asked: OnMissing | None) -> tup
 def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOptions, facts: ClassFacts) -> JobPlan:
     cut = stages.cut
     own = stages.values.all_patches(count, cut.item_prompt)
-    needs = partial(requirement_of, facts=facts, engine=options.engine, tags=options.tags)
+
+    def needs(prompt: Prompt, patches: Sequence[Patch] = ()) -> Requirement:
+        requirement = requirement_of(prompt, facts, patches=patches, engine=options.engine, tags=options.tags)
+        return replace(requirement, services=services_of(prompt, original, facts))
+
     early = [needs(prompt) for prompt in (cut.prepare_prompt, cut.tile_prompt) if prompt]
     stage_prompts = [prompt for prompt in (cut.item_prompt, cut.prepare_prompt, cut.tile_prompt, cut.last_prompt) if prompt]
     return JobPlan(
@@ -262,7 +265,7 @@ def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOption
         items=(*_item_specs(stages, count), *_later_specs(stages, count)),
         collectors=_collector_plans(original, cut, options.on_missing),
         edges=cut.edges,
-        requirement=united([needs(cut.item_prompt, patches=own), *early]),
+        requirement=united([needs(cut.item_prompt, own), *early]),
         last_requirement=needs(cut.last_prompt) if cut.last_targets else None,
         input_files=_files(stage_prompts, facts, own),
         warnings=tuple(stages.warnings),

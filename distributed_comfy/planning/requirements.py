@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from distributed_comfy.messages import Capability, Patch, Prompt, Requirement, content_hash, to_plain
 from distributed_comfy.planning.facts import ClassFacts
-from distributed_comfy.workflow.classes import OWN_CLASSES
+from distributed_comfy.workflow.classes import OWN_CLASSES, SOURCE_CLASS
+from distributed_comfy.workflow.graph import Link
+from distributed_comfy.workflow.services import needed_services
 
 _LONGEST_CHOICE = 512
 """Characters; a longer literal of an unknown class is text, not the name of a file or a mode."""
@@ -26,7 +28,7 @@ def requirement_of(
         prompt: a stage's prompt, pruned to what runs.
         facts: about the node classes, see `ClassFacts`.
         patches: what single items have instead; a worker must be able to run every item of the stage.
-        engine: ``comfyui``, ``builtin`` or empty for any.
+        engine: ``comfyui``, ``builtin``, ``attach`` or empty for any.
         tags: what the worker must carry.
     """
     literals = [(node["class_type"], name, value) for node in prompt.values() for name, value in node["inputs"].items()]
@@ -40,6 +42,22 @@ def requirement_of(
     return Requirement(engine, tuple(sorted(classes)), tuple(sorted(choices)), tuple(sorted(set(tags))))
 
 
+def services_of(prompt: Prompt, uncut: Prompt, facts: ClassFacts) -> tuple[str, ...]:
+    """`Requirement.services` of a stage.
+
+    Args:
+        prompt: of the stage.
+        uncut: the user's prompt, whose nodes tell the types of what edges carry.
+        facts: about the node classes.
+    """
+    nodes = {**uncut, **{node_id: node for node_id, node in prompt.items() if node["class_type"] != SOURCE_CLASS}}
+
+    def type_of(link: Link) -> str:
+        return facts.output_type(nodes[link.node_id]["class_type"], link.slot) if link.node_id in nodes else ""
+
+    return needed_services(prompt, type_of)
+
+
 def united(requirements: Iterable[Requirement]) -> Requirement:
     """What a worker must have to run any of several stages of one job."""
     every = tuple(requirements)
@@ -47,6 +65,7 @@ def united(requirements: Iterable[Requirement]) -> Requirement:
         every[0],
         node_classes=tuple(sorted({name for one in every for name in one.node_classes})),
         choices=tuple(sorted({choice for one in every for choice in one.choices})),
+        services=tuple(sorted({service for one in every for service in one.services})),
     )
 
 
@@ -86,6 +105,8 @@ def lacks(requirement: Requirement, capability: Capability) -> list[str]:
     missing += [f"tag {tag}" for tag in requirement.tags if tag not in capability.tags]
     has = set(capability.node_classes)
     missing += [f"node class {name}" for name in requirement.node_classes if name not in has]
+    if capability.services is not None:
+        missing += [f"a way of {service}" for service in requirement.services if service not in capability.services]
     for class_type, name, value in requirement.choices:
         if not _offers(capability, class_type, name, value):
             missing.append(f"{_kind(value)} {value!r} for {class_type}.{name}")

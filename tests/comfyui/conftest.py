@@ -1,6 +1,7 @@
 """Engines in a process of their own, and a plain ComfyUI to compare with; tree and base directory come from `tests.cluster_fixtures`."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ def start_engine(comfy: Comfy, base_directory: Path, tmp_path_factory: pytest.Te
 def engine(start_engine: Callable[..., EngineClient]) -> EngineClient:
     """The engine that most tests share; its caches hold what earlier tests left."""
     return start_engine()
+
+
+@pytest.fixture(scope="session")
+def attached(start_engine: Callable[..., EngineClient], plain: PlainComfyUI) -> EngineClient:
+    """An engine of this interpreter that drives the plain ComfyUI."""
+    return start_engine(engine="attach", python=sys.executable, comfyui_url=plain.url)
+
+
+@pytest.fixture(scope="session", params=["comfyui", "attach"])
+def either(request: pytest.FixtureRequest) -> EngineClient:
+    """Each test once with an engine that has a tree of its own, and once with one that drives a running ComfyUI."""
+    found: EngineClient = request.getfixturevalue({"comfyui": "engine", "attach": "attached"}[request.param])
+    return found
 
 
 @pytest.fixture(scope="session")

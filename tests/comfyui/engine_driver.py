@@ -1,9 +1,10 @@
-"""Holds one `ComfyUIEngine` in ComfyUI's interpreter and obeys JSON lines; what an engine process does, without the process code.
+"""Holds one engine in its interpreter and obeys JSON lines; what an engine process does, without the process code.
 
     python engine_driver.py FACTS.json      FACTS: options of the engine, folders to add to sys.path
 """
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -15,11 +16,11 @@ FACTS = json.loads(Path(sys.argv[1]).read_text())
 sys.path[:0] = FACTS["project_paths"]
 sys.path += FACTS["library_paths"]
 
-from distributed_comfy.engine.comfyui import create_engine  # noqa: E402
 from distributed_comfy.engine.context import GraphContext  # noqa: E402
 from distributed_comfy.engine.folders import WorkFolders  # noqa: E402
 from distributed_comfy.engine.inputs import place_inputs  # noqa: E402
 from distributed_comfy.engine.options import EngineOptions  # noqa: E402
+from distributed_comfy.engine.process import ENGINES  # noqa: E402
 from distributed_comfy.errors import DistributedComfyError  # noqa: E402
 from distributed_comfy.messages import RunRequest, from_plain, to_plain  # noqa: E402
 from distributed_comfy.nodes.registry import node_classes  # noqa: E402
@@ -52,10 +53,13 @@ class Driver:
         self._options = from_plain(EngineOptions, facts["options"])
         WorkFolders(self._options.folder).create()
         self._arrays = Path(facts["arrays"])
-        self._context = GraphContext(MemoryBlobStore(), feed_timeout_s=5)
-        self.engine = create_engine(self._options, self._context, node_classes)
+        self._blobs = MemoryBlobStore()
+        self._context = GraphContext(self._blobs, feed_timeout_s=5)
+        package = importlib.import_module(ENGINES[self._options.engine])
+        self.engine = package.create_engine(self._options, self._context, node_classes)
         self._loads = 0
-        self._count_loads()
+        if self._options.engine == "comfyui":
+            self._count_loads()
 
     def _count_loads(self) -> None:
         comfy_utils = sys.modules["comfy.utils"]

@@ -121,13 +121,13 @@ class ProbeCollectorExpand(Node):
 
 
 class ProbeWriter(OutputNode):
-    """Writes files of several kinds and names them under several keys."""
+    """Writes files of several kinds and names them under several keys; ``odd`` adds what is no JSON, of which ComfyUI's server dies."""
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"images": ("IMAGE",)}}
+        return {"required": {"images": ("IMAGE",), "odd": ("BOOLEAN", {"default": True})}}
 
-    def run(self, images):
+    def run(self, images, odd):
         output, temp = Path(folder_paths.get_output_directory()), Path(folder_paths.get_temp_directory())
         (output / "deep" / "er").mkdir(parents=True, exist_ok=True)
         sound = output / "deep" / "er" / "sound.flac"
@@ -146,7 +146,7 @@ class ProbeWriter(OutputNode):
                     {"filename": "gone.glb", "subfolder": "", "type": "output"},
                 ],
                 "shown_inputs": [{"filename": "x.png", "subfolder": "", "type": "input"}],
-                "odd": [object],
+                "odd": [object] if odd else [],
             }
         }  # fmt: skip
 

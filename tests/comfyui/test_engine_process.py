@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,17 @@ class Worker:
                 return event
 
 
-@pytest.fixture(scope="module")
-def worker(comfy: Comfy, base_directory: Path, redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+@pytest.fixture(scope="module", params=["comfyui", "attach"])
+def worker(request: pytest.FixtureRequest, redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     folder = tmp_path_factory.mktemp("worker")
+    if request.param == "attach":
+        own = {"python": sys.executable, "comfyui_url": request.getfixturevalue("plain").url}
+    else:
+        comfy: Comfy = request.getfixturevalue("comfy")
+        own = {"python": comfy.python, "comfyui_path": comfy.root, "comfyui_base_directory": request.getfixturevalue("base_directory")}
     options = EngineOptions(
-        engine="comfyui", worker="pc1-cpu", python=comfy.python, folder=folder / "work", log_file=folder / "engine.log",
-        blob_url=redis_server.blob_url, cache_folder=folder / "cache", comfyui_path=comfy.root, comfyui_base_directory=base_directory,
-        threads=THREADS,
+        engine=request.param, worker="pc1-cpu", folder=folder / "work", log_file=folder / "engine.log",
+        blob_url=redis_server.blob_url, cache_folder=folder / "cache", threads=THREADS, **own,
     )  # fmt: skip
     started = Worker(options)
     yield started
@@ -74,15 +79,18 @@ def example(seed: int) -> dict[str, Any]:
 
 
 def test_it_starts_with_comfyuis_interpreter_and_tells_what_it_can(worker: Worker) -> None:
-    assert "KSampler" in worker.capability.node_classes and worker.capability.engine == "comfyui"
+    assert "KSampler" in worker.capability.node_classes and worker.capability.engine == worker.process.options.engine
 
 
-def test_an_items_images_arrive_bit_for_bit_as_plain_comfyui_makes_them(worker: Worker, plain: PlainComfyUI) -> None:
+def test_an_items_images_arrive_as_plain_comfyui_makes_or_saves_them(worker: Worker, plain: PlainComfyUI) -> None:
     result = finished(worker.run({**example(7), "9": node("DistributedSink", images=out("8"))}, "9"))
     (capture,) = result.captures
     assert isinstance(capture.value, TensorRef)
     images = load_value(worker.blobs, capture.value, as_torch=False)
-    numpy.testing.assert_array_equal(images, plain.images(example(7), "8"))
+    expected = plain.images(example(7), "8")
+    if worker.capability.engine == "attach":  # as its PNGs are read again
+        expected = numpy.clip(255 * expected, 0, 255).astype(numpy.uint8).astype(numpy.float32) / numpy.float32(255)
+    numpy.testing.assert_array_equal(images, expected)
     assert result.device_class == worker.capability.device_class and result.seconds > 0
     assert any(isinstance(event, Progress) and event.node_id == "7" for event in worker.seen)
 

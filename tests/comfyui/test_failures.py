@@ -23,14 +23,14 @@ def raising(kind: str) -> dict[str, Any]:
     return {"noise": NOISE, "bad": node("ProbeRaise", images=out("noise"), kind=kind), "sink": node("DistributedSink", images=out("bad"))}
 
 
-def test_an_unknown_node_class_is_something_the_worker_lacks(engine: EngineClient) -> None:
-    code, fields = error_of(engine.run({**GOOD, "x": node("NodeOfAnotherPack"), "y": node("AlsoMissing")}, "sink"))
+def test_an_unknown_node_class_is_something_the_worker_lacks(either: EngineClient) -> None:
+    code, fields = error_of(either.run({**GOOD, "x": node("NodeOfAnotherPack"), "y": node("AlsoMissing")}, "sink"))
     assert code == "worker_lacks"
     assert fields == {"worker": "pc1-cpu", "lacks": "node class AlsoMissing, node class NodeOfAnotherPack"}
 
 
-def test_a_missing_model_file_is_something_the_worker_lacks(engine: EngineClient) -> None:
-    code, fields = error_of(engine.run({"vae": node("VAELoader", vae_name="x/big.safetensors"), **_decode("vae")}, "sink"))
+def test_a_missing_model_file_is_something_the_worker_lacks(either: EngineClient) -> None:
+    code, fields = error_of(either.run({"vae": node("VAELoader", vae_name="x/big.safetensors"), **_decode("vae")}, "sink"))
     assert code == "worker_lacks"
     assert fields["lacks"] == "VAELoader.vae_name 'x/big.safetensors' (node vae)"
 
@@ -73,39 +73,40 @@ def test_a_path_with_the_other_systems_separator_is_understood(engine: EngineCli
         ({"noise": node("ProbeSelfValidated", loose="a", strict="z", seed=1001)}, "bigger than max"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_everywhere_is_refused_with_comfyuis_words(engine: EngineClient, changes: dict[str, Any], said: str) -> None:
-    code, fields = error_of(engine.run({**GOOD, **changes}, "sink"))
+def test_what_is_wrong_everywhere_is_refused_with_comfyuis_words(either: EngineClient, changes: dict[str, Any], said: str) -> None:
+    code, fields = error_of(either.run({**GOOD, **changes}, "sink"))
     assert code == "validation_refused"
     assert said in fields["details"]
     assert all(entry["errors"] for entry in fields["node_errors"].values())
 
 
-def test_a_prompt_is_refused_whole_when_one_of_its_targets_is_invalid(engine: EngineClient) -> None:
+def test_a_prompt_is_refused_whole_when_one_of_its_targets_is_invalid(either: EngineClient) -> None:
     prompt = {**GOOD, "bad": node("TinyNoise", size=-1, batch_size=1, seed=3), "sink2": node("DistributedSink", images=out("bad"))}
-    answer = engine.run(prompt, "sink", "sink2")
-    assert error_of(answer)[0] == "validation_refused" and answer["started"] == []
+    answer = either.run(prompt, "sink", "sink2")
+    assert error_of(answer)[0] == "validation_refused"
+    assert answer["started"] == [] or either.options.engine == "attach", "a running ComfyUI begins with what is valid at once"
     assert error_of(answer)[1]["node_errors"]["bad"]["dependent_outputs"] == ["sink2"]
-    assert "captures" in engine.run(prompt, "sink"), "an invalid node that is not wanted does not matter"
+    assert "captures" in either.run(prompt, "sink"), "an invalid node that is not wanted does not matter"
 
 
-def test_a_target_that_is_no_output_node_is_refused(engine: EngineClient) -> None:
-    code, fields = error_of(engine.run(GOOD, "sink", "noise"))
+def test_a_target_that_is_no_output_node_is_refused(either: EngineClient) -> None:
+    code, fields = error_of(either.run(GOOD, "sink", "noise"))
     assert (code, fields["details"]) == ("validation_refused", "node noise (TinyNoise) is no output node")
 
 
-def test_a_seed_above_the_nodes_limit_is_refused(engine: EngineClient) -> None:
+def test_a_seed_above_the_nodes_limit_is_refused(either: EngineClient) -> None:
     noise = node("TinyNoise", size=8, batch_size=1, seed=2**31 + 1)
-    assert error_of(engine.run({**GOOD, "noise": noise}, "sink"))[0] == "validation_refused"
+    assert error_of(either.run({**GOOD, "noise": noise}, "sink"))[0] == "validation_refused"
 
 
-def test_a_nodes_exception_is_reported_whole(engine: EngineClient) -> None:
-    code, fields = error_of(engine.run(raising("ValueError"), "sink"))
+def test_a_nodes_exception_is_reported_whole(either: EngineClient) -> None:
+    code, fields = error_of(either.run(raising("ValueError"), "sink"))
     assert code == "node_failed"
     assert {name: fields[name] for name in ("node_id", "class_type", "exception_type", "exception_message")} == {
         "node_id": "bad", "class_type": "ProbeRaise", "exception_type": "ValueError", "exception_message": "no such thing",
     }  # fmt: skip
     assert "probe_nodes.py" in fields["traceback"] and 'raise ValueError("the sampler' in fields["traceback"]
-    assert "captures" in engine.run(GOOD, "sink"), "the failure does not stick"
+    assert "captures" in either.run(GOOD, "sink"), "the failure does not stick"
 
 
 def test_files_of_a_run_that_fails_later_are_deleted(engine: EngineClient) -> None:
@@ -117,15 +118,15 @@ def test_files_of_a_run_that_fails_later_are_deleted(engine: EngineClient) -> No
 
 
 @pytest.mark.parametrize("kind", ["OutOfMemoryError", "MemoryError", "allocator"])
-def test_memory_exhaustion_is_told_apart_and_memory_is_freed(engine: EngineClient, kind: str) -> None:
-    code, fields = error_of(engine.run(raising(kind), "sink"))
+def test_memory_exhaustion_is_told_apart_and_memory_is_freed(either: EngineClient, kind: str) -> None:
+    code, fields = error_of(either.run(raising(kind), "sink"))
     assert code == "out_of_memory"
     assert (fields["device"], fields["node_id"]) == ("cpu", "bad") and fields["exception_message"] is not None
-    assert "noise" in engine.run(GOOD, "sink")["started"], "node outputs were freed too"
+    assert "noise" in either.run(GOOD, "sink")["started"], "node outputs were freed too"
 
 
-def test_an_exception_that_only_talks_of_memory_is_the_nodes_own(engine: EngineClient) -> None:
-    assert error_of(engine.run(raising("text"), "sink"))[0] == "node_failed"
+def test_an_exception_that_only_talks_of_memory_is_the_nodes_own(either: EngineClient) -> None:
+    assert error_of(either.run(raising("text"), "sink"))[0] == "node_failed"
 
 
 def test_a_node_that_stops_the_prompt_by_itself_has_failed(engine: EngineClient) -> None:
@@ -141,24 +142,24 @@ def steps(salt: int, *, stubborn: bool = False) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_an_interrupt_stops_a_run_at_its_next_step_even_if_a_node_swallows_it(engine: EngineClient, stubborn: bool) -> None:
-    answer = engine.run(steps(1, stubborn=stubborn), "sink", interrupt_at=5)
+def test_an_interrupt_stops_a_run_at_its_next_step_even_if_a_node_swallows_it(either: EngineClient, stubborn: bool) -> None:
+    answer = either.run(steps(1, stubborn=stubborn), "sink", interrupt_at=5)
     assert error_of(answer) == ("item_interrupted", {"item_id": "0123456789ab-3"})
     assert max(value for node_id, value, _ in answer["progress"] if node_id == "slow") < 40
-    assert "captures" in engine.run(GOOD, "sink"), "the next run is not hit"
+    assert "captures" in either.run(GOOD, "sink"), "the next run is not hit"
 
 
-def test_an_interrupt_that_comes_before_its_run_is_remembered_and_hits_no_other(engine: EngineClient) -> None:
-    engine.send("interrupt", claim_id="later")
-    assert "captures" in engine.run(GOOD, "sink")
-    answer = engine.run(GOOD, "sink", claim_id="later")
+def test_an_interrupt_that_comes_before_its_run_is_remembered_and_hits_no_other(either: EngineClient) -> None:
+    either.send("interrupt", claim_id="later")
+    assert "captures" in either.run(GOOD, "sink")
+    answer = either.run(GOOD, "sink", claim_id="later")
     assert error_of(answer)[0] == "item_interrupted" and answer["started"] == []
-    assert "captures" in engine.run(GOOD, "sink", claim_id="later"), "forgotten once it was obeyed"
+    assert "captures" in either.run(GOOD, "sink", claim_id="later"), "forgotten once it was obeyed"
 
 
-def test_an_interrupt_for_another_claim_changes_nothing(engine: EngineClient) -> None:
-    engine.send("interrupt", claim_id="some-old-claim")
-    assert "captures" in engine.run(steps(2), "sink")
+def test_an_interrupt_for_another_claim_changes_nothing(either: EngineClient) -> None:
+    either.send("interrupt", claim_id="some-old-claim")
+    assert "captures" in either.run(steps(2), "sink")
 
 
 def test_a_source_that_gets_no_data_fails_with_that_error(engine: EngineClient) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distributed_comfy.engine.comfyui.choices import listed_choices, output_types, self_validated_inputs
+from distributed_comfy.engine.catalogue import listed_choices
+from distributed_comfy.engine.comfyui.choices import output_types, self_validated_inputs
 from distributed_comfy.engine.comfyui.device import device_class, unusable_device
-from distributed_comfy.engine.comfyui.failures import FailureWatch, cached_nodes, ending, node_failure
-from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
+from distributed_comfy.engine.comfyui.failures import FailureWatch
 from distributed_comfy.engine.comfyui.launch import tree_arguments, tree_commit
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
 from distributed_comfy.engine.comfyui.outputs import plain_outputs, take_files
 from distributed_comfy.engine.comfyui.warm import WarmNodes
+from distributed_comfy.engine.endings import cached_nodes, ending, node_failure
 from distributed_comfy.engine.folders import WorkFolders
+from distributed_comfy.engine.interrupts import InterruptLatch
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import EngineStartFailed, NodeFailed, OutOfMemory
 from distributed_comfy.messages import RunRequest

@@ -15,10 +15,12 @@ from distributed_comfy.engine.builtin.sampling_nodes import KSampler, SeededMode
 from distributed_comfy.engine.builtin.validation import check_prompt
 from distributed_comfy.engine.builtin.workbench import Workbench, WorkbenchNode
 from distributed_comfy.engine.context import GraphContext
+from distributed_comfy.engine.device_memory import device_memory
 from distributed_comfy.engine.folders import WorkFolders, set_aside, written_files
 from distributed_comfy.engine.options import EngineOptions, NodeProvider
 from distributed_comfy.errors import EngineStartFailed, SinkDidNotRun
 from distributed_comfy.messages import Capability, Prompt, RunRequest
+from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.workflow.classes import SINK_CLASS
 
 BUILTIN_VERSION = "0.1.0"
@@ -92,6 +94,10 @@ class BuiltinEngine:
     def interrupt(self, claim_id: str) -> None:
         """See `engine.base.Engine.interrupt`."""
         self._bench.interrupt(claim_id)
+
+    def memory(self) -> DeviceMemory | None:
+        """See `engine.base.Engine.memory`."""
+        return device_memory()
 
     def free(self) -> None:
         """See `engine.base.Engine.free`."""

@@ -8,14 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from distributed_comfy.engine.catalogue import Catalogue, Declaration, is_upload, listed_choices
 from distributed_comfy.engine.comfyui.choices import (
-    Declaration,
     combos_are_validated,
     input_declarations,
     is_output_node,
-    is_upload,
-    listed_choices,
-    normalised,
     output_types,
     self_validated_inputs,
 )
@@ -43,7 +40,7 @@ class CapabilityReader:
         """Fields of a `Capability`: node_classes, output_classes, choices, choice_lists, file_inputs, seed_limits, output_types."""
         began = time.monotonic()
         classes = dict(self._tree.nodes.NODE_CLASS_MAPPINGS)
-        catalogue = _Catalogue()
+        catalogue = Catalogue()
         self._tree.forget_listings()
         with self._one_listing_per_folder():
             for name, node_class in sorted(classes.items()):
@@ -59,7 +56,7 @@ class CapabilityReader:
     def _one_listing_per_folder(self) -> AbstractContextManager[Any]:
         return getattr(self._tree.folder_paths, "cache_helper", None) or nullcontext()
 
-    def _read_class(self, catalogue: _Catalogue, name: str, node_class: Any) -> None:
+    def _read_class(self, catalogue: Catalogue, name: str, node_class: Any) -> None:
         exempt = self_validated_inputs(node_class)
         for input_name, declaration in input_declarations(node_class).items():
             if is_upload(declaration) or (name, input_name) in self._input_listings:
@@ -67,7 +64,7 @@ class CapabilityReader:
             elif exempt is not None and input_name not in exempt:
                 self._read_input(catalogue, (name, input_name), declaration)
 
-    def _read_input(self, catalogue: _Catalogue, place: tuple[str, str], declaration: Declaration) -> None:
+    def _read_input(self, catalogue: Catalogue, place: tuple[str, str], declaration: Declaration) -> None:
         kind, options = declaration
         if kind == "INT" and isinstance(options.get("max"), int):
             catalogue.add_seed_limit(place, options["max"])
@@ -99,32 +96,3 @@ def _probe_files(folder: Path) -> Iterator[set[str]]:
     finally:
         for path in paths:
             path.unlink()
-
-
-class _Catalogue:
-    """Collects inputs of many classes; equal value lists are kept once."""
-
-    def __init__(self) -> None:
-        self._lists: dict[tuple[str, ...], int] = {}
-        self._choices: dict[str, dict[str, int]] = {}
-        self._file_inputs: dict[str, dict[str, str]] = {}
-        self._seed_limits: dict[str, dict[str, str]] = {}
-
-    def add_choices(self, place: tuple[str, str], values: list[str]) -> None:
-        listed = tuple(normalised(value) for value in values)
-        self._choices.setdefault(place[0], {})[place[1]] = self._lists.setdefault(listed, len(self._lists))
-
-    def add_file_input(self, class_name: str, input_name: str) -> None:
-        self._file_inputs.setdefault(class_name, {})[input_name] = "input"
-
-    def add_seed_limit(self, place: tuple[str, str], limit: int) -> None:
-        self._seed_limits.setdefault(place[0], {})[place[1]] = str(limit)
-
-    def fields(self) -> dict[str, Any]:
-        """The collected fields of a `Capability`."""
-        return {
-            "choice_lists": tuple(self._lists),
-            "choices": self._choices,
-            "file_inputs": self._file_inputs,
-            "seed_limits": self._seed_limits,
-        }

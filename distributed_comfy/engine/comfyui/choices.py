@@ -4,20 +4,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
+
+from distributed_comfy.engine.catalogue import COMBO, Declaration, declarations, type_names
 
 log = logging.getLogger(__name__)
 
-COMBO = "COMBO"
-UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload", "upload")
-"""Marks of inputs whose value is a file of the input folder."""
-
 T = TypeVar("T")
-
-Declaration = tuple[Any, Mapping[str, Any]]
-"""Type (a name, or the list of values) and options of one input."""
-
 
 def asked(node_class: Any, question: Callable[[Any], T], otherwise: T) -> T:
     """What a class answers, or ``otherwise``: packs raise anything here, and one broken class must not take all others down."""
@@ -34,36 +28,7 @@ def input_declarations(node_class: Any) -> dict[str, Declaration]:
 
 
 def _declarations(node_class: Any) -> dict[str, Declaration]:
-    inputs = node_class.INPUT_TYPES()
-    return {
-        name: (declared[0], declared[1] if len(declared) > 1 and isinstance(declared[1], Mapping) else {})
-        for category in ("required", "optional")
-        for name, declared in (inputs.get(category) or {}).items()
-        if isinstance(declared, list | tuple) and declared
-    }
-
-
-def listed_choices(declaration: Declaration) -> list[Any] | None:
-    """The values that an input offers; None for an input that is no list, or whose list lives in the browser."""
-    kind, options = declaration
-    if options.get("remote") or options.get("remote_combo"):
-        return None
-    if isinstance(kind, list | tuple):
-        return list(kind)
-    if kind == COMBO and isinstance(options.get("options"), list | tuple):
-        return list(options["options"])
-    return None
-
-
-def is_upload(declaration: Declaration) -> bool:
-    """True for an input that names a file of the input folder."""
-    _, options = declaration
-    return any(options.get(mark) for mark in UPLOADS) and options.get("image_folder") in (None, "input")
-
-
-def normalised(name: str) -> str:
-    """A path as all systems write it in records: with ``/``."""
-    return name.replace("\\", "/")
+    return declarations(node_class.INPUT_TYPES())
 
 
 def is_output_node(node_class: Any) -> bool:
@@ -74,7 +39,7 @@ def is_output_node(node_class: Any) -> bool:
 def output_types(node_class: Any) -> tuple[str, ...]:
     """Names of the types of its outputs; a list of values counts as ``COMBO``."""
     kinds: tuple[Any, ...] = asked(node_class, lambda cls: tuple(getattr(cls, "RETURN_TYPES", None) or ()), ())
-    return tuple(str(kind) if isinstance(kind, str) else COMBO for kind in kinds)
+    return type_names(kinds)
 
 
 def self_validated_inputs(node_class: Any) -> set[str] | None:

@@ -7,14 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distributed_comfy.engine.comfyui.launch import PARTNER_NODES
+from distributed_comfy.engine.flags import telling_flags
 from distributed_comfy.engine.options import EngineOptions
-
-WITHOUT_EFFECT = (
-    "--port", "--listen", "--verbose", "--log-stdout", "--preview-method", "--preview-size", "--cache-classic", "--cache-lru",
-    "--cache-none", "--cache-ram", "--database-url", "--extra-model-paths-config", PARTNER_NODES,
-)  # fmt: skip
-"""ComfyUI arguments that do not touch results."""
 
 
 def device_class(options: EngineOptions, version: str, torch: Any) -> str:
@@ -26,7 +20,7 @@ def device_class(options: EngineOptions, version: str, torch: Any) -> str:
         torch: the torch module.
     """
     parts = [_hardware(options.device, torch), f"torch {torch.__version__}", f"ComfyUI {version}"]
-    flags = _flags(options.comfyui_args)
+    flags = telling_flags(options.comfyui_args)
     return ", ".join([*parts, *([flags] if flags else [])])
 
 
@@ -79,16 +73,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _flags(arguments: tuple[str, ...]) -> str:
-    """The arguments that matter, with their values."""
-    kept: list[str] = []
-    relevant = False
-    for word in arguments:
-        if word.startswith("--"):
-            name = word.split("=")[0]
-            relevant = name not in WITHOUT_EFFECT and not name.endswith("-directory")
-        if relevant:
-            kept.append(word)
-    return " ".join(kept)

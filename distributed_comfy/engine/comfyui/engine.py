@@ -11,18 +11,21 @@ from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
 from distributed_comfy.engine.comfyui.capability import CapabilityReader
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.engine.comfyui.device import device_class
-from distributed_comfy.engine.comfyui.failures import INTERRUPTED, SUCCESS, FailureWatch, cached_nodes, ending
-from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
+from distributed_comfy.engine.comfyui.failures import FailureWatch
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
 from distributed_comfy.engine.comfyui.outputs import discard_files, plain_outputs, shown_nodes, take_files, writing_expanders
 from distributed_comfy.engine.comfyui.scope import RunScope, install_scope
 from distributed_comfy.engine.comfyui.tree import open_tree
 from distributed_comfy.engine.comfyui.validation import check_prompt
 from distributed_comfy.engine.comfyui.warm import WarmNodes
+from distributed_comfy.engine.device_memory import device_memory
+from distributed_comfy.engine.endings import INTERRUPTED, SUCCESS, cached_nodes, ending
 from distributed_comfy.engine.folders import WorkFolders
+from distributed_comfy.engine.interrupts import InterruptLatch
 from distributed_comfy.engine.options import EngineOptions, NodeProvider
 from distributed_comfy.errors import ItemInterrupted, OutOfMemory, SinkDidNotRun
 from distributed_comfy.messages import Capability, Prompt, RunRequest, item_id
+from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.workflow.classes import SINK_CLASS
 
 log = logging.getLogger(__name__)
@@ -173,6 +176,10 @@ class ComfyUIEngine:
     def interrupt(self, claim_id: str) -> None:
         """See `Engine.interrupt`."""
         self._latch.request(claim_id)
+
+    def memory(self) -> DeviceMemory | None:
+        """See `Engine.memory`."""
+        return device_memory()
 
     def free(self) -> None:
         """See `Engine.free`."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from distributed_comfy.engine.flags import PARTNER_NODES
 from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import EngineStartFailed
-
-PARTNER_NODES = "--enable-api-nodes"
-"""Our own argument: load the nodes that call paid services.  They are off otherwise, because a worker has no key for them."""
 
 
 def tree_arguments(options: EngineOptions) -> list[str]:

@@ -44,7 +44,8 @@ def check_engine(settings: Settings, servers: Servers, stop: threading.Event) ->
         capability = _describe(options, stop)
     except DistributedComfyError as error:
         said = error.what if isinstance(error, EngineGaveUp) else str(error)  # its log goes with the doctor
-        found = f"{options.engine} with {options.python} on {options.device}: {said}{_last_lines(options, said)}"
+        where = "" if options.engine == "attach" else f" with {options.python} on {options.device}"
+        found = f"{options.engine}{where}: {said}{_last_lines(options, said)}"
         return fail(_CHECK, found, _remedy(options))
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
@@ -54,7 +55,8 @@ def check_engine(settings: Settings, servers: Servers, stop: threading.Event) ->
 def _options(settings: Settings, servers: Servers) -> EngineOptions:
     name = f"doctor-{os.getpid()}"
     folder = settings.cache_folder.absolute() / "workers" / name
-    return replace(engine_options(settings, servers), worker=name, folder=folder, log_file=folder / "engine.log", execution_log=None)
+    options = engine_options(settings, servers)
+    return replace(options, worker=name, folder=folder, log_file=folder / "engine.log", execution_log=None, comfyui_wait_s=0.0)
 
 
 def _describe(options: EngineOptions, stop: threading.Event) -> Capability:
@@ -100,6 +102,8 @@ def _shown(capability: Capability) -> str:
 
 
 def _remedy(options: EngineOptions) -> str:
+    if options.engine == "attach":
+        return "start that ComfyUI, or set DC_COMFYUI_URL to where it listens; a worker waits for it"
     if options.engine == "comfyui":
         return f"start it by hand with `{options.python} {options.comfyui_path}/main.py` and mend what it says"
     return f"run `{options.python} -m pip install 'distributed-comfy[worker]'`"
