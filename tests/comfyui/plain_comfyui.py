@@ -30,6 +30,7 @@ class PlainComfyUI:
 
     url: str
     output: Path
+    pid: int = 0
 
     def execute(self, prompt: Prompt) -> dict[str, Any]:
         """Run a prompt and give its history entry; anything but success is an AssertionError with ComfyUI's words."""
@@ -70,11 +71,14 @@ class PlainComfyUI:
 
 
 @contextmanager
-def plain_comfyui(root: Path, python: str, base_directory: Path, folder: Path, *, threads: int) -> Iterator[PlainComfyUI]:
+def plain_comfyui(
+    root: Path, python: str, base_directory: Path, folder: Path, *, threads: int, port: int = 0
+) -> Iterator[PlainComfyUI]:
     """ComfyUI as a user would start it, on the CPU, with ``threads`` threads; output, temp and database in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
         port = int(probe.getsockname()[1])
     command = [
         python, str(root / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base_directory),
@@ -86,7 +90,7 @@ def plain_comfyui(root: Path, python: str, base_directory: Path, folder: Path, *
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
     try:
-        plain = PlainComfyUI(f"http://127.0.0.1:{port}", folder / "output")
+        plain = PlainComfyUI(f"http://127.0.0.1:{port}", folder / "output", process.pid)
         _wait_until_it_answers(plain, process, folder / "log")
         yield plain
     finally:

@@ -5,7 +5,6 @@ import json
 import queue
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy
