@@ -6,11 +6,12 @@ from typing import Any
 from distributed_comfy.cli.failures import error_json, show_error
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import DistributedComfyError, JobError, OutputUnwritable, RunInterrupted
-from distributed_comfy.messages import item_id
+from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, TensorRef, item_id
 from distributed_comfy.orchestrator.delivery import Delivery
 
 _FILES_SHOWN = 12
 ATTACH = "attach"
+"""The engine whose images travel as PNG."""
 
 
 def show_delivery(output: Output, delivery: Delivery) -> int:
@@ -69,11 +70,17 @@ def _show_files(output: Output, delivery: Delivery) -> None:
             f" from {workers} {'worker' if workers == 1 else 'workers'}",
             "bold green",
         )
-        rounded = sorted({result.worker for result in delivery.results.values() if result.engine == ATTACH and result.captures})
+        rounded = sorted({result.worker for index, result in delivery.results.items() if _is_rounded(delivery.kind(index), result)})
         if rounded:
-            output.remark(f"what {', '.join(rounded)} handed over of images has 8 bits per channel (docs/attach.md)")
+            output.remark(f"images that {', '.join(rounded)} gave or was fed with have 8 bits per channel (docs/attach.md)")
         if len(classes) > 1:
             output.warn(f"results of different device classes are not comparable bit for bit: {'; '.join(sorted(classes))}")
+
+
+def _is_rounded(kind: ItemKind, result: ItemResult) -> bool:
+    """Whether images may have lost what 8 bits do not hold: those that an attached ComfyUI gave, or was fed with."""
+    gave_images = any(isinstance(capture.value, TensorRef) for capture in result.captures)
+    return result.engine == ATTACH and (gave_images or kind in FED_KINDS)
 
 
 def _warn_of_blocked(output: Output, delivery: Delivery) -> None:

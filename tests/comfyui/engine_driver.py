@@ -76,7 +76,8 @@ class Driver:
 
     def free(self) -> dict[str, Any]:
         self.engine.free()
-        return {"loaded": len(sys.modules["comfy.model_management"].current_loaded_models)}
+        ours = sys.modules.get("comfy.model_management")
+        return {"loaded": len(ours.current_loaded_models)} if ours else {}
 
     def interrupt(self, claim_id: str) -> dict[str, Any]:
         self.engine.interrupt(claim_id)

@@ -1,6 +1,7 @@
 """How a run can end badly: refused, failed, out of memory, interrupted; and that the engine is whole afterwards."""
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,34 @@ def test_free_unloads_the_models(engine: EngineClient) -> None:
     engine.run(prompt, "sink")
     assert engine.send("free") == {"loaded": 0}
     assert engine.run(prompt, "sink")["loads"] == 1
+
+
+def test_free_makes_a_running_comfyui_forget_its_outputs(attached: EngineClient) -> None:
+    attached.run(GOOD, "sink")
+    assert "noise" not in attached.run(GOOD, "sink")["started"]
+    attached.send("free")
+    time.sleep(1)  # ComfyUI does it by and by
+    assert "noise" in attached.run(GOOD, "sink")["started"]
+
+
+@pytest.mark.parametrize("empty", [node("ProbeList", sizes=""), node("ProbeLazy", images=out("noise"), on=False)])
+def test_a_running_comfyui_cannot_tell_that_nothing_came_so_another_worker_must(attached: EngineClient, empty: dict[str, Any]) -> None:
+    answer = attached.run({"noise": NOISE, "empty": empty, "sink": node("DistributedSink", images=out("empty"))}, "sink")
+    assert error_of(answer) == ("worker_lacks", {"worker": "pc1-cpu", "lacks": "a way of telling that nothing came to node sink"})
+
+
+def test_an_input_file_over_the_limit_of_a_running_comfyui_is_something_the_worker_lacks(attached: EngineClient) -> None:
+    from distributed_comfy.messages import FileRef, InputFile
+    from distributed_comfy.transport.files import InputCache
+
+    file = FileRef("large.png", "image/png", "ab" * 32, 101 * 2**20, "", "input")
+    cached = InputCache(attached.options.cache_folder).path_of(file)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with cached.open("wb") as sparse:
+        sparse.truncate(file.size_bytes)
+    prompt = {"load": node("LoadImage", image="large.png"), "sink": node("DistributedSink", images=out("load"))}
+    code, fields = error_of(attached.run(prompt, "sink", input_files=(InputFile("load", "image", file),)))
+    assert code == "worker_lacks" and "--max-upload-size" in fields["lacks"]
 
 
 def test_a_model_folder_that_vanishes_makes_no_prompt_invalid(engine: EngineClient) -> None:

@@ -31,9 +31,8 @@ def capability(*without: str, **extra: Any) -> Capability:
 
 def test_the_device_class_is_one_of_its_own_and_names_what_changes_results() -> None:
     found = capability()
-    assert found.device_class == (
-        "attach: cuda:0 NVIDIA GeForce RTX 4090 : cudaMallocAsync, torch 2.8.0+cu128, ComfyUI 0.3.64, --fp8_e4m3fn-text-enc, images of 8 bits"
-    )
+    where = "attach: cuda:0 NVIDIA GeForce RTX 4090 : cudaMallocAsync"
+    assert found.device_class == f"{where}, torch 2.8.0+cu128, ComfyUI 0.3.64, --fp8_e4m3fn-text-enc, images of 8 bits"
     assert (found.engine, found.engine_version, found.tags) == ("attach", "0.3.64", ("t",))
 
 
@@ -48,7 +47,8 @@ def test_classes_lists_files_and_limits_are_read_as_the_other_engine_reads_them(
 
 def test_a_service_is_offered_where_all_stock_nodes_for_it_are_there() -> None:
     services = capability().services or ()
-    assert {"capturing IMAGE", "capturing MASK", "capturing LATENT", "supplying LATENT", "capturing INT", "supplying STRING"} <= set(services)
+    assert {f"capturing {kind}" for kind in ("IMAGE", "MASK", "LATENT", "INT", "FLOAT", "STRING", "BOOLEAN")} <= set(services)
+    assert {f"supplying {kind}" for kind in ("IMAGE", "MASK", "LATENT", "INT", "STRING")} <= set(services)
     assert not [service for service in services if "AUDIO" in service]
     assert "capturing MASK" not in (capability("MaskToImage").services or ())
     assert "running ImageBatchDivider" in (capability(ImageBatchDivider=about({}, "IMAGE")).services or ())

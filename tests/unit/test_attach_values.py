@@ -315,8 +315,8 @@ def test_an_interrupt_of_somebody_else_is_no_fault_of_the_prompt() -> None:
     assert isinstance(error, ComfyUIDropped) and error.retryable and "node 4 (KSampler)" in str(error)
 
 
-@pytest.mark.parametrize("given", [[], ["None"]])
-def test_a_sink_to_which_nothing_or_none_came_is_told_from_a_failing_node(given: list[str]) -> None:
+@pytest.mark.parametrize("given", [[], [None]])
+def test_a_sink_to_which_nothing_or_none_came_is_told_from_a_failing_node(given: list[Any]) -> None:
     assert without_value({**ERROR, "current_inputs": {"images": given}}, {"9~images~files": "9"}) == "9"
     assert without_value({**ERROR, "current_inputs": {"images": ["tensor(1)"]}}, {"9~images~files": "9"}) == ""
     assert without_value({**ERROR, "node_id": "4", "current_inputs": {"images": given}}, {"9~images~files": "9"}) == ""

@@ -30,7 +30,7 @@ def test_what_is_neither_is_refused_by_name_and_not_shown(text: str) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8188", "ftp://x", "http://", "http://a b", "https://x/?token=secret"])
 def test_the_address_of_a_comfyui_is_a_web_address(url: str) -> None:
-    with pytest.raises(SettingInvalid, match="DC_COMFYUI_URL: must be like http://127.0.0.1:8188 or https://host/path") as caught:
+    with pytest.raises(SettingInvalid, match=r"DC_COMFYUI_URL: must be like http://127.0.0.1:8188 or https://host/path") as caught:
         read_settings(comfyui_url=url)
     assert "secret" not in str(caught.value)
 

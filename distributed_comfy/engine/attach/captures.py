@@ -24,6 +24,9 @@ from distributed_comfy.messages import Prompt
 CLAIM_MARK = "distributed_comfy_claim"
 """Input that no stock node has: ComfyUI drops it before the call, but knows the result by it, so the node runs in each claim."""
 
+TAKEN_BY = ("images", "image", "mask", "samples", "source")
+"""Inputs of the stock nodes that take a sink's value."""
+
 Fetch = Callable[[Mapping[str, Any]], Path]
 """Downloads the file of a ui entry."""
 

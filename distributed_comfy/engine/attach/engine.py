@@ -16,7 +16,7 @@ from distributed_comfy.engine.attach.captures import read_capture
 from distributed_comfy.engine.attach.following import History, Prompts, Waiter, prompt_id_of
 from distributed_comfy.engine.attach.listener import EventListener
 from distributed_comfy.engine.attach.outcome import failure, fetch_files, own_outputs, without_value
-from distributed_comfy.engine.attach.server import ComfyServer
+from distributed_comfy.engine.attach.server import TOO_LARGE, ComfyServer
 from distributed_comfy.engine.attach.shelf import InputShelf
 from distributed_comfy.engine.attach.supplies import SlotFeed, Supplier, Supply
 from distributed_comfy.engine.attach.translation import Translation, placed_in, translate
@@ -164,9 +164,14 @@ class AttachEngine:
         return [self._folders.input / value for value in sorted(values)]
 
     def _put(self, content: Path) -> str:
-        name = self._insist(lambda: self._shelf.put(content))
         self._context.alive()
-        return name
+        try:
+            return self._insist(lambda: self._shelf.put(content))
+        except ComfyUIUnreachable as error:
+            if error.fields.get("status") != TOO_LARGE:
+                raise
+            lacks = f"room for an input file of {content.stat().st_size} bytes (its ComfyUI's --max-upload-size)"
+            raise WorkerLacks(worker=self._options.worker, lacks=lacks) from error
 
     # -- run ------------------------------------------------------------------------------------------------------------
     def _executed(self, request: RunRequest, translation: Translation, sink: Sink) -> History:
@@ -178,7 +183,7 @@ class AttachEngine:
         history = self._prompts.follow(prompt_id, self._waiter(sink))
         if history is None:
             raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
-        self._insist(lambda: self._prompts.forget(prompt_id))
+        self._prompts.forget(prompt_id)
         event, facts = ending(history["status"]["messages"])
         if event == SUCCESS and not self._latch.requested:
             return history

@@ -128,8 +128,11 @@ class Prompts:
             self._server.order("/queue", {"delete": [prompt_id]})
 
     def forget(self, prompt_id: str) -> None:
-        """Take a finished prompt out of the history, which its owner would take for his own."""
-        self._server.order("/history", {"delete": [prompt_id]})
+        """Take a finished prompt out of the history, where people would take it for their own; nothing depends on it."""
+        try:
+            self._server.order("/history", {"delete": [prompt_id]})
+        except ComfyUIUnreachable as error:
+            log.debug("prompt %s stays in the history: %s", prompt_id, error)
 
     def _order_once(self, body: dict[str, Any], prompt_id: str) -> Answer | None:
         """The answer; None where a prompt is there whose answer was lost."""

@@ -115,7 +115,13 @@ class EventListener:
 
     # -- messages -------------------------------------------------------------------------------------------------------
     def _hear(self, message: str | bytes) -> None:
-        """One message; whatever this version does not know is dropped."""
+        """One message; whatever is not known here is dropped, for nodes send messages of their own."""
+        try:
+            self._understand(message)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.debug("a message of ComfyUI is not understood: %r", error)
+
+    def _understand(self, message: str | bytes) -> None:
         with self._lock:
             sink = self._sink
             if sink is None:
@@ -124,8 +130,8 @@ class EventListener:
                 self._hear_picture(sink, message)
                 return
             event = json.loads(message)
-            facts = event.get("data") or {}
-            if facts.get("prompt_id") == self._prompt_id:
+            facts = event.get("data")
+            if isinstance(facts, dict) and facts.get("prompt_id") == self._prompt_id:
                 self._hear_event(sink, str(event.get("type")), facts)
 
     def _hear_event(self, sink: Sink, kind: str, facts: dict[str, Any]) -> None:

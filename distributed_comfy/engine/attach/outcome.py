@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distributed_comfy.engine.attach.captures import file_entries, without_claim
+from distributed_comfy.engine.attach.captures import TAKEN_BY, file_entries, without_claim
 from distributed_comfy.engine.base import OutputFile
 from distributed_comfy.engine.endings import INTERRUPTED, node_failure
 from distributed_comfy.engine.folders import WorkFolders, written_files
@@ -45,8 +45,8 @@ def failure(event: str, facts: dict[str, Any], origin: Mapping[str, str], device
 
 def without_value(facts: Mapping[str, Any], origin: Mapping[str, str]) -> str:
     """The sink that failed because no value, or None, came to the stock nodes in its place; empty where it was anything else."""
-    given = (facts.get("current_inputs") or {}).values()
-    nothing = bool(given) and all(value in ([], ["None"]) for value in given)
+    given = facts.get("current_inputs") or {}
+    nothing = any(given.get(name) in ([], [None]) for name in TAKEN_BY)
     return origin.get(str(facts.get("node_id")), "") if nothing else ""
 
 

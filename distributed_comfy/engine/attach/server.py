@@ -27,6 +27,8 @@ HEARTBEAT_S = 30.0
 _PIECE_BYTES = 2**20
 _GOOD = 200
 _UNKNOWN_USER = (401, 403)
+TOO_LARGE = 413
+"""Field ``status`` of `ComfyUIUnreachable` where a file is over ComfyUI's ``--max-upload-size``."""
 BAD_GATEWAY = 502
 """From here on it is a proxy that answers, for a ComfyUI that does not."""
 
@@ -187,7 +189,7 @@ class ComfyServer:
     def _refused(self, path: str, status: int) -> ComfyUIUnreachable:
         remedy = ", so DC_COMFYUI_HEADERS must say who asks" if status in _UNKNOWN_USER else ""
         lost = SILENT if status >= BAD_GATEWAY else ""
-        return ComfyUIUnreachable(url=self.shown, reason=f"{path} gives status {status}{remedy}", lost=lost)
+        return ComfyUIUnreachable(url=self.shown, reason=f"{path} gives status {status}{remedy}", lost=lost, status=status)
 
 
 def _patient() -> aiohttp.ClientTimeout:
@@ -207,6 +209,8 @@ def _words(error: Exception) -> str:
     """An error without the address that it holds, which may have a password."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"{type(error.os_error).__name__}: {error.os_error.strerror or error.os_error}"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted ({error.certificate_error})"
     if isinstance(error, aiohttp.WSServerHandshakeError):
         return f"the web socket gives status {error.status}"
     return type(error).__name__

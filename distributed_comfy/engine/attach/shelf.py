@@ -6,6 +6,7 @@ held; what is not needed any more is emptied, the longest unused first, so that 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class InputShelf:
         self._folder = f"{FOLDER}/{worker}"
         self._record = record
         self._empty = empty
-        self._sizes: dict[str, int] = json.loads(record.read_text()) if record.is_file() else {}
+        self._sizes = _remembered(record)
         self._sent: set[str] = set()
         """Sent by this process: what an earlier one sent may have been removed by the user."""
 
@@ -69,4 +70,12 @@ class InputShelf:
         self._write()
 
     def _write(self) -> None:
-        self._record.write_text(json.dumps(self._sizes))
+        """Whole or not at all: this process may be killed at any time."""
+        partial = self._record.with_suffix(".part")
+        partial.write_text(json.dumps(self._sizes))
+        os.replace(partial, self._record)
+
+
+def _remembered(record: Path) -> dict[str, int]:
+    sizes: dict[str, int] = json.loads(record.read_text()) if record.is_file() else {}
+    return sizes

@@ -276,7 +276,9 @@ def test_events_of_our_prompt_alone_reach_the_sink_under_the_items_ids_also_afte
 
     about = json.dumps({"node_id": "7", "prompt_id": "id"}).encode()
     say(state("other", "7", 1), {"type": "executing", "data": {"prompt_id": "id", "node": "7"}}, state("id", "7", 2), state("id", "7", 2))
-    say(b"\0\0\0\1\0\0\0\1jpeg", b"\0\0\0\4" + len(about).to_bytes(4, "big") + about + b"more", b"\0\0\0\1", {"type": "status", "data": None})
+    say(b"\0\0\0\1\0\0\0\1jpeg", b"\0\0\0\4" + len(about).to_bytes(4, "big") + about + b"more")
+    say(b"\0\0\0\1", b"\0\0\0\4\0\0\0\4oops", {"type": "status", "data": None}, {"type": "pack", "data": [1]}, [2])
+    say({"type": "progress", "data": {"prompt_id": "id", "value": None, "max": 3}})
     asyncio.run_coroutine_threadsafe(queue.sockets[-1].close(), queue.loop).result()  # type: ignore[attr-defined]
     until(lambda: len(queue.sockets) == 2)
     listener.news.clear()
