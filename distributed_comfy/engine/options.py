@@ -61,8 +61,8 @@ class EngineOptions:
     """The running ComfyUI that engine ``attach`` drives."""
     comfyui_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Of each request to it; they may hold a password."""
-    comfyui_wait_s: float = 30.0
-    """How long a start waits for it."""
+    comfyui_wait_s: float = 10.0
+    """How long a start waits for it; the next one follows at once."""
     execution_log: Path | None = None
     """One line ``job index claim pid`` for each execution that begins."""
     threads: int = 0

@@ -43,8 +43,8 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
     """
     engine = choose_engine(settings)
     tree = find_comfyui(settings) if engine == "comfyui" else None
-    if engine == "attach" and settings.device:
-        log.warning("device %s is not used: the ComfyUI at %s has its own", settings.device, redact_url(settings.comfyui_url))
+    if engine == "attach":
+        _tell_unused(settings)
     if engine == "comfyui" and tree is None:
         reason = "not set, and there is no ComfyUI in ~/comfy/ComfyUI; set it, or use --comfyui DIR or --engine builtin"
         raise SettingInvalid(name="COMFYUI_PATH", reason=reason)
@@ -73,6 +73,13 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
+
+
+def _tell_unused(settings: Settings) -> None:
+    """Name what was set for a ComfyUI that we start, where we drive one that runs."""
+    for what, value in (("device", settings.device), ("ComfyUI arguments", settings.comfyui_args)):
+        if value:
+            log.warning("%s %s: not used, for the ComfyUI at %s has its own", what, value, redact_url(settings.comfyui_url))
 
 
 def _arguments(text: str) -> tuple[str, ...]:

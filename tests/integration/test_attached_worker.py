@@ -45,7 +45,7 @@ def test_a_worker_says_which_comfyui_it_waits_for_and_stays(nobody: str, redis_s
         until(lambda: "waits for its ComfyUI" in log.read_text(), log.read_text)
         said = log.read_text()
         assert f"ComfyUI at http://me:***@{nobody} does not answer: ConnectionRefusedError" in said and "set DC_COMFYUI_URL" in said
-        assert "device cuda:3 is not used" in said
+        assert "device cuda:3: not used" in said
         engine = tmp_path / "workers" / "w1" / "engine.log"
         time.sleep(2)
         assert worker.poll() is None, "it does not end"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distributed_comfy.engine.attach.capability import NodeListing, describe, first_device
+from distributed_comfy.engine.attach.capability import NODE_PACK, NodeListing, describe, first_device
 from distributed_comfy.engine.attach.captures import read_capture
 from distributed_comfy.engine.attach.following import History, Prompts, Waiter, prompt_id_of
 from distributed_comfy.engine.attach.listener import EventListener
@@ -74,6 +74,8 @@ class AttachEngine:
         self._shelf = InputShelf(self._server.upload, options.worker, self._work / "shelf.json", self._work / "empty")
         self._memory: DeviceMemory | None = None
         self._capability = self._wait_for_comfyui()
+        if NODE_PACK in (self._capability.services or ()):
+            log.info("ComfyUI at %s has %s", self._server.shown, NODE_PACK)
         self._prompts.clear_leftovers()
         self._listener = EventListener(self._server, _end_without_comfyui)
         self._latch = InterruptLatch(self._listener.news.set)
