@@ -278,8 +278,8 @@ def slug(text: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """``url`` without its password, for logs and messages."""
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+    """``url`` without its password, or the token in its place, for logs and messages."""
+    return re.sub(r"://[^:@/]+@", "://***@", re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url))
 
 
 def _login_name() -> str:

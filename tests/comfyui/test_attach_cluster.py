@@ -250,7 +250,7 @@ def test_a_comfyui_that_dies_costs_its_item_a_second_execution_and_is_awaited(
 def network(pair: Rig, plain: PlainComfyUI) -> Iterator[PartitionProxy]:
     """The network between worker ``far`` and the plain ComfyUI."""
     with network_to(plain.url.replace("http://", "redis://")) as proxy:
-        pair.start("far", engine="attach", comfyui_url=f"http://127.0.0.1:{proxy.port}", worker_tags="far")
+        pair.start("far", engine="attach", comfyui_url=f"http://127.0.0.1:{proxy.port}", worker_tags="far", describe_interval_s=1)
         yield proxy
         pair.stop("far")
 

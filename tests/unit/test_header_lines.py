@@ -5,7 +5,7 @@ import pytest
 
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.header_lines import parse_headers
-from distributed_comfy.settings import read_settings
+from distributed_comfy.settings import read_settings, redact_url
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,16 @@ def test_the_address_of_a_comfyui_is_a_web_address(url: str) -> None:
 
 def test_an_address_keeps_its_path_and_loses_the_slash_at_its_end() -> None:
     assert read_settings(comfyui_url="https://u:p@pod.example/proxy/8188/").comfyui_url == "https://u:p@pod.example/proxy/8188"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://token@pod/x", "https://***@pod/x"),
+        ("http://u:p@h:1", "http://u:***@h:1"),
+        ("redis://:p@h/0", "redis://:***@h/0"),
+        ("http://h/a@b", "http://h/a@b"),
+    ],
+)
+def test_an_address_is_shown_without_what_opens_it(url: str, shown: str) -> None:
+    assert redact_url(url) == shown

@@ -86,14 +86,21 @@ class AttachEngine:
         give_up = time.monotonic() + self._options.comfyui_wait_s
         while True:
             try:
-                return self.describe()
+                return self._look()
             except ComfyUIUnreachable:
                 if time.monotonic() >= give_up:
                     raise
             time.sleep(_RETRY_S)
 
     def describe(self) -> Capability:
-        """See `engine.base.Engine.describe`."""
+        """See `engine.base.Engine.describe`; while ComfyUI does not answer, what was known: whether it is gone is decided elsewhere."""
+        try:
+            self._capability = self._look()
+        except ComfyUIUnreachable as error:
+            log.warning("%s; its node classes stay as they were", error)
+        return self._capability
+
+    def _look(self) -> Capability:
         stats = self._server.ask("/system_stats")
         self._listing = NodeListing(self._server.ask("/object_info"))
         self._memory = _memory(stats)
@@ -143,7 +150,7 @@ class AttachEngine:
         """What is queued; node classes are looked at again where one is unknown, for ComfyUI may have been started anew."""
         foreign = {node["class_type"] for node in request.prompt.values()} - OWN_CLASSES
         if not foreign <= self._listing.info.keys():
-            self._insist(self.describe)
+            self._insist(self._look)
         require_classes(self._listing.info.keys() | OWN_CLASSES, request.prompt, self._options.worker)
         (self._work / "run").mkdir(parents=True, exist_ok=True)
         names = {path.name: self._put(path) for path in self._placed(request)}
