@@ -9,24 +9,23 @@ from distributed_comfy.engine.catalogue import Catalogue, Declaration, declarati
 from distributed_comfy.engine.flags import telling_flags
 from distributed_comfy.messages import Capability
 from distributed_comfy.workflow.classes import (
+    AUDIO_DIVIDER_CLASS,
     COLLECTOR_CLASS,
+    EMPTY_IMAGE_CLASS,
+    IMAGE_DIVIDER_CLASS,
     MODEL_NAME_CLASS,
-    OWN_CLASSES,
-    SEED_CLASS,
     SINK_CLASS,
-    SOURCE_CLASS,
-    TILE_CONDITIONING_CLASS,
-    TILE_MODEL_CLASS,
-    UPSCALE_CLASS,
-    VALUE_CLASS,
 )
 from distributed_comfy.workflow.services import capturing, running, supplying
 
 LISTINGS = {("LoadLatent", "latent"): "input"}
 """Stock inputs that list the input folder without a mark that says so."""
 
-FROM_PLANNING = frozenset({SEED_CLASS, VALUE_CLASS, UPSCALE_CLASS, SINK_CLASS, SOURCE_CLASS, TILE_CONDITIONING_CLASS, TILE_MODEL_CLASS})
-"""Classes that planning replaces, or puts in; should ComfyUI list one of these names, what it has is not what is meant."""
+OF_PACKS = frozenset({IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, EMPTY_IMAGE_CLASS})
+"""Classes of this project that other packs have as well, with the same meaning.
+
+All others are replaced by planning, or put in by it: should ComfyUI list such a name, what it has is not what is meant.
+"""
 
 STOCK_NODES = {
     capturing("IMAGE"): ("PreviewImage",),
@@ -83,7 +82,7 @@ class NodeListing:
     def services(self) -> tuple[str, ...]:
         """What of `Requirement.services` can be done with these classes."""
         found = {service for service, classes in STOCK_NODES.items() if self.info.keys() >= set(classes)}
-        found |= {running(name) for name in OWN_CLASSES - FROM_PLANNING if name in self.info}
+        found |= {running(name) for name in OF_PACKS if name in self.info}
         if self.info.get(SINK_CLASS, {}).get("category") == OUR_CATEGORY:
             found.add(NODE_PACK)
         return tuple(sorted(found))
