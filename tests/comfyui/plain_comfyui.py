@@ -74,7 +74,7 @@ class PlainComfyUI:
 def plain_comfyui(
     root: Path, python: str, base_directory: Path, folder: Path, *, threads: int, port: int = 0
 ) -> Iterator[PlainComfyUI]:
-    """ComfyUI as a user would start it, on the CPU, with ``threads`` threads; output, temp and database in ``folder``."""
+    """ComfyUI as a user would start it, on the CPU, with ``threads`` threads; input, output, temp and database in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,11 +82,13 @@ def plain_comfyui(
         port = int(probe.getsockname()[1])
     command = [
         python, str(root / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base_directory),
-        "--output-directory", str(folder / "output"), "--temp-directory", str(folder), "--disable-auto-launch", "--disable-api-nodes",
+        "--input-directory", str(folder / "input"), "--output-directory", str(folder / "output"), "--temp-directory", str(folder),
+        "--disable-auto-launch", "--disable-api-nodes",
         "--database-url", f"sqlite:///{(folder / 'comfyui.db').as_posix()}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    (folder / "output").mkdir(exist_ok=True)
+    for own in ("input", "output"):
+        (folder / own).mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
     try:
