@@ -224,6 +224,27 @@ class WorkerUnknown(BadInput):
     sentence = "no worker {name!r}; `distributed-comfy workers list` shows the known ones"
 
 
+class WorkersFileWrong(BadInput):
+    """The configuration of a host's workers, or a change to it, has something that cannot be used."""
+
+    code = "workers_file_wrong"
+    sentence = "{source}: {place} {reason}"
+
+
+class OrderRefused(BadInput):
+    """A host's agent, or a worker, cannot do what it was told."""
+
+    code = "order_refused"
+    sentence = "{what}: {reason}"
+
+
+class AgentRunning(BadInput):
+    """The host has an agent already."""
+
+    code = "agent_running"
+    sentence = "an agent of host {host} is running already (pid {pid}, user {user}); end that one, or set DC_HOST if this is another host"
+
+
 class OutputUnwritable(BadInput):
     """The output folder cannot be written."""
 
@@ -272,6 +293,21 @@ class NoCapableWorker(ClusterUnavailable):
 
     code = "no_capable_worker"
     sentence = "no live worker can run this prompt: {lacks}; install what is missing, or give it time with --wait SECONDS"
+
+
+class NoAgent(ClusterUnavailable):
+    """The host that an order is for has no agent."""
+
+    code = "no_agent"
+    sentence = "no agent answers on host {host}; start one there with `distributed-comfy up`; agents alive: {alive}"
+
+
+class AgentSilent(ClusterUnavailable):
+    """An agent lives and did not answer an order in time; the order is not carried out later."""
+
+    code = "agent_silent"
+    retryable = True
+    sentence = "the agent of host {host} did not answer within {seconds} s; what it says on its terminal, or in its log, tells why"
 
 
 class RedisUnreachable(ClusterUnavailable):

@@ -10,6 +10,7 @@ from celery import Celery
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s, connect
+from distributed_comfy.state.hosts import HostTable
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts
@@ -34,6 +35,7 @@ class Cluster:
     blobs: RedisBlobStore
     jobs: JobTable
     workers: WorkerTable
+    hosts: HostTable
     matching: Matching
     app: Celery
 
@@ -64,7 +66,8 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     jobs = JobTable(scripts, matching, settings)
     jobs.set_byte_limit(_byte_limit(settings, blobs))
     workers = WorkerTable(scripts, matching, settings)
-    return Cluster(settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, matching, app)
+    hosts = HostTable(scripts, settings)
+    return Cluster(settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app)
 
 
 def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:

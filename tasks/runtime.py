@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import os
+import signal
 import threading
 import time
 import uuid
@@ -136,6 +137,7 @@ class WorkerRuntime:
             pid=os.getpid(),
             tags=capability.tags,
             package_version=__version__,
+            started_by=self.settings.starter,
         )
 
     # -- events of the engine --------------------------------------------------------------------------------------------
@@ -274,6 +276,8 @@ class WorkerRuntime:
             self.engine.describe()
         elif order == "free":
             self.engine.free()
+        elif order == "end":
+            signal.raise_signal(signal.SIGTERM)  # the consumer's handler for it runs in the main thread
 
     def _quietly(self, what: str, action: Callable[[], object]) -> None:
         """Servers may be away: the next tick tries again.  Said once per outage."""

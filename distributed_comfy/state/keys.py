@@ -63,6 +63,9 @@ _TEMPLATES = {
     "level": "level:{}",  # ZSET submitter -> running, then least recently served
     "heads": "heads:{}:{}",  # level, submitter: ZSET signature -> score of its first job
     "queue": "queue:{}:{}:{}",  # level, signature, submitter: ZSET job -> running, then age
+    "hosts": "hosts",  # SET of hosts whose agents were heard of
+    "host": "host:{}",  # STRING with PX: the record of a host's agent, its sign of life
+    "answer": "host:{}:answer:{}",  # STRING with PX: an agent's answer to an order; also the channel that tells of it
     "worker": "worker:{}",
     "claims": "worker:{}:claims",
     "calls": "worker:{}:calls",  # HASH signature -> tickets under way that were sent for it
@@ -78,7 +81,7 @@ _TEMPLATES = {
     "cap_sigs": "cap:{}:sigs",
     "cap_workers": "cap:{}:workers",
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews
-    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free"
+    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free", "end"
 }
 
 

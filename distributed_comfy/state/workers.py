@@ -133,6 +133,10 @@ class WorkerTable:
         """Let a worker describe its models and node classes now instead of at its next interval; False where nobody heard it."""
         return self._order(name, "look")
 
+    def end(self, name: str) -> bool:
+        """Let a worker finish and end, as SIGTERM does; False where nobody heard it."""
+        return self._order(name, "end")
+
     def _order(self, name: str, order: str) -> bool:
         client, channel = self._scripts.client, self._scripts.keys("orders", name)
         return bool(self._scripts.reply(lambda: client.publish(channel, order)))
@@ -267,6 +271,7 @@ def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int, 
         max(0, lease_ms),
         DeviceMemory(*map(int, memory.split("|"))) if memory else None,
         int(fields.get("engine_ms", 0)) / 1000,
+        fields.get("drained") == "1",
     )
 
 
