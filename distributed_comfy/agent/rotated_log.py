@@ -6,7 +6,7 @@ import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 LIMIT_BYTES = 10 * 2**20
 KEPT = 2
@@ -77,7 +77,7 @@ def cut_if_long(path: Path, limit_bytes: int = LIMIT_BYTES, kept: int = KEPT) ->
     return True
 
 
-def pump(source: BinaryIO, target: RotatedLog, name: str) -> threading.Thread:
+def pump(source: IO[bytes], target: RotatedLog, name: str) -> threading.Thread:
     """Copy a pipe into a log until its other end closes, from a thread that is returned; a full disk loses lines and ends nobody."""
 
     def copy() -> None:

@@ -18,6 +18,8 @@ _EXAMPLE = '{"workers": {"pc1-cuda0": {"device": "cuda:0"}}}'
 
 Change = Callable[[dict[str, Any]], None]
 """Alters a configuration given as JSON values, in place."""
+Check = Callable[[HostConfiguration], object]
+"""Raises what is wrong with a configuration on this host."""
 
 
 class WorkersFile:
@@ -70,12 +72,13 @@ class WorkersFile:
                 partial.unlink(missing_ok=True)
             raise SettingInvalid(name=VARIABLE, reason=f"cannot write {self.path}: {_said(error)}; name another file") from error
 
-    def change(self, alter: Change, source: str) -> HostConfiguration:
+    def change(self, alter: Change, source: str, check: Check) -> HostConfiguration:
         """Read it, alter it, check it, write it.
 
         Args:
             alter: see `Change`.
             source: who wants that, for messages.
+            check: see `Check`.
         Returns:
             What it says now.
         Raises:
@@ -85,6 +88,7 @@ class WorkersFile:
         plain = plain_configuration(self.read())
         alter(plain)
         changed = parse_configuration(plain, source)
+        check(changed)
         self.write(changed)
         return changed
 

@@ -106,11 +106,16 @@ def naming_options(**given: tuple[str, object]) -> Iterator[None]:
         raise SettingInvalid(name=options[error.name], reason=error.reason) from error
 
 
-def interruptibly(output: Output, work: Callable[[threading.Event], T]) -> T:
+def interruptibly(output: Output, work: Callable[[threading.Event], T], at_once: Callable[[], None] | None = None) -> T:
     """Run ``work`` in a thread; Ctrl-C (or SIGTERM) sets its event, a second one ends the process at once.
 
     An exception that breaks in anywhere could leave something running that was just being started; an event cannot.  Whoever is left
     behind by the second Ctrl-C ends by itself: workers with their standard input, private servers with their keeper.
+
+    Args:
+        output: says that the end has begun.
+        work: what is done.
+        at_once: called in the signal handler of the second Ctrl-C.
     """
     from distributed_comfy.orchestrator.background import Background
 
@@ -119,6 +124,8 @@ def interruptibly(output: Output, work: Callable[[threading.Event], T]) -> T:
     def on_signal(number: int, frame: FrameType | None) -> None:
         if background.stopping:
             output.remarks.show_cursor(True)
+            if at_once is not None:
+                at_once()
             os._exit(INTERRUPTED)
         background.stop()
 

@@ -25,6 +25,18 @@ def _worker() -> click.Command:
     return worker
 
 
+def _up() -> click.Command:
+    from distributed_comfy.cli.up import up
+
+    return up
+
+
+def _hosts() -> click.Command:
+    from distributed_comfy.cli.hosts import hosts
+
+    return hosts
+
+
 def _workers() -> click.Command:
     from distributed_comfy.cli.workers import workers
 
@@ -59,7 +71,9 @@ _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
-    "workers": (_workers, "List workers; drain and undrain them, let them look for new models."),
+    "up": (_up, "Run this host's workers: one on each GPU, started again when they end."),
+    "hosts": (_hosts, "List hosts with their devices, workers and configuration."),
+    "workers": (_workers, "List workers; add, edit, start, stop and drain them, on any host."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),

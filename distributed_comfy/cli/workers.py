@@ -9,6 +9,7 @@ import click
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.worker_orders import ORDERS
 from distributed_comfy.errors import WorkerUnknown
 from distributed_comfy.state.records import WorkerState
 from distributed_comfy.state.workers import WorkerTable
@@ -17,6 +18,10 @@ from distributed_comfy.state.workers import WorkerTable
 @click.group()
 def workers() -> None:
     """Workers of the cluster: what they run, what they do, whether they may have more."""
+
+
+for order in ORDERS:
+    workers.add_command(order)
 
 
 @workers.command("list")
@@ -85,6 +90,10 @@ def free(output: Output, /, name: str | None) -> None:
     _tell(output, name, WorkerTable.free, "frees its device as soon as nothing runs there", "try again")
 
 
+workers.add_command(undrain, "resume")
+workers.add_command(free, "clear-memory")
+
+
 def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], bool], heard: str, unheard: str) -> None:
     """Give an order to one worker or to all, and say who heard it."""
     with connected(output) as cluster:
@@ -127,4 +136,5 @@ def _as_json(worker: WorkerState) -> dict[str, Any]:
         "tags": list(facts.tags),
         "pid": facts.pid,
         "package_version": facts.package_version,
+        "started_by": facts.started_by,
     }

@@ -98,7 +98,8 @@ def visible_gpus(gpus: Sequence[_Gpu], visible: str | None) -> tuple[HostDevice,
     if visible:
         chosen = []
         for wanted in (part.strip() for part in visible.split(",")):
-            match = next((gpu for gpu in gpus if str(gpu.index) == wanted or (wanted.startswith("GPU-") and gpu.uuid.startswith(wanted))), None)
+            by_id = wanted.startswith("GPU-")
+            match = next((gpu for gpu in gpus if (gpu.uuid.startswith(wanted) if by_id else str(gpu.index) == wanted)), None)
             if match is None:
                 break  # CUDA itself stops at the first one that is not there
             chosen.append(match)

@@ -48,12 +48,18 @@ class HostTable:
             time.sleep(_TAKE_POLL_S)
         self._scripts.reply(lambda: self._client.sadd(self._keys("hosts"), record.host))
 
-    def renew(self, record: HostRecord) -> None:
-        """Say that the agent lives, and how its host is."""
+    def renew(self, record: HostRecord) -> HostRecord | None:
+        """Say that the agent lives, and how its host is.
+
+        Returns:
+            The record of another agent that has just said the same of this host: two machines have one name.
+        """
         pipe = self._client.pipeline(transaction=False)
-        pipe.set(self._keys("host", record.host), dump(record), px=self._lease_ms)
+        pipe.set(self._keys("host", record.host), dump(record), px=self._lease_ms, get=True)
         pipe.sadd(self._keys("hosts"), record.host)  # a Redis that came back empty
-        self._scripts.reply(pipe.execute)
+        before, _ = self._scripts.reply(pipe.execute)
+        other = load(HostRecord, before) if before else None
+        return other if other is not None and other.incarnation != record.incarnation else None
 
     def leave(self, host: str) -> None:
         """The agent ends."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -224,10 +224,14 @@ class WorkerTable:
         return Reaped(gone, abandoned)
 
     # -- listing -------------------------------------------------------------------------------------------------------
-    def workers(self) -> list[WorkerState]:
-        """All registered workers, by name; not those that left in an orderly way, which the next tick of a reaper takes off the table."""
+    def workers(self, among: Collection[str] | None = None) -> list[WorkerState]:
+        """All registered workers, by name; not those that left in an orderly way, which the next tick of a reaper takes off the table.
+
+        Args:
+            among: only these, where they are registered.
+        """
         client, keys = self._scripts.client, self._scripts.keys
-        names = sorted(self._scripts.reply(lambda: client.smembers(keys("workers"))))
+        names = sorted(self._scripts.reply(lambda: client.smembers(keys("workers"))) if among is None else among)
         pipe = client.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(keys("worker", name))
