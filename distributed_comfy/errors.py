@@ -307,7 +307,7 @@ class AgentSilent(ClusterUnavailable):
 
     code = "agent_silent"
     retryable = True
-    sentence = "the agent of host {host} did not answer within {seconds} s; see what it says there, on its terminal or in its log"
+    sentence = "the agent of host {host} did not answer within {seconds} s; check what it says there, on its terminal or in its log"
 
 
 class RedisUnreachable(ClusterUnavailable):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.errors import WorkersFileWrong
 
 GPU_THREADS = 4
@@ -65,7 +66,7 @@ def plan_placement(wishes: Sequence[Wish], topology: Topology) -> dict[str, Plac
     chosen = {wish.name: wish.cores for wish in wishes if wish.cores and topology.cores}
     for name, cpus in chosen.items():
         if absent := sorted(set(cpus) - allowed):
-            reason = f"has CPUs {absent} that the agent may not use; it may use {sorted(allowed)}"
+            reason = f"has CPUs {format_cpus(absent)}, which the agent may not use; it may use {format_cpus(allowed)}"
             raise WorkersFileWrong(source="the workers of this host", place=f"workers.{name}.cores", reason=reason)
     taken = {cpu for cpus in chosen.values() for cpu in cpus}
     free = [core for core in topology.cores if not taken.intersection(core)]

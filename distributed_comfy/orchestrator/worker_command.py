@@ -1,6 +1,7 @@
 """Starts ``distributed-comfy worker`` as a child process, finds its logs, and asks it to end; for `run` and for agents."""
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ ENGINE_LOG = "engine.log"
 _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
+_GOOD_NEWS = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO) ")
 
 
 def worker_folder(settings: Settings, name: str) -> Path:
@@ -63,8 +65,8 @@ def log_tail(folder: Path) -> list[str]:
 
 
 def last_words(folder: Path) -> str:
-    """Why a worker says it ended: its last error, else its last line; empty where it said nothing."""
-    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip()]
+    """Why a worker says it ended: its last error, else its last line; empty where that only tells of something that went well."""
+    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip() and not _GOOD_NEWS.match(line)]
     complaints = [line for line in lines if line.startswith(_COMPLAINT)]
     return (complaints or lines or [""])[-1].removeprefix(_COMPLAINT)
 
