@@ -101,7 +101,8 @@ def agent_page(page: str) -> str:
     for model in (HostConfiguration, WorkerConfiguration):
         head = f"<!-- {model.__name__} -->\n| Field | Default | Meaning |\n|---|---|---|\n"
         table = head + "".join(f"{row}\n" for row in field_rows(model))
-        page = re.sub(rf"<!-- {model.__name__} -->\n(\|.*\n)*", lambda _, table=table: table, page)
+        before, after = re.split(rf"<!-- {model.__name__} -->\n(?:\|.*\n)*", page)
+        page = before + table + after
     return page
 
 

@@ -13,7 +13,8 @@ import redis
 from celery.worker import state as celery_state
 
 from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
-from distributed_comfy.messages import HostAnswer, HostOrder, load
+from distributed_comfy.host_messages import HostAnswer, HostOrder
+from distributed_comfy.messages import load
 from tasks.app import HOST_ORDER, host_queue, make_app
 from tasks.cluster import Cluster
 

@@ -8,7 +8,8 @@ from typing import Any
 from kombu.exceptions import OperationalError
 
 from distributed_comfy.errors import NoAgent, RedisUnreachable, from_wire
-from distributed_comfy.messages import HostAnswer, HostOrder, HostVerb, dump, sign_order
+from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb, sign_order
+from distributed_comfy.messages import dump
 from tasks.app import HOST_ORDER, host_queue
 from tasks.cluster import Cluster
 
@@ -26,7 +27,7 @@ def send_order(cluster: Cluster, host: str, order: HostOrder, *, timeout_s: floa
         host: whose agent it is for.
         order: see `order_for`.
         timeout_s: how long to wait; the agent does not begin it after that.
-        secret: of the agent, where this process may read it, see `distributed_comfy.messages.sign_order`.
+        secret: of the agent, where this process may read it, see `distributed_comfy.host_messages.sign_order`.
     Raises:
         NoAgent: the host has no living agent; nothing was sent.
         AgentSilent: it lives and does not answer.

@@ -33,7 +33,8 @@ class AgentProcess:
         self.line = line
         self.file = line.folder / "workers.json"
         self.log = line.folder / "up.log"
-        line.environment.update(DC_WORKERS_FILE=str(self.file), DC_HOST=HOST, DC_ENGINE="builtin", DC_LEASE_TTL_S="3", DC_RENEW_INTERVAL_S="1")
+        lease = {"DC_LEASE_TTL_S": "3", "DC_RENEW_INTERVAL_S": "1"}
+        line.environment.update(DC_WORKERS_FILE=str(self.file), DC_HOST=HOST, DC_ENGINE="builtin", **lease)
         self.cluster: Cluster = open_cluster(read_settings(lease_ttl_s=3.0), redis_url, blob_url)
         self._started: list[subprocess.Popen[bytes]] = []
 

@@ -1,4 +1,4 @@
-"""What an agent does when it is told to: each verb of `distributed_comfy.messages.HostVerb`, what it answers, and what it refuses."""
+"""What an agent does when it is told to: each verb of `distributed_comfy.host_messages.HostVerb`, what it answers, and what it refuses."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.configuration import WorkerConfiguration, parse_worker, shown_configuration
 from distributed_comfy.errors import OrderRefused, WorkerUnknown
-from distributed_comfy.messages import HostAnswer, HostOrder, is_signed
+from distributed_comfy.host_messages import HostAnswer, HostOrder, is_signed
 from tasks.names import default_worker_name
 
 _CHANGES = ("add", "edit", "remove")

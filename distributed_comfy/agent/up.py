@@ -41,7 +41,7 @@ class LocalAgent:
     pid: int
     user: str
     secret: str
-    """Signs orders of this user, see `distributed_comfy.messages.sign_order`."""
+    """Signs orders of this user, see `distributed_comfy.host_messages.sign_order`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import OrderRefused, WorkerUnknown
-from distributed_comfy.messages import HostAnswer, HostOrder
+from distributed_comfy.host_messages import HostAnswer, HostOrder
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.settings import slug
 from distributed_comfy.state.records import WorkerFacts

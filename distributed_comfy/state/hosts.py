@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from distributed_comfy.errors import AgentRunning, AgentSilent
-from distributed_comfy.messages import HostAnswer, dump, load
+from distributed_comfy.host_messages import HostAnswer
+from distributed_comfy.messages import dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.records import HostRecord
 from distributed_comfy.state.scripts import Scripts

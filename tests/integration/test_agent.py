@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from distributed_comfy.errors import NoAgent, OrderRefused
-from distributed_comfy.messages import HostOrder, dump
+from distributed_comfy.host_messages import HostOrder
+from distributed_comfy.messages import dump
 from tasks.host_orders import order_for, post_order, send_order
 from tests.agent_process import HOST, AgentProcess, engine_pid, gone
 from tests.command_line import CommandLine, pictures, until
@@ -63,8 +64,7 @@ def test_a_running_item_is_finished_at_the_first_ctrl_c_and_given_back_at_the_se
     agent.write(workers={"pc1-cpu": {"device": "cpu", "environment": {"DC_DRAIN_TIMEOUT_S": "30"}}})
     process = agent.start()
     worker = agent.wait("pc1-cpu", "running")
-    prompt = pictures(steps=200_000, width=256, height=256)
-    job = line.run("run", line.write("graph.json", prompt), "--items", "1", "--detach", "--json").json["job"]
+    job = line.run("run", line.write("graph.json", slow_pictures()), "--items", "1", "--detach", "--json").json["job"]
     until(lambda: agent.cluster.jobs.job_state(job).counts.get("running") == 1)
     os.killpg(process.pid, signal.SIGINT)
     agent.wait("pc1-cpu", "stopping")
@@ -359,6 +359,6 @@ def test_a_service_or_container_is_told_by_its_own_means(line: CommandLine) -> N
 
 def slow_pictures() -> dict[str, object]:
     """An item that takes long."""
-    return pictures(steps=200_000, width=256, height=256)  # type: ignore[return-value]
+    return pictures(steps=10_000, width=1024, height=1024)  # type: ignore[return-value]
 
 

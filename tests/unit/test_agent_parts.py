@@ -15,7 +15,8 @@ from distributed_comfy.agent.launching import Launcher, Plan
 from distributed_comfy.agent.placement import Placement
 from distributed_comfy.agent.processes import process_start
 from distributed_comfy.agent.rotated_log import RotatedLog, cut_if_long, pump
-from distributed_comfy.messages import HostOrder, dump, is_signed, load, sign_order
+from distributed_comfy.host_messages import HostOrder, is_signed, sign_order
+from distributed_comfy.messages import dump, load
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import last_words
 from distributed_comfy.settings import Settings
