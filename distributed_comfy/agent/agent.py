@@ -113,6 +113,7 @@ class Agent:
                 elif worker.process is not None:
                     log.info("worker %s: goes on without the agent (pid %d); the next `up` takes it back", worker.name, worker.process.pid)
         while not self._outlives and any(worker.process is not None for worker in self._workers.values()):
+            self._tend()  # here too, should the thread have died
             time.sleep(_ENDING_POLL_S)
         self._ending.set()
         if self._thread is not None:
@@ -127,6 +128,11 @@ class Agent:
             if process is not None and not self._outlives:
                 with suppress(OSError):
                     process.ask_to_end()
+
+    @property
+    def alive(self) -> bool:
+        """False where the agent's thread has ended by a fault of ours; nobody would look after the workers then."""
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def _outlives(self) -> bool:
@@ -271,15 +277,18 @@ class Agent:
     # -- the thread ------------------------------------------------------------------------------------------------------
     def _keep(self) -> None:
         while not self._ending.wait(_TICK_S):
-            with self.lock:
-                for worker in list(self._workers.values()):
-                    worker.tick()
-                    if worker.name in self._leaving and worker.process is None:
-                        self._leaving.discard(worker.name)
-                        del self._workers[worker.name]
+            self._tend()
             self._talk()
             if self._is_due("logs", _LOGS_S):
                 self._cut_logs()
+
+    def _tend(self) -> None:
+        with self.lock:
+            for worker in list(self._workers.values()):
+                worker.tick()
+                if worker.name in self._leaving and worker.process is None:
+                    self._leaving.discard(worker.name)
+                    del self._workers[worker.name]
 
     def _talk(self) -> None:
         """Ask the table how the workers are and tell it how the host is; servers may be away, then the next time does."""

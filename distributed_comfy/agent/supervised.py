@@ -152,7 +152,7 @@ class SupervisedWorker:
         asked, hopeless = self._kill_at is not None, self.process.hopeless
         self.process = self._kill_at = self._ask_again_at = self._seen = None
         if asked:
-            log.info("worker %s: %s", self.name, "starts again" if self._wanted else "stopped")
+            log.info("worker %s: %s", self.name, "starts again" if self._wanted and not self._failed else "stopped")
             return
         words = self._last_words()
         if hopeless:

@@ -80,7 +80,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
             agent.start()
             try:
                 on_start(agent)
-                while not stop.is_set():
+                while not stop.is_set() and agent.alive:
                     if not consumer.alive:  # the first time, or Celery has given up
                         consumer.start()
                     stop.wait(_CONSUMER_POLL_S)
@@ -89,7 +89,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
                 agent.end()
         finally:
             cluster.close()
-    return 0
+    return 0 if stop.is_set() else 1
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def main() -> None:
     \b
     For real: one Redis that all hosts reach, one worker for each GPU, one prompt.
       export DC_REDIS_URL=redis://:PASSWORD@HOST:6379/0         (on every host)
-      distributed-comfy worker --device cuda:0                  (on every GPU)
+      distributed-comfy up                                      (on every host with GPUs)
       distributed-comfy run graph.json --items 32 --out pictures
 
     Without DC_REDIS_URL all commands of one user share an embedded Redis on this host. Each command has --help.

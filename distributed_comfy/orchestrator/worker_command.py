@@ -17,7 +17,7 @@ ENGINE_LOG = "engine.log"
 _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
-_GOOD_NEWS = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO) ")
+_NO_REASON = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING) ")
 
 
 def worker_folder(settings: Settings, name: str) -> Path:
@@ -65,8 +65,8 @@ def log_tail(folder: Path) -> list[str]:
 
 
 def last_words(folder: Path) -> str:
-    """Why a worker says it ended: its last error, else its last line; empty where that only tells of something that went well."""
-    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip() and not _GOOD_NEWS.match(line)]
+    """Why a worker says it ended: its last error, else its last line that is none of its log; empty where there is none."""
+    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip() and not _NO_REASON.match(line)]
     complaints = [line for line in lines if line.startswith(_COMPLAINT)]
     return (complaints or lines or [""])[-1].removeprefix(_COMPLAINT)
 

@@ -80,7 +80,11 @@ class HostTable:
         if not names:
             return []
         texts = self._scripts.reply(lambda: self._client.mget([self._keys("host", name) for name in names]))
-        return [load(HostRecord, text) for text in texts if text]
+        found = {name: load(HostRecord, text) for name, text in zip(names, texts, strict=True) if text}
+        dead = [name for name in names if name not in found]
+        if dead:  # one that comes back enters itself again
+            self._scripts.reply(lambda: self._client.srem(self._keys("hosts"), *dead))
+        return list(found.values())
 
     def now_ms(self) -> int:
         """The clock of Redis."""
