@@ -17,10 +17,13 @@ from distributed_comfy.host_messages import HostAnswer, HostOrder
 from distributed_comfy.messages import load
 from tasks.app import HOST_ORDER, host_queue, make_app
 from tasks.cluster import Cluster
+from tasks.reaper import queue_key
+from tasks.reconnect import Reconnection
 
 log = logging.getLogger(__name__)
 
 _JOIN_S = 10.0
+_UNREAD_CHECKS = 2
 
 Obey = Callable[[HostOrder], HostAnswer]
 """Carries out an order; raises what kept it from that."""
@@ -40,6 +43,9 @@ class HostConsumer:
         self._host = host
         self._obey = obey
         self._controller: Any = None
+        self._reconnection: Reconnection | None = None
+        self._busy = threading.Event()
+        self._unread = 0
         self._thread: threading.Thread | None = None
 
     @property
@@ -63,9 +69,25 @@ class HostConsumer:
             without_mingle=True,
             without_heartbeat=True,
         )
+        self._reconnection = Reconnection(self._controller)
         celery_state.should_stop = None
         self._thread = threading.Thread(target=self._controller.start, name="host-orders", daemon=True)
         self._thread.start()
+
+    def check(self) -> None:
+        """To be called every few seconds: starts the consumer where it does not run, and lets it connect anew where it reads nothing."""
+        if not self.alive:
+            self.start()
+            return
+        try:
+            waiting = self._cluster.client.llen(queue_key(self._cluster.settings, host_queue(self._host).name))
+        except redis.RedisError:  # nobody can read now
+            waiting = 0
+        self._unread = self._unread + 1 if waiting and not self._busy.is_set() else 0
+        if self._unread >= _UNREAD_CHECKS and self._reconnection is not None:
+            log.warning("orders lie unread (%d); the agent connects anew", waiting)
+            self._unread = 0
+            self._reconnection.ask()
 
     def stop(self) -> None:
         """Consume no more."""
@@ -84,11 +106,14 @@ class HostConsumer:
         except MessageVersionUnknown as error:
             log.warning("an order was refused: %s", error)
             return "refused"
+        self._busy.set()
         try:
             return self._take(order)
         except (DistributedComfyError, redis.RedisError) as error:
             log.warning("order %s (%s): the answer could not be kept: %s", order.order_id, order.verb, error)
             return "unanswered"
+        finally:
+            self._busy.clear()
 
     def _take(self, order: HostOrder) -> str:
         hosts = self._cluster.hosts

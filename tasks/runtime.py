@@ -230,7 +230,7 @@ class WorkerRuntime:
 
     def _check_queue(self) -> None:
         """Tickets that lie unread although a slot is free: the consumer's connection is stuck."""
-        waiting = self.cluster.client.llen(queue_key(self.settings, self.name))
+        waiting = self.cluster.client.llen(queue_key(self.settings, f"gpu.{self.name}"))
         self._unread = self._unread + 1 if waiting and len(self.held) < self.settings.slots else 0
         if self._unread >= _UNREAD_TICKS:
             log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)

@@ -30,7 +30,7 @@ from tasks.names import default_worker_name
 
 log = logging.getLogger(__name__)
 
-_CONSUMER_POLL_S = 2.0
+_CONSUMER_CHECK_S = 2.0
 _WRITING_S = 2.0
 
 
@@ -81,9 +81,8 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
             try:
                 on_start(agent)
                 while not stop.is_set() and agent.alive:
-                    if not consumer.alive:  # the first time, or Celery has given up
-                        consumer.start()
-                    stop.wait(_CONSUMER_POLL_S)
+                    consumer.check()
+                    stop.wait(_CONSUMER_CHECK_S)
             finally:
                 consumer.stop()
                 agent.end()

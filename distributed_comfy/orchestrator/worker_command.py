@@ -17,7 +17,8 @@ ENGINE_LOG = "engine.log"
 _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
-_NO_REASON = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING) ")
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) +")
+_HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
 def worker_folder(settings: Settings, name: str) -> Path:
@@ -65,10 +66,11 @@ def log_tail(folder: Path) -> list[str]:
 
 
 def last_words(folder: Path) -> str:
-    """Why a worker says it ended: its last error, else its last line that is none of its log; empty where there is none."""
-    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip() and not _NO_REASON.match(line)]
+    """Why a worker says it ended: its last complaint, else its last line that tells of no other thing; empty where there is none."""
+    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip()]
     complaints = [line for line in lines if line.startswith(_COMPLAINT)]
-    return (complaints or lines or [""])[-1].removeprefix(_COMPLAINT)
+    others = [line for line in lines if not ((logged := _LOGGED.match(line)) and logged[1] in _HARMLESS)]
+    return _LOGGED.sub("", (complaints or others or [""])[-1]).removeprefix(_COMPLAINT)
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -97,6 +97,7 @@ def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
         ("2026-11-28 20:05:25,739 INFO    worker pc1-cpu starts\n", ""),
         ("error: DC_DEVICE: must be cpu\nTraceback\n", "DC_DEVICE: must be cpu"),
         ("2026-11-28 20:05:25,739 INFO    starts\nImportError: no torch\n", "ImportError: no torch"),
+        ("2026-11-28 20:05:25,739 ERROR   no engine\n2026-11-28 20:05:26,010 WARNING pc1-cpu is gone\n", "no engine"),
     ],
 )
 def test_a_worker_that_ended_has_last_words(tmp_path: Path, text: str, words: str) -> None:
