@@ -39,19 +39,19 @@ class WorkerConfiguration(BaseModel):
     enabled: bool = True
     """Whether ``up`` starts it."""
     engine: EngineName | None = None
-    """``comfyui`` or ``builtin``; null: ``comfyui`` where a ComfyUI is found."""
+    """``comfyui`` or ``builtin``; null: the agent's DC_ENGINE, else ``comfyui`` where a ComfyUI is found."""
     comfyui_path: str = ""
     """ComfyUI's folder; empty: the agent's COMFYUI_PATH, else ``~/comfy/ComfyUI``."""
     comfyui_python: str = ""
     """Interpreter for ComfyUI; empty: the agent's DC_COMFYUI_PYTHON, else the tree's own."""
     comfyui_args: tuple[str, ...] = ()
-    """Extra arguments of ComfyUI, one text each."""
+    """Extra arguments of ComfyUI, one text each; empty: the agent's DC_COMFYUI_ARGS."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the worker beside the agent's own."""
     tags: tuple[str, ...] = ()
     """What jobs may ask for; empty: the agent's DC_WORKER_TAGS."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads of the engine; 0: by its cores, see below."""
+    """CPU threads of the engine; 0: the agent's DC_THREADS, else by its cores, see below."""
     cores: Literal["auto"] | tuple[int, ...] = "auto"
     """CPUs it may use (Linux), as a list of numbers; ``auto``: its share of those near its GPU, see below."""
 

@@ -26,12 +26,14 @@ class Servers:
     """True where this project started the servers itself."""
     folder: Path | None = None
     """Folder of the embedded servers; that of private ones vanishes with them."""
+    foreign: bool = False
+    """They stand elsewhere, whatever the URLs look like: behind a tunnel that ends on loopback."""
 
     @property
     def local(self) -> bool:
         """Whether they are this host's own: embedded, on loopback, or behind a socket in its file system."""
         parts = urlsplit(self.redis_url)
-        return self.embedded or parts.scheme == "unix" or parts.hostname in _LOOPBACK
+        return not self.foreign and (self.embedded or parts.scheme == "unix" or parts.hostname in _LOOPBACK)
 
     @property
     def shown(self) -> str:

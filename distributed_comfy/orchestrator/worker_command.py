@@ -18,6 +18,7 @@ _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) +")
+_LOGGED_AS_JSON = re.compile(r'\{"time": "[^"]*", "level": "(\w+)"')
 _HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
@@ -62,22 +63,27 @@ def end_signal() -> int:
 
 def log_tail(folder: Path) -> list[str]:
     """The last lines of a worker and of its engine."""
-    return [line for name in (WORKER_LOG, ENGINE_LOG) for line in _last_lines(folder / name)]
+    return [line for name in (WORKER_LOG, ENGINE_LOG) for line in map(plain, _last_lines(folder / name))]
 
 
 def last_words(folder: Path) -> str:
     """Why a worker says it ended: its last complaint, else its last line that tells of no other thing; empty where there is none."""
-    lines = [line for line in _last_lines(folder / WORKER_LOG) if line.strip()]
-    complaints = [line for line in lines if line.startswith(_COMPLAINT)]
-    others = [line for line in lines if not ((logged := _LOGGED.match(line)) and logged[1] in _HARMLESS)]
+    lines = [(_level(line), plain(line)) for line in _last_lines(folder / WORKER_LOG) if line.strip()]
+    complaints = [text for _, text in lines if text.startswith(_COMPLAINT)]
+    others = [text for level, text in lines if level not in _HARMLESS]
     return _LOGGED.sub("", (complaints or others or [""])[-1]).removeprefix(_COMPLAINT)
+
+
+def _level(line: str) -> str:
+    """Of a line of a log, as text or as JSON; empty for any other line."""
+    found = _LOGGED.match(line) or _LOGGED_AS_JSON.match(line)
+    return found[1] if found else ""
 
 
 def _last_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
     except FileNotFoundError:
         return []
-    return [line for entry in text.splitlines()[-_LOG_LINES:] for line in plain(entry).splitlines()]

@@ -236,8 +236,9 @@ def test_workers_are_added_changed_stopped_and_removed_and_the_file_says_so(line
     second = agent.wait("pc1-cpu", "running", lambda worker: worker.pid != first.pid)
     assert not second.outdated and psutil.Process(second.pid).environ()["A"] == "1"
     assert "secret" not in line.run("hosts", "config", "--json").out
-    line.run("workers", "drain", "pc1-cpu")
+    assert send_order(agent.cluster, HOST, order_for("drain", "pc1-cpu")).text == "worker pc1-cpu on pc1: gets nothing more"
     agent.wait("pc1-cpu", "draining")
+    assert "frees its device" in send_order(agent.cluster, HOST, order_for("clear-memory", "pc1-cpu")).text
     line.run("workers", "resume", "pc1-cpu")
     agent.wait("pc1-cpu", "running")
     line.run("workers", "disable", "pc1-cpu")

@@ -98,6 +98,7 @@ def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
         ("error: DC_DEVICE: must be cpu\nTraceback\n", "DC_DEVICE: must be cpu"),
         ("2026-11-28 20:05:25,739 INFO    starts\nImportError: no torch\n", "ImportError: no torch"),
         ("2026-11-28 20:05:25,739 ERROR   no engine\n2026-11-28 20:05:26,010 WARNING pc1-cpu is gone\n", "no engine"),
+        ('{"time": "t", "level": "ERROR", "message": "no engine"}\n{"time": "t", "level": "INFO", "message": "it ends"}\n', "no engine"),
     ],
 )
 def test_a_worker_that_ended_has_last_words(tmp_path: Path, text: str, words: str) -> None:
@@ -112,6 +113,22 @@ def test_a_signature_holds_for_this_order_and_this_secret() -> None:
     assert not is_signed(order, "other")
     for changed in (replace(order, worker="b"), replace(order, arguments={}), replace(order, order_id="2"), replace(order, signature="")):
         assert not is_signed(changed, "secret")
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("redis://127.0.0.1:6379/0", True),
+        ("redis://:secret@localhost/0", True),
+        ("unix:///run/redis.sock?db=1", True),
+        ("rediss://[::1]:6380/0", True),
+        ("redis://10.0.0.7:6379/0", False),
+        ("rediss://w:secret@gpu-host/0", False),
+    ],
+)
+def test_a_redis_is_known_as_this_hosts_own(url: str, local: bool) -> None:
+    assert Servers(url, url, embedded=False).local is local
+    assert not Servers(url, url, embedded=False, foreign=True).local
 
 
 # -- starting ------------------------------------------------------------------------------------------------------------
