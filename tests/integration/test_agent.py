@@ -218,6 +218,41 @@ def test_a_worker_and_all_threads_of_its_engine_stay_on_its_cores(line: CommandL
     assert agent.end(process) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="binding to CPUs is Linux only")
+def test_a_worker_that_is_started_by_hand_is_bound_by_a_setting(line: CommandLine) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    refused = line.run("worker", "--engine", "builtin", DC_CORES="8000")
+    assert refused.status == 2 and "DC_CORES: must be among" in refused.err
+    process = line.start("worker", "--engine", "builtin", "--name", "bound", DC_CORES=str(cpu))
+    found = until(lambda: line.run("workers", "list", "--json").json, timeout_s=60)
+    for pid in (found[0]["pid"], engine_pid(found[0]["pid"])):
+        assert {frozenset(os.sched_getaffinity(thread.id)) for thread in psutil.Process(pid).threads()} == {frozenset({cpu})}
+    process.send_signal(signal.SIGTERM)
+    assert line.finish(process).status == 0
+
+
+@posix
+def test_the_first_start_on_a_host_with_gpus_writes_a_worker_for_each(line: CommandLine, agent: AgentProcess, tmp_path: Path) -> None:
+    tree, tool = tmp_path / "Comfy", tmp_path / "bin" / "nvidia-smi"
+    for folder in (tree, tool.parent):
+        folder.mkdir()
+    for name in ("main.py", "nodes.py"):
+        (tree / name).touch()
+    rows = [f"{number}, GPU-{number}, NVIDIA H100 80GB HBM3, 81559, 00000000:{number}4:00.0" for number in range(2)]
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
+    tool.chmod(0o755)
+    process = agent.start(COMFYUI_PATH=str(tree), DC_ENGINE="comfyui", PATH=f"{tool.parent}:{os.environ['PATH']}")
+    host = until(agent.host, timeout_s=60)
+    assert [(device.name, device.model, device.bus_id) for device in host.devices] == [
+        ("cuda:0", "NVIDIA H100 80GB HBM3", "0000:04:00.0"), ("cuda:1", "NVIDIA H100 80GB HBM3", "0000:14:00.0"),
+    ]  # fmt: skip
+    written = agent.written()["workers"]
+    assert {name: worker["device"] for name, worker in written.items()} == {"pc1-cuda0": "cuda:0", "pc1-cuda1": "cuda:1"}
+    added = line.run("workers", "add", "--device", "cuda:9")
+    assert "worker pc1-cuda9 on pc1: added, failed: cuda:9 is not on this host, which has cuda:0, cuda:1" in added.out, added.err
+    assert agent.end(process) == 0
+
+
 # -- orders --------------------------------------------------------------------------------------------------------------
 def test_workers_are_added_changed_stopped_and_removed_and_the_file_says_so(line: CommandLine, agent: AgentProcess) -> None:
     agent.write(workers={})
