@@ -22,7 +22,7 @@ from distributed_comfy import __version__
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration, shown_configuration
 from distributed_comfy.agent.launching import Launcher, Plan
 from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
-from distributed_comfy.agent.processes import can_outlive
+from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
 from distributed_comfy.agent.rotated_log import cut_if_long
 from distributed_comfy.agent.supervised import SupervisedWorker
 from distributed_comfy.agent.workers_file import WorkersFile
@@ -41,6 +41,7 @@ _LOOK_S = 1.0
 """How often the table is asked how the workers are."""
 _LOGS_S = 5.0
 _ENDING_POLL_S = 0.1
+_JOIN_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Agent:
         self._running_as: dict[str, Plan] = {}
         self._leaving: set[str] = set()
         self._ending = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._ailing = False
         self._told: HostRecord | None = None
         self._due: dict[str, float] = {}
@@ -96,28 +97,30 @@ class Agent:
         record = self.record()
         self.cluster.hosts.take(record, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
         with self.lock:
+            for survivor in self._launcher.find_survivors():
+                self._adopt(survivor)
             for name, worker in self._workers.items():
-                if survivor := self._launcher.find_survivor(name):
-                    self._adopt(name, worker, survivor)
-                elif self.configuration.workers[name].enabled and self.configuration.auto_launch:
+                if worker.process is None and name in self._plans and self._plans[name].worker.enabled and self.configuration.auto_launch:
                     self.begin(name)
-        self._thread = threading.Thread(target=self._keep, name="agent", daemon=True)
-        self._thread.start()
+        for work, called in ((self._keep, "agent"), (self._talk, "host record")):
+            self._threads.append(threading.Thread(target=work, name=called, daemon=True))
+            self._threads[-1].start()
 
     def end(self) -> None:
         """End the workers, unless they are to outlive their agent, and leave the table; returns when all that has happened."""
         with self.lock:
+            ending = [worker for worker in self._workers.values() if not self._goes_on(worker)]
             for worker in self._workers.values():
-                if not self._outlives:
+                if worker in ending:
                     worker.stop()
                 elif worker.process is not None:
                     log.info("worker %s: goes on without the agent (pid %d); the next `up` takes it back", worker.name, worker.process.pid)
-        while not self._outlives and any(worker.process is not None for worker in self._workers.values()):
+        while any(worker.process is not None for worker in ending):
             self._tend()  # here too, should the thread have died
             time.sleep(_ENDING_POLL_S)
         self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
         with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
             self.cluster.hosts.leave(self.host)
 
@@ -125,18 +128,18 @@ class Agent:
         """Give all items back and end; from a signal handler too, so it takes no lock and waits for nothing."""
         for worker in list(self._workers.values()):
             process = worker.process
-            if process is not None and not self._outlives:
+            if process is not None and not self._goes_on(worker):
                 with suppress(OSError):
                     process.ask_to_end()
 
     @property
     def alive(self) -> bool:
-        """False where the agent's thread has ended by a fault of ours; nobody would look after the workers then."""
-        return self._thread is not None and self._thread.is_alive()
+        """False where a thread of the agent has ended by a fault of ours; nobody would look after the workers then."""
+        return all(thread.is_alive() for thread in self._threads)
 
-    @property
-    def _outlives(self) -> bool:
-        return not self.configuration.stop_with_owner and can_outlive()
+    def _goes_on(self, worker: SupervisedWorker) -> bool:
+        """Whether a worker is left running when the agent ends; one that was started to end with it never is."""
+        return worker.process is not None and worker.process.outlives and not self.configuration.stop_with_owner
 
     # -- configuration ---------------------------------------------------------------------------------------------------
     def use(self, configuration: HostConfiguration) -> None:
@@ -148,8 +151,10 @@ class Agent:
         placements = self.places(configuration)
         with self.lock:
             self.configuration = configuration
+            outlives = not configuration.stop_with_owner and can_outlive()
             self._plans = {
-                name: Plan(worker, placements.get(name, Placement()), configuration.debug) for name, worker in configuration.workers.items()
+                name: Plan(worker, placements.get(name, Placement()), configuration.debug, outlives)
+                for name, worker in configuration.workers.items()
             }
             for name in configuration.workers:
                 if name not in self._workers or name in self._leaving:
@@ -165,7 +170,7 @@ class Agent:
             self.use(self.file.change(alter, source, self.places))
 
     def places(self, configuration: HostConfiguration) -> dict[str, Placement]:
-        """A place for each worker that is to run; one that is disabled, and started all the same, gets all there is.
+        """A place for each worker that is to run.
 
         Raises:
             WorkersFileWrong: a worker names CPUs that are not there.
@@ -205,7 +210,7 @@ class Agent:
 
     def _launch(self, name: str) -> Any:
         plan = self._plans[name]
-        process = self._launcher.launch(name, plan, stop_with_owner=self.configuration.stop_with_owner)
+        process = self._launcher.launch(name, plan)
         self._running_as[name] = plan
         where = f"cores {format_cpus(plan.placement.cores)}" if plan.placement.cores else "no cores of its own"
         threads = plan.placement.threads or self.settings.threads or "torch's choice of"
@@ -215,11 +220,19 @@ class Agent:
         )  # fmt: skip
         return process
 
-    def _adopt(self, name: str, worker: SupervisedWorker, survivor: Any) -> None:
-        worker.adopt(survivor)
-        known = survivor.survivor
-        self._running_as[name] = replace(self._plans[name], placement=Placement(known.cores, known.threads))
-        log.info("worker %s: taken back, pid %d; its logs are in %s", name, survivor.pid, self._launcher.folder(name))
+    def _adopt(self, found: SurvivingProcess) -> None:
+        """Take a worker back; one that the configuration has no more, or has disabled, finishes its item and ends."""
+        known, plan = found.survivor, self._plans.get(found.survivor.name)
+        name = known.name
+        worker = self._workers.setdefault(name, self._supervise(name))
+        worker.adopt(found)
+        log.info("worker %s: taken back, pid %d; its logs are in %s", name, found.pid, self._launcher.folder(name))
+        if plan is not None:
+            self._running_as[name] = replace(plan, placement=Placement(known.cores, known.threads), outlives=True)
+        else:
+            self._leaving.add(name)
+        if plan is None or not plan.worker.enabled:
+            worker.stop()
 
     def _absent(self, worker: WorkerConfiguration) -> str:
         """Why a worker's device cannot be used; empty where it can, or where nobody knows."""
@@ -278,7 +291,6 @@ class Agent:
     def _keep(self) -> None:
         while not self._ending.wait(_TICK_S):
             self._tend()
-            self._talk()
             if self._is_due("logs", _LOGS_S):
                 self._cut_logs()
 
@@ -291,6 +303,11 @@ class Agent:
                     del self._workers[worker.name]
 
     def _talk(self) -> None:
+        """In a thread of its own: whoever looks after processes must not wait for a server that does not answer."""
+        while not self._ending.wait(_TICK_S):
+            self._talk_once()
+
+    def _talk_once(self) -> None:
         """Ask the table how the workers are and tell it how the host is; servers may be away, then the next time does."""
         try:
             if self._is_due("look", _LOOK_S):
@@ -319,11 +336,11 @@ class Agent:
 
     def _cut_logs(self) -> None:
         """What workers' engines print, and workers that outlive their agent, goes to files without a pipe."""
-        for name in list(self._workers):
-            for file in (ENGINE_LOG, WORKER_LOG):
-                if file == ENGINE_LOG or self._outlives:
-                    with suppress(OSError):
-                        cut_if_long(self._launcher.folder(name) / file)
+        for name, worker in list(self._workers.items()):
+            outlives = worker.process is not None and worker.process.outlives
+            for file in (ENGINE_LOG, WORKER_LOG) if outlives else (ENGINE_LOG,):
+                with suppress(OSError):
+                    cut_if_long(self._launcher.folder(name) / file)
 
     def _is_due(self, what: str, interval_s: float) -> bool:
         now = time.monotonic()

@@ -1,18 +1,21 @@
 """How a worker of this host is started: its configuration, its place and the agent's own settings become an environment."""
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration, relative_to
 from distributed_comfy.agent.placement import Placement
-from distributed_comfy.agent.processes import OwnedProcess, SurvivingProcess, Survivor, WorkerProcess, can_outlive
+from distributed_comfy.agent.processes import OwnedProcess, SurvivingProcess, Survivor, WorkerProcess
 from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.orchestrator.arguments import join_arguments
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import worker_folder
 from distributed_comfy.settings import Settings, child_environment, redact_url
+
+log = logging.getLogger(__name__)
 
 _CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """Else CUDA counts the fastest GPU first, and ``cuda:0`` is not the one that the driver's tool calls 0."""
@@ -25,6 +28,8 @@ class Plan:
     worker: WorkerConfiguration
     placement: Placement
     debug: bool
+    outlives: bool = False
+    """It goes on when the agent ends."""
 
 
 class Launcher:
@@ -49,31 +54,32 @@ class Launcher:
         """Where a worker's logs lie."""
         return worker_folder(self._settings, name)
 
-    def launch(self, name: str, plan: Plan, *, stop_with_owner: bool) -> WorkerProcess:
+    def launch(self, name: str, plan: Plan) -> WorkerProcess:
         """Start a worker.
 
         Raises:
             OSError: it cannot be started.
         """
-        outlives = not stop_with_owner and can_outlive()
-        environment = self.environment(plan, outlives=outlives)
-        if not outlives:
+        environment = self.environment(plan)
+        if not plan.outlives:
             return OwnedProcess(name, environment, self.folder(name))
         self._survivors.mkdir(mode=0o700, parents=True, exist_ok=True)
         survivor = Survivor(name, 0, "", self._cluster, plan.placement.cores, plan.placement.threads)
         return SurvivingProcess.start(survivor, environment, self.folder(name), self._file(name))
 
-    def find_survivor(self, name: str) -> SurvivingProcess | None:
-        """The process of a worker that outlived an agent before, if it works in this cluster."""
-        found = SurvivingProcess.find(self._file(name))
-        return found if found is not None and found.survivor.cluster == self._cluster else None
+    def find_survivors(self) -> list[SurvivingProcess]:
+        """Workers that outlived an agent before; those of another cluster are left alone, and told."""
+        found = [survivor for file in sorted(self._survivors.glob("*.json")) if (survivor := SurvivingProcess.find(file)) is not None]
+        ours = [one for one in found if one.survivor.cluster == self._cluster]
+        for one in found:
+            if one not in ours:
+                log.warning("worker %s still works at %s; `kill %d` ends it", one.survivor.name, one.survivor.cluster, one.pid)
+        return ours
 
-    def environment(self, plan: Plan, *, outlives: bool = False) -> dict[str, str]:
+    def environment(self, plan: Plan) -> dict[str, str]:
         """All variables of a worker.
 
-        Args:
-            plan: how it is configured, and its place.
-            outlives: it must find an embedded Redis by itself, as one of its owners, because that ends with the last of them.
+        One that outlives the agent must find an embedded Redis by itself, as one of its owners, because that ends with the last of them.
         """
         worker = relative_to(plan.worker, self._config_folder)
         changes: dict[str, Any] = {
@@ -91,7 +97,7 @@ class Launcher:
             "log_level": "DEBUG" if plan.debug else "",
         }
         changes.update({name: value for name, value in optional.items() if value})
-        if not (outlives and self._servers.embedded):
+        if not (plan.outlives and self._servers.embedded):
             changes.update(redis_url=self._servers.redis_url, blob_url=self._servers.blob_url)
         return {**_CUDA_ORDER, **child_environment(self._settings, **changes), **worker.environment}
 

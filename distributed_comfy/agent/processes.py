@@ -30,6 +30,8 @@ class WorkerProcess(Protocol):
     """What supervision needs of a process."""
 
     pid: int
+    outlives: bool
+    """Whether it goes on when the agent ends."""
 
     def ended(self) -> str | None:
         """How it ended, in words; None while it runs."""
@@ -55,6 +57,8 @@ class OwnedProcess:
     Raises:
         OSError: it cannot be started.
     """
+
+    outlives = False
 
     def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
         self._log = RotatedLog(folder / WORKER_LOG)
@@ -103,6 +107,8 @@ class Survivor:
 
 class SurvivingProcess:
     """A process that goes on when the agent ends; it writes its log itself, and stands in a file of the runtime folder."""
+
+    outlives = True
 
     def __init__(self, survivor: Survivor, file: Path, child: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = survivor.pid

@@ -177,12 +177,24 @@ def test_workers_that_outlive_a_killed_agent_are_taken_back(line: CommandLine, a
     assert agent.wait("pc1-cpu", "running").pid == worker.pid
     assert agent.end(second) == 0
     assert not gone(worker.pid), "nor does it end with one that ends in good order"
+    agent.write(workers=CPU)  # stop_with_owner is on again
     third = agent.start()
-    agent.wait("pc1-cpu", "running", lambda found: found.pid == worker.pid)
-    line.run("workers", "stop", "pc1-cpu")
-    agent.wait("pc1-cpu", "stopped")
-    assert gone(worker.pid)
+    agent.wait("pc1-cpu", "running", lambda found: found.pid == worker.pid and found.outdated)
     assert agent.end(third) == 0
+    assert gone(worker.pid)
+
+
+@posix
+def test_a_worker_that_outlived_its_agent_and_is_written_down_no_more_ends(line: CommandLine, agent: AgentProcess) -> None:
+    agent.write(workers=CPU, stop_with_owner=False)
+    first = agent.start()
+    worker = agent.wait("pc1-cpu", "running")
+    assert agent.end(first) == 0
+    agent.write(workers={}, stop_with_owner=False)
+    second = agent.start()
+    assert until(lambda: gone(worker.pid), timeout_s=60)
+    until(lambda: (host := agent.host()) is not None and host.workers == ())
+    assert agent.end(second) == 0
 
 
 @posix

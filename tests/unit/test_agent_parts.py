@@ -154,9 +154,10 @@ def test_a_worker_gets_its_configuration_its_place_and_the_agents_settings(tmp_p
 def test_a_worker_that_outlives_its_agent_owns_the_embedded_redis_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DC_REDIS_URL", raising=False)
     plan = Plan(WorkerConfiguration(), Placement(), debug=False)
-    assert "DC_REDIS_URL" not in launcher(tmp_path, embedded=True).environment(plan, outlives=True)
+    outliving = replace(plan, outlives=True)
+    assert "DC_REDIS_URL" not in launcher(tmp_path, embedded=True).environment(outliving)
     assert "DC_REDIS_URL" in launcher(tmp_path, embedded=True).environment(plan)
-    assert "DC_REDIS_URL" in launcher(tmp_path).environment(plan, outlives=True)
+    assert "DC_REDIS_URL" in launcher(tmp_path).environment(outliving)
 
 
 def test_a_process_is_told_from_another_one_with_its_pid() -> None:

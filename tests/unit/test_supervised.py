@@ -23,6 +23,8 @@ STUBBORN = f"import signal\nsignal.signal(signal.SIGTERM, lambda *_: open('asked
 class Program:
     """A process that is asked to end as a worker is."""
 
+    outlives = False
+
     def __init__(self, script: str, folder: Path) -> None:
         self._process = subprocess.Popen([sys.executable, "-c", script], cwd=folder)
         self.pid = self._process.pid
