@@ -79,6 +79,7 @@ class Agent:
         self._plans: dict[str, Plan] = {}
         self._running_as: dict[str, Plan] = {}
         self._leaving: set[str] = set()
+        self._telling = threading.Lock()
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         self._ailing = False
@@ -287,6 +288,21 @@ class Agent:
             outdated=worker.process is not None and plan != self._plans.get(worker.name),
         )
 
+    def tell(self) -> None:
+        """Tell the table now how the host is; where that is away, the next time does."""
+        with suppress(DistributedComfyError, redis.RedisError):
+            self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        with self._telling:  # else an older record could come after a newer one
+            record = self.record()
+            if not self._changed(record) and not self._is_due("renew", self.settings.renew_interval_s):
+                return
+            self._told = record
+            self._due["renew"] = time.monotonic() + self.settings.renew_interval_s
+            if other := self.cluster.hosts.renew(record):
+                log.warning("%s", AgentRunning(host=other.host, pid=other.pid, user=other.user))
+
     # -- the thread ------------------------------------------------------------------------------------------------------
     def _keep(self) -> None:
         while not self._ending.wait(_TICK_S):
@@ -312,12 +328,7 @@ class Agent:
         try:
             if self._is_due("look", _LOOK_S):
                 self._look()
-            record = self.record()
-            if self._changed(record) or self._is_due("renew", self.settings.renew_interval_s):
-                self._told = record
-                self._due["renew"] = time.monotonic() + self.settings.renew_interval_s
-                if other := self.cluster.hosts.renew(record):
-                    log.warning("%s", AgentRunning(host=other.host, pid=other.pid, user=other.user))
+            self._tell_changes()
         except (DistributedComfyError, redis.RedisError) as error:
             log.log(logging.DEBUG if self._ailing else logging.WARNING, "the agent cannot reach the table: %s; it tries again", error)
             self._ailing = True

@@ -53,6 +53,7 @@ class HostOrders:
             facts: dict[str, Any] = {"host": agent.host, "worker": order.worker}
             if order.verb == "config":
                 facts = {"host": agent.host, "file": str(agent.file.path), "configuration": shown_configuration(agent.configuration)}
+        agent.tell()
         return HostAnswer(order.order_id, agent.host, text, facts)
 
     # -- configuration ---------------------------------------------------------------------------------------------------

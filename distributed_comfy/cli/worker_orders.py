@@ -1,6 +1,8 @@
 """``distributed-comfy workers add``, ``start`` and so on: orders to the agent of a worker's host, and what is possible without one."""
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -11,14 +13,15 @@ from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import OrderRefused, WorkerUnknown
-from distributed_comfy.host_messages import HostAnswer, HostOrder
+from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.settings import slug
-from distributed_comfy.state.records import WorkerFacts
+from distributed_comfy.state.records import HostWorker, WorkerFacts
 from tasks.cluster import Cluster
 from tasks.host_orders import order_for, send_order
 
 _TIMEOUT_S = 15.0
+_POLL_S = 0.2
 _STOPS_ELSEWHERE = {
     "systemd": "a service of systemd runs it and may start it again; on host {host}: systemctl stop UNIT",
     "container": "a container runs it and starts it again; on host {host}: docker compose stop",
@@ -29,6 +32,9 @@ _RESTARTS_ELSEWHERE = {
     "run": _STOPS_ELSEWHERE["run"],
 }
 
+_wait_option = click.option(
+    "--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Return when it has happened; status 1 where it has not by then."
+)
 _host_option = click.option("--host", metavar="HOST", help="Whose agent is told [default: the worker's host].")
 
 
@@ -155,50 +161,85 @@ def disable(output: Output, /, name: str, host: str | None) -> None:
 @click.command(short_help="Start a worker that was stopped, or failed.")
 @click.argument("name")
 @_host_option
+@_wait_option
 @json_option
 @click.pass_obj
-def start(output: Output, /, name: str, host: str | None) -> None:
+def start(output: Output, /, name: str, host: str | None, wait_s: float) -> int:
     """Start a worker that was stopped, has failed or waits for its next start."""
-    _order(output, host, order_for("start", name))
+    return _order(output, host, order_for("start", name), wait_s)
 
 
 @click.command(short_help="Let a worker finish, and end it.")
 @click.argument("name")
 @_host_option
 @click.option("--now", is_flag=True, help="Give its item back at once.")
+@_wait_option
 @json_option
 @click.pass_obj
-def stop(output: Output, /, name: str, host: str | None, now: bool) -> None:
+def stop(output: Output, /, name: str, host: str | None, now: bool, wait_s: float) -> int:
     """Let a worker finish its item and end; its agent starts it again at `workers start`, or at its own next start.
 
     A worker that was started by hand ends for good. One of systemd or of a container would be started again by these, so they must be told.
     """
-    _order(output, host, order_for("stop", name, at_once=now))
+    return _order(output, host, order_for("stop", name, at_once=now), wait_s)
 
 
 @click.command(short_help="Let a worker finish, and start it again.")
 @click.argument("name")
 @_host_option
+@_wait_option
 @json_option
 @click.pass_obj
-def restart(output: Output, /, name: str, host: str | None) -> None:
+def restart(output: Output, /, name: str, host: str | None, wait_s: float) -> int:
     """Let a worker finish its item, end, and start again with the configuration of now.
 
     A worker of systemd or of a container ends, and starts again where these are set up to do that.
     """
-    _order(output, host, order_for("restart", name))
+    return _order(output, host, order_for("restart", name), wait_s)
 
 
 ORDERS = (add, edit, remove, enable, disable, start, stop, restart)
 
 
-def _order(output: Output, host: str | None, order: HostOrder) -> None:
+def _order(output: Output, host: str | None, order: HostOrder, wait_s: float = 0.0) -> int:
+    """Give an order to whoever keeps the worker; exit status: 1 where it has not happened in the time to wait for it."""
     with connected(output) as cluster:
         keeper = slug(host) if host else _keeper(cluster, order.worker)
-        if keeper:
-            _say(output, give(cluster, keeper, order))
-        else:
+        if not keeper:
             _without_agent(output, cluster, order)
+            return 0
+        before = _kept(cluster, keeper, order.worker)
+        answer = give(cluster, keeper, order)
+        if not wait_s:
+            _say(output, answer)
+            return 0
+        found, happened = _wait(cluster, keeper, order, wait_s, before.pid if before else 0)
+    phase = found.phase if found else "gone"
+    text = f"worker {order.worker} on {keeper}: {phase}" + (f": {found.reason}" if found and found.reason else "")
+    _say(output, replace(answer, text=text, facts={**answer.facts, "phase": phase, "happened": happened}))
+    return 0 if happened else 1
+
+
+def _wait(cluster: Cluster, host: str, order: HostOrder, wait_s: float, pid_before: int) -> tuple[HostWorker | None, bool]:
+    """The worker once an order has taken effect, or cannot, or after ``wait_s``; and whether it has."""
+    give_up = time.monotonic() + wait_s
+    while True:
+        found = _kept(cluster, host, order.worker)  # an agent tells how its host is before it answers, so this is no older than that
+        happened = found is not None and _has_happened(order.verb, found, pid_before)
+        if happened or (found is not None and found.phase == "failed") or time.monotonic() >= give_up:
+            return found, happened
+        time.sleep(_POLL_S)
+
+
+def _has_happened(verb: HostVerb, worker: HostWorker, pid_before: int) -> bool:
+    if verb == "stop":
+        return worker.phase in ("stopped", "disabled")
+    return worker.phase in ("running", "draining") and (verb == "start" or worker.pid != pid_before)
+
+
+def _kept(cluster: Cluster, host: str, worker: str) -> HostWorker | None:
+    record = cluster.hosts.host(host)
+    return next((own for own in record.workers if own.name == worker), None) if record else None
 
 
 def _keeper(cluster: Cluster, worker: str) -> str:

@@ -129,6 +129,8 @@ def test_a_worker_that_is_configured_wrongly_is_not_started_again(line: CommandL
     agent.write(workers={"pc1-cpu": {"device": "cpu", "engine": "comfyui", "comfyui_path": "nowhere"}})
     process = agent.start()
     failed = agent.wait("pc1-cpu", "failed")
+    tried = line.run("workers", "start", "pc1-cpu", "--wait", "60")
+    assert tried.status == 1 and tried.out.startswith("worker pc1-cpu on pc1: failed: COMFYUI_PATH: "), tried.err
     assert failed.reason.startswith("COMFYUI_PATH: ") and "nowhere is not ComfyUI's folder" in failed.reason and failed.restarts == 0
     line.run("workers", "edit", "pc1-cpu", "--engine", "builtin", "--restart")
     agent.wait("pc1-cpu", "running")
@@ -279,15 +281,19 @@ def test_workers_are_added_changed_stopped_and_removed_and_the_file_says_so(line
     agent.wait("pc1-cpu", "running", lambda worker: worker.outdated)
     written = agent.written()["workers"]["pc1-cpu"]
     assert (written["tags"], written["environment"], written["threads"]) == (["small"], {"A": "1"}, 1)
-    line.run("workers", "restart", "pc1-cpu")
-    second = agent.wait("pc1-cpu", "running", lambda worker: worker.pid != first.pid)
-    assert not second.outdated and psutil.Process(second.pid).environ()["A"] == "1"
+    restarted = line.run("workers", "restart", "pc1-cpu", "--wait", "60", "--json")
+    assert restarted.status == 0 and restarted.json["phase"] == "running", restarted.err
+    second = agent.wait("pc1-cpu", "running")
+    assert second.pid != first.pid and not second.outdated and psutil.Process(second.pid).environ()["A"] == "1"
     assert "secret" not in line.run("hosts", "config", "--json").out
     assert send_order(agent.cluster, HOST, order_for("drain", "pc1-cpu")).text == "worker pc1-cpu on pc1: gets nothing more"
     agent.wait("pc1-cpu", "draining")
     assert "frees its device" in send_order(agent.cluster, HOST, order_for("clear-memory", "pc1-cpu")).text
     line.run("workers", "resume", "pc1-cpu")
     agent.wait("pc1-cpu", "running")
+    stopped = line.run("workers", "stop", "pc1-cpu", "--wait", "60")
+    assert (stopped.status, stopped.out) == (0, "worker pc1-cpu on pc1: stopped\n"), stopped.err
+    assert line.run("workers", "stop", "pc1-cpu", "--wait", "60").status == 0, "it is so already"
     line.run("workers", "disable", "pc1-cpu")
     agent.wait("pc1-cpu", "disabled")
     refused = line.run("workers", "start", "pc1-cpu")
