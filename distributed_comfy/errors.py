@@ -406,6 +406,25 @@ class FrameDtypeUnknown(FrameError):
     sentence = "frame has element type {dtype!r}; known are {known}; run the same version of distributed-comfy on all hosts"
 
 
+class FrameEncodingUnknown(FrameError):
+    """The payload is encoded in a way that this version does not know."""
+
+    code = "frame_encoding_unknown"
+    retryable = False
+    sentence = "frame has encoding {encoding!r}; known are {known}; run the same version of distributed-comfy on all hosts"
+
+
+class FrameEncodingMissing(FrameError):
+    """A package that this encoding needs is not installed here."""
+
+    code = "frame_encoding_missing"
+    retryable = False
+    sentence = (
+        "frames in encoding {encoding!r} need the package {package} ({reason}); run `python -m pip install {package}` with the interpreter "
+        "that said so (ComfyUI's own on a worker), or use --frames exact"
+    )
+
+
 class FrameChecksumWrong(FrameError):
     """The payload differs from what was written."""
 

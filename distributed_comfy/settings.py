@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from distributed_comfy.config_file import default_config_file, nearest, read_config_file
 from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.frame_plan import FrameOption
 from distributed_comfy.setting_words import requirement
 
 EngineName = Literal["comfyui", "builtin"]
@@ -106,6 +107,9 @@ class Settings(BaseSettings):
     """Results of one job that may wait in the blob store or be under way."""
     bytes_in_flight: int = Field(0, ge=0)
     """The same for all jobs; 0: half of the blob server's maxmemory, or 4 GiB where it has none."""
+
+    frames: FrameOption = "exact"
+    """How the tensors of jobs submitted here travel, where `--frames` does not say: `auto` for slow links, see docs/slow-links.md."""
 
     tile_item_bytes: int = Field(2**28, ge=2**20)
     """Pixels of one tile of an upscale over all frames that one item takes; more frames become more items."""

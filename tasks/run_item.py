@@ -13,6 +13,7 @@ from celery.exceptions import Ignore
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
+    FrameEncodingMissing,
     ItemInterrupted,
     RemoteError,
     WorkerLacks,
@@ -157,6 +158,7 @@ def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec
         input_files=tuple(entry for entry in record.input_files if _loads(prompt, entry)),
         feed=_feed(runtime, claim) if spec.kind in FED_KINDS else {},
         attempt=claim.attempt,
+        frames=record.frames,
     )
     return request, spec
 
@@ -202,7 +204,7 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
 def _how(runtime: WorkerRuntime, error: DistributedComfyError) -> GiveBackReason:
     if isinstance(error, ItemInterrupted):
         return "release"
-    if isinstance(error, WorkerLacks):
+    if isinstance(error, (WorkerLacks, FrameEncodingMissing)):
         return "lacks"
     return "retry" if error.retryable or isinstance(error, RemoteError) else "final"
 

@@ -19,6 +19,7 @@ from distributed_comfy.cli.progress import RunProgress
 from distributed_comfy.cli.worker import comfyui_option
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.frame_plan import FRAME_OPTIONS
 from distributed_comfy.orchestrator.detach import announce, announce_failure, start_detached
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import JobStart, RunOptions, run_prompt
@@ -53,6 +54,10 @@ from distributed_comfy.settings import Settings, read_settings
 @click.option(
     "--preview", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Picture (.jpg, .png, .webp) of an upscale as its tiles arrive, written anew each second.",
+)  # fmt: skip
+@click.option(
+    "--frames", type=click.Choice(FRAME_OPTIONS),
+    help="How tensors travel, for slow links; auto: in 8 bits where only 8-bit files are made of them [DC_FRAMES, else exact].",
 )  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Do not go on with an unfinished job of the same content that lies in the folder.")
 @click.option("--detach", is_flag=True, help="Return as soon as the job is queued; a process in the background collects it.")
@@ -126,6 +131,7 @@ def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> R
         comfyui_path=options["tree"],
         results=options["results"],
         on_missing=options["on_missing"],
+        frames=options["frames"],
     )
     return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop, fresh=options["fresh"])
 
@@ -134,7 +140,8 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     """Start this command again in the background, and say how to find it."""
     set_up_logging(settings, output, audience="person")
     arguments = [str(prompt), "--out", str(options["out"])]
-    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results", "on_missing", "preview"):
+    named = ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results", "on_missing", "frames", "preview")
+    for name in named:
         if options[name] not in (None, ""):
             arguments += [f"--{name.replace('_', '-')}", str(options[name])]
     if options["fresh"]:
