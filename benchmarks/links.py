@@ -4,6 +4,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.image_writer import SIDE
 from benchmarks.nodes import photo
-from benchmarks.rig import BenchmarkFailed, Rig, image_prompt, open_rig, ran
+from benchmarks.rig import BenchmarkFailed, Rig, image_prompt, item_prompt, open_rig, ran
 from benchmarks.rows import Row, Section, median, spread
 from benchmarks.slow_link import SlowLink, bare_seconds, missing, slow_link
 from distributed_comfy.collector.collect import Collector, CollectorOptions
@@ -35,11 +36,18 @@ picture is {SIDE} x {SIDE} x 3 float32, 12.6 MB: noise whose strength falls with
 as random as a VAE's, and about as hard to compress as photographs are. The time is from the end of the node to the collector's report
 that it is safe in the spool, one item after the other on an idle worker. What arrives is compared: bit for bit (exact, zstd), pixel for
 pixel with the PNG of the exact picture (auto, whose collector has no consumer but that file), within the bound (fp16), at {LOSSY_DB:.0f} dB
-or more (lossy). *Bound*: these bytes at the full rate of the line, without headers of packets, and no round trip."""
+or more (lossy). *Bound*: these bytes at the full rate of the line, without headers of packets, and no round trip. *Engine idle*: from one
+node's end to the next one's begin, on a worker that always has more to do, without the first few items."""
 
 LIMITS = """\
 Headers of TCP and IP take 3.5 % of the line; TCP begins slowly on a connection that was quiet, which is what costs the bare socket its
-lead over the bound too. Around the bytes: one round trip until the blob is answered, one for the table's entry."""
+lead over the bound too. Around the bytes: one round trip until the blob is answered, one for the table's entry. Between two items of a
+worker with one slot lie about eight: blob, the result's entry, the next ticket (sent, fetched, noted as taken, the last one acknowledged),
+the claim. With two slots the next item is claimed while the last one runs."""
+
+
+_FIRST_ITEMS = 3
+"""Left out where the time between items is measured: the worker fetches what they share."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,11 @@ def run(*, quick: bool) -> Section:
             Row("12.6 MB through a bare socket over the same line, median", median(bare), "s", note=_bound(IMAGE_BYTES, spread(bare, 2)))
         ]
         rows += [_row(rig, option, repeats=1 if quick else 5) for option in FRAME_OPTIONS]
+        rows += [_idle_row(rig, link, slots, items=6 if quick else 16) for slots in (1, 2)]
     return Section("Slow links", HOW, rows, LIMITS)
 
 
-def _start_worker(rig: Rig, link: SlowLink) -> None:
+def _start_worker(rig: Rig, link: SlowLink, name: str = "far", **chosen: object) -> None:
     """A worker that reaches both servers through the line alone; they listen at its near end too from now on."""
     urls = {}
     servers = {"redis_url": rig.cluster.client, "blob_url": rig.cluster.blob_client}
@@ -73,7 +82,7 @@ def _start_worker(rig: Rig, link: SlowLink) -> None:
         urls[setting] = str(getattr(rig.cluster, setting)).replace("127.0.0.1", link.near)
         if link.near not in urls[setting]:
             raise BenchmarkFailed("the servers do not listen on 127.0.0.1")
-    rig.start_workers(["far"], inside=link.inside, **urls)
+    rig.start_workers([name], inside=link.inside, **urls, **chosen)
 
 
 def _row(rig: Rig, option: FrameOption, repeats: int) -> Row:
@@ -81,6 +90,19 @@ def _row(rig: Rig, option: FrameOption, repeats: int) -> Row:
     seconds, stored_bytes = [one.seconds for one in brought], brought[0].stored_bytes
     words = f"{stored_bytes / 1e6:.2f} MB; {_bound(stored_bytes, spread(seconds, 2))}"
     return Row(f"one 12.6 MB image, node's end -> safe in the spool, --frames {option}, median", median(seconds), "s", note=words)
+
+
+def _idle_row(rig: Rig, link: SlowLink, slots: int, items: int) -> Row:
+    """How long the engine waits between two items of half a second."""
+    name = f"slots{slots}"
+    _start_worker(rig, link, name, slots=slots)
+    rig.use([name])
+    job = rig.submit(item_prompt(0.5), items=items)
+    rig.wait_end(job)
+    times = sorted(ran(rig.result(job, index)) for index in range(items))[_FIRST_ITEMS:]
+    rig.forget(job)
+    idle = [(begins - ended) * 1000 for (_, ended), (begins, _) in pairwise(times)]
+    return Row(f"engine idle between two items of 0.5 s, DC_SLOTS={slots}, median", median(idle), "ms", note=spread(idle))
 
 
 def _bound(size_bytes: int, measured: str) -> str:

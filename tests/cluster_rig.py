@@ -320,7 +320,7 @@ def seeds_of(images: NDArray[Any]) -> list[int]:
 def _plain(value: Value, read: Callable[[str], bytes]) -> Any:
     if isinstance(value, TensorRef):
         frame = read(value.blob)
-        return decode_tensor(frame, limit_bytes=len(frame))
+        return decode_tensor(frame, limit_bytes=max(len(frame), value.size_bytes))
     if isinstance(value, MappingValue):
         return {name: _plain(entry, read) for name, entry in value.entries.items()}
     assert isinstance(value, LiteralValue)
