@@ -1,4 +1,4 @@
-"""How tensors travel, through the whole cluster: the same files under ``auto``, the same bits under ``zstd``, what was promised of the rest."""
+"""How tensors travel, through a whole cluster: the same files under ``auto``, the same bits under ``zstd``, the rest as promised."""
 from __future__ import annotations
 
 import os
