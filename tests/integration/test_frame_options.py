@@ -18,7 +18,7 @@ from distributed_comfy.messages import Prompt, TensorRef
 from distributed_comfy.orchestrator.submit import SubmitOptions, read_prompt, submit_prompt
 from distributed_comfy.transport.encodings import FLOAT16_ABSOLUTE_ERROR, FLOAT16_RELATIVE_ERROR
 from tests.cluster_rig import JobReport, Rig
-from tests.command_line import CommandLine, pictures, pixels
+from tests.command_line import PROJECT, CommandLine, pictures, pixels
 from tests.kept_jobs import made, rule_images, settings_of, wait_ended
 from tests.prompts import node, out
 
@@ -228,12 +228,26 @@ def test_the_setting_is_the_default_and_the_option_wins_over_it(line: CommandLin
     assert refused.status != 0 and "DC_FRAMES" in refused.err
 
 
-def test_a_python_without_zstandard_refuses_zstd_before_anything_is_queued(line: CommandLine, tmp_path: Path) -> None:
-    hidden = tmp_path / "hidden"
-    hidden.mkdir()
-    (hidden / "zstandard.py").write_text("raise ImportError('hidden by a test')", encoding="utf-8")
-    prompt = line.write("graph.json", collected())
-    path = os.pathsep.join([str(hidden), line.environment["PYTHONPATH"]])
+@pytest.fixture
+def without_zstandard(tmp_path: Path) -> str:
+    """A search path on which the package cannot be imported."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "zstandard.py").write_text("raise ImportError('hidden by a test')", encoding="utf-8")
+    return os.pathsep.join([str(tmp_path / "hidden"), str(PROJECT)])
+
+
+def test_a_worker_without_zstandard_sends_exact_frames(builtin_rig: Rig, without_zstandard: str) -> None:
+    builtin_rig.start("bare", environment={"PYTHONPATH": without_zstandard}, worker_tags="bare")
+    try:
+        bare = builtin_rig.run(collected(save=SAVE), items=ITEMS, frames="zstd", tags=["bare"])
+    finally:
+        builtin_rig.stop("bare")
+    assert came_as(bare) == {"exact"}
+    assert contents(bare) == contents(builtin_rig.run(collected(save=SAVE), items=ITEMS))
+
+
+def test_a_python_without_zstandard_refuses_zstd_before_anything_is_queued(line: CommandLine, without_zstandard: str) -> None:
+    prompt, path = line.write("graph.json", collected()), without_zstandard
     done = line.run("run", prompt, "--frames", "zstd", "--out", "out", PYTHONPATH=path)
     assert done.status != 0 and "pip install zstandard" in done.err
     assert line.run("run", prompt, "--frames", "auto", "--items", "1", "--out", "out", PYTHONPATH=path).status == 0

@@ -15,6 +15,7 @@ from distributed_comfy.transport.frames import decode_tensor, encode_tensor
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 from distributed_comfy.transport.travel import canvas_encoding, capture_encoding, check_here, loses_bits, step_encoding
 from distributed_comfy.transport.values import load_value, store_value
+from tasks.run_item import _how
 from tests.prompts import capability, node, out, parsed, txt2img, without
 from tests.upscale_prompts import batch, photo
 
@@ -180,3 +181,8 @@ def test_only_zstd_asks_for_the_package(no_zstandard: None) -> None:
                 check_here(plan)
         else:
             check_here(plan)
+
+
+def test_an_item_that_a_worker_cannot_read_goes_to_another() -> None:
+    runtime: Any = None
+    assert _how(runtime, FrameEncodingMissing(encoding="zstd", package="zstandard", reason="not there")) == "lacks"
