@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import distributed_comfy
-from distributed_comfy.frame_plan import FrameOption
+from distributed_comfy.frame_plan import FRAME_OPTIONS, FrameOption
 from distributed_comfy.messages import Prompt, TensorRef
 from distributed_comfy.orchestrator.submit import SubmitOptions, read_prompt, submit_prompt
 from distributed_comfy.transport.encodings import FLOAT16_ABSOLUTE_ERROR, FLOAT16_RELATIVE_ERROR
@@ -193,6 +193,21 @@ def test_results_for_celery_are_exact_under_auto_and_as_asked_otherwise(builtin_
             result = app.AsyncResult(f"{job_id}-0")
             assert result.get(timeout=30).values["collect"]["images"][0].tobytes() == made(0).tobytes()
             result.forget()
+
+
+def test_what_lost_bits_goes_on_only_as_itself(builtin_rig: Rig) -> None:
+    def key(prompt: Prompt, frames: FrameOption) -> str:
+        options = SubmitOptions(items=1, frames=frames)
+        record = submit_prompt(builtin_rig.cluster, read_prompt(prompt, options), options, threading.Event()).record
+        builtin_rig.cluster.jobs.cancel(record.job_id, "only its record was wanted")
+        assert record.resume_key
+        return record.resume_key
+
+    keys = {frames: key(EIGHT_BIT["SaveImage"], frames) for frames in FRAME_OPTIONS}
+    assert keys["exact"] == keys["zstd"]
+    assert len({keys[frames] for frames in ("exact", "auto", "fp16", "lossy")}) == 4
+    scaled = MORE_BITS["scaled, then saved"]
+    assert key(scaled, "auto") == key(scaled, "exact"), "nothing of it lost a bit"
 
 
 @pytest.fixture
