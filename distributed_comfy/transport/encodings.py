@@ -19,7 +19,9 @@ is decoded, and decoding stops at them.
 """
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import math
 import struct
 import zlib
@@ -33,6 +35,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distributed_comfy.errors import FrameEncodingMissing, FrameEncodingUnknown, FrameMalformed, FrameTooLarge
+
+log = logging.getLogger(__name__)
 
 Encoding = Literal["plain", "zstd", "float16", "uint8", "jpeg"]
 """``plain``: the elements themselves."""
@@ -128,10 +132,16 @@ def zstandard() -> ModuleType:
 def _to_zstd(elements: NDArray[Any], shape: Shape) -> bytes | None:
     try:
         package = zstandard()
-    except FrameEncodingMissing:
+    except FrameEncodingMissing as error:
+        _tell_once(str(error))
         return None
     compressed: bytes = package.ZstdCompressor(level=_ZSTD_LEVEL).compress(_planes(elements).data)
     return compressed
+
+
+@functools.cache
+def _tell_once(why: str) -> None:
+    log.warning("tensors travel as they are: %s", why)
 
 
 def _from_zstd(encoded: memoryview, dtype: str, shape: Shape, size_bytes: int) -> Bytes:

@@ -11,6 +11,7 @@ from distributed_comfy.errors import FrameEncodingMissing, FrameMalformed
 from distributed_comfy.frame_plan import FRAME_OPTIONS, FramePlan
 from distributed_comfy.messages import ItemResult, Prompt, TensorRef, dump, load
 from distributed_comfy.planning.plan import PlanOptions, plan_job
+from distributed_comfy.transport import encodings
 from distributed_comfy.transport.frames import decode_tensor, encode_tensor
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 from distributed_comfy.transport.travel import canvas_encoding, capture_encoding, check_here, loses_bits, step_encoding
@@ -161,8 +162,12 @@ def no_zstandard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
 
 
-def test_a_worker_without_zstandard_sends_plain_frames(no_zstandard: None) -> None:
+def test_a_worker_without_zstandard_sends_plain_frames_and_says_so_once(no_zstandard: None, caplog: pytest.LogCaptureFixture) -> None:
+    encodings._tell_once.cache_clear()
     ones = np.ones(1000, np.float32)
+    for _ in range(3):
+        encode_tensor(ones, limit_bytes=2**20, encoding="zstd")
+    assert caplog.text.count("tensors travel as they are") == 1 and "pip install zstandard" in caplog.text
     assert b"".join(encode_tensor(ones, limit_bytes=2**20, encoding="zstd")) == b"".join(encode_tensor(ones, limit_bytes=2**20))
 
 
