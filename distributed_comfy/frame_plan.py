@@ -20,4 +20,4 @@ class FramePlan:
     eight_bit: tuple[str, ...] = ()
     """Nodes (collectors, an upscale) of whose images nothing but 8 bits is used."""
     pictures: tuple[str, ...] = ()
-    """Collectors of images."""
+    """Collectors of images, but for those of which an upscale is made."""

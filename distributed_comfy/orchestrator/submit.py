@@ -172,7 +172,8 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
 def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> FramePlan:
     """How the job's tensors travel; whoever asks Celery for results gets all bits, unless asked otherwise."""
     option = options.frames or cluster.settings.frames
-    pictures = tuple(one.node_id for one in plan.collectors if "images" in one.slots)
+    steps = plan.tiles.made_from if plan.tiles is not None else frozenset()
+    pictures = tuple(one.node_id for one in plan.collectors if "images" in one.slots and one.node_id not in steps)
     frames = FramePlan(option, plan.eight_bit if options.results == "collector" else (), pictures)
     check_here(frames)
     return frames

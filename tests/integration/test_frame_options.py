@@ -183,6 +183,15 @@ def test_the_tiles_of_an_upscale_travel_as_float16_and_it_hardly_shows(builtin_r
     assert all(10 * numpy.log10(255**2 / numpy.mean(levels**2)) > 45 for levels in _differences(other, exact))
 
 
+def test_a_picture_that_is_collected_to_be_upscaled_is_no_jpeg(builtin_rig: Rig) -> None:
+    prompt = upscaled(collect=node("DistributedCollector", images=out("make"), load_balance=False))
+    prompt["up"]["inputs"]["upscaled_image"] = out("collect")
+    exact, lossy = (builtin_rig.run(prompt, frames=frames) for frames in ("exact", "lossy"))
+    errors = numpy.abs(lossy.batch("collect") - exact.batch("collect"))
+    assert came_as(lossy) == {"encoded"} and errors.max() <= FLOAT16_RELATIVE_ERROR
+    assert lossy.start is not None and lossy.start.record.frames.pictures == ()
+
+
 def test_results_for_celery_are_exact_under_auto_and_as_asked_otherwise(builtin_rig: Rig) -> None:
     options_tried: tuple[FrameOption, ...] = ("auto", "zstd")
     for frames in options_tried:
