@@ -31,6 +31,12 @@ def _workers() -> click.Command:
     return workers
 
 
+def _models() -> click.Command:
+    from distributed_comfy.cli.models import models
+
+    return models
+
+
 def _jobs() -> click.Command:
     from distributed_comfy.cli.jobs import jobs
 
@@ -59,7 +65,8 @@ _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
-    "workers": (_workers, "List workers; drain and undrain them, let them look for new models."),
+    "workers": (_workers, "List and show workers, read their logs; drain and undrain them, let them look for new models."),
+    "models": (_models, "What a prompt needs and which workers lack it; all model files."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),

@@ -87,6 +87,8 @@ class WorkerFacts:
     pid: int = 0
     tags: tuple[str, ...] = ()
     package_version: str = ""
+    packs: dict[str, str] = field(default_factory=dict)
+    """Custom node packs that its engine loaded -> commit or version; empty where neither is known."""
 
 
 @dataclass(frozen=True)
