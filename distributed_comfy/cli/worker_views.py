@@ -15,7 +15,7 @@ Statuses = Mapping[str, WorkerStatus]
 
 _GIB = 2**30
 _WIDE_COLUMNS = 130
-"""From here on an item and its node fit into one line of the list."""
+"""From here on an item and its node fit into one line of the list, and the engine's version."""
 _HASH_DIGITS = 8
 _SHORTENED = ("NVIDIA ", "GeForce ", "(R)", "(TM)", "AMD ", "Intel ")
 """Of names of devices, what tells nothing."""
@@ -59,7 +59,7 @@ def _row(worker: WorkerState, status: WorkerStatus | None, *, wide: bool) -> lis
         str(status.items_done) if status else "",
         _memory(use, "/"),
         f"{use.utilisation_percent}%" if use.utilisation_percent is not None else "",
-        f"{facts.engine} {version}".strip(),
+        f"{facts.engine} {version}".strip() if wide else facts.engine,
         f"{facts.device} {_short_name(use.name)}".strip() if facts.device != "cpu" else facts.device,
         " ".join(facts.tags),
     ]

@@ -80,8 +80,8 @@ class LineFolder:
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         found = [told for line in lines if (told := self._line(line, now, ended=True))]
-        head, _, last = self._rest.rpartition(b"\r")
-        if head:  # the bar is written over again and again: only its last state is of interest
+        head, again, last = self._rest.rpartition(b"\r")
+        if again:  # the bar is written over again and again: only its last state is of interest
             self._rest = last if last.strip() else head.rpartition(b"\r")[2] + b"\r"
             if told := self._line(self._rest, now, ended=False):
                 found.append(told)
