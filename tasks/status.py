@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHORTEST_INTERVAL_S = 0.25
 """Between two statuses, however often the state changes."""
+_CLOCK_JUMP_MS = 1000.0
+"""By less than this the time of what began does not move: an answer that took long is no other clock."""
 _MISSED = 3
 """Statuses that may be missed before the last one vanishes."""
 
@@ -75,7 +77,9 @@ class StatusTeller:
             ttl_ms=_MISSED * to_ms(self._settings.status_interval_s),
             log_ttl_ms=to_ms(self._settings.log_ttl_s),
         )
-        self._offset_ms = answer.now_ms - time.monotonic() * 1000
+        offset_ms = answer.now_ms - time.monotonic() * 1000
+        if abs(offset_ms - self._offset_ms) > _CLOCK_JUMP_MS:
+            self._offset_ms = offset_ms
         self._drained = answer.drained
         if answer.drained != before:
             self.changed()

@@ -19,7 +19,8 @@ def test_a_pack_has_its_commit_else_its_version_else_neither(tmp_path: Path) -> 
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
     (git / "refs" / "heads" / "main").write_text(f"{COMMIT}\n")
-    (tmp_path / "with_version" / "pyproject.toml").write_text('[tool.x]\nversion = "9"\n[project]\nname = "p"\nversion = "1.4.2"\n[other]\n')
+    declared = '[tool.x]\nversion = "9"\n[project]\nname = "p"\nversion = "1.4.2"\n[other]\n'
+    (tmp_path / "with_version" / "pyproject.toml").write_text(declared)
     (tmp_path / "broken" / "pyproject.toml").write_bytes(b"[project]\nversion = \xff\n")
     (tmp_path / "single.py").touch()
     (tmp_path / "comfy_extras" / "nodes_x.py").touch()

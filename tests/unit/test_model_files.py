@@ -5,7 +5,10 @@ from distributed_comfy.messages import Capability, Requirement
 from distributed_comfy.planning.model_files import Choice, all_models, find_needs
 
 
-def worker(checkpoints: tuple[str, ...] = (), loras: tuple[str, ...] = (), classes: tuple[str, ...] = ("Checkpoint", "Lora", "KSampler")) -> Capability:
+CLASSES = ("Checkpoint", "KSampler", "Lora")
+
+
+def worker(checkpoints: tuple[str, ...] = (), loras: tuple[str, ...] = (), classes: tuple[str, ...] = CLASSES) -> Capability:
     lists = (checkpoints, ("None", *loras), loras, ("euler", "ddim"))
     has = {"Checkpoint": {"ckpt_name": 0}, "Lora": {"lora_name": 1}, "KSampler": {"sampler_name": 3}}
     return Capability(
@@ -25,9 +28,8 @@ def need(*choices: tuple[str, str, str], classes: tuple[str, ...] = ("Checkpoint
 
 def test_every_model_is_told_with_who_lacks_it() -> None:
     live = {"a": worker(("x.safetensors", "y.safetensors")), "b": worker(("x.safetensors",), ("l.safetensors",))}
-    found = find_needs(
-        need(("Checkpoint", "ckpt_name", "y.safetensors"), ("Lora", "lora_name", "l.safetensors"), ("Checkpoint", "ckpt_name", "x.safetensors")), live
-    )
+    wanted = {"y.safetensors": ("Checkpoint", "ckpt_name"), "l.safetensors": ("Lora", "lora_name"), "x.safetensors": ("Checkpoint", "ckpt_name")}
+    found = find_needs(need(*((*place, name) for name, place in wanted.items())), live)
     assert [(model.folder, model.name, model.lacked_by) for model in found.models] == [
         ("checkpoints", "x.safetensors", ()), ("checkpoints", "y.safetensors", ("b",)), ("loras", "l.safetensors", ("a",)),
     ]  # fmt: skip
