@@ -4,7 +4,6 @@ from __future__ import annotations
 from distributed_comfy.messages import Capability, Requirement
 from distributed_comfy.planning.model_files import Choice, all_models, find_needs
 
-
 CLASSES = ("Checkpoint", "KSampler", "Lora")
 
 
@@ -28,8 +27,8 @@ def need(*choices: tuple[str, str, str], classes: tuple[str, ...] = ("Checkpoint
 
 def test_every_model_is_told_with_who_lacks_it() -> None:
     live = {"a": worker(("x.safetensors", "y.safetensors")), "b": worker(("x.safetensors",), ("l.safetensors",))}
-    wanted = {"y.safetensors": ("Checkpoint", "ckpt_name"), "l.safetensors": ("Lora", "lora_name"), "x.safetensors": ("Checkpoint", "ckpt_name")}
-    found = find_needs(need(*((*place, name) for name, place in wanted.items())), live)
+    checkpoints = [("Checkpoint", "ckpt_name", name) for name in ("y.safetensors", "x.safetensors")]
+    found = find_needs(need(*checkpoints, ("Lora", "lora_name", "l.safetensors")), live)
     assert [(model.folder, model.name, model.lacked_by) for model in found.models] == [
         ("checkpoints", "x.safetensors", ()), ("checkpoints", "y.safetensors", ("b",)), ("loras", "l.safetensors", ("a",)),
     ]  # fmt: skip

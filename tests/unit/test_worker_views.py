@@ -124,7 +124,7 @@ def test_how_far_an_item_is_is_said_as_far_as_it_is_known(item: RunningItem, wor
 
 def test_an_unknown_name_comes_with_those_that_there_are() -> None:
     words = str(unknown_worker("pc1-cuda1", ["pc2-cpu", "pc1-cuda0"]))
-    assert words.startswith("no worker 'pc1-cuda1' (there are pc1-cuda0, pc2-cpu; did you mean pc1-cuda0?); `distributed-comfy workers list`")
+    assert words.startswith("no worker 'pc1-cuda1' (there are pc1-cuda0, pc2-cpu; did you mean pc1-cuda0?); `distributed-comfy ")
     assert "(there is none)" in str(unknown_worker("x", []))
     many = str(unknown_worker("x", [f"w{number:02}" for number in range(30)]))
     assert "w00, w01" in many and "and 18 more)" in many
