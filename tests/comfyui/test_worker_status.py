@@ -64,7 +64,8 @@ def line(packed_rig: Rig, tmp_path: Path) -> CommandLine:
 
 
 def told(rig: Rig) -> WorkerStatus:
-    found: WorkerStatus = until(lambda: rig.cluster.statuses.read(["packed"]).get("packed"))
+    """Its status once the engine is ready, of which the table may know a moment earlier."""
+    found: WorkerStatus = until(lambda: (status := rig.cluster.statuses.read(["packed"]).get("packed")) and status.capability and status)
     return found
 
 
@@ -75,8 +76,8 @@ def test_version_and_packs_are_told(packed_rig: Rig, comfy: Comfy, line: Command
     assert status.engine_version.startswith(version) and status.engine == "comfyui"
     assert status.commit == (status.engine_version.partition("(")[2].rstrip(")")), "both from the checkout, if it is one"
     packs = state.facts.packs
-    assert packs["checked-out"] == COMMIT[:10] and packs["released"] == "2.1.0" and packs["rule_nodes.py"] == ""
-    assert status.packs == len(packs) and not {"comfy_extras", "nodes_upscale_model.py"} & set(packs)
+    assert packs["checked-out"] == COMMIT[:10] and packs["released"] == "2.1.0" and packs["rule_nodes"] == ""
+    assert status.packs == len(packs) and not {"comfy_extras", "custom_nodes", "nodes_upscale_model"} & set(packs)
     shown = line.run("workers", "show", "packed").out
     assert f"checked-out {COMMIT[:10]}" in shown and "released 2.1.0" in shown
 

@@ -22,11 +22,11 @@ def test_a_pack_has_its_commit_else_its_version_else_neither(tmp_path: Path) -> 
     declared = '[tool.x]\nversion = "9"\n[project]\nname = "p"\nversion = "1.4.2"\n[other]\n'
     (tmp_path / "with_version" / "pyproject.toml").write_text(declared)
     (tmp_path / "broken" / "pyproject.toml").write_bytes(b"[project]\nversion = \xff\n")
-    (tmp_path / "single.py").touch()
-    (tmp_path / "comfy_extras" / "nodes_x.py").touch()
-    places = ["with_commit", "with_version", "broken", "plain", "single.py", "comfy_extras/nodes_x.py"]
-    nodes = SimpleNamespace(LOADED_MODULE_DIRS={place: str(tmp_path / place) for place in places})
-    assert pack_versions(nodes) == {"broken": "", "plain": "", "single.py": "", "with_commit": COMMIT[:10], "with_version": "1.4.2"}
+    loaded = {name: str(tmp_path / name) for name in ("with_commit", "with_version", "broken", "plain")}
+    loaded[str(tmp_path / "single")] = str(tmp_path)  # of a pack that is one file ComfyUI notes the folder around it
+    loaded[str(tmp_path / "comfy_extras" / "nodes_x")] = str(tmp_path / "comfy_extras")
+    nodes = SimpleNamespace(LOADED_MODULE_DIRS=loaded)
+    assert pack_versions(nodes) == {"broken": "", "plain": "", "single": "", "with_commit": COMMIT[:10], "with_version": "1.4.2"}
     assert pack_versions(SimpleNamespace()) == {}, "a ComfyUI that does not note it"
 
 

@@ -22,14 +22,12 @@ def pack_versions(nodes: Any) -> dict[str, str]:
     Args:
         nodes: ComfyUI's module; it notes where each pack came from.
     """
-    places = [Path(place) for place in getattr(nodes, "LOADED_MODULE_DIRS", {}).values()]
-    packs = sorted({place for place in places if place.parent.name not in _OWN_PARTS and place.name not in _OWN_PARTS})
-    return {place.name: _version(place) for place in packs}
+    places = {Path(name).name: Path(place) for name, place in getattr(nodes, "LOADED_MODULE_DIRS", {}).items()}
+    packs = {name: place for name, place in sorted(places.items()) if place.name not in _OWN_PARTS}
+    return {name: _version(place) if place.name == name else "" for name, place in packs.items()}  # of a single file it is the folder around
 
 
 def _version(pack: Path) -> str:
-    if not pack.is_dir():
-        return ""
     try:
         return tree_commit(pack) or _declared_version(pack / "pyproject.toml")
     except (OSError, UnicodeDecodeError) as error:
