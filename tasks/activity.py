@@ -13,6 +13,8 @@ from distributed_comfy.state.status import LastError, RunningItem
 
 _WORDS = 300
 """Characters of an error's sentence that are kept."""
+_SAME_S = 5.0
+"""An engine's end within this time of the failure of its item is the same."""
 
 Clock = Callable[[float], int]
 """Monotonic time of this process -> Redis time in ms."""
@@ -76,9 +78,12 @@ class WorkerActivity:
             self._error = (error, time.monotonic(), item)
 
     def trouble(self, error: DistributedComfyError) -> None:
-        """The engine failed, whether it had an item or not."""
+        """The engine failed; an item that it had fails as well, and is told then."""
+        now = time.monotonic()
         with self._lock:
-            self._error = (error, time.monotonic(), "")
+            before = self._error
+            if before is None or before[0].code != error.code or now - before[1] > _SAME_S:
+                self._error = (error, now, "")
         self._changed()
 
     def end(self, claim_id: str) -> None:
@@ -105,8 +110,13 @@ class WorkerActivity:
         if found is None:
             return None
         error, at, item = found
-        words = " ".join(str(error).split())
-        return LastError(error.code, words if len(words) <= _WORDS else words[: _WORDS - 1] + "…", clock(at), item)
+        return LastError(error.code, in_short(str(error)), clock(at), item)
+
+
+def in_short(text: str) -> str:
+    """A text in one line, without the end of a long one."""
+    words = " ".join(text.split())
+    return words if len(words) <= _WORDS else words[: _WORDS - 1] + "…"
 
 
 def _shown(begun: _Begun, clock: Clock) -> RunningItem:

@@ -14,6 +14,7 @@ from distributed_comfy.errors import DistributedComfyError, EngineDied, ItemInte
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.state.status import EngineReport
+from tasks.activity import in_short
 from tasks.held import Phase
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ class EngineListener(Protocol):
         Args:
             reason: in words, with what happens next.
         """
+
+    def on_died(self, error: EngineDied) -> None:
+        """The engine has ended by itself, with an item or without."""
 
     def on_start_failed(self, error: DistributedComfyError) -> None:
         """The engine did not start; it is tried again."""
@@ -140,6 +144,8 @@ class EngineLink:
             self._listener.on_capability(event.capability)
         elif isinstance(event, Ended):
             self._last_end = f"the engine ended with {event.status}"
+            if not event.wanted:
+                self._listener.on_died(EngineDied(status=event.status, log_tail=event.log_tail))
             self._ended.set()
 
     def _settle(self, claim_id: str, result: ItemResult | None = None, error: DistributedComfyError | None = None) -> None:
@@ -174,7 +180,7 @@ class EngineLink:
             if self._closing.is_set():  # it was ended while it started
                 return
             log.error("worker %s: %s", self.options.worker, error)
-            self._last_end = str(error)
+            self._last_end = in_short(str(error))
             self._listener.on_start_failed(error)
             return
         self._listener.on_capability(capability)

@@ -4,10 +4,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 import uuid
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import redis
 
@@ -68,8 +70,10 @@ class LogStream:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Send what is left, if the server takes it at once."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Send what is left, if the server takes it at once; also the error that ends the worker."""
+        if kind is not None and error is not None and issubclass(kind, Exception):
+            self._buffer.add("worker", "CRITICAL", "".join(traceback.format_exception(kind, error, trace)).rstrip())
         logging.getLogger().removeHandler(self._handler)
         self._stopped.set()
         self._thread.join(_JOIN_S)

@@ -18,7 +18,7 @@ import redis
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress
-from distributed_comfy.errors import ConnectionLost, DistributedComfyError, WorkerNameTaken
+from distributed_comfy.errors import ConnectionLost, DistributedComfyError, EngineDied, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
@@ -198,6 +198,10 @@ class WorkerRuntime:
         self.activity.trouble(error)
         if not self._ever_able:
             self.failed = error
+
+    def on_died(self, error: EngineDied) -> None:
+        """See `EngineListener`."""
+        self.activity.trouble(error)
 
     def on_down(self, reason: str) -> None:
         """See `EngineListener`: claim nothing until the engine is back."""

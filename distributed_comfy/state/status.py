@@ -68,7 +68,7 @@ class EngineReport:
     commit: str = ""
     """What is checked out in the engine's tree; empty where that is no git checkout."""
     packs: dict[str, str] = field(default_factory=dict)
-    """Name of the folder (or the single file) of each custom node pack that was loaded -> its commit, else its version; empty where neither is known."""
+    """Folder, or single file, of each custom node pack that was loaded -> its commit, else its version; empty where neither is known."""
     models: tuple[LoadedModel, ...] = ()
 
 

@@ -146,6 +146,7 @@ def test_a_dead_engine_is_told_with_its_end(desk: Desk) -> None:
     down = desk.when("one", lambda status: status.state == "down")
     assert down.reason.startswith("the engine ended with signal 9 (SIGKILL); it starts again") and down.engine_pid == 0
     again = desk.when("one", lambda status: status.state == "idle")
+    assert again.last_error is not None and again.last_error.code == "engine_died" and again.items_failed == 0
     assert again.engine_pid != first.engine_pid and again.pid == first.pid
 
 

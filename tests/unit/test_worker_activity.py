@@ -4,7 +4,7 @@ from __future__ import annotations
 import time
 
 from distributed_comfy.engine.protocol import Progress
-from distributed_comfy.errors import NodeFailed, OutOfMemory
+from distributed_comfy.errors import EngineDied, NodeFailed, OutOfMemory
 from distributed_comfy.messages import Prompt, RunRequest
 from tasks.activity import WorkerActivity
 
@@ -81,3 +81,12 @@ def test_what_is_done_and_what_failed_is_counted_and_the_last_error_kept_in_shor
     assert len(error.words) == 300 and "\n" not in error.words and error.words.endswith("…")
     told.trouble(OutOfMemory(device="cuda:0", node_id="1", exception_message="no"))
     assert (told.last_error(clock) or error).item == "" and told.counts() == (2, 2)
+
+
+def test_an_engine_that_dies_with_an_item_is_one_error_and_not_two() -> None:
+    told, _ = activity()
+    died = EngineDied(status="signal 9 (SIGKILL)", log_tail="last\nwords")
+    told.failed(died, f"{JOB}-1")
+    told.trouble(died)
+    error = told.last_error(clock)
+    assert error is not None and error.item == f"{JOB}-1" and error.words.endswith("last words")

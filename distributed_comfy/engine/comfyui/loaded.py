@@ -24,7 +24,8 @@ def pack_versions(nodes: Any) -> dict[str, str]:
     """
     places = {Path(name).name: Path(place) for name, place in getattr(nodes, "LOADED_MODULE_DIRS", {}).items()}
     packs = {name: place for name, place in sorted(places.items()) if place.name not in _OWN_PARTS}
-    return {name: _version(place) if place.name == name else "" for name, place in packs.items()}  # of a single file it is the folder around
+    # Of a pack that is a single file ComfyUI notes the folder around it.
+    return {name: _version(place) if place.name == name else "" for name, place in packs.items()}
 
 
 def _version(pack: Path) -> str:
