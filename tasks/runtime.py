@@ -124,12 +124,13 @@ class WorkerRuntime:
         self._stopped.set()
         self.engine.close()
         self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
-        if not self._ever_able and not isinstance(self.failed, WorkerNameTaken):
+        never_there = not self._ever_able and not isinstance(self.failed, WorkerNameTaken)
+        if never_there:
             self._quietly("name", lambda: self.cluster.workers.release_name(self.name))
         self.status.changed()
         for thread in self._threads:  # whoever called closes the connections that they use
             thread.join(timeout=_JOIN_S)
-        if not self._ever_able:
+        if never_there:
             self._quietly("status", lambda: self.cluster.statuses.withdraw(self.name))
 
     def register(self) -> None:

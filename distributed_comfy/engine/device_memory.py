@@ -30,7 +30,7 @@ def device_identity() -> tuple[str, str]:
         return "", ""
     try:
         properties = torch.cuda.get_device_properties(0)
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
         return "", ""
     uuid = str(getattr(properties, "uuid", ""))
     return str(properties.name), uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}"

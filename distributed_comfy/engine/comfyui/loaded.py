@@ -49,7 +49,8 @@ def loaded_models(model_management: Any) -> tuple[LoadedModel, ...]:
     """The models that ComfyUI keeps loaded, in its order; called while another thread may load and unload them."""
     try:
         return tuple(_told(model_management.current_loaded_models))
-    except (AttributeError, TypeError, RuntimeError) as error:  # one of them went at this moment, or a pack put something else there
+    # One of them went at this moment, or a pack put something else there.
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError, ReferenceError) as error:
         log.debug("the loaded models cannot be told: %s", error)
         return ()
 
