@@ -109,9 +109,9 @@ def _check_name(path: Path, name: str, names: Collection[str]) -> None:
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """The setting that a misspelt name most likely means; empty where none is near."""
-    by_capitals = {known.upper(): known for known in names}
-    return next((by_capitals[close] for close in difflib.get_close_matches(name.upper(), by_capitals, n=1)), "")
+    """The one of several names that a misspelt one most likely means, whatever its case; empty where none is near."""
+    by_upper = {known.upper(): known for known in names}
+    return next((by_upper[found] for found in difflib.get_close_matches(name.upper(), by_upper, n=1)), "")
 
 
 def _warn_of_readers(path: Path, secrets: list[str]) -> None:

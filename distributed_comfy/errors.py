@@ -221,7 +221,13 @@ class WorkerUnknown(BadInput):
     """No worker has this name."""
 
     code = "worker_unknown"
-    sentence = "no worker {name!r}; `distributed-comfy workers list` shows the known ones"
+    sentence = "no worker {name!r}{known}; `distributed-comfy workers list` shows the known ones"
+
+    def __init__(self, *, known: str = "", **fields: Any) -> None:
+        """Args:
+        known: in words, which workers there are, as `distributed_comfy.cli.worker_names` says it.
+        """
+        super().__init__(known=known, **fields)
 
 
 class WorkersFileWrong(BadInput):

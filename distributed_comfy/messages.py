@@ -208,6 +208,10 @@ class Capability:
     """class -> INT input -> its maximum in decimal, where one is declared."""
     output_types: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """class -> types of its outputs (``IMAGE``, ``MODEL``...), to tell which edges can travel."""
+    model_lists: dict[str, int] = field(default_factory=dict)
+    """Model folder (``checkpoints``) -> index into `choice_lists`, where it has files; empty of an engine that has none."""
+    model_inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """class -> input -> the model folder that its list shows, where that is known."""
     device: str = "cpu"
     device_class: str = ""
     tags: tuple[str, ...] = ()

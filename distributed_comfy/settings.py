@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     """An engine that gives no sign of life for this long is ended; longer than the slowest model load."""
     describe_interval_s: float = Field(60.0, gt=0)
     """How often a worker looks again at its models and node classes."""
+    status_interval_s: float = Field(2.0, ge=0.25)
+    """How often a worker tells its status; it vanishes after three times as long."""
+    log_lines: int = Field(2000, ge=10, le=100_000)
+    """Lines of a worker's log that `workers logs` can show, roughly."""
+    log_ttl_s: float = Field(3600.0, gt=0)
+    """How long these lines outlive the worker."""
     drain_timeout_s: float = Field(60.0, ge=0)
     """How long a worker that is asked to stop may finish its item before it gives it back."""
     job_ttl_s: int = Field(86_400, ge=60)

@@ -14,6 +14,8 @@ from distributed_comfy.state.hosts import HostTable
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts
+from distributed_comfy.state.status_board import StatusBoard
+from distributed_comfy.state.worker_log import WorkerLogs
 from distributed_comfy.state.workers import WorkerTable
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
 from tasks.app import make_app
@@ -38,6 +40,8 @@ class Cluster:
     hosts: HostTable
     matching: Matching
     app: Celery
+    statuses: StatusBoard
+    logs: WorkerLogs
 
     def close(self) -> None:
         """Give the connections back; the cluster object is not used again."""
@@ -67,7 +71,10 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     jobs.set_byte_limit(_byte_limit(settings, blobs))
     workers = WorkerTable(scripts, matching, settings)
     hosts = HostTable(scripts, settings)
-    return Cluster(settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app)
+    statuses, logs = StatusBoard(scripts), WorkerLogs(scripts)
+    return Cluster(
+        settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app, statuses, logs
+    )  # fmt: skip
 
 
 def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:

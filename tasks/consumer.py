@@ -17,6 +17,7 @@ from distributed_comfy.log_lines import name_worker
 from distributed_comfy.settings import Settings, redact_url
 from tasks.app import RUN_ITEM, gpu_queue
 from tasks.cluster import Cluster, open_cluster
+from tasks.log_stream import LogStream
 from tasks.names import free_worker_name, node_name, take_name
 from tasks.reconnect import Reconnection
 from tasks.run_item import ticket_body
@@ -80,8 +81,10 @@ def run_worker(settings: Settings, redis_url: str, blob_url: str, options: Engin
             take_name(cluster, name)
         where = redact_url(redis_url)
         name_worker(name)
-        log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())
-        return _Consumer(cluster, name, with_folder(options, name, settings.cache_folder)).run(end_with_stdin)
+        options = with_folder(options, name, settings.cache_folder)
+        with LogStream(cluster, name, options.log_file):
+            log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())
+            return _Consumer(cluster, name, options).run(end_with_stdin)
     finally:
         cluster.close()
 

@@ -88,6 +88,9 @@ def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print the result as one line of JSON on standard output."
 )
+json_lines_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print each line as one line of JSON on standard output."
+)
 
 
 @contextmanager

@@ -43,6 +43,12 @@ def _workers() -> click.Command:
     return workers
 
 
+def _models() -> click.Command:
+    from distributed_comfy.cli.models import models
+
+    return models
+
+
 def _jobs() -> click.Command:
     from distributed_comfy.cli.jobs import jobs
 
@@ -73,7 +79,8 @@ _COMMANDS = {
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
     "up": (_up, "Run this host's workers: one on each GPU, started again when they end."),
     "hosts": (_hosts, "List hosts with their devices, workers and configuration."),
-    "workers": (_workers, "List workers; add, edit, start, stop and drain them, on any host."),
+    "workers": (_workers, "List and show workers, read their logs; add, edit, start, stop and drain them, on any host."),
+    "models": (_models, "What a prompt needs and which workers lack it; all model files."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),

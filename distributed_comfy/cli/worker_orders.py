@@ -11,8 +11,9 @@ from distributed_comfy.agent.up import find_local_agent
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.worker_names import unknown_worker
 from distributed_comfy.cpu_list import parse_cpus
-from distributed_comfy.errors import OrderRefused, WorkerUnknown
+from distributed_comfy.errors import OrderRefused
 from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.settings import slug
@@ -258,9 +259,10 @@ def _without_agent(output: Output, cluster: Cluster, order: HostOrder) -> None:
         WorkerUnknown: there is no such worker.
         OrderRefused: that would not do what was asked.
     """
-    facts = next((worker.facts for worker in cluster.workers.workers() if worker.facts.name == order.worker), None)
-    if facts is None:
-        raise WorkerUnknown(name=order.worker)
+    known = {worker.facts.name: worker.facts for worker in cluster.workers.workers()}
+    if order.worker not in known:
+        raise unknown_worker(order.worker, known)
+    facts = known[order.worker]
     if reason := _why_not(order, facts):
         raise OrderRefused(what=f"workers {order.verb} {order.worker}", reason=reason)
     heard = cluster.workers.end(order.worker)

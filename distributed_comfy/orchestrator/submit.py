@@ -28,7 +28,7 @@ from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissi
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
-from distributed_comfy.planning.requirements import common_class, lacks, matches, signature
+from distributed_comfy.planning.requirements import common_class, lacks, matches, signature, united
 from distributed_comfy.state.jobs import Submission
 from distributed_comfy.transport.travel import check_here, loses_bits
 from distributed_comfy.workflow.edit import set_input
@@ -244,6 +244,12 @@ def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capabilit
     plan = _in_one_class(plan_job(parsed, wanted, live), live)
     capable = sum(matches(plan.requirement, capability) for capability in live)
     return plan if capable in (0, len(live)) else _in_one_class(plan_job(parsed, replace(wanted, participants=capable), live), live)
+
+
+def requirement_of_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions, live: Live) -> Requirement:
+    """What a worker must have to run every stage of a prompt; errors as `submit_prompt`."""
+    plan = _plan(read_prompt(source, options).parsed, options, list(live.values()))
+    return united([plan.requirement, *([plan.last_requirement] if plan.last_requirement else [])])
 
 
 def _wants_one_class(plan: JobPlan) -> bool:

@@ -74,6 +74,8 @@ _TEMPLATES = {
     "lease": "worker:{}:lease",
     "memory": "worker:{}:memory",  # STRING with PX: "free|total" bytes of its device
     "starting": "worker:{}:starting",  # STRING with PX: the name is being taken
+    "status": "worker:{}:status",  # STRING with PX: WorkerStatus
+    "log": "worker:{}:log",  # STREAM with PX: its last lines
     "idle": "idle:{}",  # ZSET worker -> claims and tickets, of those with this capability hash and a free slot
     "sig_caps": "sig:{}:caps",
     "called": "sig:{}:called",  # HASH worker -> tickets, the other way round from calls
@@ -81,6 +83,7 @@ _TEMPLATES = {
     "cap_sigs": "cap:{}:sigs",
     "cap_workers": "cap:{}:workers",
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews
+    "statuses": "status:{}",  # pub/sub channel of a worker: each WorkerStatus; `status:*` is that of all
     "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free", "end"
 }
 

@@ -91,6 +91,8 @@ class WorkerFacts:
     package_version: str = ""
     started_by: str = ""
     """``agent``, ``run``, ``systemd``, ``container`` or ``hand``; empty where a version before told nothing."""
+    packs: dict[str, str] = field(default_factory=dict)
+    """Custom node packs that its engine loaded -> commit or version; empty where neither is known."""
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,10 @@ def test_a_single_worker_is_checked_the_same_way() -> None:
 
 
 def test_paths_are_meant_from_the_files_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/home/you")
     worker = WorkerConfiguration(comfyui_path="~/ComfyUI", comfyui_python="venv/bin/python")
     found = relative_to(worker, Path("/etc/dc"))
-    assert (found.comfyui_path, found.comfyui_python) == ("/home/me/ComfyUI", "/etc/dc/venv/bin/python")
+    assert (found.comfyui_path, found.comfyui_python) == ("/home/you/ComfyUI", "/etc/dc/venv/bin/python")
     named = WorkerConfiguration(comfyui_python="python3.12")
     assert relative_to(named, Path("/etc/dc")) == named, "a name without a folder is looked for in PATH"
 
