@@ -13,7 +13,10 @@ from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s
 
 RUN_ITEM = "tasks.run_item"
-"""Name of the one task; its only argument is the worker it is for."""
+"""Name of the one task of workers; its only argument is the worker it is for."""
+
+HOST_ORDER = "tasks.host_order"
+"""Name of the one task of agents; its only argument is a `HostOrder` as JSON."""
 
 _VISIBILITY_TIMEOUT_S = 7 * 86_400  # a ticket is never redelivered by the broker: leases decide who is dead
 
@@ -60,6 +63,12 @@ class Broker(AMQP):  # type: ignore[misc]
 def gpu_queue(worker: str) -> Queue:
     """The queue that only this worker consumes; the default exchange needs no binding."""
     name = f"gpu.{worker}"
+    return Queue(name, Exchange(""), routing_key=name, no_declare=True)
+
+
+def host_queue(host: str) -> Queue:
+    """The queue that only the agent of this host consumes."""
+    name = f"host.{host}"
     return Queue(name, Exchange(""), routing_key=name, no_declare=True)
 
 

@@ -10,9 +10,12 @@ from celery import Celery
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s, connect
+from distributed_comfy.state.hosts import HostTable
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts
+from distributed_comfy.state.status_board import StatusBoard
+from distributed_comfy.state.worker_log import WorkerLogs
 from distributed_comfy.state.workers import WorkerTable
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
 from tasks.app import make_app
@@ -34,8 +37,11 @@ class Cluster:
     blobs: RedisBlobStore
     jobs: JobTable
     workers: WorkerTable
+    hosts: HostTable
     matching: Matching
     app: Celery
+    statuses: StatusBoard
+    logs: WorkerLogs
 
     def close(self) -> None:
         """Give the connections back; the cluster object is not used again."""
@@ -64,7 +70,11 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     jobs = JobTable(scripts, matching, settings)
     jobs.set_byte_limit(_byte_limit(settings, blobs))
     workers = WorkerTable(scripts, matching, settings)
-    return Cluster(settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, matching, app)
+    hosts = HostTable(scripts, settings)
+    statuses, logs = StatusBoard(scripts), WorkerLogs(scripts)
+    return Cluster(
+        settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app, statuses, logs
+    )  # fmt: skip
 
 
 def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:

@@ -67,7 +67,7 @@ def _show_files(output: Output, delivery: Delivery) -> None:
         classes = {result.device_class for result in delivery.results.values()}
         output.remark(
             f"{len(paths)} {'file' if len(paths) == 1 else 'files'} in {delivery.seconds:.1f} s"
-            f" from {workers} {'worker' if workers == 1 else 'workers'}",
+            f" from {workers} {'worker' if workers == 1 else 'workers'}, {in_megabytes(delivery.moved_bytes)} brought home",
             "bold green",
         )
         rounded = sorted({result.worker for index, result in delivery.results.items() if _is_rounded(delivery.kind(index), result)})
@@ -81,6 +81,11 @@ def _is_rounded(kind: ItemKind, result: ItemResult) -> bool:
     """Whether images may have lost what 8 bits do not hold: those that an attached ComfyUI gave, or was fed with."""
     gave_images = any(isinstance(capture.value, TensorRef) for capture in result.captures)
     return result.engine == ATTACH and (gave_images or kind in FED_KINDS)
+
+
+def in_megabytes(size_bytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{size_bytes / 1e6:.1f} MB"
 
 
 def _warn_of_blocked(output: Output, delivery: Delivery) -> None:
@@ -136,5 +141,6 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
         ],
         "missing": [{"index": index, "error": error_json(error)} for index, error in delivery.missing.items()],
         "seconds": round(delivery.seconds, 3),
+        "moved_bytes": delivery.moved_bytes,
         "error": error_json(delivery.error),
     }

@@ -1,7 +1,7 @@
 """How ComfyUI declares the inputs of node classes, and the parts of a capability that are read off that."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distributed_comfy.messages import Prompt
@@ -74,11 +74,22 @@ class Catalogue:
         self._choices: dict[str, dict[str, int]] = {}
         self._file_inputs: dict[str, dict[str, str]] = {}
         self._seed_limits: dict[str, dict[str, str]] = {}
+        self._model_lists: dict[str, int] = {}
+        self._model_inputs: dict[str, dict[str, str]] = {}
 
-    def add_choices(self, place: tuple[str, str], values: list[str]) -> None:
+    def add_choices(self, place: tuple[str, str], values: Sequence[str]) -> None:
         """A (class, input) demands one of these values."""
-        listed = tuple(normalised(value) for value in values)
-        self._choices.setdefault(place[0], {})[place[1]] = self._lists.setdefault(listed, len(self._lists))
+        self._choices.setdefault(place[0], {})[place[1]] = self._index(values)
+
+    def add_model_folder(self, folder: str, names: Sequence[str]) -> None:
+        """A folder of models holds these files."""
+        if names:
+            self._model_lists[folder] = self._index(names)
+
+    def add_model_input(self, place: tuple[str, str], folder: str) -> None:
+        """An input lists the files of a folder of models; nothing for no folder."""
+        if folder:
+            self._model_inputs.setdefault(place[0], {})[place[1]] = folder
 
     def add_file_input(self, class_name: str, input_name: str) -> None:
         """An input names a file of the input folder."""
@@ -95,4 +106,9 @@ class Catalogue:
             "choices": self._choices,
             "file_inputs": self._file_inputs,
             "seed_limits": self._seed_limits,
+            "model_lists": self._model_lists,
+            "model_inputs": self._model_inputs,
         }
+
+    def _index(self, values: Sequence[str]) -> int:
+        return self._lists.setdefault(tuple(normalised(value) for value in values), len(self._lists))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed_comfy.engine.base import CapturedValue
+from distributed_comfy.engine.feed_reader import read_feed
 from distributed_comfy.engine.joining import joined_audio, joined_latents, require_one_size
 from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameMalformed
 from distributed_comfy.messages import RunRequest, TensorRef, Value
@@ -75,7 +76,7 @@ class GraphContext:
     def fed(self, node_id: str, slot: str) -> tuple[tuple[Value, ...], Iterator[Any]]:
         """The records of what a source supplies, and the values without torch, one by one; see `supply` for when they are there."""
         values = self._running().feed.get(node_id, {}).get(slot, ())
-        return values, self._loaded(values, as_torch=False)
+        return values, read_feed(self._blobs, values, wait_for=self._wait_for, as_torch=False)
 
     # -- for the node classes -------------------------------------------------------------------------------------------
     def capture(self, node_id: str, slot: str, values: list[Any]) -> None:
@@ -108,12 +109,19 @@ class GraphContext:
         assert self._request is not None, "a node of the cluster was called outside a run"
         return self._request
 
-    def _loaded(self, values: tuple[Value, ...], *, as_torch: bool = True) -> Iterator[Any]:
-        for value in values:
+    def _loaded(self, values: tuple[Value, ...]) -> Iterator[Any]:
+        if self._running().kind == "tile":  # whoever is next to try a tile reads the same blobs; the master unlinks them
+            yield from map(self._load_tile_value, values)
+        else:
+            yield from read_feed(self._blobs, values, wait_for=self._wait_for)
+
+    def _load_tile_value(self, value: Value) -> Any:
+        """It lies there before the tile starts, so it is not asked for first; what the store lost is put back."""
+        try:
+            return load_value(self._blobs, value, as_torch=True)
+        except BlobMissing:
             self._wait_for(value_blobs(value))
-            yield load_value(self._blobs, value, as_torch=as_torch)
-            if self._running().kind != "tile":  # whoever is next to try a tile reads the same blobs; the master unlinks them
-                self._blobs.unlink(value_blobs(value))
+            return load_value(self._blobs, value, as_torch=True)
 
     def _wait_for(self, blobs: list[str]) -> None:
         """The master writes the blobs of a feed a few ahead of what is read."""
@@ -130,7 +138,7 @@ class GraphContext:
             pause_s = min(_LONGEST_WAIT_S, pause_s * 1.5)
 
     def _joined_batch(self, slot: str, values: tuple[Value, ...]) -> Any:
-        """One batch, written value by value into memory that is taken once: the peak is the batch and one value."""
+        """One batch, written value by value into memory that is taken once: the peak is the batch and one value, or a few small ones."""
         import torch
 
         refs = [_tensor_ref(slot, value) for value in values]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from distributed_comfy.engine.comfyui.choices import (
     output_types,
     self_validated_inputs,
 )
+from distributed_comfy.engine.comfyui.model_folders import FolderListings
 from distributed_comfy.engine.comfyui.tree import ComfyTree
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,18 @@ class CapabilityReader:
         self._tree = tree
         self._combos_count = combos_are_validated(tree.execution, tree.nodes)
         self._input_listings = self._find_input_listings(input_folder)
+        self._folders = FolderListings(tree.folder_paths)
 
     def read(self) -> dict[str, Any]:
-        """Fields of a `Capability`: node_classes, output_classes, choices, choice_lists, file_inputs, seed_limits, output_types."""
+        """Fields of a `Capability`: node_classes, output_classes, choices, choice_lists, file_inputs, seed_limits, output_types,
+        model_lists, model_inputs."""
         began = time.monotonic()
         classes = dict(self._tree.nodes.NODE_CLASS_MAPPINGS)
         catalogue = Catalogue()
         self._tree.forget_listings()
-        with self._one_listing_per_folder():
+        with self._one_listing_per_folder(), self._folders.noted():
+            for folder, names in self._folders.read().items():
+                catalogue.add_model_folder(folder, names)
             for name, node_class in sorted(classes.items()):
                 self._read_class(catalogue, name, node_class)
         log.debug("read %d node classes in %.2f s", len(classes), time.monotonic() - began)
@@ -58,21 +63,25 @@ class CapabilityReader:
 
     def _read_class(self, catalogue: Catalogue, name: str, node_class: Any) -> None:
         exempt = self_validated_inputs(node_class)
-        for input_name, declaration in input_declarations(node_class).items():
+        declarations = input_declarations(node_class)
+        asked_for = self._folders.take()
+        for input_name, declaration in declarations.items():
             if is_upload(declaration) or (name, input_name) in self._input_listings:
                 catalogue.add_file_input(name, input_name)
             elif exempt is not None and input_name not in exempt:
-                self._read_input(catalogue, (name, input_name), declaration)
+                self._read_input(catalogue, (name, input_name), declaration, asked_for)
 
-    def _read_input(self, catalogue: Catalogue, place: tuple[str, str], declaration: Declaration) -> None:
+    def _read_input(self, catalogue: Catalogue, place: tuple[str, str], declaration: Declaration, asked_for: Sequence[str]) -> None:
         kind, options = declaration
         if kind == "INT" and isinstance(options.get("max"), int):
             catalogue.add_seed_limit(place, options["max"])
+            return
         if isinstance(kind, str) and not self._combos_count:
             return
         values = listed_choices(declaration)
         if values is not None and all(isinstance(value, str) for value in values):
             catalogue.add_choices(place, values)
+            catalogue.add_model_input(place, self._folders.shown_by(values, asked_for))
 
     def _find_input_listings(self, folder: Path) -> frozenset[tuple[str, str]]:
         """(class, input) of lists that show the files of the input folder; many nodes do not mark them as uploads."""
