@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     """State Redis: queues, jobs, items, leases. Empty: the embedded one."""
     blob_url: str = ""
     """Blob Redis: tensors and files, no persistence. Empty: the embedded second server, or the state Redis where that one is configured."""
+    allow_plaintext: bool = False
+    """Whether ``redis://`` may lead to another host, in the clear: for a network that nobody else is in, as that of containers."""
     key_prefix: str = Field("dc:", pattern=r"^[A-Za-z0-9_.-]+:$")
     """First part of every Redis key."""
     comfyui_path: Path | None = Field(None, validation_alias=AliasChoices("comfyui_path", "COMFYUI_PATH"))
@@ -157,6 +159,11 @@ class Settings(BaseSettings):
         return self.cache_dir or _user_folder("cache")
 
     @cached_property
+    def config_folder(self) -> Path:
+        """Per-user folder of what must last: the file of settings, an accepted invitation."""
+        return default_config_file(os.environ).parent
+
+    @cached_property
     def tags(self) -> tuple[str, ...]:
         """`worker_tags` split and sorted."""
         return tuple(sorted(tag for tag in re.split(r"[,\s]+", self.worker_tags) if tag))
@@ -244,6 +251,11 @@ def _shown(field: str, value: object) -> str:
     if field.endswith("_auth"):
         return " (it is not shown)"
     return f", not {str(value).split(':')[0]}:..." if field.endswith("_url") else f", not {value!r}"
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    """The settings with other values; what is derived from them is derived anew."""
+    return Settings(**{**{name: getattr(settings, name) for name in settings.model_fields_set}, **changes})
 
 
 def slug(text: str) -> str:

@@ -49,6 +49,18 @@ def _doctor() -> click.Command:
     return doctor
 
 
+def _invite() -> click.Command:
+    from distributed_comfy.cli.invite import invite
+
+    return invite
+
+
+def _redis() -> click.Command:
+    from distributed_comfy.cli.redis import redis
+
+    return redis
+
+
 def _metrics() -> click.Command:
     from distributed_comfy.cli.metrics import metrics
 
@@ -61,9 +73,11 @@ _COMMANDS = {
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
     "workers": (_workers, "List workers; drain and undrain them, let them look for new models."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
+    "invite": (_invite, "Let one more host work for this cluster; list them, shut one out."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),
     "metrics": (_metrics, "Tell Prometheus how the cluster is."),
+    "redis": (_redis, "Rights of users on a Redis of your own."),
 }
 
 
