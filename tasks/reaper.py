@@ -13,9 +13,13 @@ log = logging.getLogger(__name__)
 def reap_once(cluster: Cluster, process_id: str) -> None:
     """Let the table act on expired leases, back-offs, owners and lost tickets; then clear the queues of workers that are gone.
 
+    Who may do so removes the users of invitations that expired unused, too.
+
     Any process may call this at any time: the table elects one caller per tick.
     """
     found = cluster.workers.reap(process_id)
+    if cluster.invites:
+        cluster.invites.sweep()
     for worker in found.gone:
         log.warning("worker %s is gone; its items went back", worker)
         clear_broker(cluster, worker)

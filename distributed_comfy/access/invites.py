@@ -139,8 +139,9 @@ class Invites:
 
     def sweep(self) -> list[str]:
         """Remove invitations that expired before their host came; their names."""
-        now_ms = self.now_ms()
-        expired = [invite.name for invite in self._read() if not invite.joined_ms and invite.expires_ms <= now_ms]
+        waiting = [invite for invite in self._read() if not invite.joined_ms]
+        now_ms = self.now_ms() if waiting else 0
+        expired = [invite.name for invite in waiting if invite.expires_ms <= now_ms]
         for name in expired:
             log.info("the invitation of host %s expired", name)
             self._remove(name)

@@ -116,7 +116,7 @@ def _show(output: Output, token: JoinToken, expires: str) -> None:
     shown = {"host": token.host, "url": token.url, "user": token.user, "expires_ms": token.expires_ms, "fingerprint": token.fingerprint}
     output.result({**shown, "token": token.text, "command": command})
     output.remark(f"host {token.host} may join within {expires} by {token.url}; run this there, and show it to nobody else:")
-    output.line(command)
+    output.say(command)
     if token.fingerprint:
         output.remark(f"authority of the certificate (SHA-256): {token.fingerprint}")
     output.remark(f"`distributed-comfy invite revoke {token.host}` shuts it out again")

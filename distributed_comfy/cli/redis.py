@@ -53,7 +53,7 @@ def _print(output: Output, settings: Settings, name: str, role: Role, host: str)
     output.result({"user": name, **lines})
     for place, what in places.items():
         output.remark(f"# {what}")
-        output.line(lines[place])
+        output.say(lines[place])
 
 
 def _apply(output: Output, settings: Settings, name: str, role: Role, host: str) -> None:
@@ -64,7 +64,7 @@ def _apply(output: Output, settings: Settings, name: str, role: Role, host: str)
         kept = [server.save() for server in servers]
     output.result({"user": name, "password": secret, "kept": all(kept)})
     output.remark(f"user {name} may do what a {role} does; its password is shown this once:")
-    output.line(secret)
+    output.say(secret)
     if not all(kept):
         output.warn("a server has no aclfile: it forgets the user when it restarts")
 

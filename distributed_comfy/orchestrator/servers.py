@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed_comfy.access.doors import renew_door
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import refuse_plaintext
+from distributed_comfy.state.door import read_plan
 from distributed_comfy.state.embedded import start_embedded
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,10 @@ def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Serv
 
 def _renew(folder: Path) -> None:
     """A year is long for a door, and any command may be the one that renews its certificate."""
+    if read_plan(folder) is None:
+        return
+    from distributed_comfy.access.doors import renew_door  # brings a library for certificates, which most commands can do without
+
     try:
         renew_door(folder)
     except OSError as error:
