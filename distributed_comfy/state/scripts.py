@@ -15,6 +15,7 @@ from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
 
+_FORBIDDEN_IN_SCRIPT = "user executing the script can't"
 _UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 
 SHARED = ("_index", "_workers", "_ends")
@@ -81,7 +82,7 @@ class Scripts:
         except redis.exceptions.NoPermissionError as error:
             raise RedisForbids(url="the state Redis", reason=str(error)) from error
         except redis.ResponseError as error:
-            if "NOPERM" in str(error) or "ACL failure in script" in str(error):
+            if _FORBIDDEN_IN_SCRIPT in str(error):
                 raise RedisForbids(url="the state Redis", reason=str(error)) from error
             if isinstance(error, _UNWRITABLE) or str(error).startswith(("MISCONF", "OOM", "READONLY")):
                 raise RedisRefusesWrites(url="the state Redis", reason=str(error)) from error
