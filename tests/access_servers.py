@@ -65,7 +65,18 @@ class Server:
     def start(self) -> None:
         """Start it with what it had on disk."""
         log = (self.folder / "log").open("ab")
-        fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "", "--maxmemory-policy", "noeviction"]
+        fixed = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+            "--maxmemory-policy",
+            "noeviction",
+        ]
         keeps = ["--appendonly", "yes" if self.place != "blobs" else "no", "--aclfile", str(self.folder / "users.acl")]
         debug = ["--enable-debug-command", "yes", "--enable-module-command", "yes"]  # so that only its rules can keep a user from them
         self.process = subprocess.Popen([self.program, *fixed, *keeps, *debug], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -1,6 +1,7 @@
 """Opens and shuts the door of the embedded servers: its address, its ports, its certificates; `state.door` is the process that does it."""
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import time
@@ -12,6 +13,8 @@ from distributed_comfy.access.certificates import ensure_certificates
 from distributed_comfy.errors import DoorRefused, SettingInvalid
 from distributed_comfy.state.door import DoorPlan, door_file, plan_text, read_plan
 from distributed_comfy.state.server_process import write_secret
+
+log = logging.getLogger(__name__)
 
 _OPEN_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 2.0
@@ -44,7 +47,7 @@ class Door:
 
 
 def open_door(folder: Path, address: str, port: int | None = None) -> Door:
-    """Open the door of the embedded servers; one that is open already keeps its ports, unless others are asked for.
+    """Open the door of the embedded servers; one that is open already keeps its ports, unless certain others are asked for.
 
     Args:
         folder: of the embedded servers.
@@ -55,11 +58,13 @@ def open_door(folder: Path, address: str, port: int | None = None) -> Door:
         DoorRefused: the door does not open.
     """
     before = read_plan(folder)
-    same = before is not None and before.address == address and port in (None, before.state_port)
-    if before is None or not same:
-        ports = _ports(address, port if port is not None or before is None else before.state_port, before)
-    else:
+    if before is not None and before.address == address and port in (None, 0, before.state_port):
         ports = (before.state_port, before.blob_port)
+    else:
+        ports = _ports(address, port, before)
+        if before is not None:
+            moved = f"{before.address} port {before.state_port} to {address} port {ports[0]}"
+            log.warning("the door moves from %s: hosts that were invited before must be invited again", moved)
     certificates = ensure_certificates(folder / "tls", _names(address))
     plan = DoorPlan(address, *ports, str(certificates.certificate), str(certificates.key))
     if plan != before:

@@ -61,7 +61,10 @@ def test_no_role_has_all_keys_or_channels_or_an_admins_commands(role: Role, plac
 
 def test_a_workers_lease_and_queue_are_its_own() -> None:
     job = "dc:job:0123456789ab"
-    for own, other in (("dc:worker:pc2-cuda0:lease", "dc:worker:pc3-cuda0:lease"), ("dc:worker:pc2-a:starting", "dc:worker:pc22-a:starting")):
+    for own, other in (
+        ("dc:worker:pc2-cuda0:lease", "dc:worker:pc3-cuda0:lease"),
+        ("dc:worker:pc2-a:starting", "dc:worker:pc22-a:starting"),
+    ):
         assert may("worker", "w", own) and may("worker", "r", own)
         assert may("worker", "r", other) and not may("worker", "w", other)
     assert may("worker", "r", "dc:celery:gpu.pc2-cuda0") and may("worker", "r", "dc:celery:gpu.pc2-cuda0\x06\x163")
@@ -73,7 +76,11 @@ def test_nobody_but_the_owner_of_the_server_touches_invitations_and_no_worker_a_
     for role in ROLES:
         assert not may(role, "r", "dc:invites") and not may(role, "w", "dc:invites")
     assert may("worker", "w", "dc:joined:pc2") and not may("worker", "r", "dc:joined:pc3")
-    assert not may("worker", "w", "dc:celery:host.pc3") and not may("worker", "r", "dc:celery:host.pc2") and may("master", "w", "dc:celery:host.pc3")
+    assert (
+        not may("worker", "w", "dc:celery:host.pc3")
+        and not may("worker", "r", "dc:celery:host.pc2")
+        and may("master", "w", "dc:celery:host.pc3")
+    )
 
 
 def test_a_monitor_changes_nothing_of_the_table() -> None:

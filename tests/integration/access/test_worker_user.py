@@ -148,9 +148,10 @@ def test_a_worker_is_refused(servers: Servers, what: str) -> None:
 
 
 BLOBS_REFUSED = {
-    "configuration": ["CONFIG", "GET", "dir"], "everything emptied": ["FLUSHALL"], "all keys": ["KEYS", "*"], "scripts": ["EVAL", "return 1", "0"],
-    "users": ["ACL", "LIST"], "an input file changed": ["SET", f"dc:blob:{JOB}/input/0:0", "x"], "another name": ["SET", "dc:blob:x:0", "x"],
-    "a key of the table": ["HGETALL", K("job", JOB)], "channels": ["PUBLISH", "dc:orders:pc3-cpu", "free"],
+    "configuration": ["CONFIG", "GET", "dir"], "everything emptied": ["FLUSHALL"], "all keys": ["KEYS", "*"],
+    "scripts": ["EVAL", "return 1", "0"], "users": ["ACL", "LIST"], "another name": ["SET", "dc:blob:x:0", "x"],
+    "an input file changed": ["SET", f"dc:blob:{JOB}/input/0:0", "x"], "a key of the table": ["HGETALL", K("job", JOB)],
+    "channels": ["PUBLISH", "dc:orders:pc3-cpu", "free"],
 }  # fmt: skip
 
 
@@ -172,7 +173,10 @@ def assert_refused(server: Server, command: list[str]) -> None:
      "return redis.call('PUBLISH', 'dc:celery:/0.celery.pidbox', '{}')", "return redis.call('LRANGE', 'dc:celery:gpu.pc3-cpu', 0, -1)"],
 )  # fmt: skip
 def test_a_script_of_its_own_gives_a_worker_no_more(servers: Servers, body: str) -> None:
-    with servers.state.client(WORKER) as client, pytest.raises(redis.ResponseError, match=r"user executing the script can't|not allowed from script"):
+    with (
+        servers.state.client(WORKER) as client,
+        pytest.raises(redis.ResponseError, match=r"user executing the script can't|not allowed from script"),
+    ):
         client.eval(body, 0)
 
 
