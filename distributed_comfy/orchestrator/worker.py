@@ -32,14 +32,14 @@ def serve(settings: Settings, *, join: str = "", end_with_stdin: bool = False) -
     if settings.worker_name != slug(settings.worker_name):
         reason = f"a name has only a-z, 0-9, - and _ (it is {settings.worker_name!r}; {slug(settings.worker_name)!r} would do)"
         raise SettingInvalid(name="DC_WORKER_NAME", reason=reason)
-    with _cluster(settings, join) as (mine, servers):
+    with servers_to_serve(settings, join) as (mine, servers):
         options = engine_options(mine, servers)
         return run_worker(mine, servers.redis_url, servers.blob_url, options, end_with_stdin=end_with_stdin)
 
 
 @contextmanager
-def _cluster(settings: Settings, join: str) -> Iterator[tuple[Settings, Servers]]:
-    """The servers, and the settings as they are there."""
+def servers_to_serve(settings: Settings, join: str = "") -> Iterator[tuple[Settings, Servers]]:
+    """The servers of a worker, and its settings as they are there; arguments and errors as of `serve`."""
     if join:
         with open_join(join, settings) as joined:
             yield joined.settings, Servers(joined.redis_url, joined.blob_url, embedded=False)
