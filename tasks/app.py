@@ -12,9 +12,7 @@ from kombu import Connection, Exchange, Queue
 
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s
-
-RUN_ITEM = "tasks.run_item"
-"""Name of the one task; its only argument is the worker it is for."""
+from tasks.broker import RUN_ITEM, CheckedTransport
 
 _VISIBILITY_TIMEOUT_S = 7 * 86_400  # a ticket is never redelivered by the broker: leases decide who is dead
 
@@ -43,10 +41,14 @@ def result_options(app: Celery) -> ResultOptions | None:
 
 
 class BrokerConnection(Connection):  # type: ignore[misc]
-    """Looks for a broker that is away once a second.
+    """Lets through what is ours (`tasks.broker`), and looks for a broker that is away once a second.
 
     Celery would wait two seconds longer each time, up to thirty, and a worker that is on the table again would let its tickets lie so long.
     """
+
+    def get_transport_cls(self) -> type[CheckedTransport]:
+        """See kombu."""
+        return CheckedTransport
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         """See kombu; raises what that does."""
