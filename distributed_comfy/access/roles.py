@@ -94,6 +94,7 @@ BROKER_KEYS: Mapping[str, Rights] = {
     "_kombu.binding_permanent.{}": Rights("w", "rw", "rw"),
     "_kombu.binding_deadlines": Rights("rw", "rw", "rw"),
     "{}.reply.celery.pidbox{}": Rights("w", "rw", "rw"),
+    "celeryev.{}": Rights("", "rw", "rw"),
     "{}.celery.pidbox{}": Rights("", "rw", "", own="rw"),
 }
 """Kombu's, below ``<prefix>celery:``; behind a queue's name it writes the priority, if that is not the first."""
@@ -124,17 +125,19 @@ _CHANGING = (
     "del", "expire", "hdel", "hincrby", "hset", "hsetnx", "incr", "incrby", "lpop", "lpush", "lrem", "persist", "pexpire", "rpush", "sadd",
     "set", "srem", "sunionstore", "xadd", "zadd", "zincrby", "zrem", "brpop",
 )  # fmt: skip
+_OWN_QUEUE = ("lpush", "brpop", "sadd", "srem", "zadd", "zrem", "del", "pexpire")
+"""What Celery's remote control does with the queue for its answers."""
 _HEARING = ("subscribe", "unsubscribe", "psubscribe", "punsubscribe")
 _BLOBS = ("set", "get", "strlen", "exists", "unlink", "smembers", "sadd", "srem", "expire")
 
 _STATE_COMMANDS: Mapping[Role, tuple[str, ...]] = {
     "worker": tuple(f"+{name}" for name in (*_CONNECTION, *_SCRIPTS, *_READING, *_CHANGING, "publish", "subscribe", "unsubscribe")),
-    "master": ("+@all", "-@admin", "-@dangerous", "+info"),
-    "monitor": tuple(f"+{name}" for name in (*_CONNECTION, *_SCRIPTS, *_READING, *_HEARING, "publish", "lpush", "brpop", "sadd", "srem")),
+    "master": ("+@all", "-@admin", "-@dangerous", "-acl", "+info"),
+    "monitor": tuple(f"+{name}" for name in (*_CONNECTION, *_SCRIPTS, *_READING, *_HEARING, "publish", *_OWN_QUEUE)),
 }
 _BLOB_COMMANDS: Mapping[Role, tuple[str, ...]] = {
     "worker": tuple(f"+{name}" for name in (*_CONNECTION, *_BLOBS)),
-    "master": ("+@all", "-@admin", "-@dangerous", "+info"),
+    "master": ("+@all", "-@admin", "-@dangerous", "-acl", "+info"),
     "monitor": tuple(f"+{name}" for name in _CONNECTION),
 }
 

@@ -36,7 +36,7 @@ class ServerUsers:
     def may_change(self) -> bool:
         """Whether this connection may change users."""
         try:
-            self.client.execute_command("ACL", "WHOAMI")
+            self.client.execute_command("ACL", "USERS")
         except redis.ResponseError:  # a user of one of our roles, or a server without users
             return False
         return True

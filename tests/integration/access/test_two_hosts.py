@@ -35,8 +35,9 @@ class Machine:
         settings = {variable(field) for field in Settings.model_fields}
         kept = {name: value for name, value in os.environ.items() if name not in settings and not name.startswith("XDG_")}
         ours = {
-            "HOME": str(self.folder), "DC_CONFIG": os.devnull, "DC_RUNTIME_DIR": str(self.folder / "run"), "DC_CACHE_DIR": str(self.folder / "cache"),
-            "DC_HOST": self.host.name, "DC_ENGINE": "builtin", "DC_DEVICE": "cpu", "DC_THREADS": "1", "PYTHONPATH": str(PROJECT),
+            "HOME": str(self.folder), "DC_CONFIG": os.devnull, "DC_RUNTIME_DIR": str(self.folder / "run"),
+            "DC_CACHE_DIR": str(self.folder / "cache"), "DC_HOST": self.host.name, "DC_ENGINE": "builtin", "DC_DEVICE": "cpu",
+            "DC_THREADS": "1", "PYTHONPATH": str(PROJECT),
         }  # fmt: skip
         return {**kept, **ours, **changes}
 
@@ -120,7 +121,7 @@ def assert_same(found: list[NDArray[Any]], wanted: list[NDArray[Any]]) -> None:
 def test_an_invited_host_works_by_tls_without_a_port_and_when_it_is_shut_out_its_item_runs_elsewhere(
     network: Network, master: Machine, pc2: Machine
 ) -> None:
-    here, there = network.cable(master.host, pc2.host)
+    here, _ = network.cable(master.host, pc2.host)
     said = join(master, pc2)
     assert said["url"] == f"rediss://{here}:47380/0"
     assert pc2.host.listens() == []

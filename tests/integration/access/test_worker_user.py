@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
 
 K = Keys(PREFIX)
 JOB = "0123456789ab"
-EXPECTED = {"key dc:limits toplevel"}
-"""A worker asks whether it may set the limit of all jobs, and leaves that to those who submit."""
+EXPECTED = {"key dc:limits toplevel", "command acl|users toplevel"}
+"""A worker tries whether it may set the limit of all jobs and see users, and leaves both to those who may."""
 
 
 @pytest.fixture(scope="module")
