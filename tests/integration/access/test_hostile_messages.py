@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
+from distributed_comfy.state.keys import Keys
 from tests.access_servers import Servers
 from tests.cluster_rig import Rig, WorkerProcess
 from tests.command_line import until
-from tests.kept_jobs import made, rule_images
+from tests.kept_jobs import keep, made, rule_images
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
 
 QUEUE = "dc:celery:gpu.victim-cpu"
+
+
+DROPPED = "is none of ours and is dropped"
 
 
 class Canary:
@@ -82,6 +86,11 @@ def victim(rig: Rig) -> Iterator[WorkerProcess]:
     yield worker
 
 
+def said(victim: WorkerProcess) -> str:
+    """The worker's own log."""
+    return (victim.folder / "worker.log").read_text(errors="replace")
+
+
 def works(rig: Rig, victim: WorkerProcess) -> None:
     assert victim.process.poll() is None, victim.log()[-3000:]
     report = rig.run(rule_images(), items=1)
@@ -91,15 +100,15 @@ def works(rig: Rig, victim: WorkerProcess) -> None:
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_message_is_refused_and_the_worker_lives_on(rig: Rig, servers: Servers, victim: WorkerProcess, tmp_path: Path, what: str) -> None:
     canary = tmp_path / "canary"
-    before = len(victim.log())
+    before = len(said(victim))
     with servers.state.client() as client:
         client.lpush(QUEUE, HOSTILE[what](canary))
         until(lambda: client.llen(QUEUE) == 0, timeout_s=20)
     works(rig, victim)
     assert not canary.exists()
-    said = victim.log()[before:]
-    told = [line for line in said.splitlines() if "is none of ours and is dropped" in line]
-    assert len(told) <= 1 and "Traceback" not in said and "declared dead" not in said and len(said) < 4000, said
+    since = said(victim)[before:]
+    assert since.count(DROPPED) <= 1 and DROPPED in said(victim), since
+    assert "Traceback" not in since and "declared dead" not in since and len(since) < 2000, since
 
 
 def test_a_key_of_another_type_in_place_of_its_queue_is_borne(rig: Rig, servers: Servers, victim: WorkerProcess) -> None:
@@ -107,3 +116,20 @@ def test_a_key_of_another_type_in_place_of_its_queue_is_borne(rig: Rig, servers:
         client.eval("redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], 'not a list')", 1, QUEUE)
     works(rig, victim)
     assert victim.log().count("the queue itself is no list") == 1
+
+
+@pytest.mark.parametrize("record", ['{"version": 99}', '{"version": "1", "job_id": []}', "no JSON", "[]"])
+def test_a_job_of_another_version_fails_by_name_and_the_worker_lives_on(
+    rig: Rig, servers: Servers, victim: WorkerProcess, record: str
+) -> None:
+    rig.cluster.jobs.drain("victim-cpu", True)
+    job_id = keep(rig, rule_images(), items=1)
+    with servers.state.client() as client:
+        client.hset(Keys("dc:")("job", job_id), "record", record)
+        before = len(said(victim))
+        rig.cluster.jobs.drain("victim-cpu", False)
+        until(lambda: client.hget(Keys("dc:")("job", job_id), "state") == "failed")
+    error = rig.cluster.jobs.job_state(job_id).error
+    assert error is not None and error["code"] == "message_version_unknown"
+    works(rig, victim)
+    assert said(victim)[before:].count(f"item {job_id}-0 failed") == 1
