@@ -27,9 +27,7 @@ def test_a_ticket_an_order_to_a_host_and_a_control_message_are_let_through() -> 
     check_message({**with_body({"method": "ping"}), "headers": {}}, "w@pc2.celery.pidbox")
 
 
-@pytest.mark.parametrize(
-    "header", [{"eta": "2030"}, {"expires": 1}, {"timelimit": [1, 1]}, {"retries": "x"}, {"group": "g"}]
-)
+@pytest.mark.parametrize("header", [{"eta": "2030"}, {"expires": 1}, {"timelimit": [1, 1]}, {"retries": "x"}, {"group": "g"}])
 def test_a_task_for_later_or_with_a_limit_is_not(header: dict[str, Any]) -> None:
     with pytest.raises(NotOurs, match="task for now"):
         check_message({**TICKET, "headers": {**TICKET["headers"], **header}}, "gpu.w")

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -292,3 +293,18 @@ def test_the_secret_is_written_down_nowhere_by_the_host_that_invites(
     written = [path for path in (tmp_path / "runtime").rglob("*") if path.is_file() and token.secret.encode() in path.read_bytes()]
     assert written == [] and token.secret not in caplog.text and token.text not in caplog.text and token.secret not in repr(token)
     assert read_token(token.text).secret == token.secret
+
+
+def test_a_blob_server_that_is_away_ends_nobody_who_reaps_and_the_invitation_goes_later(
+    settings: Settings, owner: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = open_cluster(settings, owner.state_url, owner.blob_url)
+    invite(settings, replace(OPTIONS, expires_s=0.01))
+    away = ServerUsers(redis.Redis(port=1, retry=None), "blobs", "redis://127.0.0.1:1/0")
+    sick = replace(cluster, invites=Invites(ServerUsers(cluster.client, "state", owner.state_url), away, "dc:"))
+    time.sleep(0.05)
+    reap_once(sick, "sick")
+    assert "the next tick tries again" in caplog.text
+    reap_once(cluster, "well")
+    assert cluster.client.acl_users() == ["default"] and not cluster.client.exists(Keys("dc:")("invites"))
+    cluster.close()
