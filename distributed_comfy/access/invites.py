@@ -90,6 +90,23 @@ class Invites:
         for server in self._servers:
             server.check()
 
+    def check_name(self, name: str) -> None:
+        """Whether a host of this name can be invited; raises as `create`."""
+        self.sweep()
+        if not name or name != slug(name):
+            raise HostNotInvitable(name=name, reason=f"a name has only a-z, 0-9, - and _ ({slug(name)!r} would do)")
+        for other in self._read():
+            if other.name == name:
+                reason = f"it was already; to let it in anew, first run `distributed-comfy invite revoke {name}`"
+                raise HostNotInvitable(name=name, reason=reason)
+            if f"{other.name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{other.name}-"):
+                reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
+                raise HostNotInvitable(name=name, reason=reason)
+        alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
+        strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
+        if strangers:
+            raise HostNotInvitable(name=name, reason=f"worker {strangers[0]} of another host is called like its own would be")
+
     def create(self, name: str, place: Place, expires_s: float) -> JoinToken:
         """Invite a host.
 
@@ -100,8 +117,7 @@ class Invites:
         Raises:
             HostNotInvitable: the name, or one that cannot be told from it, was invited already or belongs to workers of another host.
         """
-        self.sweep()
-        self._check_name(name)
+        self.check_name(name)
         secret, now_ms = secrets.token_urlsafe(_SECRET_BYTES), self.now_ms()
         invite = Invite(name, now_ms, now_ms + round(expires_s * 1000), place.url, hashed(secret))
         stored = json.dumps({field: value for field, value in asdict(invite).items() if field not in _LIVE})
@@ -151,21 +167,6 @@ class Invites:
         """The clock of the state server."""
         seconds, micros = self._client.time()
         return int(seconds) * 1000 + int(micros) // 1000
-
-    def _check_name(self, name: str) -> None:
-        if not name or name != slug(name):
-            raise HostNotInvitable(name=name, reason=f"a name has only a-z, 0-9, - and _ ({slug(name)!r} would do)")
-        for other in self._read():
-            if other.name == name:
-                reason = f"it was already; to let it in anew, first run `distributed-comfy invite revoke {name}`"
-                raise HostNotInvitable(name=name, reason=reason)
-            if f"{other.name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{other.name}-"):
-                reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
-                raise HostNotInvitable(name=name, reason=reason)
-        alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
-        strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
-        if strangers:
-            raise HostNotInvitable(name=name, reason=f"worker {strangers[0]} of another host is called like its own would be")
 
     def _put(self, invite: Invite) -> None:
         for server in self._servers:

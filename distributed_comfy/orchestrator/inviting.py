@@ -96,6 +96,7 @@ def invite(settings: Settings, options: InviteOptions) -> JoinToken:
         name = options.name or invites.free_name()
         if f"{settings.host_name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{settings.host_name}-"):
             raise SettingInvalid(name="--name", reason=f"{name!r} could not be told from this host's own name, {settings.host_name!r}")
+        invites.check_name(name)  # before a door is opened for it
         place = _place(settings, options, servers)
         token = invites.create(name, place, options.expires_s)
         if options.url.startswith("rediss:"):

@@ -33,6 +33,7 @@ from distributed_comfy.errors import (
 from distributed_comfy.orchestrator import inviting
 from distributed_comfy.orchestrator.inviting import InviteOptions, invite, invites_of, revoke
 from distributed_comfy.settings import Settings, read_settings
+from distributed_comfy.state.door import read_plan
 from distributed_comfy.state.embedded import EmbeddedRedis, start_embedded
 from distributed_comfy.state.keys import Keys
 from tasks.cluster import open_cluster
@@ -230,6 +231,12 @@ def test_a_name_that_cannot_be_told_from_others_is_refused(settings: Settings, o
 def test_the_name_of_the_host_that_invites_is_refused(settings: Settings, owner: EmbeddedRedis) -> None:
     with pytest.raises(SettingInvalid, match="this host's own name"):
         invite(settings, replace(OPTIONS, name="master"))
+
+
+def test_no_door_is_opened_for_a_host_that_cannot_be_invited(settings: Settings, owner: EmbeddedRedis) -> None:
+    with pytest.raises(HostNotInvitable):
+        invite(settings, replace(OPTIONS, name="Not A Name"))
+    assert read_plan(owner.folder) is None
 
 
 def test_hosts_without_a_name_get_numbers(settings: Settings, owner: EmbeddedRedis) -> None:
