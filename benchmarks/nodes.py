@@ -75,6 +75,18 @@ class BenchImage(BenchItem):
         return {"ui": {"began": [began], "ended": [time.time()]}, "result": (image,)}
 
 
+class BenchPhoto(BenchImage):
+    """A picture that is about as hard to compress as a photograph."""
+
+    def run(self, seed: int, width: int, height: int) -> dict[str, Any]:  # type: ignore[override]
+        """[1, height, width, 3] float32, see `photo`."""
+        import torch
+
+        image = torch.from_numpy(photo(seed, width, height))
+        began = time.time()
+        return {"ui": {"began": [began], "ended": [time.time()]}, "result": (image,)}
+
+
 class BenchCheck(BenchItem):
     """Whether a picture is the one that `BenchImage` makes of this seed, to the bit."""
 
@@ -100,6 +112,27 @@ def pattern(seed: int, width: int, height: int) -> Any:
     return _ramp(width, height) + np.float32(seed % 2**20)
 
 
+@functools.lru_cache(maxsize=4)
+def photo(seed: int, width: int, height: int) -> Any:
+    """[1, height, width, 3] float32 numpy array of noise whose strength falls with its frequency as that of photographs does.
+
+    Its last bits are as those of a decoded latent: without any order.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    strength = 1 / np.maximum(np.hypot(down, across), 1 / max(width, height)) ** 1.4
+    planes = []
+    for _ in range(4):
+        phases = np.exp(2j * np.pi * random.random(strength.shape))
+        plane = np.fft.irfft2(strength * phases, (height, width))
+        planes.append(plane / plane.std())
+    grey, *colours = planes
+    picture = 0.5 + 0.2 * grey[..., None] + 0.04 * np.stack(colours, axis=-1)
+    return np.clip(picture, 0, 1).astype(np.float32)[None]
+
+
 @functools.cache
 def _ramp(width: int, height: int) -> Any:
     import numpy as np
@@ -109,7 +142,8 @@ def _ramp(width: int, height: int) -> Any:
 
 def node_classes(context: NodeContext) -> dict[str, type]:
     """The cluster's own classes and those for measuring."""
-    return {**cluster_node_classes(context), "BenchItem": BenchItem, "BenchImage": BenchImage, "BenchCheck": BenchCheck}
+    own = {"BenchItem": BenchItem, "BenchImage": BenchImage, "BenchPhoto": BenchPhoto, "BenchCheck": BenchCheck}
+    return {**cluster_node_classes(context), **own}
 
 
 def slow_node_classes(context: NodeContext) -> dict[str, type]:

@@ -82,14 +82,17 @@ class Rig:
         self._owning.join()
 
     # -- workers -------------------------------------------------------------------------------------------------------
-    def start_workers(self, names: Sequence[str], *, provider: str = "node_classes", **settings: object) -> list[Worker]:
+    def start_workers(
+        self, names: Sequence[str], *, provider: str = "node_classes", inside: Sequence[str] = (), **settings: object
+    ) -> list[Worker]:
         """Start workers with these names, and wait until all are ready.
 
         Args:
             provider: function of `benchmarks.nodes` that gives their node classes.
+            inside: words before their commands, such as those that enter a namespace.
             settings: ``DC_`` settings of theirs, in lower case.
         """
-        started = [self._start(name, provider, settings) for name in names]
+        started = [self._start(name, provider, inside, settings) for name in names]
         self._wait_ready(names)
         return started
 
@@ -116,7 +119,7 @@ class Rig:
                 worker.process.wait()
         self.workers.clear()
 
-    def _start(self, name: str, provider: str, settings: Mapping[str, object]) -> Worker:
+    def _start(self, name: str, provider: str, inside: Sequence[str], settings: Mapping[str, object]) -> Worker:
         folder = self.folder / name
         folder.mkdir()
         given = {
@@ -133,7 +136,7 @@ class Rig:
         environment = {**os.environ, **{f"DC_{field.upper()}": str(value) for field, value in given.items()}}
         with (folder / "worker.log").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", f"benchmarks.nodes:{provider}"],
+                [*inside, sys.executable, "-m", "benchmarks.worker", f"benchmarks.nodes:{provider}"],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

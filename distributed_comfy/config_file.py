@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "DC_CONFIG"
 """Names the file; it is the one setting that the file cannot hold."""
+_PAGE = "docs/settings.md"
+_EXAMPLE = '{"DC_REDIS_URL": "redis://..."}'
 
 
 def default_config_file(environment: Mapping[str, str]) -> Path:
@@ -47,7 +49,7 @@ def read_config_file(path: Path, names: Collection[str], secrets: Collection[str
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SettingInvalid(name=VARIABLE, reason=f"cannot read {path}: {reason}; set it to a JSON file, or unset it") from error
-    entries = _parsed(path, text)
+    entries = parse_object(path, text)
     for name, value in entries.items():
         _check_name(path, name, names)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -56,20 +58,30 @@ def read_config_file(path: Path, names: Collection[str], secrets: Collection[str
     return entries
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def parse_object(path: Path, text: str, *, variable: str = VARIABLE, page: str = _PAGE, example: str = _EXAMPLE) -> dict[str, Any]:
+    """The JSON object in a file's text; an empty text has none.
+
+    Args:
+        path: of the file, for messages.
+        text: what is in it.
+        variable: the setting that names the file.
+        page: that shows what may stand in it.
+        example: of such an object.
+    Raises:
+        SettingInvalid: with line and column, or what stands there twice.
+    """
     if not text.strip():
         return {}
     try:
         found = json.loads(text, object_pairs_hook=lambda pairs: _without_doubles(path, pairs), parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        remedy = "write \\\\ (or /) where a path has a backslash" if "escape" in error.msg else "make it JSON, as in docs/settings.md"
+        remedy = "write \\\\ (or /) where a path has a backslash" if "escape" in error.msg else f"make it JSON, as in {page}"
         where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise SettingInvalid(name=VARIABLE, reason=f"{where}: {error.msg}; {remedy}") from error
+        raise SettingInvalid(name=variable, reason=f"{where}: {error.msg}; {remedy}") from error
     except ValueError as error:
-        raise SettingInvalid(name=VARIABLE, reason=f"{path}: {error}; make it JSON, as in docs/settings.md") from error
+        raise SettingInvalid(name=variable, reason=f"{path}: {error}; make it JSON, as in {page}") from error
     if not isinstance(found, dict):
-        example = '{"DC_REDIS_URL": "redis://..."}'
-        raise SettingInvalid(name=VARIABLE, reason=f"{path} must be a JSON object like {example}, not {type(found).__name__}")
+        raise SettingInvalid(name=variable, reason=f"{path} must be a JSON object like {example}, not {type(found).__name__}")
     return found
 
 
@@ -97,8 +109,9 @@ def _check_name(path: Path, name: str, names: Collection[str]) -> None:
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """The setting that a misspelt name most likely means; empty where none is near."""
-    return next(iter(difflib.get_close_matches(name.upper(), names, n=1)), "")
+    """The one of several names that a misspelt one most likely means, whatever its case; empty where none is near."""
+    by_upper = {known.upper(): known for known in names}
+    return next((by_upper[found] for found in difflib.get_close_matches(name.upper(), by_upper, n=1)), "")
 
 
 def _warn_of_readers(path: Path, secrets: list[str]) -> None:

@@ -221,7 +221,34 @@ class WorkerUnknown(BadInput):
     """No worker has this name."""
 
     code = "worker_unknown"
-    sentence = "no worker {name!r}; `distributed-comfy workers list` shows the known ones"
+    sentence = "no worker {name!r}{known}; `distributed-comfy workers list` shows the known ones"
+
+    def __init__(self, *, known: str = "", **fields: Any) -> None:
+        """Args:
+        known: in words, which workers there are, as `distributed_comfy.cli.worker_names` says it.
+        """
+        super().__init__(known=known, **fields)
+
+
+class WorkersFileWrong(BadInput):
+    """The configuration of a host's workers, or a change to it, has something that cannot be used."""
+
+    code = "workers_file_wrong"
+    sentence = "{source}: {place} {reason}"
+
+
+class OrderRefused(BadInput):
+    """A host's agent, or a worker, cannot do what it was told."""
+
+    code = "order_refused"
+    sentence = "{what}: {reason}"
+
+
+class AgentRunning(BadInput):
+    """The host has an agent already."""
+
+    code = "agent_running"
+    sentence = "an agent of host {host} is running already (pid {pid}, user {user}); end that one, or set DC_HOST if this is another host"
 
 
 class OutputUnwritable(BadInput):
@@ -293,6 +320,21 @@ class NoCapableWorker(ClusterUnavailable):
 
     code = "no_capable_worker"
     sentence = "no live worker can run this prompt: {lacks}; install what is missing, or give it time with --wait SECONDS"
+
+
+class NoAgent(ClusterUnavailable):
+    """The host that an order is for has no agent."""
+
+    code = "no_agent"
+    sentence = "no agent answers on host {host}; start one there with `distributed-comfy up`; agents alive: {alive}"
+
+
+class AgentSilent(ClusterUnavailable):
+    """An agent lives and did not answer an order in time; the order is not carried out later."""
+
+    code = "agent_silent"
+    retryable = True
+    sentence = "the agent of host {host} did not answer within {seconds} s; check what it says there, on its terminal or in its log"
 
 
 class RedisUnreachable(ClusterUnavailable):
@@ -423,6 +465,25 @@ class FrameDtypeUnknown(FrameError):
     code = "frame_dtype_unknown"
     retryable = False
     sentence = "frame has element type {dtype!r}; known are {known}; run the same version of distributed-comfy on all hosts"
+
+
+class FrameEncodingUnknown(FrameError):
+    """The payload is encoded in a way that this version does not know."""
+
+    code = "frame_encoding_unknown"
+    retryable = False
+    sentence = "frame has encoding {encoding!r}; known are {known}; run the same version of distributed-comfy on all hosts"
+
+
+class FrameEncodingMissing(FrameError):
+    """A package that this encoding needs is not installed here."""
+
+    code = "frame_encoding_missing"
+    retryable = False
+    sentence = (
+        "frames in encoding {encoding!r} need the package {package} ({reason}); run `python -m pip install {package}` with the interpreter "
+        "that said so (ComfyUI's own on a worker), or use --frames exact"
+    )
 
 
 class FrameChecksumWrong(FrameError):

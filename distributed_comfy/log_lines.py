@@ -23,6 +23,8 @@ from distributed_comfy.settings import LogFormat, redact_url
 _Subject = tuple[str, str]
 _NOBODY: _Subject = ("", "")
 _SUBJECT: ContextVar[_Subject] = ContextVar("subject", default=_NOBODY)
+_DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) +(?:[\w.]+: )?", re.ASCII)
+"""What stands before the message in a line of text of ours."""
 _NAMED = re.compile(r"\bitem ([0-9a-f]{12})-(\d+)\b|\bjob ([0-9a-f]{12})\b(?:,? item (\d+)\b)?", re.ASCII)
 
 
@@ -119,6 +121,19 @@ def plain(line: str) -> str:
         return "\n".join(part for part in (entry["message"], entry.get("error")) if part)
     except (ValueError, KeyError, TypeError):  # a node's own
         return line
+
+
+def level_and_text(line: str) -> tuple[str, str]:
+    """Level and message of a line of a log, of either format; an empty level and the line itself for what is none, as a print."""
+    if line.startswith('{"time": '):
+        try:
+            entry: Any = json.loads(line)
+            level = entry["level"] if entry["logger"] not in ("stdout", "stderr") else ""
+            return str(level), plain(line)
+        except (ValueError, KeyError, TypeError):  # a node's own
+            return "", line
+    found = _DATED.match(line)
+    return (found[1], line[found.end() :]) if found else ("", line)
 
 
 # -- what does not come through logging ---------------------------------------------------------------------------------

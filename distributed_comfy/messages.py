@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast
 from pydantic import TypeAdapter, ValidationError
 
 from distributed_comfy.errors import MessageVersionUnknown, PromptMalformed
+from distributed_comfy.frame_plan import FramePlan
 from distributed_comfy.tile_stage import TileStage
 
 MESSAGE_VERSION = 1
@@ -52,7 +53,14 @@ class TensorRef:
     shape: tuple[int, ...]
     """Dimensions; an image is [B, H, W, C]."""
     size_bytes: int
-    """Payload bytes, without the header."""
+    """Bytes of its elements."""
+    stored_bytes: int | None = None
+    """Payload bytes in the blob store; None where they are the elements themselves."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """What lies in the blob store, without the frame's header."""
+        return self.size_bytes if self.stored_bytes is None else self.stored_bytes
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ class ItemResult:
 
 def _value_bytes(value: Value) -> int:
     if isinstance(value, TensorRef):
-        return value.size_bytes
+        return value.payload_bytes
     if isinstance(value, MappingValue):
         return sum(_value_bytes(entry) for entry in value.entries.values())
     return 0
@@ -200,6 +208,10 @@ class Capability:
     """class -> INT input -> its maximum in decimal, where one is declared."""
     output_types: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """class -> types of its outputs (``IMAGE``, ``MODEL``...), to tell which edges can travel."""
+    model_lists: dict[str, int] = field(default_factory=dict)
+    """Model folder (``checkpoints``) -> index into `choice_lists`, where it has files; empty of an engine that has none."""
+    model_inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """class -> input -> the model folder that its list shows, where that is known."""
     device: str = "cpu"
     device_class: str = ""
     tags: tuple[str, ...] = ()
@@ -266,6 +278,8 @@ class JobRecord:
     """Host of the submitter."""
     title: str = ""
     results: ResultsGoTo = "collector"
+    frames: FramePlan = field(default_factory=FramePlan)
+    """How its tensors travel."""
     version: int = MESSAGE_VERSION
 
     @property
@@ -331,6 +345,8 @@ class RunRequest:
     Blobs of a tile lie there before it starts, and stay; those of the others appear while it runs, and are unlinked when they are read.
     """
     attempt: int = 1
+    frames: FramePlan = field(default_factory=FramePlan)
+    """How what the item gives is to travel."""
     version: int = MESSAGE_VERSION
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,15 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from distributed_comfy.config_file import default_config_file, nearest, read_config_file
+from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.frame_plan import FrameOption
 from distributed_comfy.setting_words import requirement
 
 EngineName = Literal["comfyui", "builtin"]
 LogFormat = Literal["text", "json"]
+Starter = Literal["agent", "run", "systemd", "container", "hand"]
+"""Who starts a worker, and so who may start it again."""
 
 
 class Settings(BaseSettings):
@@ -58,6 +63,12 @@ class Settings(BaseSettings):
     """Submitter for fairness between users; without it the login name."""
     threads: int = Field(0, ge=0, le=1024)
     """CPU threads of a worker's engine; 0: shared evenly among workers that one command starts, else torch's own choice."""
+    cores: str = ""
+    """CPUs that a worker and its engine may use, like ``0-3,8`` (Linux only); without it all that it inherits."""
+    started_by: Starter | None = None
+    """Who starts a worker, for listings: the agent and ``run`` set it; without it ``systemd``, ``container`` or ``hand``, as it looks."""
+    workers_file: Path | None = None
+    """File in which ``distributed-comfy up`` keeps its workers (docs/agent.md); without it ``workers.json`` beside the user's own file."""
     slots: int = Field(1, ge=1, le=16)
     """Claims a worker holds at once; above 1 the next item is ready while the last one ships."""
 
@@ -83,6 +94,12 @@ class Settings(BaseSettings):
     """An engine that gives no sign of life for this long is ended; longer than the slowest model load."""
     describe_interval_s: float = Field(60.0, gt=0)
     """How often a worker looks again at its models and node classes."""
+    status_interval_s: float = Field(2.0, ge=0.25)
+    """How often a worker tells its status; it vanishes after three times as long."""
+    log_lines: int = Field(2000, ge=10, le=100_000)
+    """Lines of a worker's log that `workers logs` can show, roughly."""
+    log_ttl_s: float = Field(3600.0, gt=0)
+    """How long these lines outlive the worker."""
     drain_timeout_s: float = Field(60.0, ge=0)
     """How long a worker that is asked to stop may finish its item before it gives it back."""
     job_ttl_s: int = Field(86_400, ge=60)
@@ -98,6 +115,9 @@ class Settings(BaseSettings):
     """Results of one job that may wait in the blob store or be under way."""
     bytes_in_flight: int = Field(0, ge=0)
     """The same for all jobs; 0: half of the blob server's maxmemory, or 4 GiB where it has none."""
+
+    frames: FrameOption = "exact"
+    """How the tensors of jobs submitted here travel, where `--frames` does not say: `auto` for slow links, see docs/slow-links.md."""
 
     tile_item_bytes: int = Field(2**28, ge=2**20)
     """Pixels of one tile of an upscale over all frames that one item takes; more frames become more items."""
@@ -127,9 +147,13 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _is_device(cls, device: str) -> str:
-        if device and not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+(,\d+)*", device):
-            raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
-        return device
+        return check_device(device) if device else device
+
+    @field_validator("cores")
+    @classmethod
+    def _is_cpu_list(cls, cores: str) -> str:
+        parse_cpus(cores)
+        return cores
 
     @field_validator("flower_basic_auth")
     @classmethod
@@ -162,6 +186,16 @@ class Settings(BaseSettings):
     def config_folder(self) -> Path:
         """Per-user folder of what must last: the file of settings, an accepted invitation."""
         return default_config_file(os.environ).parent
+
+    @cached_property
+    def workers_path(self) -> Path:
+        """Where this host's workers are written down."""
+        return self.workers_file or default_config_file(os.environ).with_name("workers.json")
+
+    @cached_property
+    def starter(self) -> Starter:
+        """`started_by`, or what this process's surroundings look like."""
+        return self.started_by or _starter(os.environ)
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
@@ -258,6 +292,17 @@ def changed(settings: Settings, **changes: object) -> Settings:
     return Settings(**{**{name: getattr(settings, name) for name in settings.model_fields_set}, **changes})
 
 
+def check_device(device: str) -> str:
+    """The device as it is.
+
+    Raises:
+        ValueError: it is none that a worker can have.
+    """
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+(,\d+)*", device, re.ASCII):
+        raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
+    return device
+
+
 def slug(text: str) -> str:
     """``text`` in the characters that queue and worker names may have: ``[a-z0-9_-]``."""
     return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-")
@@ -266,6 +311,16 @@ def slug(text: str) -> str:
 def redact_url(url: str) -> str:
     """``url`` without its password, for logs and messages."""
     return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+
+
+def _starter(environment: Mapping[str, str]) -> Starter:
+    """A service of systemd, also through a script of one line; a terminal that is one itself hands INVOCATION_ID on to everybody."""
+    main_pid = environment.get("SYSTEMD_EXEC_PID", "")
+    if environment.get("INVOCATION_ID") and (not main_pid or main_pid in (str(os.getpid()), str(os.getppid()))):
+        return "systemd"
+    if environment.get("container") or any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv")):
+        return "container"
+    return "hand"
 
 
 def _login_name() -> str:

@@ -96,6 +96,12 @@ class TileStage:
     """Small tiles go together into one item until their crops, over all frames, have so many pixels; 0: each by itself."""
 
     @property
+    def made_from(self) -> frozenset[str]:
+        """Collectors and sinks of whose values the tiles are made."""
+        places = (self.image, *(constant.place for constant in self.constants))
+        return frozenset([*(place.node_id for place in places), *(self.prepare.collectors if self.prepare else ())])
+
+    @property
     def takes_first(self) -> bool:
         """True where image, constants or the prepare item need a capture of item 0."""
         places = (self.image, *(constant.place for constant in self.constants))

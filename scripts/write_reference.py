@@ -1,18 +1,24 @@
-"""Writes docs/errors.md and docs/settings.md from the code, so that they cannot disagree; a test compares them."""
+"""Writes docs/errors.md, docs/settings.md and the tables of docs/agent.md from the code, so that they cannot disagree; tests compare."""
 from __future__ import annotations
 
 import ast
 import inspect
 import itertools
+import json
+import re
 import sys
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from pydantic import BaseModel  # noqa: E402
+
+from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration  # noqa: E402
 from distributed_comfy.errors import DistributedComfyError, all_errors  # noqa: E402
 from distributed_comfy.settings import Settings  # noqa: E402
 
@@ -76,7 +82,7 @@ def _error_cells(error: type[DistributedComfyError]) -> tuple[str, ...]:
 
 def settings_page() -> str:
     """docs/settings.md as it should be."""
-    meanings = dict(_field_docstrings())
+    meanings = dict(_field_docstrings(Settings))
     rows = (f"| `{variable(name)}` | {_default(name)} | {_values(name)} | {_cell(meanings[name])} |\n" for name in Settings.model_fields)
     return SETTINGS_HEAD + "".join(rows)
 
@@ -86,8 +92,32 @@ def variable(field: str) -> str:
     return "COMFYUI_PATH" if field == "comfyui_path" else f"DC_{field.upper()}"
 
 
-def _field_docstrings() -> Iterator[tuple[str, str]]:
-    body = ast.parse(inspect.getsource(Settings)).body[0]
+def agent_page(page: str) -> str:
+    """docs/agent.md with the tables of fields as they should be.
+
+    Args:
+        page: the page as it is; a table stands below a comment that names its class.
+    """
+    for model in (HostConfiguration, WorkerConfiguration):
+        head = f"<!-- {model.__name__} -->\n| Field | Default | Meaning |\n|---|---|---|\n"
+        table = head + "".join(f"{row}\n" for row in field_rows(model))
+        before, after = re.split(rf"<!-- {model.__name__} -->\n(?:\|.*\n)*", page)
+        page = before + table + after
+    return page
+
+
+def field_rows(model: type[BaseModel]) -> list[str]:
+    """One row of a table for each field of a class of the configuration."""
+    meanings = dict(_field_docstrings(model))
+    return [f"| `{name}` | `{_json_default(field)}` | {_cell(meanings[name])} |" for name, field in model.model_fields.items()]
+
+
+def _json_default(field: Any) -> str:
+    return json.dumps(field.get_default(call_default_factory=True))
+
+
+def _field_docstrings(model: type) -> Iterator[tuple[str, str]]:
+    body = ast.parse(inspect.getsource(model)).body[0]
     assert isinstance(body, ast.ClassDef)
     for field, text in itertools.pairwise(body.body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
@@ -125,8 +155,9 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Write both pages."""
-    for name, page in (("errors", errors_page()), ("settings", settings_page())):
+    """Write the pages."""
+    agent = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
+    for name, page in (("errors", errors_page()), ("settings", settings_page()), ("agent", agent_page(agent))):
         path = ROOT / "docs" / f"{name}.md"
         path.write_text(page, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

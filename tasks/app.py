@@ -67,6 +67,12 @@ def gpu_queue(worker: str) -> Queue:
     return Queue(name, Exchange(""), routing_key=name, no_declare=True)
 
 
+def host_queue(host: str) -> Queue:
+    """The queue that only the agent of this host consumes."""
+    name = f"host.{host}"
+    return Queue(name, Exchange(""), routing_key=name, no_declare=True)
+
+
 def route_ticket(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any] | None:
     """Celery router: a ticket goes to the queue of the worker it names."""
     return {"queue": gpu_queue(args[0])} if name == RUN_ITEM and args else None

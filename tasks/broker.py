@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 RUN_ITEM = "tasks.run_item"
 """Name of the one task of a worker; its only argument is the worker it is for."""
 
+HOST_ORDER = "tasks.host_order"
+"""Name of the one task of agents; its only argument is a `HostOrder` as JSON."""
+
 _TOLD_INTERVAL_S = 60.0
 _SHOWN = 80
 _LONGEST_BODY = 2**20

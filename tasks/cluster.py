@@ -12,9 +12,12 @@ from distributed_comfy.access.users import ServerUsers
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s, connect
+from distributed_comfy.state.hosts import HostTable
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts
+from distributed_comfy.state.status_board import StatusBoard
+from distributed_comfy.state.worker_log import WorkerLogs
 from distributed_comfy.state.workers import WorkerTable
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
 from tasks.app import make_app
@@ -36,8 +39,11 @@ class Cluster:
     blobs: RedisBlobStore
     jobs: JobTable
     workers: WorkerTable
+    hosts: HostTable
     matching: Matching
     app: Celery
+    statuses: StatusBoard
+    logs: WorkerLogs
     invites: Invites | None = None
     """None where this process may not change users of the servers."""
 
@@ -69,7 +75,11 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     jobs.set_byte_limit(_byte_limit(settings, blobs))
     workers = WorkerTable(scripts, matching, settings)
     invites = _invites(settings, ServerUsers(client, "state", redis_url), ServerUsers(blob_client, "blobs", blob_url))
-    return Cluster(settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, matching, app, invites)
+    hosts = HostTable(scripts, settings)
+    statuses, logs = StatusBoard(scripts), WorkerLogs(scripts)
+    return Cluster(
+        settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app, statuses, logs, invites
+    )  # fmt: skip
 
 
 def _invites(settings: Settings, state: ServerUsers, blobs: ServerUsers) -> Invites | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from types import FrameType
 from typing import Any
@@ -19,7 +18,9 @@ from distributed_comfy.settings import Settings, redact_url
 from tasks.app import gpu_queue
 from tasks.broker import RUN_ITEM
 from tasks.cluster import Cluster, open_cluster
+from tasks.log_stream import LogStream
 from tasks.names import free_worker_name, node_name, take_name
+from tasks.reconnect import Reconnection
 from tasks.run_item import ticket_body
 from tasks.runtime import WorkerRuntime, with_folder
 
@@ -81,8 +82,10 @@ def run_worker(settings: Settings, redis_url: str, blob_url: str, options: Engin
             take_name(cluster, name)
         where = redact_url(redis_url)
         name_worker(name)
-        log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())
-        return _Consumer(cluster, name, with_folder(options, name, settings.cache_folder)).run(end_with_stdin)
+        options = with_folder(options, name, settings.cache_folder)
+        with LogStream(cluster, name, options.log_file):
+            log.info("worker %s starts: engine %s on %s, Redis at %s, pid %d", name, options.engine, options.device, where, os.getpid())
+            return _Consumer(cluster, name, options).run(end_with_stdin)
     finally:
         cluster.close()
 
@@ -92,7 +95,7 @@ class _Consumer:
 
     def __init__(self, cluster: Cluster, name: str, options: EngineOptions) -> None:
         self._cluster = cluster
-        self._runtime = WorkerRuntime(cluster, name, options, self._reconnect)
+        self._runtime = WorkerRuntime(cluster, name, options, lambda: self._reconnection.ask())
         app = cluster.app
         app.conf.task_queues = (gpu_queue(name),)
         body = ticket_body(self._runtime, self._dispatcher)
@@ -108,8 +111,8 @@ class _Consumer:
             without_mingle=True,
             runtime=self._runtime,
         )
+        self._reconnection = Reconnection(self._controller)
         self._ending = threading.Event()
-        self._failing = threading.Event()
 
     def run(self, end_with_stdin: bool) -> int:
         """Consume until told to end."""
@@ -162,31 +165,3 @@ class _Consumer:
     def _dispatcher(self) -> Any:
         """Celery's event dispatcher of the moment; None before the consumer is connected."""
         return getattr(getattr(self._controller, "consumer", None), "event_dispatcher", None)
-
-    def _reconnect(self) -> None:
-        """Let Celery's loop fail as if the connection were lost: it then connects anew; one such order at a time."""
-        hub = getattr(getattr(self._controller, "consumer", None), "hub", None)
-        if hub is None or self._failing.is_set():
-            return
-        self._failing.set()
-
-        def fail() -> None:
-            self._failing.clear()
-            for descriptor in list(hub.readers):
-                _shut_down(descriptor)
-            raise ConnectionError("tickets lie unread")
-
-        hub.call_soon(fail)
-
-
-def _shut_down(descriptor: int) -> None:
-    """End a connection where it stands: Celery reads once more from one that it gives up, and would wait for a silent one."""
-    try:
-        connection = socket.socket(fileno=descriptor)
-        try:
-            connection.shutdown(socket.SHUT_RDWR)
-        finally:
-            connection.detach()  # whoever opened it closes it
-    except OSError as error:
-        log.debug("connection %d has ended already: %s", descriptor, error)
-

@@ -13,6 +13,8 @@ from distributed_comfy.engine.protocol import Described, Failed, Finished, Previ
 from distributed_comfy.errors import DistributedComfyError, EngineDied, ItemInterrupted
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
+from distributed_comfy.state.status import EngineReport
+from tasks.activity import in_short
 from tasks.held import Phase
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,15 @@ class EngineListener(Protocol):
     def on_capability(self, capability: Capability) -> None:
         """The engine is ready, or has described itself again."""
 
-    def on_down(self) -> None:
-        """The engine has ended; nothing can run until `on_capability` is called again."""
+    def on_down(self, reason: str) -> None:
+        """The engine has ended, or did not start; nothing can run until `on_capability` is called again.
+
+        Args:
+            reason: in words, with what happens next.
+        """
+
+    def on_died(self, error: EngineDied) -> None:
+        """The engine has ended by itself, with an item or without."""
 
     def on_start_failed(self, error: DistributedComfyError) -> None:
         """The engine did not start; it is tried again."""
@@ -58,6 +67,17 @@ class EngineLink:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._ended = threading.Event()
+        self._last_end = ""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process; None while there is none."""
+        return self._process.pid if self._process.alive else None
+
+    @property
+    def report(self) -> EngineReport:
+        """What the engine last told about itself."""
+        return self._process.report
 
     @property
     def memory(self) -> DeviceMemory | None:
@@ -123,6 +143,9 @@ class EngineLink:
         elif isinstance(event, Described):
             self._listener.on_capability(event.capability)
         elif isinstance(event, Ended):
+            self._last_end = f"the engine ended with {event.status}"
+            if not event.wanted:
+                self._listener.on_died(EngineDied(status=event.status, log_tail=event.log_tail))
             self._ended.set()
 
     def _settle(self, claim_id: str, result: ItemResult | None = None, error: DistributedComfyError | None = None) -> None:
@@ -142,10 +165,11 @@ class EngineLink:
             self._run_one()
             if self._closing.is_set():
                 return
-            self._listener.on_down()
             lived_s = time.monotonic() - began
             backoff_s = _FIRST_BACKOFF_S if lived_s > _LONGEST_BACKOFF_S else min(backoff_s * 2, _LONGEST_BACKOFF_S)
-            self._closing.wait(backoff_s - _FIRST_BACKOFF_S)  # the first restart is immediate
+            wait_s = backoff_s - _FIRST_BACKOFF_S  # the first restart is immediate
+            self._listener.on_down(f"{self._last_end}; it starts again" + (f" after {wait_s:.0f} s" if wait_s else ""))
+            self._closing.wait(wait_s)
 
     def _run_one(self) -> None:
         """One engine from start to end."""
@@ -156,6 +180,7 @@ class EngineLink:
             if self._closing.is_set():  # it was ended while it started
                 return
             log.error("worker %s: %s", self.options.worker, error)
+            self._last_end = in_short(str(error))
             self._listener.on_start_failed(error)
             return
         self._listener.on_capability(capability)

@@ -15,7 +15,7 @@ def free_worker_name(cluster: Cluster, device: str) -> str:
 
     Two workers that start at the same time may choose the same name; the name is reserved for a moment so that they do not.
     """
-    base = f"{cluster.settings.host_name}-{slug(device.replace(':', ''))}"
+    base = default_worker_name(cluster.settings.host_name, device)
     taken = {worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"}
     number = 0
     while True:
@@ -23,6 +23,11 @@ def free_worker_name(cluster: Cluster, device: str) -> str:
         if name not in taken and cluster.workers.reserve_name(name):
             return name
         number += 1
+
+
+def default_worker_name(host: str, device: str) -> str:
+    """``pc1-cuda0``; two devices of a worker are ``pc1-cuda0-1``."""
+    return f"{host}-{slug(device.replace(':', ''))}"
 
 
 def take_name(cluster: Cluster, name: str) -> None:

@@ -42,16 +42,16 @@ def _sweep_invites(cluster: Cluster) -> None:
         log.warning("invitations could not be looked at (%s); the next tick tries again", error)
 
 
-def queue_key(settings: Settings, worker: str) -> str:
-    """The Redis list in which kombu keeps a worker's tickets."""
-    return f"{settings.key_prefix}celery:gpu.{worker}"
+def queue_key(settings: Settings, queue: str) -> str:
+    """The Redis list in which kombu keeps what lies in a queue."""
+    return f"{settings.key_prefix}celery:{queue}"
 
 
 def clear_broker(cluster: Cluster, worker: str) -> None:
     """Remove a gone worker's queue and its unacknowledged tickets; a ticket holds nothing that could be lost."""
     prefix = f"{cluster.settings.key_prefix}celery:"
     client = cluster.client
-    client.delete(queue_key(cluster.settings, worker))
+    client.delete(queue_key(cluster.settings, f"gpu.{worker}"))
     routing = f'"gpu.{worker}"'
     for tag, message in client.hscan_iter(f"{prefix}unacked"):
         if routing in message:

@@ -13,6 +13,7 @@ from celery.exceptions import Ignore
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
+    FrameEncodingMissing,
     ItemInterrupted,
     RemoteError,
     WorkerLacks,
@@ -75,6 +76,7 @@ def run_ticket(runtime: WorkerRuntime, events: TicketEvents) -> str:
         return f"{item_id(claim.job_id, claim.index)}: {_run_claim(runtime, claim, events)}"
     finally:
         runtime.held.drop(claim_id)
+        runtime.activity.end(claim_id)
 
 
 def _claim(runtime: WorkerRuntime, claim_id: str) -> Claim | None:
@@ -91,6 +93,7 @@ def _run_claim(runtime: WorkerRuntime, claim: Claim, events: TicketEvents) -> st
     incarnation = runtime.incarnation
     try:
         request, spec = _request(runtime, claim)
+        runtime.activity.begin(request)
         events.item_started(claim.job_id, spec, node_class_of(spec, request.prompt, request.original_prompt))
         log.info("item %s starts (attempt %d, seed %s)", item_id(claim.job_id, claim.index), claim.attempt, spec.seed or "-")
         bring_inputs(runtime.cluster, request, runtime.engine.options.cache_folder)
@@ -104,6 +107,7 @@ def _run_claim(runtime: WorkerRuntime, claim: Claim, events: TicketEvents) -> st
         raise
     runtime.held.advance(claim.claim_id, "ending")
     if _patiently(runtime, lambda: runtime.cluster.workers.complete(runtime.name, incarnation, claim, result)):
+        runtime.activity.done()
         log.info("item %s is done in %.2f s", item_id(claim.job_id, claim.index), result.seconds)
         return f"done in {result.seconds:.2f} s"
     _unlink(runtime, result)
@@ -157,6 +161,7 @@ def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec
         input_files=tuple(entry for entry in record.input_files if _loads(prompt, entry)),
         feed=_feed(runtime, claim) if spec.kind in FED_KINDS else {},
         attempt=claim.attempt,
+        frames=record.frames,
     )
     return request, spec
 
@@ -187,6 +192,7 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
         log.info("item %s is given back: %s", item, error)
     else:
         log.warning("item %s failed on %s (%s): %s", item, runtime.name, how, error)
+        runtime.activity.failed(error, item)
     try:
         outcome = _patiently(runtime, lambda: runtime.cluster.workers.give_back(runtime.name, incarnation, claim, how, error))
     except (ClusterUnavailable, redis.RedisError) as lost:
@@ -202,7 +208,7 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
 def _how(runtime: WorkerRuntime, error: DistributedComfyError) -> GiveBackReason:
     if isinstance(error, ItemInterrupted):
         return "release"
-    if isinstance(error, WorkerLacks):
+    if isinstance(error, (WorkerLacks, FrameEncodingMissing)):
         return "lacks"
     return "retry" if error.retryable or isinstance(error, RemoteError) else "final"
 

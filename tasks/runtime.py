@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import os
+import signal
 import threading
 import time
 import uuid
@@ -18,15 +19,17 @@ import redis
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress
-from distributed_comfy.errors import ConnectionLost, DistributedComfyError, WorkerNameTaken
+from distributed_comfy.errors import ConnectionLost, DistributedComfyError, EngineDied, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import WorkerFacts
+from tasks.activity import WorkerActivity
 from tasks.cluster import Cluster
 from tasks.engine_link import EngineLink
 from tasks.held import HeldClaims, Phase
 from tasks.reaper import queue_key, reap_once
+from tasks.status import StatusTeller
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,10 @@ class WorkerRuntime:
         self.failed: DistributedComfyError | None = None
         self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self)
         self.job_texts = lru_cache(maxsize=_JOBS_REMEMBERED)(self._read_job)
+        self.pid = os.getpid()
+        self.down_reason = "the engine starts"
+        self.status = StatusTeller(self)
+        self.activity = WorkerActivity(self.status.changed)
         self._options = options
         self._keys = Keys(cluster.settings.key_prefix)
         self._capability: Capability | None = None
@@ -74,7 +81,8 @@ class WorkerRuntime:
     def start(self) -> None:
         """Start the engine and the threads; the worker registers when its engine is ready."""
         self.engine.start()
-        for target, name in ((self._keep_lease, "lease"), (self._keep_reaping, "reaper"), (self._hear_orders, "orders")):
+        kept = ((self._keep_lease, "lease"), (self._keep_reaping, "reaper"), (self._hear_orders, "orders"), (self._tell_status, "status"))
+        for target, name in (*kept, (lambda: self.status.watch_device(self._stopped), "device")):
             self._threads.append(threading.Thread(target=target, name=name, daemon=True))
             self._threads[-1].start()
 
@@ -83,6 +91,16 @@ class WorkerRuntime:
         """Whether `stop` was called."""
         return self._stopped.is_set()
 
+    @property
+    def capability(self) -> Capability | None:
+        """What the engine can do; None while there is no engine."""
+        return self._capability
+
+    @property
+    def ever_able(self) -> bool:
+        """Whether the worker has been on the table."""
+        return self._ever_able
+
     def wait_able(self, timeout_s: float) -> bool:
         """Wait until the engine is ready and the worker registered; False after ``timeout_s``."""
         return self._able.wait(timeout_s)
@@ -90,6 +108,7 @@ class WorkerRuntime:
     def drain(self, timeout_s: float) -> None:
         """Claim nothing more; let running items finish, and after ``timeout_s`` give them back."""
         self.draining.set()
+        self.status.changed()
         if self._able.is_set():
             self._quietly("drain", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
         deadline = time.monotonic() + timeout_s
@@ -106,10 +125,14 @@ class WorkerRuntime:
         self._stopped.set()
         self.engine.close()
         self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
-        if not self._ever_able and not isinstance(self.failed, WorkerNameTaken):
+        never_there = not self._ever_able and not isinstance(self.failed, WorkerNameTaken)
+        if never_there:
             self._quietly("name", lambda: self.cluster.workers.release_name(self.name))
+        self.status.changed()
         for thread in self._threads:  # whoever called closes the connections that they use
             thread.join(timeout=_JOIN_S)
+        if never_there:
+            self._quietly("status", lambda: self.cluster.statuses.withdraw(self.name))
 
     def register(self) -> None:
         """Enter the table (again) with the engine's present capability.
@@ -124,6 +147,7 @@ class WorkerRuntime:
             self.cluster.workers.register(self._facts(capability), self.incarnation, capability_hash(capability), capability)
             self._able.set()
             self._ever_able = True
+        self.status.changed()
 
     def _facts(self, capability: Capability) -> WorkerFacts:
         return WorkerFacts(
@@ -133,9 +157,11 @@ class WorkerRuntime:
             engine=capability.engine,
             engine_version=capability.engine_version,
             device_class=capability.device_class,
-            pid=os.getpid(),
+            pid=self.pid,
             tags=capability.tags,
             package_version=__version__,
+            started_by=self.settings.starter,
+            packs=self.engine.report.packs,
         )
 
     # -- events of the engine --------------------------------------------------------------------------------------------
@@ -167,20 +193,31 @@ class WorkerRuntime:
     def on_phase(self, claim_id: str, phase: Phase) -> None:
         """See `EngineListener`."""
         self.held.advance(claim_id, phase)
+        if phase == "shipping":
+            self.activity.ship(claim_id)
 
     def on_start_failed(self, error: DistributedComfyError) -> None:
         """See `EngineListener`: a worker whose engine has never started ends with the reason."""
+        self.activity.trouble(error)
         if not self._ever_able:
             self.failed = error
 
-    def on_down(self) -> None:
+    def on_died(self, error: EngineDied) -> None:
+        """See `EngineListener`."""
+        self.activity.trouble(error)
+
+    def on_down(self, reason: str) -> None:
         """See `EngineListener`: claim nothing until the engine is back."""
         self._able.clear()
         self._capability = None
+        self.down_reason = reason
+        self.status.changed()
         self._quietly("suspend", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
 
     def on_progress(self, request: RunRequest, event: Progress | Preview) -> None:
         """See `EngineListener`: tell whoever watches the job, a few times a second at most; a node's last step always."""
+        if isinstance(event, Progress):
+            self.activity.step(event)
         message: dict[str, Any] = {"index": request.index, "worker": self.name, "node": event.node_id}
         if isinstance(event, Preview):
             interval_s, last = _PREVIEW_INTERVAL_S, False
@@ -192,6 +229,9 @@ class WorkerRuntime:
         if last or now - self._shown_at.get(kind, 0.0) >= interval_s:
             self._shown_at[kind] = now
             self._quietly("publish", lambda: self.cluster.client.publish(self._keys("progress", request.job_id), json.dumps(message)))
+
+    def _tell_status(self) -> None:
+        self.status.run(self._stopped, self._quietly)
 
     # -- threads ---------------------------------------------------------------------------------------------------------
     def _keep_lease(self) -> None:
@@ -228,7 +268,7 @@ class WorkerRuntime:
 
     def _check_queue(self) -> None:
         """Tickets that lie unread although a slot is free: the consumer's connection is stuck."""
-        waiting = self.cluster.client.llen(queue_key(self.settings, self.name))
+        waiting = self.cluster.client.llen(queue_key(self.settings, f"gpu.{self.name}"))
         self._unread = self._unread + 1 if waiting and len(self.held) < self.settings.slots else 0
         if self._unread >= _UNREAD_TICKS:
             log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)
@@ -274,6 +314,8 @@ class WorkerRuntime:
             self.engine.describe()
         elif order == "free":
             self.engine.free()
+        elif order == "end":
+            signal.raise_signal(signal.SIGTERM)  # the consumer's handler for it runs in the main thread
 
     def _quietly(self, what: str, action: Callable[[], object]) -> None:
         """Servers may be away: the next tick tries again.  Said once per outage."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -201,9 +202,9 @@ class Rig:
         self._rule_log.touch()
         self._jobs = 0
 
-    def start(self, *names: str, **settings: object) -> list[WorkerProcess]:
-        """Start workers and wait until all can claim; ``slots=3`` is their DC_SLOTS."""
-        started = [self._start(name, settings) for name in names]
+    def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: object) -> list[WorkerProcess]:
+        """Start workers and wait until all can claim; ``slots=3`` is their DC_SLOTS, ``environment`` what else they get."""
+        started = [self._start(name, settings, environment) for name in names]
         deadline = time.monotonic() + START_TIMEOUT_S
         for worker in started:
             while self.state(worker.name) is None:
@@ -212,7 +213,7 @@ class Rig:
                 time.sleep(0.05)
         return started
 
-    def _start(self, name: str, settings: dict[str, object]) -> WorkerProcess:
+    def _start(self, name: str, settings: dict[str, object], environment: Mapping[str, str]) -> WorkerProcess:
         folder = self.folder / name
         folder.mkdir()
         ours = {
@@ -228,6 +229,7 @@ class Rig:
             "PYTHONPATH": str(PROJECT),
             **self._environment,
             **{f"DC_{key.upper()}": str(value) for key, value in settings.items()},
+            **environment,
         }
         with (folder / "worker.log").open("wb") as log:
             process = subprocess.Popen(
@@ -320,7 +322,7 @@ def seeds_of(images: NDArray[Any]) -> list[int]:
 def _plain(value: Value, read: Callable[[str], bytes]) -> Any:
     if isinstance(value, TensorRef):
         frame = read(value.blob)
-        return decode_tensor(frame, limit_bytes=len(frame))
+        return decode_tensor(frame, limit_bytes=max(len(frame), value.size_bytes))
     if isinstance(value, MappingValue):
         return {name: _plain(entry, read) for name, entry in value.entries.items()}
     assert isinstance(value, LiteralValue)

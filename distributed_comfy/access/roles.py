@@ -67,23 +67,33 @@ STATE_KEYS: Mapping[str, Rights] = {
     "lease": Rights("r", "rw", "r", own="w"),
     "starting": Rights("r", "rw", "r", own="w"),
     "memory": Rights("r", "rw", "r", own="w"),
+    "status": Rights("", "rw", "r", own="w"),
+    "log": Rights("", "rw", "r", own="rw"),
+    # An agent says that its host is there, and answers orders to it.
+    "hosts": Rights("rw", "rw", "r"),
+    "host": Rights("r", "rw", "r", host="rw"),
+    "answer": Rights("", "rw", "r", host="rw"),
     # Only the owner of the server invites and revokes.
     "invites": Rights(),
     "joined": Rights(host="rw"),
     # Channels.
     "progress": Rights("w", "rw", "r"),
+    "statuses": Rights("w", "rw", "r"),
     "orders": Rights("rw", "rw", ""),
 }  # fmt: skip
 
-CHANNELS = frozenset({"progress", "orders"})
+CHANNELS = frozenset({"progress", "orders", "statuses"})
 """Which of them are pub/sub channels.  On these ``r`` is to subscribe and ``w`` to publish."""
+
+_ALSO_CHANNELS = {"answer": Rights("w", "rw", "")}
+"""Keys of whose name there is a channel, too."""
 
 _EXPIRES = ("spec", "prompts", "feeds")
 """What a worker that ends a job lets expire with it, and may not change otherwise."""
 
 BROKER_KEYS: Mapping[str, Rights] = {
     "gpu.{}": Rights("w", "rw", "", own="rw"),  # a ticket may be sent to anybody, and taken by its worker alone
-    "host.{}": Rights("", "rw"),  # orders to a host's agent
+    "host.{}": Rights("", "rw", host="rw"),  # orders to a host's agent, for it to take
     "unacked": Rights("rw", "rw", "r"),
     "unacked_index": Rights("rw", "rw", "r"),
     "unacked_mutex": Rights("rw", "rw"),
@@ -117,9 +127,9 @@ _BLOB_KEYS: Mapping[str, Rights] = {
 _SCRIPTS = ("eval", "evalsha", "script|load", "script|exists")
 _CONNECTION = ("ping", "echo", "select", "info", "time", "client|setname", "client|id", "multi", "exec", "discard", "watch", "unwatch")
 _READING = (
-    "exists", "get", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hvals", "llen", "lrange", "pttl", "scard",
+    "exists", "get", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hvals", "llen", "lrange", "mget", "pttl", "scard",
     "sismember", "smembers", "sinter", "strlen", "ttl", "zcard", "zinter", "zrange", "zrangebyscore", "zrevrange", "zrevrangebyscore",
-    "zscore",
+    "xread", "xrevrange", "zscore",
 )  # fmt: skip
 _CHANGING = (
     "del", "expire", "hdel", "hincrby", "hset", "hsetnx", "incr", "incrby", "lpop", "lpush", "lrem", "persist", "pexpire", "rpush", "sadd",
@@ -178,6 +188,7 @@ def _state_rules(role: Role, scope: UserScope) -> list[str]:
     templates, broker = Keys.templates(), f"{scope.prefix}celery:"
     keys = [(templates[name], rights) for name, rights in STATE_KEYS.items() if name not in CHANNELS]
     channels = [(templates[name], rights) for name, rights in STATE_KEYS.items() if name in CHANNELS]
+    channels += [(templates[name], rights) for name, rights in _ALSO_CHANNELS.items()]
     topics = [(f"celery:/{scope.database}.{name}", rights) for name, rights in BROKER_CHANNELS.items()]
     rules = [
         *_key_rules(scope.prefix, role, [*keys, ("celery-task-meta-{}", _META)], scope.host),
@@ -197,7 +208,8 @@ def _key_rules(prefix: str, role: Role, rights: Iterable[tuple[str, Rights]], ho
         rules += _patterns(prefix + template, rule.of(role))
         if role == "worker":
             rules += _patterns((prefix + template).replace("{}", f"{host}-*" if host else "*", 1), rule.own)
-            rules += _patterns((prefix + template).replace("{}", host or "*", 1), rule.host)
+            for mine in (host, f"{host}[^a-z0-9_-]*") if host else ("*",):  # the second: what Kombu writes behind a queue's name
+                rules += _patterns((prefix + template).replace("{}", mine, 1), rule.host)
     return rules
 
 

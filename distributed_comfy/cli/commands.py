@@ -88,6 +88,9 @@ def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print the result as one line of JSON on standard output."
 )
+json_lines_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print each line as one line of JSON on standard output."
+)
 
 
 @contextmanager
@@ -106,11 +109,16 @@ def naming_options(**given: tuple[str, object]) -> Iterator[None]:
         raise SettingInvalid(name=options[error.name], reason=error.reason) from error
 
 
-def interruptibly(output: Output, work: Callable[[threading.Event], T]) -> T:
+def interruptibly(output: Output, work: Callable[[threading.Event], T], at_once: Callable[[], None] | None = None) -> T:
     """Run ``work`` in a thread; Ctrl-C (or SIGTERM) sets its event, a second one ends the process at once.
 
     An exception that breaks in anywhere could leave something running that was just being started; an event cannot.  Whoever is left
     behind by the second Ctrl-C ends by itself: workers with their standard input, private servers with their keeper.
+
+    Args:
+        output: says that the end has begun.
+        work: what is done.
+        at_once: called in the signal handler of the second Ctrl-C.
     """
     from distributed_comfy.orchestrator.background import Background
 
@@ -119,6 +127,8 @@ def interruptibly(output: Output, work: Callable[[threading.Event], T]) -> T:
     def on_signal(number: int, frame: FrameType | None) -> None:
         if background.stopping:
             output.remarks.show_cursor(True)
+            if at_once is not None:
+                at_once()
             os._exit(INTERRUPTED)
         background.stop()
 

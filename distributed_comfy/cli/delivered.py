@@ -65,11 +65,16 @@ def _show_files(output: Output, delivery: Delivery) -> None:
         classes = {result.device_class for result in delivery.results.values()}
         output.remark(
             f"{len(paths)} {'file' if len(paths) == 1 else 'files'} in {delivery.seconds:.1f} s"
-            f" from {workers} {'worker' if workers == 1 else 'workers'}",
+            f" from {workers} {'worker' if workers == 1 else 'workers'}, {in_megabytes(delivery.moved_bytes)} brought home",
             "bold green",
         )
         if len(classes) > 1:
             output.warn(f"results of different device classes are not comparable bit for bit: {'; '.join(sorted(classes))}")
+
+
+def in_megabytes(size_bytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{size_bytes / 1e6:.1f} MB"
 
 
 def _warn_of_blocked(output: Output, delivery: Delivery) -> None:
@@ -125,5 +130,6 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
         ],
         "missing": [{"index": index, "error": error_json(error)} for index, error in delivery.missing.items()],
         "seconds": round(delivery.seconds, 3),
+        "moved_bytes": delivery.moved_bytes,
         "error": error_json(delivery.error),
     }

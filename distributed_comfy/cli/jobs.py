@@ -16,6 +16,7 @@ from distributed_comfy.cli.failures import cause, details, error_json
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
 from distributed_comfy.errors import JobFailed, JobUnknown, MessageVersionUnknown, from_wire
+from distributed_comfy.frame_plan import FramePlan
 from distributed_comfy.messages import Capability, ItemSpec
 from distributed_comfy.orchestrator.run import attach as attach_job
 from distributed_comfy.orchestrator.waiting import nobody_can_run, why_it_waits
@@ -70,7 +71,8 @@ def show(output: Output, /, job_id: str) -> None:
         state = _with_reason(cluster, job_id, state, cluster.matching.live())
         items, specs, now_ms = cluster.jobs.item_states(job_id), cluster.jobs.specs(job_id), redis_now_ms(cluster)
     listed = [_item_json(specs[index], item) for index, item in items.items() if index in specs]
-    output.result({"job": job_id, **_job_json(state), "owner": owner, "items": listed})
+    frames = {"option": record.frames.option, "eight_bit": list(record.frames.eight_bit) if record.frames.option == "auto" else []}
+    output.result({"job": job_id, **_job_json(state), "owner": owner, "frames": frames, "items": listed})
     output.say(f"job {job_id}: {state.state}, {_done(state)} items done, {state.counts['running']} running", "bold")
     output.say(f"  {record.title or 'a prompt'} of {record.submitter} on {record.host}, priority {state.priority}, "
                f"submitted {ago(now_ms, state.created_ms)} ago")  # fmt: skip
@@ -80,10 +82,21 @@ def show(output: Output, /, job_id: str) -> None:
         output.say(f"  {state.reason}")
     if owner and not state.ended:
         output.say(f"  collected by {owner}")
+    if record.frames.option != "exact":
+        output.say(f"  frames travel as {frames_in_words(record.frames)}")
     _show_items(output, specs, items)
     for index, item in items.items():
         if item.state == "failed" and item.error:
             _show_item_error(output, job_id, index, item)
+
+
+def frames_in_words(plan: FramePlan) -> str:
+    """How a job's tensors travel: ``auto: 8 bits from 9, all else exact``."""
+    if plan.option != "auto":
+        return plan.option
+    if not plan.eight_bit:
+        return "auto: all exact, because more than 8 bits are used"
+    return f"auto: 8 bits from {', '.join(plan.eight_bit)}, all else exact"
 
 
 def _show_items(output: Output, specs: dict[int, ItemSpec], items: dict[int, ItemState]) -> None:

@@ -25,10 +25,28 @@ def _worker() -> click.Command:
     return worker
 
 
+def _up() -> click.Command:
+    from distributed_comfy.cli.up import up
+
+    return up
+
+
+def _hosts() -> click.Command:
+    from distributed_comfy.cli.hosts import hosts
+
+    return hosts
+
+
 def _workers() -> click.Command:
     from distributed_comfy.cli.workers import workers
 
     return workers
+
+
+def _models() -> click.Command:
+    from distributed_comfy.cli.models import models
+
+    return models
 
 
 def _jobs() -> click.Command:
@@ -71,7 +89,10 @@ _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
-    "workers": (_workers, "List workers; drain and undrain them, let them look for new models."),
+    "up": (_up, "Run this host's workers: one on each GPU, started again when they end."),
+    "hosts": (_hosts, "List hosts with their devices, workers and configuration."),
+    "workers": (_workers, "List and show workers, read their logs; add, edit, start, stop and drain them, on any host."),
+    "models": (_models, "What a prompt needs and which workers lack it; all model files."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
     "invite": (_invite, "Let one more host work for this cluster; list them, shut one out."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
@@ -92,7 +113,7 @@ def main() -> None:
     \b
     For real: one Redis that all hosts reach, one worker for each GPU, one prompt.
       export DC_REDIS_URL=redis://:PASSWORD@HOST:6379/0         (on every host)
-      distributed-comfy worker --device cuda:0                  (on every GPU)
+      distributed-comfy up                                      (on every host with GPUs)
       distributed-comfy run graph.json --items 32 --out pictures
 
     Without DC_REDIS_URL all commands of one user share an embedded Redis on this host. Each command has --help.

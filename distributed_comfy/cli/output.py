@@ -91,8 +91,16 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
     return table
 
 
+class _Terminal(Console):
+    """Rich ends the thread that writes to a closed pipe, by SystemExit; whoever waits for that thread's work would wait for ever."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        raise  # the BrokenPipeError itself, for `Commands.main` and `OutputHandler.emit`
+
+
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Terminal(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console

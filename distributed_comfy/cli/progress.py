@@ -213,7 +213,7 @@ class RunProgress(SilentReporter):
         with self._lock:
             view = self._view
             busy = [(name, lane) for name, lane in view.lanes.items() if lane.index is not None]
-            parts = [f"{view.finished} of {_counted(view.total, 'item')}"]
+            parts = [f"{view.finished} of {_counted(view.total, 'item')}{_left(view)}"]
             parts += [f"{name}: {_item(lane.index or 0, view)} step {lane.value}/{lane.maximum}" for name, lane in busy[:_WORKERS_NAMED]]
             hidden = len(busy) - _WORKERS_NAMED
             return ", ".join(parts) + (f", and {_counted(hidden, 'more worker')}" if hidden > 0 else "")
@@ -244,12 +244,13 @@ def _lane_cells(lane: _Lane, view: _View, bar_width: int) -> tuple[RenderableTyp
 
 
 def _left(view: _View) -> str:
-    """How long the tiles will take at the rate of those that are done; nothing before there is one."""
-    done = view.tiles_done
-    left = view.total - view.finished
+    """The rate of the tiles that are done, and how long the others will take; nothing before there is one."""
+    done, left = view.tiles_done, view.total - view.finished
     if not done or not left:
         return ""
-    return f", about {(time.monotonic() - view.tiles_began) / done * left:.0f} s left"
+    each_s = (time.monotonic() - view.tiles_began) / done
+    rate = f"{1 / each_s:.1f} tiles/s" if each_s < 1 else f"{each_s:.1f} s per tile"
+    return f", {rate}, about {each_s * left:.0f} s left"
 
 
 def _item(index: int, view: _View) -> str:

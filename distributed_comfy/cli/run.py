@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
+from distributed_comfy.cli.canvas_preview import CanvasPreview
 from distributed_comfy.cli.cluster import out_or_default
 from distributed_comfy.cli.commands import interruptibly, json_option, naming_options
 from distributed_comfy.cli.delivered import show_delivery
@@ -16,6 +19,7 @@ from distributed_comfy.cli.progress import RunProgress
 from distributed_comfy.cli.worker import comfyui_option
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.frame_plan import FRAME_OPTIONS
 from distributed_comfy.orchestrator.detach import announce, announce_failure, start_detached
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import JobStart, RunOptions, run_prompt
@@ -47,6 +51,14 @@ from distributed_comfy.settings import Settings, read_settings
     "--on-missing", type=click.Choice(["error", "drop", "repeat"]),
     help="What becomes of items that fail for good: the job fails, they are left out, or the last good one stands in [as in the prompt].",
 )  # fmt: skip
+@click.option(
+    "--preview", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Picture (.jpg, .png, .webp) of an upscale as its tiles arrive, written anew each second.",
+)  # fmt: skip
+@click.option(
+    "--frames", type=click.Choice(FRAME_OPTIONS),
+    help="How tensors travel, for slow links; auto: in 8 bits where only 8-bit files are made of them [DC_FRAMES, else exact].",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Do not go on with an unfinished job of the same content that lies in the folder.")
 @click.option("--detach", is_flag=True, help="Return as soon as the job is queued; a process in the background collects it.")
 @click.option("--announce", type=click.Path(path_type=Path), hidden=True)
@@ -73,7 +85,8 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
         return _detach(output, settings, prompt, {**options, "out": out})
     supervised = options["announce"] is not None
     set_up_logging(settings, output, audience="supervisor" if supervised else "person", child=supervised)
-    with _Progress(output, options["announce"]) as progress:
+    preview = CanvasPreview(options["preview"]) if options["preview"] else None
+    with _Progress(output, options["announce"], preview) as progress:
         try:
             with naming_options(comfyui_path=("--comfyui", options["comfyui"])):
                 options["tree"] = find_comfyui(settings)
@@ -86,11 +99,17 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
 
 
 class _Progress(RunProgress):
-    """Also tells the command that waits for a detached run which job it is."""
+    """Also tells the command that waits for a detached run which job it is, and shows an upscale in a file."""
 
-    def __init__(self, output: Output, announcement: Path | None) -> None:
+    def __init__(self, output: Output, announcement: Path | None, preview: CanvasPreview | None) -> None:
         super().__init__(output)
         self._announcement = announcement
+        self._preview = preview
+
+    def canvas(self, preview: NDArray[np.uint8]) -> None:
+        """See `Reporter`."""
+        if self._preview is not None:
+            self._preview.show(preview)
 
     def submitted(self, start: JobStart) -> None:
         """See `Reporter`."""
@@ -112,6 +131,7 @@ def _run_options(out: Path, options: dict[str, Any], stop: threading.Event) -> R
         comfyui_path=options["tree"],
         results=options["results"],
         on_missing=options["on_missing"],
+        frames=options["frames"],
     )
     return RunOptions(out, asked, options["workers"], WorkerOptions(options["engine"] or "", options["tree"]), stop, fresh=options["fresh"])
 
@@ -120,7 +140,8 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     """Start this command again in the background, and say how to find it."""
     set_up_logging(settings, output, audience="person")
     arguments = [str(prompt), "--out", str(options["out"])]
-    for name in ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results", "on_missing"):
+    named = ("items", "seed", "workers", "priority", "user", "engine", "comfyui", "wait", "results", "on_missing", "frames", "preview")
+    for name in named:
         if options[name] not in (None, ""):
             arguments += [f"--{name.replace('_', '-')}", str(options[name])]
     if options["fresh"]:

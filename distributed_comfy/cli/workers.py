@@ -2,21 +2,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import click
 
-from distributed_comfy.cli.cluster import connected
+from distributed_comfy.cli.cluster import connected, redis_now_ms
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
-from distributed_comfy.errors import WorkerUnknown
-from distributed_comfy.state.records import WorkerState
+from distributed_comfy.cli.worker_log import worker_log
+from distributed_comfy.cli.worker_names import unknown_worker
+from distributed_comfy.cli.worker_orders import ORDERS
+from distributed_comfy.cli.worker_views import list_workers as show_list
+from distributed_comfy.cli.worker_views import show_worker, status_json, worker_json
 from distributed_comfy.state.workers import WorkerTable
 
 
 @click.group()
 def workers() -> None:
     """Workers of the cluster: what they run, what they do, whether they may have more."""
+
+
+for command in (worker_log, *ORDERS):
+    workers.add_command(command)
 
 
 @workers.command("list")
@@ -26,21 +32,37 @@ def list_workers(output: Output, /) -> None:
     """All registered workers.
 
     \b
-    State: idle; ticketed (called, about to claim); busy; drained (gets nothing more); down (its engine restarts, or it ends);
-    lost (gave no sign of life, is about to be taken off the list).
+    State: idle; ticketed (called, about to claim); busy; drained (gets nothing more), draining (and finishes what it has);
+    down (its engine restarts); ending; lost (gave no sign of life, is about to be taken off the list).
+    DONE: items since it started. VRAM, LOAD: of its device, whoever uses it; on the CPU, LOAD is that of the host.
     """
     with connected(output) as cluster:
         found = cluster.workers.workers()
+        statuses, now_ms = cluster.statuses.read([worker.facts.name for worker in found]), redis_now_ms(cluster)
         starting = [name for name in cluster.workers.starting() if name not in {worker.facts.name for worker in found}]
-    output.result([_as_json(worker) for worker in found])
+    output.result([worker_json(worker, statuses.get(worker.facts.name)) for worker in found])
     if starting:
         output.say(f"starting: {', '.join(starting)}")
     if not found:
         if not starting:
             output.say("no worker is running; start one with `distributed-comfy worker`")
         return
-    rows = [_row(worker) for worker in found]
-    output.table(("WORKER", "STATE", "ITEMS", "ENGINE", "DEVICE", "DEVICE CLASS", "TAGS"), rows)
+    show_list(output, found, statuses, now_ms)
+
+
+@workers.command(short_help="Everything about one worker.")
+@click.argument("name")
+@json_option
+@click.pass_obj
+def show(output: Output, /, name: str) -> None:
+    """Everything about one worker: what it does, what it uses, what it has."""
+    with connected(output) as cluster:
+        known = {worker.facts.name: worker for worker in cluster.workers.workers()}
+        worker, status, now_ms = known.get(name), cluster.statuses.read([name]).get(name), redis_now_ms(cluster)
+        if worker is None and status is None:
+            raise unknown_worker(name, {*known, *cluster.workers.starting()})
+    output.result(worker_json(worker, status) if worker else {"name": name, "state": "starting", "status": status_json(status)})
+    show_worker(output, worker, status, now_ms)
 
 
 @workers.command(short_help="Let a worker finish, and give it nothing more.")
@@ -85,12 +107,16 @@ def free(output: Output, /, name: str | None) -> None:
     _tell(output, name, WorkerTable.free, "frees its device as soon as nothing runs there", "try again")
 
 
+workers.add_command(undrain, "resume")
+workers.add_command(free, "clear-memory")
+
+
 def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], bool], heard: str, unheard: str) -> None:
     """Give an order to one worker or to all, and say who heard it."""
     with connected(output) as cluster:
         names = [worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"]
         if name is not None and name not in names:
-            raise WorkerUnknown(name=name)
+            raise unknown_worker(name, names)
         answers = {each: order(cluster.workers, each) for each in ([name] if name else names)}
     output.result([{"worker": each, "heard": answer} for each, answer in answers.items()])
     for each, answer in answers.items():
@@ -102,29 +128,6 @@ def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], 
 def _order(output: Output, name: str, *, drained: bool) -> None:
     with connected(output) as cluster:
         if not cluster.jobs.drain(name, drained):
-            raise WorkerUnknown(name=name)
+            raise unknown_worker(name, [worker.facts.name for worker in cluster.workers.workers()])
     output.result({"worker": name, "drained": drained})
     output.say(f"worker {name} {'gets nothing more' if drained else 'may have items again'}")
-
-
-def _row(worker: WorkerState) -> tuple[str, ...]:
-    facts = worker.facts
-    engine = f"{facts.engine} {facts.engine_version}".strip()
-    return (facts.name, worker.state, " ".join(worker.claims), engine, facts.device, facts.device_class, " ".join(facts.tags))
-
-
-def _as_json(worker: WorkerState) -> dict[str, Any]:
-    facts = worker.facts
-    return {
-        "name": facts.name,
-        "state": worker.state,
-        "items": list(worker.claims),
-        "host": facts.host,
-        "device": facts.device,
-        "engine": facts.engine,
-        "engine_version": facts.engine_version,
-        "device_class": facts.device_class,
-        "tags": list(facts.tags),
-        "pid": facts.pid,
-        "package_version": facts.package_version,
-    }

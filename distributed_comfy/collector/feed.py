@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Union
 
 import numpy as np
@@ -24,8 +25,10 @@ from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import ConnectionLost
 from distributed_comfy.messages import JobRecord, MappingValue, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore, parse_blob_id
+from distributed_comfy.transport.encodings import Encoding
 from distributed_comfy.transport.feed_names import Feed, bind_feed, feed_blob_name, feed_lanes
 from distributed_comfy.transport.frames import BytesLike, encode_tensor, frame_size_bytes
+from distributed_comfy.transport.travel import canvas_encoding
 from distributed_comfy.transport.values import expected_ref
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class CanvasFrame:
     canvas: NDArray[np.float32]
     """[F, H, W, C], complete."""
     number: int
+    encoding: Encoding = "plain"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,11 +70,24 @@ class CanvasFrame:
 
     def size_bytes(self, spool: Spool) -> int:
         """Length of its frame."""
-        return frame_size_bytes("float32", self.shape)
+        return self.length
 
     def pieces(self, spool: Spool) -> list[BytesLike]:
-        """Its frame, made without a copy."""
-        return encode_tensor(self.canvas[self.number : self.number + 1], limit_bytes=self.size_bytes(spool))
+        """Its frame, without a copy where it is plain."""
+        return self._encoded if self.encoding != "plain" else self._encode()
+
+    @cached_property
+    def length(self) -> int:
+        """Of the frame: known ahead for a plain one, another has to be made."""
+        return frame_size_bytes("float32", self.shape) if self.encoding == "plain" else sum(map(len, self._encoded))
+
+    @cached_property
+    def _encoded(self) -> list[BytesLike]:
+        return self._encode()
+
+    def _encode(self) -> list[BytesLike]:
+        limit_bytes = frame_size_bytes("float32", self.shape)
+        return encode_tensor(self.canvas[self.number : self.number + 1], limit_bytes=limit_bytes, encoding=self.encoding)
 
 
 FeedSource = Union[SpooledTensor, CanvasFrame]
@@ -102,7 +119,7 @@ class _Renamer:
         """A frame of the canvas as a value of the feed."""
         name = feed_blob_name(self._job_id, len(self.sources))
         self.sources.append(frame)
-        return expected_ref(self._store, name, dtype="float32", shape=frame.shape)
+        return replace(expected_ref(self._store, name, dtype="float32", shape=frame.shape), blob=self._store.blob_id(name, frame.length))
 
     def rename(self, index: int, value: Value) -> Value:
         """``value`` of item ``index`` with new blob ids."""
@@ -133,7 +150,8 @@ def plan_feed(job: JobRecord, spool: Spool, store: BlobStore, canvas: NDArray[np
     renamer = _Renamer(job.job_id, spool, store)
     feed = _feed_of(job, spool, renamer, used, (*job.edges, *late))
     if job.tiles is not None and canvas is not None:
-        frames = (CanvasFrame(canvas, number) for number in range(len(canvas)))
+        encoding = canvas_encoding(job.frames, job.tiles.node_id)
+        frames = (CanvasFrame(canvas, number, encoding) for number in range(len(canvas)))
         feed[job.tiles.node_id] = {"images": tuple(renamer.add_frame(frame) for frame in frames)}
     return FeedPlan(job.job_id, feed, tuple(renamer.sources))
 

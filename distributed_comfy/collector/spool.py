@@ -188,9 +188,9 @@ class Spool:
         return self._items[index].result
 
     def array(self, index: int, ref: TensorRef) -> NDArray[Any]:
-        """A tensor of the item's result, read-only and mapped from disk, its checksum compared.
+        """A tensor of the item's result, its checksum compared; a plain one is read-only and mapped from disk, another is decoded.
 
-        Each array holds a file open until it is let go of, so keep a few at a time rather than a job's all.
+        Each mapped array holds a file open until it is let go of, so keep a few at a time rather than a job's all.
 
         Args:
             ref: a tensor somewhere in `result`.
@@ -200,7 +200,7 @@ class Spool:
             FrameError: the file was damaged after it was spooled.
         """
         frame = self.frame(index, ref)
-        return decode_tensor(frame, limit_bytes=len(frame))
+        return decode_tensor(frame, limit_bytes=max(len(frame), ref.size_bytes))
 
     def frame(self, index: int, ref: TensorRef) -> memoryview:
         """The tensor's frame, byte for byte as it was fetched, mapped from disk."""
@@ -371,11 +371,12 @@ def _fetch_frame(path: Path, ref: TensorRef, store: BlobStore) -> None:
         file.flush()
         os.fsync(file.fileno())
     frame = _mapped(path)
-    header = read_header(frame, limit_bytes=len(frame))
+    limit_bytes = max(len(frame), ref.size_bytes)
+    header = read_header(frame, limit_bytes=limit_bytes)
     if (header.dtype, header.shape, header.size_bytes) != (ref.dtype, ref.shape, ref.size_bytes):
         found, expected = f"{header.dtype} {list(header.shape)}", f"{ref.dtype} {list(ref.shape)}"
         raise FrameMalformed(reason=f"blob {ref.blob} holds {found}, its record says {expected}")
-    decode_tensor(frame, limit_bytes=len(frame))
+    decode_tensor(frame, limit_bytes=limit_bytes)
 
 
 def _mapped(path: Path) -> memoryview:

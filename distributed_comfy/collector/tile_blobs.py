@@ -19,6 +19,7 @@ from distributed_comfy.collector.spool import Spool
 from distributed_comfy.messages import JobRecord, MappingValue, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.feed_names import Feed
+from distributed_comfy.transport.travel import step_encoding
 from distributed_comfy.transport.values import expected_ref, store_value, value_blobs
 from distributed_comfy.workflow.classes import EDGE_SLOT
 
@@ -58,6 +59,7 @@ class TileBlobs:
         assert job.tiles is not None
         self._job_id, self._pixels_id = job.job_id, job.tiles.pixels
         self._store, self._spool, self._ask, self._limit_bytes = store, spool, patience, limit_bytes
+        self._encoding = step_encoding(job.frames)
         self._crops: dict[int, _Crops] = {}
         self._shared: Sequence[SharedValues] = ()
         self._constants: Feed = {}
@@ -87,7 +89,10 @@ class TileBlobs:
                 self._ask.call(self._store.unlink, [blob for ref in crops.refs for blob in value_blobs(ref)])
 
     def sweep(self, crops: Mapping[int, Sequence[tuple[int, ...]]]) -> None:
-        """Unlink what an earlier collector may have left of crops whose tiles are here; number -> shapes."""
+        """Unlink what an earlier collector may have left of crops whose tiles are here; number -> shapes.
+
+        An encoded crop has the same chunks or fewer.
+        """
         named = [(self._crop_name(number, at), shape) for number, shapes in crops.items() for at, shape in enumerate(shapes)]
         for start in range(0, len(named), _SWEPT_TOGETHER):
             part = named[start : start + _SWEPT_TOGETHER]
@@ -156,4 +161,4 @@ class TileBlobs:
         return f"{self._job_id}:crop:{number}.{at}"
 
     def _store_value(self, name: str, value: Any) -> Value:
-        return store_value(self._store, name, value, job_id=self._job_id, limit_bytes=self._limit_bytes)
+        return store_value(self._store, name, value, job_id=self._job_id, limit_bytes=self._limit_bytes, encoding=self._encoding)

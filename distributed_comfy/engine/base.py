@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from distributed_comfy.messages import Capability, RunRequest
+from distributed_comfy.state.status import EngineReport
 
 
 class Sink(Protocol):
@@ -86,3 +87,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End; the engine is not used again."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """An engine that can tell more about itself than its capability; not every one can."""
+
+    def report(self) -> EngineReport:
+        """Packs and loaded models; called every second from another thread while it runs, so it must be cheap and change nothing."""

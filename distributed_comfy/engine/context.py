@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed_comfy.engine.base import CapturedValue
+from distributed_comfy.engine.feed_reader import read_feed
 from distributed_comfy.engine.joining import joined_audio, joined_latents
 from distributed_comfy.errors import BatchDiffers, BlobMissing, DistributedComfyError, FrameMalformed, SizesDiffer
 from distributed_comfy.messages import RunRequest, TensorRef, Value
@@ -100,11 +101,18 @@ class GraphContext:
         return self._request
 
     def _loaded(self, values: tuple[Value, ...]) -> Iterator[Any]:
-        for value in values:
+        if self._running().kind == "tile":  # whoever is next to try a tile reads the same blobs; the master unlinks them
+            yield from map(self._load_tile_value, values)
+        else:
+            yield from read_feed(self._blobs, values, wait_for=self._wait_for)
+
+    def _load_tile_value(self, value: Value) -> Any:
+        """It lies there before the tile starts, so it is not asked for first; what the store lost is put back."""
+        try:
+            return load_value(self._blobs, value, as_torch=True)
+        except BlobMissing:
             self._wait_for(value_blobs(value))
-            yield load_value(self._blobs, value, as_torch=True)
-            if self._running().kind != "tile":  # whoever is next to try a tile reads the same blobs; the master unlinks them
-                self._blobs.unlink(value_blobs(value))
+            return load_value(self._blobs, value, as_torch=True)
 
     def _wait_for(self, blobs: list[str]) -> None:
         """The master writes the blobs of a feed a few ahead of what is read."""
@@ -121,7 +129,7 @@ class GraphContext:
             pause_s = min(_LONGEST_WAIT_S, pause_s * 1.5)
 
     def _joined_batch(self, slot: str, values: tuple[Value, ...]) -> Any:
-        """One batch, written value by value into memory that is taken once: the peak is the batch and one value."""
+        """One batch, written value by value into memory that is taken once: the peak is the batch and one value, or a few small ones."""
         import torch
 
         refs = [_tensor_ref(slot, value) for value in values]

@@ -1,4 +1,4 @@
-"""How much memory the engine's device has left, for whoever watches the cluster."""
+"""Which device the engine uses and how much memory that has left, for whoever watches the cluster."""
 from __future__ import annotations
 
 import sys
@@ -21,3 +21,16 @@ def device_memory() -> DeviceMemory | None:
     except RuntimeError:  # the device is in an error state, which whoever runs on it reports
         return None
     return DeviceMemory(int(free), int(total))
+
+
+def device_identity() -> tuple[str, str]:
+    """Name and UUID of the first device that this process sees; empty where `device_memory` knows nothing, the UUID also on old torch."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return "", ""
+    try:
+        properties = torch.cuda.get_device_properties(0)
+    except (RuntimeError, AssertionError):
+        return "", ""
+    uuid = str(getattr(properties, "uuid", ""))
+    return str(properties.name), uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}"

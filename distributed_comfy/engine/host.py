@@ -28,6 +28,7 @@ from distributed_comfy.engine.protocol import (
     Preview,
     Progress,
     Ready,
+    Reported,
     Run,
     Shipping,
     Started,
@@ -47,6 +48,7 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.messages import Capability, RunRequest
 from distributed_comfy.state.records import DeviceMemory
+from distributed_comfy.state.status import EngineReport
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,11 @@ class EngineProcess:
     def memory(self) -> DeviceMemory | None:
         """What the process last said about its device; None where it cannot tell, or is gone."""
         return self._child.memory if self._child is not None and self.alive else None
+
+    @property
+    def report(self) -> EngineReport:
+        """What the process last told about itself; an empty one where it is gone or cannot tell."""
+        return self._child.report if self._child is not None and not self._child.gone.is_set() else EngineReport()
 
     def start(self, *, timeout_s: float = START_TIMEOUT_S) -> Capability:
         """Start a process and wait until it is ready.
@@ -177,6 +184,7 @@ class _Child:
         # The thread that starts the process must outlive it, see `launch.spawn`.
         self._thread = threading.Thread(target=self._live, name=f"engine {options.worker}", daemon=True)
         self.memory: DeviceMemory | None = None
+        self.report = EngineReport()
         self.gone = threading.Event()
         """Set when the process has ended and its claims were answered."""
 
@@ -266,6 +274,8 @@ class _Child:
         if isinstance(event, Beat):
             self._last_sign = time.monotonic() - event.quiet_s
             self.memory = DeviceMemory(event.free_bytes, event.total_bytes) if event.total_bytes else None
+        elif isinstance(event, Reported):
+            self.report = event.report
         elif isinstance(event, Ready):
             self._settle(event.capability)
         elif isinstance(event, StartFailed):

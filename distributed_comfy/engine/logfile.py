@@ -30,7 +30,8 @@ class EngineLog:
         try:
             with self.path.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
-                file.seek(max(self._start, end - _TAIL_BYTES))
+                start = self._start if end >= self._start else 0  # an agent cuts a long log while it is written to
+                file.seek(max(start, end - _TAIL_BYTES))
                 text = file.read().decode(errors="replace")
         except FileNotFoundError:  # somebody tidied up
             return ""

@@ -20,10 +20,10 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
-from distributed_comfy.engine.base import Engine
+from distributed_comfy.engine.base import Engine, Reporting
 from distributed_comfy.engine.claims import ClaimBook, LifeSign, Stage
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.engine.device_memory import device_memory
+from distributed_comfy.engine.device_memory import device_identity, device_memory
 from distributed_comfy.engine.folders import WorkFolders, discard_outgoing
 from distributed_comfy.engine.inputs import place_inputs
 from distributed_comfy.engine.options import EngineOptions
@@ -38,6 +38,7 @@ from distributed_comfy.engine.protocol import (
     Free,
     Interrupt,
     Ready,
+    Reported,
     Run,
     Shipping,
     Started,
@@ -50,6 +51,7 @@ from distributed_comfy.errors import DistributedComfyError, EngineStartFailed, I
 from distributed_comfy.log_lines import capture_prints, make_formatter, subject
 from distributed_comfy.messages import Capability, RunRequest, item_id
 from distributed_comfy.state.connection import connect
+from distributed_comfy.state.status import EngineReport
 from distributed_comfy.transport.files import InputCache
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
 
@@ -127,6 +129,7 @@ class EngineChild:
         except DistributedComfyError as error:
             self._send(StartFailed(error))
             return EXIT_START_FAILED
+        self._send(Reported(report_of(engine)))
         self._engine_there.set()
         self._send(Ready(capability))
         log.info("engine %s of worker %s is ready on %s", engine.name, self._options.worker, capability.device_class)
@@ -206,11 +209,21 @@ class EngineChild:
         self._send(Described(self._engine.describe()))
 
     def _beat(self, harbour: Harbour) -> None:
+        told: EngineReport | None = None
         while True:
             quiet_s = max(self._executing.quiet_s, harbour.life.quiet_s)
             memory = device_memory() if self._engine_there.is_set() else None  # before that, torch may be half imported
             self._send(Beat(quiet_s, memory.free_bytes, memory.total_bytes) if memory else Beat(quiet_s))
+            if self._engine_there.is_set() and self._engine is not None and (report := report_of(self._engine)) != told:
+                self._send(Reported(report))
+                told = report
             time.sleep(self._options.beat_interval_s)
+
+
+def report_of(engine: Engine) -> EngineReport:
+    """What an engine tells about itself, with the name of its device."""
+    name, uuid = device_identity()
+    return replace(engine.report() if isinstance(engine, Reporting) else EngineReport(), device_name=name, device_uuid=uuid)
 
 
 def open_blobs(options: EngineOptions) -> RedisBlobStore:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Union
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown, PipeMalformed, from_wire
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, dump, load
+from distributed_comfy.state.status import EngineReport
 
 
 # -- orders: consumer -> engine -----------------------------------------------------------------------------------------
@@ -139,18 +140,27 @@ class Beat:
     total_bytes: int = 0
 
 
-Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat]
+@dataclass(frozen=True)
+class Reported:
+    """What the engine tells about itself; sent before `Ready`, and again when it has changed."""
+
+    report: EngineReport
+
+
+Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat, Reported]
 
 T = TypeVar("T")
 
-_RECORDS: dict[str, type] = {"options": EngineOptions, "request": RunRequest, "capability": Capability, "result": ItemResult}
+_RECORDS: dict[str, type] = {
+    "options": EngineOptions, "request": RunRequest, "capability": Capability, "result": ItemResult, "report": EngineReport,
+}  # fmt: skip
 """Field name -> the record that it holds."""
 
 _TYPES: dict[str, type] = {
     kind.__name__.lower(): kind
     for kind in (
         *(Init, Run, Interrupt, Free, Describe, Close),
-        *(Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat),
+        *(Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat, Reported),
     )
 }
 

@@ -22,6 +22,7 @@ from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import Capability, Capture, FileRef, ItemResult, RunRequest, item_id
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.files import FileSource, store_file
+from distributed_comfy.transport.travel import capture_encoding
 from distributed_comfy.transport.values import store_value
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,9 @@ class _Crate:
         options, request = self._harbour.options, self._request
         store = cast("BlobStore", self)  # of a store, storing uses `put` alone
         name = self._name(f"value{number}")
-        value = store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=options.blob_limit_bytes)
+        encoding = capture_encoding(request.frames, capture.node_id, capture.slot)
+        limit_bytes = options.blob_limit_bytes
+        value = store_value(store, name, capture.value, job_id=request.job_id, limit_bytes=limit_bytes, encoding=encoding)
         return Capture(node_id=capture.node_id, slot=capture.slot, list_index=capture.list_index, value=value)
 
     def _file(self, number: int, file: OutputFile) -> FileRef:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.frame_plan import FrameOption
 from distributed_comfy.messages import OnMissing, ResultsGoTo
 from distributed_comfy.orchestrator.background import Background
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder, remove_empty
@@ -91,6 +92,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     results: ResultsGoTo = "collector",
     fresh: bool = False,
     on_missing: OnMissing | None = None,
+    frames: FrameOption | None = None,
     settings: Settings | None = None,
 ) -> Job:
     """Queue a prompt and begin to collect it; returns as soon as it is queued.
@@ -111,6 +113,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
             collectors of the prompt say.
         results: ``celery``: nothing is collected; results stay in the blob store for Celery's result API, see docs/results.md, and the
             job goes on when this process ends.
+        frames: ``exact``, ``auto``, ``zstd``, ``fp16`` or ``lossy``: how tensors travel, see docs/slow-links.md; None: as DC_FRAMES says.
         fresh: start afresh even if ``out`` holds what an unfinished job of the same content has made.
         settings: None: from the environment.
     Raises:
@@ -119,7 +122,9 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
     settings = settings or read_settings()
     if out is None and results == "collector":
         raise SettingInvalid(name="out", reason="collected results need a folder; give one, or results='celery'")
-    asked = SubmitOptions(items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path, results, on_missing=on_missing)
+    asked = SubmitOptions(
+        items, seed, sets, priority, user, engine, tags, wait_s, settings.comfyui_path, results, on_missing=on_missing, frames=frames
+    )
     given = read_prompt(prompt, asked)
     check_early(given, asked)
     folder = Path(out or ".")

@@ -84,6 +84,11 @@ class Delivery:
         return sum(kind not in FED_KINDS for kind in self.kinds.values())
 
     @property
+    def moved_bytes(self) -> int:
+        """What the items of this delivery sent: tensors as they travelled, and files."""
+        return sum(result.size_bytes for result in self.results.values())
+
+    @property
     def finished(self) -> int:
         """Those of `generated` that have arrived."""
         return sum(self.kind(index) not in FED_KINDS for index in self.results)

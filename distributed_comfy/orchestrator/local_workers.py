@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ from types import TracebackType
 
 from distributed_comfy.engine.locate import choose_devices, choose_engine, default_threads
 from distributed_comfy.errors import EngineStartFailed, RunInterrupted
-from distributed_comfy.log_lines import plain
 from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.orchestrator.worker_command import WORKER_LOG, log_tail, start_worker, worker_folder
 from distributed_comfy.settings import child_environment, read_settings
 from tasks.cluster import Cluster
 
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 _STOP_S = 20.0
-_LOG_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -119,18 +117,10 @@ class LocalWorkers:
     def _start(self, number: int, device: str) -> LocalWorker:
         prefix = self._options.name or f"{self._settings.host_name}-run{os.getpid()}"
         name = f"{prefix}-{number + 1}"
-        folder = self._settings.cache_folder / "workers" / name
+        folder = worker_folder(self._settings, name)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "distributed_comfy", "worker", "--name", name, "--end-with-stdin"]
-        with (folder / "worker.log").open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment(device),
-                start_new_session=True,  # a Ctrl-C in the terminal is for the command alone, which then ends its workers
-            )
+        with (folder / WORKER_LOG).open("wb") as output:
+            process = start_worker(name, self._environment(device), output)
         return LocalWorker(name, process, folder)
 
     def _environment(self, device: str) -> dict[str, str]:
@@ -143,6 +133,7 @@ class LocalWorkers:
             engine=options.engine or self._settings.engine,
             comfyui_path=options.comfyui_path or self._settings.comfyui_path,
             device=device,
+            started_by="run",
         )
 
     def _wait_ready(self) -> None:
@@ -155,7 +146,7 @@ class LocalWorkers:
             for worker in waiting.values():
                 if worker.process.poll() is not None or time.monotonic() > deadline:
                     what = "ended" if worker.process.poll() is not None else f"is not ready after {self._options.start_timeout_s:.0f} s"
-                    raise EngineStartFailed(reason=f"worker {worker.name} {what}:\n" + "\n".join(_log_tail(worker.folder)))
+                    raise EngineStartFailed(reason=f"worker {worker.name} {what}:\n" + "\n".join(log_tail(worker.folder)))
             if self._stop.wait(_POLL_S):
                 raise RunInterrupted(when="while the workers started")
 
@@ -170,12 +161,3 @@ def local_workers(
         return
     with LocalWorkers(cluster, servers, count, options, stop) as own:
         yield own.workers
-
-
-def _log_tail(folder: Path) -> list[str]:
-    tails: list[str] = []
-    for name in ("worker.log", "engine.log"):
-        path = folder / name
-        if path.exists():
-            tails += map(plain, path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])
-    return tails

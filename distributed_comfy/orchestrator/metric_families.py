@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from distributed_comfy.errors import ItemError, all_errors
 from distributed_comfy.state.figures import Figures
 from distributed_comfy.state.records import WorkerState
+from distributed_comfy.state.status import WorkerStatus
 from distributed_comfy.state.tallies import Histogram
 
 P = "distributed_comfy_"
@@ -35,6 +36,8 @@ class Reading:
     memory: Mapping[str, ServerMemory | None]
     """By server: ``state``, ``blobs``."""
     seconds: float
+    statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
+    """By worker, of those that tell one."""
 
 
 def families(reading: Reading) -> Iterator[Metric]:
@@ -44,6 +47,7 @@ def families(reading: Reading) -> Iterator[Metric]:
         yield from _item_metrics(reading.figures)
         yield from _byte_metrics(reading.figures)
         yield from _worker_metrics(reading.workers, reading.figures)
+        yield from _status_metrics(reading)
 
 
 def _server_metrics(reading: Reading) -> Iterator[Metric]:
@@ -116,6 +120,24 @@ def _worker_metrics(workers: Iterable[WorkerState], figures: Figures) -> Iterato
             free.add_metric(me, worker.memory.free_bytes)
     yield from (state, facts, spent, total, free)
     yield CounterMetricFamily(P + "workers_lost", "Workers that went without leaving: killed, or cut off.", value=figures.lost_workers)
+
+
+def _status_metrics(reading: Reading) -> Iterator[Metric]:
+    who = ["worker", "host", "device"]
+    used = "How busy a worker's first GPU is, from 0 to 1, whoever uses it; on the CPU its whole host. Absent where nobody tells it."
+    busy = GaugeMetricFamily(P + "worker_utilisation_ratio", used, labels=who)
+    done = CounterMetricFamily(P + "worker_items", "Items a worker has done since it started.", labels=who)
+    failed = CounterMetricFamily(P + "worker_failed_attempts", "Attempts that failed on a worker since it started.", labels=who)
+    for worker in reading.workers:
+        its, status = worker.facts, reading.statuses.get(worker.facts.name)
+        if status is None:
+            continue
+        me = [its.name, its.host, its.device]
+        done.add_metric(me, status.items_done)
+        failed.add_metric(me, status.items_failed)
+        if status.use.utilisation_percent is not None:
+            busy.add_metric(me, status.use.utilisation_percent / 100)
+    yield from (busy, done, failed)
 
 
 def _gauges(name: str, told: str, label: str, values: Mapping[str, int]) -> Metric:

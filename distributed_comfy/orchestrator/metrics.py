@@ -23,6 +23,8 @@ from distributed_comfy.state.connection import connect
 from distributed_comfy.state.figures import read_figures
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.scripts import Scripts
+from distributed_comfy.state.status import WorkerStatus
+from distributed_comfy.state.status_board import StatusBoard
 from distributed_comfy.state.workers import WorkerTable
 
 log = logging.getLogger(__name__)
@@ -47,18 +49,21 @@ class ClusterReader:
         self._blobs = connect(servers.blob_url, "DC_BLOB_URL", decode_responses=True, socket_timeout_s=_SOCKET_TIMEOUT_S)
         self._scripts = Scripts(self._state, settings.key_prefix, lambda workers: None)
         self._workers = WorkerTable(self._scripts, Matching(self._scripts, matches), settings)
+        self._statuses = StatusBoard(self._scripts)
 
     def read(self) -> Reading:
         """The cluster now; a server that does not answer leaves its part empty."""
         began = time.monotonic()
         memory = {"state": _memory(self._state, "state"), "blobs": _memory(self._blobs, "blobs")}
         figures, workers = None, []
+        statuses: dict[str, WorkerStatus] = {}
         if memory["state"] is not None:
             try:
                 figures, workers = read_figures(self._scripts), self._workers.workers()
+                statuses = self._statuses.read([worker.facts.name for worker in workers])
             except (DistributedComfyError, redis.RedisError) as error:
                 log.warning("the table could not be read: %s", error)
-        return Reading(figures, tuple(workers), memory, time.monotonic() - began)
+        return Reading(figures, tuple(workers), memory, time.monotonic() - began, statuses)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import refuse_plaintext
@@ -13,6 +14,8 @@ from distributed_comfy.state.door import read_plan
 from distributed_comfy.state.embedded import start_embedded
 
 log = logging.getLogger(__name__)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", None)  # no name is localhost, to redis-py
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,14 @@ class Servers:
     """True where this project started the servers itself."""
     folder: Path | None = None
     """Folder of the embedded servers; that of private ones vanishes with them."""
+    foreign: bool = False
+    """They stand elsewhere, whatever the URLs look like: behind a tunnel that ends on loopback."""
+
+    @property
+    def local(self) -> bool:
+        """Whether they are this host's own: embedded, on loopback, or behind a socket in its file system."""
+        parts = urlsplit(self.redis_url)
+        return not self.foreign and (self.embedded or parts.scheme == "unix" or parts.hostname in _LOOPBACK)
 
     @property
     def shown(self) -> str:

@@ -23,12 +23,14 @@ from distributed_comfy.errors import (
     RunInterrupted,
     UpscaleUnused,
 )
+from distributed_comfy.frame_plan import FrameOption, FramePlan
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
-from distributed_comfy.planning.requirements import common_class, lacks, matches, signature
+from distributed_comfy.planning.requirements import common_class, lacks, matches, signature, united
 from distributed_comfy.state.jobs import Submission
+from distributed_comfy.transport.travel import check_here, loses_bits
 from distributed_comfy.workflow.edit import set_input
 from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
 from tasks.cluster import Cluster
@@ -67,6 +69,8 @@ class SubmitOptions:
     """Output folder in which an unfinished job of the same content is looked for, to go on where it stopped; None: start afresh."""
     on_missing: OnMissing | None = None
     """What every collector makes of items that fail for good; None: as in the prompt."""
+    frames: FrameOption | None = None
+    """How the job's tensors travel; None: as DC_FRAMES says."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +140,13 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     Raises:
         BadInput: any of its kinds; nothing was queued.
         NoWorker, NoCapableWorker: nobody can run it, within ``wait_s``; the message names what each worker lacks.
+        FrameEncodingMissing: what its tensors would come in cannot be read here.
         RunInterrupted: ``stop`` was set.
     """
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
     if plan.tiles is not None:
         plan = replace(plan, tiles=replace(plan.tiles, item_bytes=cluster.settings.tile_item_bytes))
+    frames = _frame_plan(cluster, plan, options)
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
@@ -150,7 +156,7 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     try:
         input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
         record = _record(cluster, given, plan, options, input_files)
-        record = replace(record, job_id=job_id, resume_key=_resume_key(plan, live, input_files))
+        record = replace(record, job_id=job_id, frames=frames, resume_key=_resume_key(plan, live, input_files, frames))
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
         cluster.jobs.submit(_submission(record, plan, resumed), owner)
     except BaseException as error:
@@ -161,6 +167,16 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
             cluster.blobs.drop_job(job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
+
+
+def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> FramePlan:
+    """How the job's tensors travel; whoever asks Celery for results gets all bits, unless asked otherwise."""
+    option = options.frames or cluster.settings.frames
+    steps = plan.tiles.made_from if plan.tiles is not None else frozenset()
+    pictures = tuple(one.node_id for one in plan.collectors if "images" in one.slots and one.node_id not in steps)
+    frames = FramePlan(option, plan.eight_bit if options.results == "collector" else (), pictures)
+    check_here(frames)
+    return frames
 
 
 def _submission(record: JobRecord, plan: JobPlan, resumed: Resumed | None) -> Submission:
@@ -230,6 +246,12 @@ def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capabilit
     return plan if capable in (0, len(live)) else _in_one_class(plan_job(parsed, replace(wanted, participants=capable), live), live)
 
 
+def requirement_of_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions, live: Live) -> Requirement:
+    """What a worker must have to run every stage of a prompt; errors as `submit_prompt`."""
+    plan = _plan(read_prompt(source, options).parsed, options, list(live.values()))
+    return united([plan.requirement, *([plan.last_requirement] if plan.last_requirement else [])])
+
+
 def _wants_one_class(plan: JobPlan) -> bool:
     return plan.tiles is not None and plan.tiles.deterministic == "same-class"
 
@@ -249,10 +271,12 @@ def _in_one_class(plan: JobPlan, live: Sequence[Capability]) -> JobPlan:
     )
 
 
-def _resume_key(plan: JobPlan, live: Live, input_files: Sequence[InputFile]) -> str:
-    """The versions are those of the live workers that can run the job."""
+def _resume_key(plan: JobPlan, live: Live, input_files: Sequence[InputFile], frames: FramePlan) -> str:
+    """The versions are those of the live workers that can run the job; what lost bits is taken for nothing else."""
     engines = {f"{found.engine} {found.engine_version}" for found in live.values() if matches(plan.requirement, found)}
     versions = {"package": __version__, "engines": ", ".join(sorted(engines))}
     if plan.requirement.device_class:
         versions["device class"] = plan.requirement.device_class
+    if loses_bits(frames):
+        versions["frames"] = frames.option
     return resume_key(plan, input_hashes={entry.file.name: entry.file.sha256 for entry in input_files}, versions=versions)

@@ -1,16 +1,21 @@
 """One worker of this host: settings in, engine options out, served until somebody ends it."""
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distributed_comfy.access.join import open_join
+from distributed_comfy.cpu_list import format_cpus, parse_cpus
 from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.settings import Settings, slug
+
+log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, *, join: str = "", end_with_stdin: bool = False) -> int:
@@ -32,6 +37,7 @@ def serve(settings: Settings, *, join: str = "", end_with_stdin: bool = False) -
     if settings.worker_name != slug(settings.worker_name):
         reason = f"a name has only a-z, 0-9, - and _ (it is {settings.worker_name!r}; {slug(settings.worker_name)!r} would do)"
         raise SettingInvalid(name="DC_WORKER_NAME", reason=reason)
+    bind_to_cores(parse_cpus(settings.cores))
     with servers_to_serve(settings, join) as (mine, servers):
         options = engine_options(mine, servers)
         return run_worker(mine, servers.redis_url, servers.blob_url, options, end_with_stdin=end_with_stdin)
@@ -46,6 +52,26 @@ def servers_to_serve(settings: Settings, join: str = "") -> Iterator[tuple[Setti
     else:
         with redis_servers(settings) as servers:
             yield settings, servers
+
+
+def bind_to_cores(cpus: tuple[int, ...]) -> None:
+    """Keep this process, and all that it starts, on these CPUs; nothing for none.
+
+    Raises:
+        SettingInvalid: they are not there, or not for this process.
+    """
+    if not cpus:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        log.warning("DC_CORES is not used: this system does not bind processes to CPUs")
+        return
+    try:
+        # One by one: the system call is for a thread, and libraries may have started some while they were imported.
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cpus)
+    except OSError as error:
+        may = format_cpus(os.sched_getaffinity(0))
+        raise SettingInvalid(name="DC_CORES", reason=f"must be among {may} (it is {format_cpus(cpus)}): {error.strerror}") from error
 
 
 def engine_options(settings: Settings, servers: Servers) -> EngineOptions:

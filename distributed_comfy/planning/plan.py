@@ -20,6 +20,7 @@ from distributed_comfy.messages import (
 )
 from distributed_comfy.planning.collector_inputs import items_input, on_missing_input
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
+from distributed_comfy.planning.eight_bit import eight_bit_nodes
 from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.planning.files import FileReference, find_files
 from distributed_comfy.planning.requirements import requirement_of, united
@@ -87,6 +88,8 @@ class JobPlan:
     """Sentences for the user about what was decided for them."""
     tiles: TileStage | None = None
     """The upscale of the job; the master adds its tiles when it knows how large the image is, see `tile_prompt.tile_specs`."""
+    eight_bit: tuple[str, ...] = ()
+    """Collectors, and the upscale, of whose images nothing but 8 bits is used, see `eight_bit`."""
 
     @property
     def original_prompt_hash(self) -> str:
@@ -116,6 +119,8 @@ class _Stages:
     warnings: list[str] = field(default_factory=list)
     opened: tuple[str, ...] = ()
     """Collectors behind an upscale; they collect nothing."""
+    eight_bit: tuple[str, ...] = ()
+    """As `JobPlan.eight_bit`."""
 
     @property
     def varying(self) -> frozenset[str]:
@@ -173,7 +178,8 @@ def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
         repeated = tuple(node_id for node_id in outputs if node_id in varying)
         rest = tuple(node_id for node_id in outputs if node_id not in varying)
         return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, values, repeated, warnings)
-    return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings], upscale.opened)
+    few_bits = eight_bit_nodes(graph, collectors, upscale.node_id)
+    return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings], upscale.opened, few_bits)
 
 
 def _without_legacy_inputs(prompt: Prompt) -> Prompt:
@@ -267,6 +273,7 @@ def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOption
         input_files=_files(stage_prompts, facts, own),
         warnings=tuple(stages.warnings),
         tiles=cut.tiles,
+        eight_bit=stages.eight_bit,
     )
 
 

@@ -87,8 +87,8 @@ def lacks(requirement: Requirement, capability: Capability) -> list[str]:
     has = set(capability.node_classes)
     missing += [f"node class {name}" for name in requirement.node_classes if name not in has]
     for class_type, name, value in requirement.choices:
-        if not _offers(capability, class_type, name, value):
-            missing.append(f"{_kind(value)} {value!r} for {class_type}.{name}")
+        if not offers(capability, class_type, name, value):
+            missing.append(f"{'model' if is_model_name(value) else 'value'} {value!r} for {class_type}.{name}")
     return missing
 
 
@@ -107,7 +107,7 @@ def common_class(requirement: Requirement, last: Requirement | None, live: Itera
     return ranked[0] if ranked else ""
 
 
-def _offers(capability: Capability, class_type: str, name: str, value: str) -> bool:
+def offers(capability: Capability, class_type: str, name: str, value: str) -> bool:
     """True where the value is in the list, and where there is no list to be in."""
     index = capability.choices.get(class_type, {}).get(name)
     if index is None or capability.file_inputs.get(class_type, {}).get(name):
@@ -115,5 +115,6 @@ def _offers(capability: Capability, class_type: str, name: str, value: str) -> b
     return value in capability.choice_lists[index]
 
 
-def _kind(value: str) -> str:
-    return "model" if value.lower().endswith(_MODEL_SUFFIXES) else "value"
+def is_model_name(value: str) -> bool:
+    """True for what is called like the file of a model."""
+    return value.lower().endswith(_MODEL_SUFFIXES)

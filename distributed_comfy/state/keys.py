@@ -63,6 +63,9 @@ _TEMPLATES = {
     "level": "level:{}",  # ZSET submitter -> running, then least recently served
     "heads": "heads:{}:{}",  # level, submitter: ZSET signature -> score of its first job
     "queue": "queue:{}:{}:{}",  # level, signature, submitter: ZSET job -> running, then age
+    "hosts": "hosts",  # SET of hosts whose agents were heard of
+    "host": "host:{}",  # STRING with PX: the record of a host's agent, its sign of life
+    "answer": "host:{}:answer:{}",  # STRING with PX: an agent's answer to an order; also the channel that tells of it
     "worker": "worker:{}:facts",
     "claims": "worker:{}:claims",
     "calls": "worker:{}:calls",  # HASH signature -> tickets under way that were sent for it
@@ -71,6 +74,8 @@ _TEMPLATES = {
     "lease": "worker:{}:lease",
     "memory": "worker:{}:memory",  # STRING with PX: "free|total" bytes of its device
     "starting": "worker:{}:starting",  # STRING with PX: the name is being taken
+    "status": "worker:{}:status",  # STRING with PX: WorkerStatus
+    "log": "worker:{}:log",  # STREAM with PX: its last lines
     "idle": "idle:{}",  # ZSET worker -> claims and tickets, of those with this capability hash and a free slot
     "sig_caps": "sig:{}:caps",
     "called": "sig:{}:called",  # HASH worker -> tickets, the other way round from calls
@@ -80,7 +85,8 @@ _TEMPLATES = {
     "invites": "invites",  # HASH invited host -> record of the invite; workers of other hosts cannot read it
     "joined": "joined:{}",  # STRING "first|last" ms: when an invited host connected
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews
-    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free"
+    "statuses": "status:{}",  # pub/sub channel of a worker: each WorkerStatus; `status:*` is that of all
+    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free", "end"
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distributed_comfy.messages import MESSAGE_VERSION
+
 EventKind = Literal["claimed", "done", "failed", "released", "job"]
 
 
@@ -87,6 +89,10 @@ class WorkerFacts:
     pid: int = 0
     tags: tuple[str, ...] = ()
     package_version: str = ""
+    started_by: str = ""
+    """``agent``, ``run``, ``systemd``, ``container`` or ``hand``; empty where a version before told nothing."""
+    packs: dict[str, str] = field(default_factory=dict)
+    """Custom node packs that its engine loaded -> commit or version; empty where neither is known."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,76 @@ class WorkerState:
     """None where the engine reports none: on the CPU, and before it has begun to use its device."""
     engine_s: float = 0.0
     """Engine time of all items it did since it joined."""
+    drained: bool = False
+    """Gets nothing more, whatever it still has."""
+
+
+WorkerPhase = Literal["disabled", "starting", "running", "draining", "stopping", "stopped", "backing-off", "failed"]
+"""``draining``: runs, and gets no more items; ``stopping``: was asked to end; ``stopped``: ended, and stays so until somebody starts it;
+``backing-off``: ended by itself, and is started again after a wait; ``failed``: cannot work as it is configured."""
+
+
+@dataclass(frozen=True)
+class HostDevice:
+    """What a worker of a host can compute on."""
+
+    name: str
+    """As DC_DEVICE has it: ``cuda:0``, ``xpu:0``, ``mps``, ``cpu``."""
+    model: str = ""
+    """What its maker calls it; empty where that is not known."""
+    memory_bytes: int = 0
+    """Its own memory; 0 where that is not known."""
+    bus_id: str = ""
+    """Where it sits, as Linux writes it: ``0000:81:00.0``."""
+
+
+@dataclass(frozen=True)
+class HostWorker:
+    """A worker that an agent looks after, as that sees it."""
+
+    name: str
+    phase: WorkerPhase
+    device: str
+    enabled: bool = True
+    reason: str = ""
+    """Why it failed or is started again; empty while all is well."""
+    next_start_s: float = 0.0
+    """While backing off: seconds until it is started again."""
+    pid: int = 0
+    """0 while there is no process."""
+    cores: str = ""
+    """CPUs it is bound to, like ``0-3,8``; empty: those of the agent."""
+    threads: int = 0
+    """CPU threads of its engine; 0: torch's own choice."""
+    restarts: int = 0
+    """How often it was started again since the agent runs."""
+    log_folder: str = ""
+    """On its host; holds ``worker.log`` and ``engine.log``."""
+    outdated: bool = False
+    """It runs with another configuration than the one that is written down; a restart brings that."""
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """What an agent tells about itself and its host, every few seconds and at each change."""
+
+    host: str
+    user: str
+    pid: int
+    incarnation: str
+    """Made up at each start of an agent."""
+    package_version: str = ""
+    system: str = ""
+    """Operating system and processor architecture."""
+    cpus: int = 0
+    """Logical CPUs that it may use."""
+    devices: tuple[HostDevice, ...] = ()
+    workers: tuple[HostWorker, ...] = ()
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """As it is written down, but for the values of environment variables, which may be secrets."""
+    remote_configuration: bool = False
+    """Whether `workers add`, `edit` and `remove` work from other hosts."""
+    version: int = MESSAGE_VERSION
 
 
 @dataclass(frozen=True)

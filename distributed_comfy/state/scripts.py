@@ -19,7 +19,10 @@ _FORBIDDEN_IN_SCRIPT = "user executing the script can't"
 _UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 
 SHARED = ("_index", "_workers", "_ends")
-SCRIPTS = ("submit", "claim", "complete", "give_back", "register", "renew", "reap", "collect", "steer", "serve", "measure", "live")
+SCRIPTS = (
+    "submit", "claim", "complete", "give_back", "register", "renew", "reap", "collect", "steer", "serve", "measure", "live",
+    "status", "log",
+)  # fmt: skip
 
 SendTickets = Callable[[Sequence[str]], None]
 """Sends one ticket to each named worker; called right after the script that decided so."""

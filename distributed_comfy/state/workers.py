@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -133,6 +133,10 @@ class WorkerTable:
         """Let a worker describe its models and node classes now instead of at its next interval; False where nobody heard it."""
         return self._order(name, "look")
 
+    def end(self, name: str) -> bool:
+        """Let a worker finish and end, as SIGTERM does; False where nobody heard it."""
+        return self._order(name, "end")
+
     def _order(self, name: str, order: str) -> bool:
         client, channel = self._scripts.client, self._scripts.keys("orders", name)
         return bool(self._scripts.reply(lambda: client.publish(channel, order)))
@@ -220,10 +224,14 @@ class WorkerTable:
         return Reaped(gone, abandoned)
 
     # -- listing -------------------------------------------------------------------------------------------------------
-    def workers(self) -> list[WorkerState]:
-        """All registered workers, by name; not those that left in an orderly way, which the next tick of a reaper takes off the table."""
+    def workers(self, among: Collection[str] | None = None) -> list[WorkerState]:
+        """All registered workers, by name; not those that left in an orderly way, which the next tick of a reaper takes off the table.
+
+        Args:
+            among: only these, where they are registered.
+        """
         client, keys = self._scripts.client, self._scripts.keys
-        names = sorted(self._scripts.reply(lambda: client.smembers(keys("workers"))))
+        names = sorted(self._scripts.reply(lambda: client.smembers(keys("workers"))) if among is None else among)
         pipe = client.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(keys("worker", name))
@@ -267,6 +275,7 @@ def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int, 
         max(0, lease_ms),
         DeviceMemory(*map(int, memory.split("|"))) if memory else None,
         int(fields.get("engine_ms", 0)) / 1000,
+        fields.get("drained") == "1",
     )
 
 

@@ -2,15 +2,17 @@
 
 Large values go through the connection's own send (`send_packed_command`) instead of `redis.Redis.set`, and come straight from its socket
 into the buffer that the caller gets: client and parser would copy each of them twice, and take as long again.  A few chunks are on the
-way at once: enough to keep server and client busy, and little in the server's buffers.
+way at once: enough to keep server and client busy, and little in the server's buffers.  The next one follows as soon as one has arrived,
+so a blob of any size takes one round trip and the time of its bytes, however far away the server is.
 """
 from __future__ import annotations
 
 import re
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -65,10 +67,12 @@ class RedisBlobStore:
             size_bytes = sum(len(piece) for piece in pieces)
         blob = self.blob_id(name, size_bytes)
         ttl_s = ttl_s or self._ttl_s
+        # Noted before it exists, so that no moment is left in which a crash would leave it behind.
+        noting = self._note(job_id, blob, ttl_s) if job_id else []
+        chunks = enumerate(cut_chunks(self._counted(name, pieces, size_bytes), self._chunk_bytes))
+        sets = (_pack_set(self._keys.chunk(name, index), chunk, ttl_s) for index, chunk in chunks)
         try:
-            if job_id:
-                self._enter(job_id, blob, ttl_s)
-            self._put_chunks(name, self._counted(name, pieces, size_bytes), ttl_s)
+            self._talk(_Upload(chain(noting, sets), self._on_the_way))
         except (BlobStoreFull, ValueError):
             self.unlink([blob])
             raise
@@ -76,25 +80,30 @@ class RedisBlobStore:
 
     def get(self, blob: str) -> memoryview:
         """See `BlobStore.get`."""
-        lengths = self._exchange([_pack(b"STRLEN", key) for key in self._keys.blob(blob)])
-        if len(lengths) > 1 and 0 in lengths:
+        download = _Download(self._keys.blob(blob), self._on_the_way)
+        self._talk(download)
+        if download.missing:
             raise BlobMissing(blob=blob)
-        buffer = _new_buffer(sum(lengths))
-        ends = list(accumulate(lengths))
-        rooms = [buffer[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-        for batch in _batches(zip(self._keys.blob(blob), rooms, strict=True), self._on_the_way):
-            chunks = self._receive([key for key, _ in batch], [room for _, room in batch])
-            if any(chunk is None or len(chunk) != len(room) for chunk, (_, room) in zip(chunks, batch, strict=True)):
-                raise BlobMissing(blob=blob)
-        return buffer
+        return download.content
 
     def chunks(self, blob: str) -> Iterator[BytesLike]:
-        """See `BlobStore.chunks`."""
-        for keys in _batches(self._keys.blob(blob), self._on_the_way):
-            for chunk in self._receive(keys, [None] * len(keys)):
-                if chunk is None:
-                    raise BlobMissing(blob=blob)
-                yield chunk
+        """See `BlobStore.chunks`; holds a connection until the last piece is taken."""
+        pool = self._client.connection_pool
+        with self._translated():
+            connection: Any = pool.get_connection()
+            chunks = _Chunks(self._keys.blob(blob), self._on_the_way)
+            try:
+                while chunks.taken < len(chunks.keys):
+                    chunk = connection.retry.call_with_retry(lambda: chunks.take(connection), lambda _: connection.disconnect())
+                    if chunk is None:
+                        raise BlobMissing(blob=blob)
+                    if isinstance(chunk, redis.ResponseError):
+                        raise chunk
+                    yield chunk
+            finally:
+                if chunks.taken < chunks.asked:  # whoever gets the connection next must not find the rest
+                    connection.disconnect()
+                pool.release(connection)
 
     def exists(self, blobs: Sequence[str]) -> list[bool]:
         """See `BlobStore.exists`."""
@@ -125,16 +134,10 @@ class RedisBlobStore:
         with self._translated():
             return int(self._client.info("memory").get("maxmemory", 0)) or None
 
-    def _enter(self, job_id: str, blob: str, ttl_s: int) -> None:
-        """Note the blob before it exists, so that no moment is left in which a crash would leave it behind."""
+    def _note(self, job_id: str, blob: str, ttl_s: int) -> list[Command]:
         job = self._keys.job(job_id)
         lasting_s = max(ttl_s, self._ttl_s)
-        self._exchange([_pack(b"SADD", job, blob.encode()), _pack(b"EXPIRE", job, b"%d" % lasting_s)])
-
-    def _put_chunks(self, name: str, pieces: Iterable[BytesLike], ttl_s: int) -> None:
-        chunks = enumerate(cut_chunks(pieces, self._chunk_bytes))
-        for batch in _batches(chunks, self._on_the_way):
-            self._exchange([_pack_set(self._keys.chunk(name, index), chunk, ttl_s) for index, chunk in batch])
+        return [_pack(b"SADD", job, blob.encode()), _pack(b"EXPIRE", job, b"%d" % lasting_s)]
 
     @staticmethod
     def _counted(name: str, pieces: Iterable[BytesLike], size_bytes: int) -> Iterator[BytesLike]:
@@ -154,10 +157,6 @@ class RedisBlobStore:
         Every command of this file may run twice, so none needs to know whether a lost one was executed.
         """
         return self._talk(lambda connection: _converse(connection, commands))
-
-    def _receive(self, keys: Sequence[bytes], rooms: Sequence[memoryview | None]) -> list[memoryview | None]:
-        """The values of some keys, each in its room (in a new buffer where it has none or another length); None for a key that is gone."""
-        return self._talk(lambda connection: _receive_values(connection, keys, rooms))
 
     def _talk(self, conversation: Callable[[Any], list[T | redis.ResponseError]]) -> list[T]:
         """Have a conversation on a connection of the pool, again on a new one if it breaks; raises an error among the replies."""
@@ -189,30 +188,146 @@ def _converse(connection: Any, commands: Sequence[Command]) -> list[Any]:
     return [_reply(lambda: connection.read_response(disable_decoding=True)) for _ in commands]
 
 
-def _receive_values(
-    connection: Any, keys: Sequence[bytes], rooms: Sequence[memoryview | None]
-) -> list[memoryview | redis.ResponseError | None]:
-    """`_converse` for GET, past the parser, which holds nothing between two commands."""
-    connection.send_packed_command([part for key in keys for part in _pack(b"GET", key)])
+class _Upload:
+    """A conversation that sends any number of commands, a few unanswered at a time; on a new connection it goes on with those."""
+
+    def __init__(self, commands: Iterable[Command], on_the_way: int) -> None:
+        self._commands = iter(commands)
+        self._on_the_way = on_the_way
+        self._unanswered: deque[Command] = deque()
+        self._refused: list[redis.ResponseError] = []
+
+    def __call__(self, connection: Any) -> list[redis.ResponseError]:
+        """Send the rest; error replies, of which the first ends it."""
+        with _in_step(connection):
+            if self._unanswered:
+                connection.send_packed_command([part for command in self._unanswered for part in command])
+            while not self._refused and (command := next(self._commands, None)) is not None:
+                self._unanswered.append(command)
+                connection.send_packed_command(command)
+                if len(self._unanswered) >= self._on_the_way:
+                    self._read(connection)
+            while self._unanswered:
+                self._read(connection)
+        return self._refused
+
+    def _read(self, connection: Any) -> None:
+        reply = _reply(lambda: connection.read_response(disable_decoding=True))
+        self._unanswered.popleft()
+        if isinstance(reply, redis.ResponseError):
+            self._refused.append(reply)
+
+
+class _Chunks:
+    """GETs for the chunks of a blob, a few unanswered at a time."""
+
+    def __init__(self, keys: Sequence[bytes], on_the_way: int) -> None:
+        self.keys = keys
+        self.taken = 0
+        """So many replies were read."""
+        self.asked = 0
+        """So many were asked for on this connection, or read on one before."""
+        self._on_the_way = on_the_way
+
+    def ask(self) -> Command:
+        """What to send next; empty where enough is on the way."""
+        wanted = self.keys[self.asked : self.taken + self._on_the_way]
+        self.asked += len(wanted)
+        return [part for key in wanted for part in _pack(b"GET", key)]
+
+    def take(self, connection: Any, room: memoryview | None = None) -> memoryview | redis.ResponseError | None:
+        """The next chunk, past the parser, which holds nothing between two commands; an error reply is a value, None a key that is gone.
+
+        Args:
+            room: for the chunk; a new buffer where there is none, or it has another length.
+        """
+        with _in_step(connection, self.forget), _as_redis_errors():
+            if command := self.ask():
+                connection.send_packed_command(command)
+            value = _read_value(connection._sock, room)
+            self.taken += 1
+        return value
+
+    def forget(self) -> None:
+        """The connection is gone, and with it what was asked for."""
+        self.asked = self.taken
+
+
+class _Download:
+    """A conversation that gets all chunks of a blob into one buffer, whose size it asks for in the same breath."""
+
+    def __init__(self, keys: Sequence[bytes], on_the_way: int) -> None:
+        self.content = memoryview(b"")
+        self.missing = False
+        """A chunk is not there, or has another length by now."""
+        self._chunks = _Chunks(keys, on_the_way)
+        self._rooms: list[memoryview] | None = None
+
+    def __call__(self, connection: Any) -> list[redis.ResponseError]:
+        """Get what is still to get; an error reply is told when all others are read."""
+        refused = self._make_room(connection) if self._rooms is None else []
+        rooms = self._rooms or []
+        while self._chunks.taken < (self._chunks.asked if refused or self.missing else len(self._chunks.keys)):
+            room = rooms[self._chunks.taken] if rooms else None
+            chunk = self._chunks.take(connection, room)
+            if isinstance(chunk, redis.ResponseError):
+                refused.append(chunk)
+            elif chunk is None or (room is not None and len(chunk) != len(room)):
+                self.missing = True
+        return refused
+
+    def _make_room(self, connection: Any) -> list[redis.ResponseError]:
+        """Ask for all lengths and the first chunks; a buffer, unless a length is an error."""
+        with _in_step(connection, self._chunks.forget), _as_redis_errors():
+            lengths_asked = [part for key in self._chunks.keys for part in _pack(b"STRLEN", key)]
+            connection.send_packed_command([*lengths_asked, *self._chunks.ask()])
+            lengths = [_read_length(connection._sock) for _ in self._chunks.keys]
+        refused = [length for length in lengths if isinstance(length, redis.ResponseError)]
+        known = [length for length in lengths if isinstance(length, int)]
+        self.missing = len(known) > 1 and 0 in known
+        if not refused and not self.missing:
+            self.content = _new_buffer(sum(known))
+            ends = list(accumulate(known))
+            self._rooms = [self.content[end - length : end] for end, length in zip(ends, known, strict=True)]
+        return refused
+
+
+@contextmanager
+def _in_step(connection: Any, forget: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """What breaks off inside ends the connection, so that nobody who gets it next finds the rest of replies."""
     with ExitStack() as undo:
-        undo.callback(connection.disconnect)  # whoever gets it next must not find the rest of broken replies
-        try:
-            values = [_read_value(connection._sock, room) for room in rooms]
-        except TimeoutError as error:
-            raise redis.TimeoutError("the server did not answer in time") from error
-        except OSError as error:
-            raise redis.ConnectionError(str(error)) from error
+        undo.callback(forget)
+        undo.callback(connection.disconnect)
+        yield
         undo.pop_all()
-    return values
+
+
+@contextmanager
+def _as_redis_errors() -> Iterator[None]:
+    """For what reads from the socket past the client; not for what may read files."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise redis.TimeoutError("the server did not answer in time") from error
+    except OSError as error:
+        raise redis.ConnectionError(str(error)) from error
+
+
+def _read_length(sock: socket.socket) -> int | redis.ResponseError:
+    """The reply to one STRLEN; an error reply is a value, as in `_converse`."""
+    line = _read_line(sock)
+    if (refused := _refusal(line)) is not None:
+        return refused
+    if not re.fullmatch(rb":\d+", line):
+        raise redis.InvalidResponse(f"{line!r} is no reply to STRLEN")
+    return int(line[1:])
 
 
 def _read_value(sock: socket.socket, room: memoryview | None) -> memoryview | redis.ResponseError | None:
     """The reply to one GET; an error reply is a value, as in `_converse`."""
     line = _read_line(sock)
-    if line.startswith(b"-LOADING"):
-        raise redis.BusyLoadingError(line[1:].decode(errors="replace"))
-    if line.startswith(b"-"):
-        return redis.ResponseError(line[1:].decode(errors="replace"))
+    if (refused := _refusal(line)) is not None:
+        return refused
     if line in (b"$-1", b"_"):  # RESP 2 and 3
         return None
     if not re.fullmatch(rb"\$\d+", line):
@@ -222,6 +337,12 @@ def _read_value(sock: socket.socket, room: memoryview | None) -> memoryview | re
     _fill(sock, value)
     _fill(sock, memoryview(bytearray(2)))
     return value
+
+
+def _refusal(line: bytes) -> redis.ResponseError | None:
+    if line.startswith(b"-LOADING"):
+        raise redis.BusyLoadingError(line[1:].decode(errors="replace"))
+    return redis.ResponseError(line[1:].decode(errors="replace")) if line.startswith(b"-") else None
 
 
 def _read_line(sock: socket.socket) -> bytes:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Union
 
 import numpy as np
@@ -13,7 +14,9 @@ import numpy as np
 from distributed_comfy.errors import FrameMalformed, ValueNotSendable
 from distributed_comfy.messages import LiteralValue, MappingValue, TensorRef, Value
 from distributed_comfy.transport.blobs import BlobReader, BlobStore
+from distributed_comfy.transport.encodings import Encoding
 from distributed_comfy.transport.frames import (
+    BytesLike,
     decode_tensor,
     decode_torch,
     encode_tensor,
@@ -27,7 +30,9 @@ from distributed_comfy.transport.frames import (
 Literal = Union[None, bool, int, float, str, list["Literal"]]
 
 
-def store_value(store: BlobStore, name: str, value: Any, *, job_id: str, limit_bytes: int) -> Value:
+def store_value(  # noqa: PLR0913 - all but the first three say how, by name
+    store: BlobStore, name: str, value: Any, *, job_id: str, limit_bytes: int, encoding: Encoding = "plain"
+) -> Value:
     """Store the tensors of a value and return the record that stands for it.
 
     Args:
@@ -35,12 +40,13 @@ def store_value(store: BlobStore, name: str, value: Any, *, job_id: str, limit_b
         value: torch or numpy tensor; number, text, boolean, None or a list of these; a dict of values with text keys.  A tuple counts
             as a list, a numpy scalar as its number.
         limit_bytes: largest single tensor.
+        encoding: of every tensor that it suits.
     Raises:
         ValueNotSendable: anything else, or a number that is not finite (JSON has none); checked before anything is stored.
         FrameTooLarge, FrameDtypeUnknown, BlobStoreFull, ConnectionLost: what is stored by then goes with the job's blobs.
     """
     _check(value, "the value")
-    return _store(store, name, value, job_id, limit_bytes)
+    return _store(store, name, value, lambda tensor: encode_tensor(tensor, limit_bytes=limit_bytes, encoding=encoding), job_id)
 
 
 def load_value(store: BlobReader, value: Value, *, as_torch: bool) -> Any:
@@ -54,7 +60,7 @@ def load_value(store: BlobReader, value: Value, *, as_torch: bool) -> Any:
         return {key: load_value(store, entry, as_torch=as_torch) for key, entry in value.entries.items()}
     if isinstance(value, LiteralValue):
         return value.literal
-    return _load_tensor(store, value, as_torch=as_torch)
+    return _load_tensor(store, value, as_torch)
 
 
 def value_blobs(value: Value) -> list[str]:
@@ -65,7 +71,7 @@ def value_blobs(value: Value) -> list[str]:
 
 
 def expected_ref(store: BlobStore, name: str, *, dtype: str, shape: Sequence[int]) -> TensorRef:
-    """The record that `store_value` will return for such a tensor, before it is stored.
+    """The record that `store_value` will return for such a tensor in a plain frame, before it is stored.
 
     Raises:
         FrameDtypeUnknown, FrameMalformed: no such tensor travels.
@@ -87,23 +93,26 @@ def _check(value: Any, where: str) -> None:
         _literal(value, where)
 
 
-def _store(store: BlobStore, name: str, value: Any, job_id: str, limit_bytes: int) -> Value:
+def _store(store: BlobStore, name: str, value: Any, encode: Callable[[Any], list[BytesLike]], job_id: str) -> Value:
     if _is_tensor(value):
-        pieces = encode_tensor(value, limit_bytes=limit_bytes)
-        return _ref(store.put(name, pieces, job_id=job_id), tensor_dtype(value), value.shape)
+        pieces = encode(value)
+        ref = _ref(store.put(name, pieces, job_id=job_id), tensor_dtype(value), value.shape)
+        stored_bytes = len(pieces[1])
+        return ref if stored_bytes == ref.size_bytes else replace(ref, stored_bytes=stored_bytes)
     if isinstance(value, dict):
-        return MappingValue({key: _store(store, f"{name}.{key}", entry, job_id, limit_bytes) for key, entry in value.items()})
+        return MappingValue({key: _store(store, f"{name}.{key}", entry, encode, job_id) for key, entry in value.items()})
     return LiteralValue(_literal(value, name))
 
 
-def _load_tensor(store: BlobReader, ref: TensorRef, *, as_torch: bool) -> Any:
+def _load_tensor(store: BlobReader, ref: TensorRef, as_torch: bool) -> Any:
     frame = store.get(ref.blob)
-    header = read_header(frame, limit_bytes=len(frame))
+    limit_bytes = max(len(frame), ref.size_bytes)
+    header = read_header(frame, limit_bytes=limit_bytes)
     if (header.dtype, header.shape) != (ref.dtype, tuple(ref.shape)):
         raise FrameMalformed(
             reason=f"blob {ref.blob} holds {header.dtype} {list(header.shape)}, its record says {ref.dtype} {list(ref.shape)}"
         )
-    return (decode_torch if as_torch else decode_tensor)(frame, limit_bytes=len(frame))
+    return (decode_torch if as_torch else decode_tensor)(frame, limit_bytes=limit_bytes)
 
 
 def _ref(blob: str, dtype: str, shape: Sequence[int]) -> TensorRef:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -219,3 +219,16 @@ def test_many_threads_share_one_store(store: BlobStore) -> None:
     assert not wrong
     store.drop_job("j")
     assert store.exists([store.blob_id(f"t{index}", 3000 + index) for index in range(8)]) == [False] * 8
+
+
+def test_pieces_that_cannot_be_read_leave_nothing_and_are_told_as_they_are(case: Case) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield bytes(6 * CHUNK_BYTES)
+        raise OSError("the disk is gone")
+
+    before = case.count()
+    with pytest.raises(OSError, match="the disk is gone"):
+        case.store.put("a", pieces(), size_bytes=12 * CHUNK_BYTES)
+    case.store.unlink([case.store.blob_id("a", 12 * CHUNK_BYTES)])
+    assert case.count() == before
+    assert bytes(case.store.get(case.store.put("b", [b"b"]))) == b"b"

@@ -53,10 +53,39 @@ def test_two_chunks_come_home() -> None:
         assert bytes(store.get("a#2")) == b"abcde"
 
 
-@pytest.mark.parametrize("broken", [CUT, b"$3\r\nab" + CUT, b"$3\r\nabc\r\n$2" + CUT, b"-LOADING Redis is loading\r\n" + CUT])
+@pytest.mark.parametrize("broken", [CUT, b"$3\r\nab" + CUT, b"-LOADING Redis is loading\r\n" + CUT])
 def test_a_reply_that_breaks_off_is_asked_for_again(broken: bytes) -> None:
     with server_that_says(*LENGTHS, broken, *VALUES) as store:
         assert bytes(store.get("a#2")) == b"abcde"
+    with server_that_says(broken, *VALUES) as store:
+        assert [bytes(chunk) for chunk in store.chunks("a#2")] == [b"abc", b"de"]
+
+
+def test_after_a_break_only_what_is_missing_is_asked_for_again() -> None:
+    with server_that_says(*LENGTHS, VALUES[0], b"$2" + CUT, VALUES[1]) as store:
+        assert bytes(store.get("a#2")) == b"abcde"
+    with server_that_says(VALUES[0], b"$2" + CUT, VALUES[1]) as store:
+        assert [bytes(chunk) for chunk in store.chunks("a#2")] == [b"abc", b"de"]
+
+
+@pytest.mark.parametrize("broken", [b":3" + CUT, b":3\r\n" + CUT])
+def test_lengths_that_break_off_are_asked_for_again(broken: bytes) -> None:
+    with server_that_says(broken, *LENGTHS, *VALUES) as store:
+        assert bytes(store.get("a#2")) == b"abcde"
+
+
+@pytest.mark.parametrize("nonsense", [b"+3\r\n", b":-3\r\n", b":x\r\n", b"$1\r\n3\r\n"])
+def test_a_length_that_is_none_is_a_lost_connection(nonsense: bytes) -> None:
+    with server_that_says(*[nonsense] * 10) as store, pytest.raises(ConnectionLost):
+        store.get("a#2")
+
+
+def test_whoever_stops_half_way_leaves_no_replies_to_the_next() -> None:
+    with server_that_says(*VALUES, b":1\r\n", b"$1\r\nx\r\n") as store:
+        chunks = store.chunks("a#2")
+        assert bytes(next(chunks)) == b"abc"
+        chunks.close()  # type: ignore[attr-defined]
+        assert bytes(store.get("b#1")) == b"x"
 
 
 @pytest.mark.parametrize("nonsense", [b":5\r\n", b"*1\r\n", b"$-7\r\n", b"$x\r\n", b"x" * 10_000])

@@ -1,18 +1,23 @@
 """Frames that are cut off, damaged or lie; each is refused by name before memory is taken for its payload."""
 from __future__ import annotations
 
+import io
 import struct
 import tracemalloc
+import zlib
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 import xxhash
+import zstandard
+from PIL import Image
 
 from distributed_comfy.errors import (
     FrameChecksumWrong,
     FrameDtypeUnknown,
+    FrameEncodingUnknown,
     FrameError,
     FrameMalformed,
     FrameTooLarge,
@@ -59,7 +64,8 @@ HOSTILE: dict[str, tuple[bytes, type[FrameError]]] = {
     "a byte too many": (GOOD + b"\0", FrameMalformed),
     "something in the padding": (GOOD[:127] + b"\1" + GOOD[128:], FrameMalformed),
     "not a frame": (b"\x89PNG\r\n\x1a\n" + bytes(200), FrameMalformed),
-    "a version from the future": (frame(version=2), FrameVersionUnknown),
+    "a version from the future": (frame(version=3), FrameVersionUnknown),
+    "a plain frame that calls itself encoded": (frame(version=2), FrameMalformed),
     "version 0": (frame(version=0), FrameVersionUnknown),
     "reserved bits set": (frame(reserved=1), FrameMalformed),
     "a header of 4 GB": (frame(length=2**32 - 1), FrameMalformed),
@@ -108,6 +114,126 @@ HOSTILE: dict[str, tuple[bytes, type[FrameError]]] = {
         FrameMalformed,
     ),
 }
+
+
+LEVELS = np.zeros((1, 8, 8, 3), np.float32)
+
+
+def deflated(content: bytes) -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(content) + compressor.flush()
+
+
+def encoded(encoding: Any, payload: bytes, *, version: int = 2, **changes: Any) -> bytes:
+    """A frame whose header is honest unless given, around any payload that calls itself encoded."""
+    header = {
+        "dtype": "float32", "shape": [1, 8, 8, 3], "size_bytes": 768, "checksum_alg": "xxh3_64", "checksum": xxhash.xxh3_64_digest(payload),
+        "encoding": encoding, "stored_bytes": len(payload),
+    }  # fmt: skip
+    return frame({**header, **changes}, payload, version=version)
+
+
+def jpeg(size: tuple[int, int] = (8, 8), mode: str = "RGB", file_format: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, file_format)
+    return file.getvalue()
+
+
+def listed(*files: bytes) -> bytes:
+    return struct.pack(f"<{len(files)}I", *map(len, files)) + b"".join(files)
+
+
+SMALL_JPEG = listed(jpeg())
+BLACK = deflated(bytes(192))
+HALVES = deflated(bytes(384))
+ZSTD = zstandard.ZstdCompressor().compress(bytes(768))
+SHORT = zstandard.ZstdCompressor().compress(bytes(700))
+NO_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(768))
+
+HOSTILE_ENCODED: dict[str, tuple[bytes, type[FrameError]]] = {
+    "an unknown encoding": (encoded("png", BLACK), FrameEncodingUnknown),
+    "encoding is a number": (encoded(7, BLACK), FrameMalformed),
+    "encoding is empty": (encoded("", BLACK), FrameEncodingUnknown),
+    "plain in version 2": (encoded("plain", BLACK), FrameMalformed),
+    "encoded in version 1": (encoded("uint8", BLACK, version=1), FrameMalformed),
+    "stored_bytes of more": (encoded("uint8", BLACK, stored_bytes=len(BLACK) + 1), FrameTruncated),
+    "stored_bytes of fewer": (encoded("uint8", BLACK, stored_bytes=len(BLACK) - 1), FrameMalformed),
+    "stored_bytes no fewer than size_bytes": (encoded("uint8", bytes(768)), FrameMalformed),
+    "stored_bytes negative": (encoded("uint8", BLACK, stored_bytes=-1), FrameMalformed),
+    "stored_bytes is a boolean": (encoded("uint8", b"\0", stored_bytes=True), FrameMalformed),
+    "nothing stored": (encoded("uint8", b""), FrameMalformed),
+    "an empty tensor with a payload": (encoded("uint8", BLACK, shape=[0, 8, 8, 3], size_bytes=0), FrameMalformed),
+    "a flipped bit before the decoder": (encoded("uint8", BLACK)[:-1] + bytes([BLACK[-1] ^ 1]), FrameChecksumWrong),
+    "a tensor over the limit": (encoded("uint8", BLACK, shape=[1, 8, 8, 30], size_bytes=7680), FrameTooLarge),
+    "a terabyte of black": (encoded("uint8", BLACK, shape=[2**38], size_bytes=2**40), FrameTooLarge),
+    "8 bits of another type": (encoded("uint8", BLACK, dtype="int32"), FrameMalformed),
+    "float16 of another type": (encoded("float16", HALVES, dtype="int32"), FrameMalformed),
+    "JPEG of another type": (encoded("jpeg", SMALL_JPEG, dtype="int32"), FrameMalformed),
+    "deflate that is none": (encoded("uint8", b"\xff" * 50), FrameMalformed),
+    "deflate cut off": (encoded("uint8", BLACK[:-2]), FrameMalformed),
+    "deflate with something behind": (encoded("uint8", BLACK + b"\0"), FrameMalformed),
+    "deflate of a byte too few": (encoded("uint8", deflated(bytes(191))), FrameMalformed),
+    "deflate of a byte too many": (encoded("uint8", deflated(bytes(193))), FrameMalformed),
+    "a deflate bomb": (encoded("uint8", deflated(bytes(2**17))), FrameMalformed),
+    "a deflate bomb as float16": (encoded("float16", deflated(bytes(2**17))), FrameMalformed),
+    "float16 of too few": (encoded("float16", deflated(bytes(382))), FrameMalformed),
+    "zstd that is none": (encoded("zstd", b"\xff" * 50), FrameMalformed),
+    "zstd cut off": (encoded("zstd", ZSTD[:-2]), FrameMalformed),
+    "zstd with something behind": (encoded("zstd", ZSTD + b"\0"), FrameMalformed),
+    "zstd without its length": (encoded("zstd", NO_SIZE), FrameMalformed),
+    "zstd of another length": (encoded("zstd", zstandard.ZstdCompressor().compress(bytes(767))), FrameMalformed),
+    "a zstd bomb": (encoded("zstd", zstandard.ZstdCompressor().compress(bytes(2**20))), FrameMalformed),
+    "zstd that claims a terabyte": (encoded("zstd", b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 2**40) + ZSTD[7:]), FrameMalformed),
+    "zstd that lies about its length": (encoded("zstd", SHORT[:4] + b"\x60" + struct.pack("<H", 768 - 256) + SHORT[7:]), FrameMalformed),
+    "JPEG without lengths": (encoded("jpeg", b"\0"), FrameMalformed),
+    "JPEG of a wrong length": (encoded("jpeg", struct.pack("<I", 9) + jpeg()), FrameMalformed),
+    "JPEG that is none": (encoded("jpeg", listed(b"\0" * 40)), FrameMalformed),
+    "JPEG that is a PNG": (encoded("jpeg", listed(jpeg(file_format="PNG"))), FrameMalformed),
+    "JPEG of another size": (encoded("jpeg", listed(jpeg((8, 9)))), FrameMalformed),
+    "JPEG of 4 gigapixels": (encoded("jpeg", listed(jpeg((65_000, 1)))), FrameMalformed),
+    "JPEG in grey": (encoded("jpeg", listed(jpeg(mode="L"))), FrameMalformed),
+    "JPEG cut off": (encoded("jpeg", listed(jpeg()[:300])), FrameMalformed),
+    "JPEG in three dimensions": (encoded("jpeg", SMALL_JPEG, shape=[8, 8, 3]), FrameMalformed),
+    "JPEG of two channels": (encoded("jpeg", SMALL_JPEG, shape=[1, 8, 12, 2]), FrameMalformed),
+}
+
+
+@pytest.mark.parametrize("decode", [decode_tensor, decode_torch])
+@pytest.mark.parametrize("case", HOSTILE_ENCODED)
+def test_a_hostile_encoded_frame_is_refused_by_name(case: str, decode: Any) -> None:
+    hostile, expected = HOSTILE_ENCODED[case]
+    with pytest.raises(FrameError) as caught:
+        decode(hostile, limit_bytes=1024)
+    assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("encoding, payload", [("uint8", BLACK), ("float16", HALVES), ("zstd", ZSTD), ("jpeg", SMALL_JPEG)])
+def test_the_honest_encoded_frames_are_read(encoding: str, payload: bytes) -> None:
+    decoded = decode_tensor(encoded(encoding, payload), limit_bytes=768)
+    assert decoded.shape == (1, 8, 8, 3) and not decoded.any()
+
+
+@pytest.mark.parametrize("encoding", ["uint8", "float16", "zstd"])
+def test_a_bomb_takes_no_memory(encoding: str) -> None:
+    blown = bytes(2**26)
+    payload = zstandard.ZstdCompressor().compress(blown) if encoding == "zstd" else deflated(blown)
+    hostile = encoded(encoding, payload, shape=[1, 200, 200, 3], size_bytes=480_000)
+    del blown
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameMalformed):
+            decode_tensor(hostile, limit_bytes=2**30)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("version", [1])
+def test_a_reader_of_version_1_refuses_encoded_frames_by_their_version(version: int) -> None:
+    """The sixth byte is all that an old reader needs; it looks at it before anything else of the header."""
+    pieces = encode_tensor(LEVELS, limit_bytes=768, encoding="uint8")
+    assert struct.unpack_from("<4sHHII", pieces[0])[:2] == (b"DCTF", version + 1)
+    assert struct.unpack_from("<4sHHII", encode_tensor(LEVELS, limit_bytes=768)[0])[:2] == (b"DCTF", version)
 
 
 @pytest.mark.parametrize("decode", [decode_tensor, decode_torch])

@@ -168,8 +168,9 @@ class Wiretap:
 
     def stop(self) -> str:
         """All of it."""
+        before = len(self.lines)
         self._client.set("end-of-tap", 1)
-        until(lambda: any("end-of-tap" in line for line in self.lines[-50:]))
+        until(lambda: any("end-of-tap" in line for line in self.lines[before:]))
         self._monitor.connection.disconnect()
         self._thread.join(timeout=5)
         self._client.close()

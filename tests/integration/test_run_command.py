@@ -18,6 +18,8 @@ from tests.command_line import CommandLine, pictures, pixels, slow, texts, until
 from tests.conftest import RedisServer
 from tests.prompts import node, out
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
 pytestmark = pytest.mark.redis
 
 
@@ -53,6 +55,17 @@ def test_n_images_come_in_order_each_with_the_prompt_and_its_seed(line: CommandL
     assert len({pixels(path).tobytes() for path in files}) == 6
     assert done.out.splitlines() == [f"made/{path.name}" for path in files]
     assert "6 files" in done.err and "from 2 workers" in done.err
+
+
+def test_an_upscale_fills_in_a_file_that_one_can_watch(line: CommandLine) -> None:
+    done = line.run("run", str(EXAMPLES / "upscale_seeded.json"), "--out", "made", "--preview", "watch/canvas.jpg")
+    assert done.status == 0, done.err
+    upscaled = max(map(pixels, pngs(line.folder / "made")), key=lambda one: one.size)
+    with Image.open(line.folder / "watch" / "canvas.jpg") as shown:
+        small = numpy.asarray(shown, float)
+    every = -(-max(upscaled.shape[:2]) // 512)
+    assert small.shape == upscaled[::every, ::every].shape, "the last one is that of the whole canvas"
+    assert abs(small - upscaled[::every, ::every]).mean() < 8
 
 
 def test_only_workers_with_every_tag_get_items(line: CommandLine, builtin_rig: Rig) -> None:

@@ -23,7 +23,7 @@ def with_body(content: Any) -> dict[str, Any]:
 
 def test_a_ticket_an_order_to_a_host_and_a_control_message_are_let_through() -> None:
     check_message(TICKET, "gpu.w")
-    check_message({**TICKET, "headers": {**TICKET["headers"], "task": "tasks.order"}}, "host.pc2")
+    check_message({**TICKET, "headers": {**TICKET["headers"], "task": "tasks.host_order"}}, "host.pc2")
     check_message({**with_body({"method": "ping"}), "headers": {}}, "w@pc2.celery.pidbox")
 
 

@@ -33,7 +33,8 @@ from distributed_comfy.settings import child_environment, read_settings
 from tests.prompts import node, out, txt2img
 
 COMMANDS = [["demo"], ["run"], ["worker"], ["workers"], ["jobs"], ["doctor"]]
-COMMANDS += [["workers", name] for name in ("list", "drain", "undrain", "look", "free")]
+COMMANDS += [["workers", name] for name in ("list", "show", "logs", "drain", "undrain", "look", "free")]
+COMMANDS += [["models"], ["models", "list"], ["models", "missing"]]
 COMMANDS += [["jobs", name] for name in ("list", "show", "cancel", "retry", "pause", "resume", "priority", "attach")]
 
 

@@ -42,7 +42,8 @@ def test_importing_the_whole_control_plane_loads_no_torch() -> None:
 
 
 def test_the_control_plane_has_its_doors() -> None:
-    assert {"distributed_comfy.cli.main", "distributed_comfy.orchestrator", "tasks.dispatch", "worker_entry"} <= set(control_plane())
+    doors = {"distributed_comfy.cli.main", "distributed_comfy.agent.up", "distributed_comfy.orchestrator", "tasks.dispatch", "worker_entry"}
+    assert doors <= set(control_plane())
 
 
 def test_a_torch_that_is_imported_would_be_seen() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +14,7 @@ from distributed_comfy.orchestrator.metric_families import WORKER_STATES, Readin
 from distributed_comfy.orchestrator.metrics import ClusterCollector
 from distributed_comfy.state.figures import ITEM_STATES, KINDS, Figures
 from distributed_comfy.state.records import DeviceMemory, WorkerFacts, WorkerState
+from distributed_comfy.state.status import DeviceUse, WorkerStatus
 from distributed_comfy.state.tallies import histogram
 
 TALLIES = {"wait|generate|10": 3, "wait|generate|500": 1, "wait|generate|inf": 1, "wait|generate|sum": 4_000_500}
@@ -85,6 +87,14 @@ def test_memory_is_told_where_it_is_known() -> None:
     assert values(found["distributed_comfy_worker_memory_total_bytes"], "worker") == {"pc1-cuda0": 8}
     assert values(found["distributed_comfy_redis_memory_bytes"], "server") == {"state": 10, "blobs": 20}
     assert values(found["distributed_comfy_redis_memory_limit_bytes"], "server") == {"blobs": 100}
+
+
+def test_what_workers_tell_is_told_of_those_that_do() -> None:
+    told = WorkerStatus("g", "pc1", "cuda:0", "busy", 0, items_done=5, items_failed=1, use=DeviceUse("GPU", 98, 1, 2))
+    found = scraped(replace(READING, statuses={GPU.facts.name: told}))
+    assert values(found["distributed_comfy_worker_utilisation_ratio"], "worker") == {GPU.facts.name: 0.98}
+    assert values(found["distributed_comfy_worker_items"], "worker") == {GPU.facts.name: 5.0}
+    assert values(found["distributed_comfy_worker_failed_attempts"], "worker") == {GPU.facts.name: 1.0}
 
 
 def test_a_server_that_is_down_is_said_to_be_and_nothing_is_made_up() -> None:

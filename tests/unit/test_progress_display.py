@@ -99,6 +99,21 @@ def test_an_upscale_is_counted_in_tiles_however_many_an_item_has() -> None:
     ]
 
 
+@pytest.mark.parametrize(("age_s", "words"), [(1.0, "3.0 tiles/s, about 0 s left"), (30.0, "10.0 s per tile, about 10 s left")])
+def test_the_line_of_an_upscale_tells_rate_and_time_left(age_s: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("distributed_comfy.cli.progress.time.monotonic", lambda: now[0])
+    screen = Screen(terminal=True)
+    with RunProgress(screen) as progress:
+        progress.submitted(replace(upscale(), record=replace(upscale().record, items=1, has_last_stage=False)))
+        progress.item_done(0, result("w1"))
+        progress.tiles_planned([(0,), (1,), (2,), (3,)])
+        now[0] += age_s
+        for index in (1, 2, 3):
+            progress.item_done(index, result("w1"))
+    assert words in screen.lines[-2]
+
+
 def test_tiles_of_an_earlier_run_count_once_they_are_planned() -> None:
     screen = Screen(terminal=False)
     with RunProgress(screen) as progress:

@@ -78,7 +78,7 @@ def test_nobody_but_the_owner_of_the_server_touches_invitations_and_no_worker_a_
     assert may("worker", "w", "dc:joined:pc2") and not may("worker", "r", "dc:joined:pc3")
     assert (
         not may("worker", "w", "dc:celery:host.pc3")
-        and not may("worker", "r", "dc:celery:host.pc2")
+        and may("worker", "r", "dc:celery:host.pc2")
         and may("master", "w", "dc:celery:host.pc3")
     )
 

@@ -14,7 +14,7 @@ from distributed_comfy.settings import Settings, ignored_variables, read_setting
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTS_ANY_TEXT = {
     "comfyui_path", "comfyui_python", "comfyui_base_directory", "comfyui_args", "worker_name", "worker_tags", "host", "user",
-    "runtime_dir", "cache_dir", "execution_log",
+    "runtime_dir", "cache_dir", "execution_log", "workers_file",
 }  # fmt: skip
 CHECKED = sorted(set(Settings.model_fields) - ACCEPTS_ANY_TEXT)
 WRONG = {

@@ -5,6 +5,7 @@ import copy
 import importlib
 import logging
 import time
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
@@ -13,7 +14,9 @@ from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.failures import INTERRUPTED, SUCCESS, FailureWatch, cached_nodes, ending
 from distributed_comfy.engine.comfyui.interrupts import InterruptLatch
+from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
+from distributed_comfy.engine.comfyui.loaded import loaded_models, pack_versions
 from distributed_comfy.engine.comfyui.outputs import discard_files, plain_outputs, shown_nodes, take_files, writing_expanders
 from distributed_comfy.engine.comfyui.scope import RunScope, install_scope
 from distributed_comfy.engine.comfyui.tree import open_tree
@@ -23,6 +26,7 @@ from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.options import EngineOptions, NodeProvider
 from distributed_comfy.errors import ItemInterrupted, OutOfMemory, SinkDidNotRun
 from distributed_comfy.messages import Capability, Prompt, RunRequest, item_id
+from distributed_comfy.state.status import EngineReport
 from distributed_comfy.workflow.classes import SINK_CLASS
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class ComfyUIEngine:
         self._device_class = self._describe_device()
         self._capabilities = CapabilityReader(self._tree, self._folders.input)
         self._warm = WarmNodes(self._tree.nodes.NODE_CLASS_MAPPINGS)
+        self._told = EngineReport(commit=tree_commit(self._tree.root), packs=pack_versions(self._tree.nodes))
         self._collect_due = 0.0
         self._tree.settle()
 
@@ -84,6 +89,10 @@ class ComfyUIEngine:
             tags=self._options.tags,
             **self._capabilities.read(),
         )
+
+    def report(self) -> EngineReport:
+        """See `Reporting.report`."""
+        return replace(self._told, models=loaded_models(self._tree.model_management))
 
     def run(self, request: RunRequest, sink: Sink) -> RunOutcome:
         """See `Engine.run`."""

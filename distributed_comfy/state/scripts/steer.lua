@@ -32,7 +32,7 @@ end
 
 function orders.leave()
   call('HSET', K.worker(id), 'down', 1, 'left', 1)
-  call('DEL', K.lease(id))
+  call('DEL', K.lease(id), K.status(id))
   turn_off()
   drop_claims(id, '', 0, '', '', out)
 end

@@ -17,6 +17,9 @@ from redis.retry import Retry
 from distributed_comfy.errors import EngineDied, RedisUnreachable, WorkerLacks
 from distributed_comfy.state.figures import read_figures
 from distributed_comfy.state.scripts import SCRIPTS
+from distributed_comfy.state.status import WorkerStatus
+from distributed_comfy.state.status_board import StatusAnswer, StatusBoard
+from distributed_comfy.state.worker_log import LogLine, WorkerLogs
 from tests.state_audit import Audit, snapshot
 from tests.state_cluster import OWNER, Cluster, cluster_of, open_cluster
 from tests.state_proxy import CuttingProxy, proxy_before
@@ -142,6 +145,16 @@ def two_kinds(cluster: Cluster) -> None:
     cluster.submit("b", needs=("B",), priority=9)
 
 
+def tell(cluster: Cluster, worker: str) -> StatusAnswer:
+    status = WorkerStatus(name=worker, host="pc1", device="cpu", state="idle", since_ms=0)
+    return StatusBoard(cluster.scripts).publish(status, f"life-of-{worker}", ttl_ms=60_000, log_ttl_ms=60_000)
+
+
+def log_lines(cluster: Cluster, worker: str, batch: str) -> None:
+    lines = [LogLine("worker", "INFO", f"{batch} {number}") for number in range(3)]
+    WorkerLogs(cluster.scripts).append(worker, lines, batch, keep_lines=1000, keep_ms=60_000)
+
+
 CASES = {
     "submit": Case("submit", lambda c: c.join("v", "w"), lambda c, _: c.submit("a", items=3)),
     "serve": Case("serve", lambda c: c.submit("a", items=3), lambda c, _: c.join("v", "w")),
@@ -187,6 +200,8 @@ CASES = {
     "live": Case("live", lambda c: c.join("v", "w"), lambda c, _: sorted(c.jobs._matching.live())),
     "measure": Case("measure", a_last_claim, lambda c, _: read_figures(c.scripts).items),
     "leave": Case("steer", a_claim, lambda c, _: c.workers.leave("v", "life-of-v")),
+    "status": Case("status", lambda c: c.join("v"), lambda c, _: tell(c, "v").entered),
+    "log": Case("log", lambda c: log_lines(c, "v", "first"), lambda c, _: log_lines(c, "v", "second")),
 }
 
 

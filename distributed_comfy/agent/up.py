@@ -1,0 +1,178 @@
+"""``distributed-comfy up``: the agent of this host and user as a process: one at a time, its servers, its devices, its orders."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distributed_comfy.agent.agent import Agent, HostFacts
+from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration
+from distributed_comfy.agent.orders import HostOrders
+from distributed_comfy.agent.topology import read_topology
+from distributed_comfy.agent.workers_file import WorkersFile
+from distributed_comfy.engine.devices import find_devices
+from distributed_comfy.engine.locate import choose_engine
+from distributed_comfy.errors import AgentRunning, SettingInvalid
+from distributed_comfy.file_lock import FileLock
+from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.settings import EngineName, Settings, child_environment
+from distributed_comfy.state.records import HostDevice
+from distributed_comfy.state.server_process import write_secret
+from tasks.cluster import open_cluster
+from tasks.host_consumer import HostConsumer
+from tasks.names import default_worker_name
+
+log = logging.getLogger(__name__)
+
+_CONSUMER_CHECK_S = 2.0
+_WRITING_S = 2.0
+
+
+@dataclass(frozen=True)
+class LocalAgent:
+    """What an agent's own user can read about it on its host."""
+
+    pid: int
+    user: str
+    secret: str
+    """Signs orders of this user, see `distributed_comfy.host_messages.sign_order`."""
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """What `up` may change in the configuration."""
+
+    remote_configuration: bool | None = None
+    """Written to the file, where it is given."""
+
+
+def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_start: Callable[[Agent], None]) -> int:
+    """Be the agent of this host until ``stop`` is set.
+
+    Args:
+        settings: of this process.
+        options: see `UpOptions`.
+        stop: ends it in good order.
+        on_start: is given the agent once it runs.
+    Returns:
+        Exit status.
+    Raises:
+        AgentRunning: this host has one already.
+        SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
+        ClusterUnavailable: no Redis.
+    """
+    with _alone(settings) as local, agent_servers(settings) as servers:
+        file = WorkersFile(settings.workers_path.expanduser().absolute())
+        devices = _prepare(settings, file, options)
+        log.info("devices of this host: %s", ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in devices))
+        cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
+        try:
+            facts = HostFacts(devices, read_topology(devices), _folder(settings) / settings.host_name)
+            agent = Agent(cluster, servers, file, facts)
+            consumer = HostConsumer(cluster, agent.host, HostOrders(agent, local.secret).obey)
+            log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, servers.shown, file.path)
+            agent.start()
+            try:
+                on_start(agent)
+                while not stop.is_set() and agent.alive:
+                    consumer.check()
+                    stop.wait(_CONSUMER_CHECK_S)
+            finally:
+                consumer.stop()
+                agent.end()
+        finally:
+            cluster.close()
+    return 0 if stop.is_set() else 1
+
+
+@contextmanager
+def agent_servers(settings: Settings) -> Iterator[Servers]:
+    """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it."""
+    with redis_servers(settings) as servers:
+        yield servers
+
+
+def find_local_agent(settings: Settings) -> LocalAgent | None:
+    """This user's agent on this host, where its file can be read; it may have ended without tidying up."""
+    try:
+        plain = json.loads(_own_file(settings).read_text(encoding="utf-8"))
+        return LocalAgent(int(plain["pid"]), str(plain["user"]), str(plain["secret"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def populate(host: str, devices: tuple[HostDevice, ...]) -> HostConfiguration:
+    """The configuration of a host that has none: one worker for each device."""
+    workers = {default_worker_name(host, device.name): WorkerConfiguration(device=device.name) for device in devices}
+    return HostConfiguration(workers=workers)
+
+
+def _prepare(settings: Settings, file: WorkersFile, options: UpOptions) -> tuple[HostDevice, ...]:
+    """The devices of this host, and a configuration that fits them."""
+    known = file.read() if file.exists() else None
+    devices = find_devices(settings, _engine(settings, known), child_environment(settings))
+    if known is None:
+        chosen = (HostDevice(settings.device),) if settings.device else devices
+        known = populate(settings.host_name, chosen)
+        file.write(known)
+        log.info("wrote %s with %s", file.path, ", ".join(known.workers))
+    if options.remote_configuration is not None:
+        file.write(known.model_copy(update={"remote_configuration": options.remote_configuration}))
+    used = {part for worker in known.workers.values() for part in _devices_of(worker)}
+    for device in devices:
+        if device.name not in used and not settings.device and device.name != "cpu":
+            log.warning("%s has no worker; `distributed-comfy workers add --device %s` gives it one", device.name, device.name)
+    return devices
+
+
+def _engine(settings: Settings, known: HostConfiguration | None) -> EngineName:
+    """The engine whose devices are looked for: ComfyUI's as soon as one worker has it."""
+    usual = choose_engine(settings)
+    engines = {worker.engine or usual for worker in known.workers.values()} if known and known.workers else {usual}
+    return "comfyui" if "comfyui" in engines else "builtin"
+
+
+def _devices_of(worker: WorkerConfiguration) -> list[str]:
+    kind, _, numbers = worker.device.partition(":")
+    return [f"{kind}:{number}" for number in numbers.split(",")] if numbers else [kind]
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[LocalAgent]:
+    """Hold the lock of this user and host.
+
+    Raises:
+        AgentRunning: another process has it.
+        SettingInvalid: the folder cannot be used.
+    """
+    own = _own_file(settings)
+    try:
+        own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(own.with_suffix(".lock"))
+        if not lock.acquire(_WRITING_S):  # who has just taken it may not have written who it is
+            other = find_local_agent(settings)
+            raise AgentRunning(host=settings.host_name, pid=other.pid if other else "?", user=other.user if other else settings.submitter)
+        local = LocalAgent(os.getpid(), settings.submitter, secrets.token_hex(32))
+        write_secret(own, json.dumps(asdict(local)))
+    except OSError as error:
+        raise SettingInvalid(name="DC_RUNTIME_DIR", reason=f"the agent cannot use {own.parent}: {error}") from error
+    try:
+        yield local
+    finally:
+        own.unlink(missing_ok=True)
+        lock.release()
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.runtime_folder.absolute() / "agent"
+
+
+def _own_file(settings: Settings) -> Path:
+    """A home folder may be shared between hosts, so the name has the host."""
+    return _folder(settings) / f"{settings.host_name}.json"

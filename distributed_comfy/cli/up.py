@@ -1,0 +1,44 @@
+"""``distributed-comfy up``."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from distributed_comfy.agent.agent import Agent
+from distributed_comfy.agent.up import UpOptions, run_agent
+from distributed_comfy.cli.commands import interruptibly, naming_options
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.worker import comfyui_option
+from distributed_comfy.settings import read_settings
+
+
+@click.command()
+@click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="For workers that name none [DC_ENGINE, else comfyui if found].")
+@comfyui_option
+@click.option(
+    "--remote-configuration/--no-remote-configuration", default=None,
+    help="Write down whether other hosts may add, edit and remove workers here; see docs/agent.md.",
+)  # fmt: skip
+@click.pass_obj
+def up(output: Output, /, engine: str | None, comfyui: Path | None, remote_configuration: bool | None) -> int:
+    """Run this host's workers: one on each GPU, started again when they end.
+
+    The first start writes them to workers.json beside the user's settings (DC_WORKERS_FILE), one for each GPU, else one for the CPU. From
+    then on that file says which workers run, and `distributed-comfy workers add, edit, remove, enable, disable, start, stop, restart`
+    change it from any host. Ctrl-C or SIGTERM lets running items finish for up to DC_DRAIN_TIMEOUT_S (60 s) and ends all workers; a second
+    one gives the items back at once.
+    """
+    given = {"engine": ("--engine", engine), "comfyui_path": ("--comfyui", comfyui)}
+    with naming_options(**given):
+        settings = read_settings(**{field: value for field, (_, value) in given.items()})
+        set_up_logging(settings, output, audience="supervisor")
+        agents: list[Agent] = []
+
+        def at_once() -> None:
+            for agent in agents:
+                agent.end_at_once()
+
+        options = UpOptions(remote_configuration)
+        return interruptibly(output, lambda stop: run_agent(settings, options, stop, agents.append), at_once)

@@ -1,0 +1,290 @@
+"""``distributed-comfy workers add``, ``start`` and so on: orders to the agent of a worker's host, and what is possible without one."""
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from distributed_comfy.agent.up import find_local_agent
+from distributed_comfy.cli.cluster import connected
+from distributed_comfy.cli.commands import json_option
+from distributed_comfy.cli.output import Output
+from distributed_comfy.cli.worker_names import unknown_worker
+from distributed_comfy.cpu_list import parse_cpus
+from distributed_comfy.errors import OrderRefused
+from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb
+from distributed_comfy.orchestrator.arguments import split_arguments
+from distributed_comfy.settings import slug
+from distributed_comfy.state.records import HostWorker, WorkerFacts
+from tasks.cluster import Cluster
+from tasks.host_orders import order_for, send_order
+
+_TIMEOUT_S = 15.0
+_POLL_S = 0.2
+_STOPS_ELSEWHERE = {
+    "systemd": "a service of systemd runs it and may start it again; on host {host}: systemctl stop UNIT",
+    "container": "a container runs it and starts it again; on host {host}: docker compose stop",
+    "run": "it belongs to a `distributed-comfy run`, and ends with that",
+}
+_RESTARTS_ELSEWHERE = {
+    "hand": "it was started by hand, and nobody would start it again; on host {host} end it and run `distributed-comfy up`",
+    "run": _STOPS_ELSEWHERE["run"],
+}
+
+_wait_option = click.option(
+    "--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Return when it has happened; status 1 where it has not by then."
+)
+_host_option = click.option("--host", metavar="HOST", help="Whose agent is told [default: the worker's host].")
+
+
+def give(cluster: Cluster, host: str, order: HostOrder) -> HostAnswer:
+    """Send an order; one for this host is signed, as this user's own."""
+    local = find_local_agent(cluster.settings) if host == cluster.settings.host_name else None
+    return send_order(cluster, host, order, timeout_s=_TIMEOUT_S, secret=local.secret if local else "")
+
+
+# -- configuration -------------------------------------------------------------------------------------------------------
+def _configuring(command: Any) -> Any:
+    """The options of `add` and `edit`."""
+    options = (
+        click.option("--device", help="cuda:0, cuda:0,1 (for nodes that use several), xpu:0, mps or cpu."),
+        click.option("--engine", type=click.Choice(["comfyui", "builtin", "default"])),
+        click.option("--comfyui", metavar="DIR", help="ComfyUI's folder on that host."),
+        click.option("--python", metavar="PROGRAM", help="Interpreter for ComfyUI there."),
+        click.option("--args", metavar="TEXT", help="Extra arguments of ComfyUI, as in a shell."),
+        click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment variable; NAME= removes it. May be repeated."),
+        click.option("--tags", metavar="TAGS", help="Comma-separated."),
+        click.option("--threads", type=int, help="CPU threads of its engine; 0: by its cores."),
+        click.option("--cores", metavar="CPUS", help="CPUs it may use, like 0-3,8, or auto."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
+    """What was given, as fields of `agent.configuration.WorkerConfiguration`; the agent checks it."""
+    found: dict[str, Any] = {}
+    for option, field in (("device", "device"), ("comfyui", "comfyui_path"), ("python", "comfyui_python"), ("threads", "threads")):
+        if options[option] is not None:
+            found[field] = options[option]
+    if options["engine"]:
+        found["engine"] = None if options["engine"] == "default" else options["engine"]
+    if options["tags"] is not None:
+        found["tags"] = [tag for tag in (part.strip() for part in options["tags"].split(",")) if tag]
+    if options["env"]:
+        found["environment"] = dict(map(_variable, options["env"]))
+    try:
+        if options["args"] is not None:
+            found["comfyui_args"] = list(split_arguments(options["args"]))
+        if options["cores"] is not None:
+            found["cores"] = "auto" if options["cores"] == "auto" else list(parse_cpus(options["cores"]))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return found
+
+
+def _variable(text: str) -> tuple[str, str | None]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"must be like NAME=VALUE (it is {text!r})", param_hint="--env")
+    return name, value or None
+
+
+@click.command(short_help="Give a host one more worker.")
+@click.argument("name", required=False)
+@_host_option
+@_configuring
+@click.option("--disabled", is_flag=True, help="Only write it down.")
+@json_option
+@click.pass_obj
+def add(output: Output, /, name: str | None, host: str | None, disabled: bool, **options: Any) -> None:
+    """Give a host (default: this one) one more worker, and start it.
+
+    Without NAME it is called after host and device. The host's agent writes it to its workers.json.
+    """
+    fields = _fields(options)
+    if "environment" in fields:
+        fields["environment"] = {variable: value for variable, value in fields["environment"].items() if value is not None}
+    with connected(output) as cluster:
+        order = order_for("add", name or "", fields={**fields, "enabled": not disabled})
+        _say(output, give(cluster, _host_name(cluster, host), order))
+
+
+@click.command(short_help="Change the configuration of a worker.")
+@click.argument("name")
+@_host_option
+@_configuring
+@click.option("--restart", is_flag=True, help="Start it again with that now.")
+@json_option
+@click.pass_obj
+def edit(output: Output, /, name: str, host: str | None, restart: bool, **options: Any) -> None:
+    """Change the configuration of a worker; it takes effect when the worker is started the next time."""
+    fields = _fields(options)
+    if not fields and not restart:
+        raise click.UsageError("nothing to change; see --help")
+    _order(output, host, order_for("edit", name, fields=fields, restart=restart))
+
+
+@click.command(short_help="Take a worker off its host.")
+@click.argument("name")
+@_host_option
+@json_option
+@click.pass_obj
+def remove(output: Output, /, name: str, host: str | None) -> None:
+    """Let a worker finish its item, end it, and take it out of its host's configuration."""
+    _order(output, host, order_for("remove", name))
+
+
+@click.command(short_help="Let a worker run, now and at every `up`.")
+@click.argument("name")
+@_host_option
+@json_option
+@click.pass_obj
+def enable(output: Output, /, name: str, host: str | None) -> None:
+    """Let a worker run: now, and whenever its host's agent starts."""
+    _order(output, host, order_for("enable", name))
+
+
+@click.command(short_help="Let a worker end, and not start with `up`.")
+@click.argument("name")
+@_host_option
+@json_option
+@click.pass_obj
+def disable(output: Output, /, name: str, host: str | None) -> None:
+    """Let a worker finish its item and end; its host's agent does not start it any more."""
+    _order(output, host, order_for("disable", name))
+
+
+# -- running -------------------------------------------------------------------------------------------------------------
+@click.command(short_help="Start a worker that was stopped, or failed.")
+@click.argument("name")
+@_host_option
+@_wait_option
+@json_option
+@click.pass_obj
+def start(output: Output, /, name: str, host: str | None, wait_s: float) -> int:
+    """Start a worker that was stopped, has failed or waits for its next start."""
+    return _order(output, host, order_for("start", name), wait_s)
+
+
+@click.command(short_help="Let a worker finish, and end it.")
+@click.argument("name")
+@_host_option
+@click.option("--now", is_flag=True, help="Give its item back at once.")
+@_wait_option
+@json_option
+@click.pass_obj
+def stop(output: Output, /, name: str, host: str | None, now: bool, wait_s: float) -> int:
+    """Let a worker finish its item and end; its agent starts it again at `workers start`, or at its own next start.
+
+    A worker that was started by hand ends for good. One of systemd or of a container would be started again by these, so they must be told.
+    """
+    return _order(output, host, order_for("stop", name, at_once=now), wait_s)
+
+
+@click.command(short_help="Let a worker finish, and start it again.")
+@click.argument("name")
+@_host_option
+@_wait_option
+@json_option
+@click.pass_obj
+def restart(output: Output, /, name: str, host: str | None, wait_s: float) -> int:
+    """Let a worker finish its item, end, and start again with the configuration of now.
+
+    A worker of systemd or of a container ends, and starts again where these are set up to do that.
+    """
+    return _order(output, host, order_for("restart", name), wait_s)
+
+
+ORDERS = (add, edit, remove, enable, disable, start, stop, restart)
+
+
+def _order(output: Output, host: str | None, order: HostOrder, wait_s: float = 0.0) -> int:
+    """Give an order to whoever keeps the worker; exit status: 1 where it has not happened in the time to wait for it."""
+    with connected(output) as cluster:
+        keeper = slug(host) if host else _keeper(cluster, order.worker)
+        if not keeper:
+            _without_agent(output, cluster, order)
+            return 0
+        before = _kept(cluster, keeper, order.worker)
+        answer = give(cluster, keeper, order)
+        if not wait_s:
+            _say(output, answer)
+            return 0
+        found, happened = _wait(cluster, keeper, order, wait_s, before.pid if before else 0)
+    phase = found.phase if found else "gone"
+    text = f"worker {order.worker} on {keeper}: {phase}" + (f": {found.reason}" if found and found.reason else "")
+    _say(output, replace(answer, text=text, facts={**answer.facts, "phase": phase, "happened": happened}))
+    return 0 if happened else 1
+
+
+def _wait(cluster: Cluster, host: str, order: HostOrder, wait_s: float, pid_before: int) -> tuple[HostWorker | None, bool]:
+    """The worker once an order has taken effect, or cannot, or after ``wait_s``; and whether it has."""
+    give_up = time.monotonic() + wait_s
+    while True:
+        found = _kept(cluster, host, order.worker)  # an agent tells how its host is before it answers, so this is no older than that
+        happened = found is not None and _has_happened(order.verb, found, pid_before)
+        if happened or (found is not None and found.phase == "failed") or time.monotonic() >= give_up:
+            return found, happened
+        time.sleep(_POLL_S)
+
+
+def _has_happened(verb: HostVerb, worker: HostWorker, pid_before: int) -> bool:
+    if verb == "stop":
+        return worker.phase in ("stopped", "disabled")
+    return worker.phase in ("running", "draining") and (verb == "start" or worker.pid != pid_before)
+
+
+def _kept(cluster: Cluster, host: str, worker: str) -> HostWorker | None:
+    record = cluster.hosts.host(host)
+    return next((own for own in record.workers if own.name == worker), None) if record else None
+
+
+def _keeper(cluster: Cluster, worker: str) -> str:
+    """The host whose agent has this worker; empty where none has."""
+    return next((record.host for record in cluster.hosts.hosts() if any(own.name == worker for own in record.workers)), "")
+
+
+def _host_name(cluster: Cluster, host: str | None) -> str:
+    return slug(host) if host else cluster.settings.host_name
+
+
+def _without_agent(output: Output, cluster: Cluster, order: HostOrder) -> None:
+    """A worker that somebody else keeps can be asked to end; only whoever starts it decides whether it comes again.
+
+    Raises:
+        WorkerUnknown: there is no such worker.
+        OrderRefused: that would not do what was asked.
+    """
+    known = {worker.facts.name: worker.facts for worker in cluster.workers.workers()}
+    if order.worker not in known:
+        raise unknown_worker(order.worker, known)
+    facts = known[order.worker]
+    if reason := _why_not(order, facts):
+        raise OrderRefused(what=f"workers {order.verb} {order.worker}", reason=reason)
+    heard = cluster.workers.end(order.worker)
+    output.result({"worker": order.worker, "host": facts.host, "started_by": facts.started_by, "heard": heard})
+    after = "nobody starts it again" if order.verb == "stop" else f"{facts.started_by} on {facts.host} starts it again, if set up so"
+    output.say(f"worker {order.worker} {'finishes its item and ends; ' + after if heard else 'did not hear it; try again'}")
+
+
+def _why_not(order: HostOrder, facts: WorkerFacts) -> str:
+    """Why an order makes no sense for a worker that no agent keeps; empty where it does."""
+    starter = facts.started_by or "hand"
+    if order.verb not in ("stop", "restart"):
+        return f"no agent keeps this worker ({starter} on host {facts.host} started it), so it has no configuration to change"
+    if starter == "agent":
+        return f"its agent does not answer; start it on host {facts.host} with `distributed-comfy up`"
+    if order.arguments.get("at_once"):
+        return "--now needs an agent; without it the worker finishes its item and ends"
+    reason = (_STOPS_ELSEWHERE if order.verb == "stop" else _RESTARTS_ELSEWHERE).get(starter, "")
+    remedy = "; `distributed-comfy workers drain` keeps items from it" if reason and order.verb == "stop" else ""
+    return reason.format(host=facts.host) + remedy
+
+
+def _say(output: Output, answer: HostAnswer) -> None:
+    output.result({**answer.facts, "text": answer.text})
+    output.say(answer.text)

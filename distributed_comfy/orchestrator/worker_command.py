@@ -1,0 +1,89 @@
+"""Starts ``distributed-comfy worker`` as a child process, finds its logs, and asks it to end; for `run` and for agents."""
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from distributed_comfy.log_lines import plain
+from distributed_comfy.settings import Settings
+
+WORKER_LOG = "worker.log"
+ENGINE_LOG = "engine.log"
+_LOG_LINES = 15
+_TAIL_BYTES = 16 * 2**10
+_COMPLAINT = "error: "
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) +")
+_LOGGED_AS_JSON = re.compile(r'\{"time": "[^"]*", "level": "(\w+)"')
+_HARMLESS = ("DEBUG", "INFO", "WARNING")
+
+
+def worker_folder(settings: Settings, name: str) -> Path:
+    """A worker's own folder; holds `WORKER_LOG` and `ENGINE_LOG`."""
+    return settings.cache_folder / "workers" / name
+
+
+def start_worker(name: str, environment: Mapping[str, str], output: int | IO[bytes], *, outlives: bool = False) -> subprocess.Popen[bytes]:
+    """Start a worker.
+
+    Args:
+        name: under which it registers.
+        environment: its settings.
+        output: takes what it says.
+        outlives: it goes on when this process ends; otherwise it ends when its standard input closes, however that comes about.
+    Raises:
+        OSError: no process can be started.
+    """
+    command = [sys.executable, "-m", "distributed_comfy", "worker", "--name", name]
+    return subprocess.Popen(
+        command if outlives else [*command, "--end-with-stdin"],
+        stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        **_own_group(),
+    )
+
+
+def _own_group() -> dict[str, Any]:
+    """A Ctrl-C in the terminal is for the command alone, which then ends its workers."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def end_signal() -> int:
+    """What asks a worker to finish and end; Windows kills by SIGTERM, so there it is Ctrl-Break, which reaches the whole group."""
+    return int(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+
+
+def log_tail(folder: Path) -> list[str]:
+    """The last lines of a worker and of its engine."""
+    return [line for name in (WORKER_LOG, ENGINE_LOG) for line in map(plain, _last_lines(folder / name))]
+
+
+def last_words(folder: Path) -> str:
+    """Why a worker says it ended: its last complaint, else its last line that tells of no other thing; empty where there is none."""
+    lines = [(_level(line), plain(line)) for line in _last_lines(folder / WORKER_LOG) if line.strip()]
+    complaints = [text for _, text in lines if text.startswith(_COMPLAINT)]
+    others = [text for level, text in lines if level not in _HARMLESS]
+    return _LOGGED.sub("", (complaints or others or [""])[-1]).removeprefix(_COMPLAINT)
+
+
+def _level(line: str) -> str:
+    """Of a line of a log, as text or as JSON; empty for any other line."""
+    found = _LOGGED.match(line) or _LOGGED_AS_JSON.match(line)
+    return found[1] if found else ""
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,212 @@
+"""Parts of the agent that need no cluster: waits, logs, signatures, what a worker is started with, who started it."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distributed_comfy.agent.back_off import HEALTHY_S, BackOff
+from distributed_comfy.agent.configuration import WorkerConfiguration
+from distributed_comfy.agent.launching import Launcher, Plan
+from distributed_comfy.agent.placement import Placement
+from distributed_comfy.agent.processes import process_start
+from distributed_comfy.agent.rotated_log import RotatedLog, cut_if_long, pump
+from distributed_comfy.host_messages import HostOrder, is_signed, sign_order
+from distributed_comfy.messages import dump, load
+from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.orchestrator.worker_command import last_words
+from distributed_comfy.settings import Settings
+
+
+def test_waits_double_up_to_a_minute_and_begin_anew_after_a_healthy_run() -> None:
+    back_off = BackOff()
+    assert [back_off.after(0.5) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert back_off.after(HEALTHY_S - 1) == 60
+    assert [back_off.after(HEALTHY_S), back_off.after(0.5)] == [1, 2]
+    back_off.reset()
+    assert back_off.after(0.5) == 1
+
+
+# -- logs ----------------------------------------------------------------------------------------------------------------
+def lines_of(folder: Path) -> list[bytes]:
+    files = sorted(folder.glob("worker.log*"), key=lambda path: path.suffix == ".log" or -int(path.suffix[1:]))
+    return b"".join(path.read_bytes() for path in files).splitlines()
+
+
+def test_a_log_is_bounded_and_its_newest_lines_are_whole(tmp_path: Path) -> None:
+    log = RotatedLog(tmp_path / "worker.log", limit_bytes=1000, kept=2)
+    for number in range(500):
+        log.write(b"line %d\n" % number)
+    log.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["worker.log", "worker.log.1", "worker.log.2"]
+    assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+    found = lines_of(tmp_path)
+    assert found == [b"line %d" % number for number in range(500 - len(found), 500)] and len(found) > 200
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 999, 1000, 1001, 5000])
+def test_nothing_is_lost_between_files_however_it_comes(tmp_path: Path, chunk: int) -> None:
+    log = RotatedLog(tmp_path / "worker.log", limit_bytes=1000, kept=9)
+    text = b"".join(b"%d %s\n" % (number, b"x" * (number % 90)) for number in range(100)) + b"y" * 2500
+    for start in range(0, len(text), chunk):
+        log.write(text[start : start + chunk])
+    log.close()
+    assert b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir(), reverse=True)) == text
+    assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+
+
+def test_a_log_of_before_is_continued(tmp_path: Path) -> None:
+    for text in (b"one\n", b"two\n"):
+        log = RotatedLog(tmp_path / "worker.log")
+        log.write(text)
+        log.close()
+    assert (tmp_path / "worker.log").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_log_takes_turns_while_a_program_writes_through_a_pipe(tmp_path: Path) -> None:
+    script = "for n in range(20000): print('a line of the program', n, flush=n % 100 == 0)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    thread = pump(process.stdout, RotatedLog(tmp_path / "worker.log", limit_bytes=100_000, kept=2), "one")
+    assert process.wait(60) == 0
+    thread.join(10)
+    assert lines_of(tmp_path)[-1] == b"a line of the program 19999"
+    assert 200_000 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 300_000
+
+
+def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "engine.log"
+    with path.open("ab", buffering=0) as engine:
+        for number in range(3):
+            engine.write(b"%d" % number * 2000)
+            assert cut_if_long(path, limit_bytes=1000) and not cut_if_long(path, limit_bytes=1000)
+        engine.write(b"goes on")
+    assert path.read_bytes() == b"goes on"
+    assert [(tmp_path / f"engine.log.{number}").read_bytes()[:1] for number in (1, 2)] == [b"2", b"1"]
+    assert not cut_if_long(tmp_path / "none.log", limit_bytes=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ""),
+        ("2026-11-28 20:05:25,739 INFO    worker pc1-cpu starts\n", ""),
+        ("error: DC_DEVICE: must be cpu\nTraceback\n", "DC_DEVICE: must be cpu"),
+        ("2026-11-28 20:05:25,739 INFO    starts\nImportError: no torch\n", "ImportError: no torch"),
+        ("2026-11-28 20:05:25,739 ERROR   no engine\n2026-11-28 20:05:26,010 WARNING pc1-cpu is gone\n", "no engine"),
+        ('{"time": "t", "level": "ERROR", "message": "no engine"}\n{"time": "t", "level": "INFO", "message": "it ends"}\n', "no engine"),
+    ],
+)
+def test_a_worker_that_ended_has_last_words(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "worker.log").write_text(text)
+    assert last_words(tmp_path) == words
+
+
+# -- orders --------------------------------------------------------------------------------------------------------------
+def test_a_signature_holds_for_this_order_and_this_secret() -> None:
+    order = sign_order(HostOrder("1", "add", "a", {"fields": {"device": "cpu"}}, 5), "secret")
+    assert is_signed(order, "secret") and is_signed(load(HostOrder, dump(order)), "secret")
+    assert not is_signed(order, "other")
+    for changed in (replace(order, worker="b"), replace(order, arguments={}), replace(order, order_id="2"), replace(order, signature="")):
+        assert not is_signed(changed, "secret")
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("redis://127.0.0.1:6379/0", True),
+        ("redis://:secret@localhost/0", True),
+        ("unix:///run/redis.sock?db=1", True),
+        ("rediss://[::1]:6380/0", True),
+        ("redis://10.0.0.7:6379/0", False),
+        ("rediss://w:secret@gpu-host/0", False),
+    ],
+)
+def test_a_redis_is_known_as_this_hosts_own(url: str, local: bool) -> None:
+    assert Servers(url, url, embedded=False).local is local
+    assert not Servers(url, url, embedded=False, foreign=True).local
+
+
+# -- starting ------------------------------------------------------------------------------------------------------------
+def launcher(tmp_path: Path, *, embedded: bool = False, **settings: object) -> Launcher:
+    servers = Servers("redis://here:1/0", "redis://here:2/0", embedded=embedded)
+    return Launcher(Settings(cache_dir=tmp_path, **settings), servers, tmp_path, tmp_path / "agent")  # type: ignore[arg-type]
+
+
+def test_a_worker_gets_its_configuration_its_place_and_the_agents_settings(tmp_path: Path) -> None:
+    worker = WorkerConfiguration(
+        device="cuda:0,1", engine="comfyui", comfyui_path="Comfy", comfyui_args=("--cache-lru", "a b"), environment={"HF_TOKEN": "t"},
+        tags=("big",),
+    )  # fmt: skip
+    found = launcher(tmp_path, slots=3).environment(Plan(worker, Placement((0, 1, 8), 4), debug=True))
+    expected = {
+        "DC_DEVICE": "cuda:0,1", "DC_ENGINE": "comfyui", "COMFYUI_PATH": str(tmp_path / "Comfy"), "DC_COMFYUI_ARGS": "--cache-lru 'a b'",
+        "HF_TOKEN": "t", "DC_WORKER_TAGS": "big", "DC_CORES": "0-1,8", "DC_THREADS": "4", "DC_SLOTS": "3", "DC_LOG_LEVEL": "DEBUG",
+        "DC_STARTED_BY": "agent", "DC_REDIS_URL": "redis://here:1/0", "DC_BLOB_URL": "redis://here:2/0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }  # fmt: skip
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_a_worker_that_outlives_its_agent_owns_the_embedded_redis_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DC_REDIS_URL", raising=False)
+    plan = Plan(WorkerConfiguration(), Placement(), debug=False)
+    outliving = replace(plan, outlives=True)
+    assert "DC_REDIS_URL" not in launcher(tmp_path, embedded=True).environment(outliving)
+    assert "DC_REDIS_URL" in launcher(tmp_path, embedded=True).environment(plan)
+    assert "DC_REDIS_URL" in launcher(tmp_path).environment(outliving)
+
+
+def test_a_process_is_told_from_another_one_with_its_pid() -> None:
+    assert process_start(os.getpid()) == process_start(os.getpid()) != None  # noqa: E711
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_start(child.pid)
+    child.kill()
+    child.wait()
+    assert process_start(child.pid) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "starter"),
+    [
+        ({}, "hand"),
+        ({"container": "podman"}, "container"),
+        ({"INVOCATION_ID": "1"}, "systemd"),
+        ({"INVOCATION_ID": "1", "SYSTEMD_EXEC_PID": str(os.getpid())}, "systemd"),
+        ({"INVOCATION_ID": "1", "SYSTEMD_EXEC_PID": "1"}, "hand"),  # a terminal that is a service hands it on
+        ({"INVOCATION_ID": "1", "DC_STARTED_BY": "agent"}, "agent"),
+    ],
+)
+def test_who_started_a_worker_is_seen_by_its_surroundings(
+    environment: dict[str, str], starter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("INVOCATION_ID", "SYSTEMD_EXEC_PID", "container"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    assert Settings().starter == starter
+
+
+def test_a_closed_pipe_ends_no_thread_that_has_something_else_to_do() -> None:
+    """Rich would end it by SystemExit: the one that ends a worker whose agent was killed says so first."""
+    script = """
+import logging, os, sys, threading
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.settings import read_settings
+set_up_logging(read_settings(), Output(), audience="supervisor")
+sys.stdin.read()
+def work():
+    logging.info("whoever started it is gone")
+    os._exit(7)
+threading.Thread(target=work).start()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(30) == 7
