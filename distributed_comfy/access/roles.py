@@ -208,7 +208,7 @@ def _key_rules(prefix: str, role: Role, rights: Iterable[tuple[str, Rights]], ho
         rules += _patterns(prefix + template, rule.of(role))
         if role == "worker":
             rules += _patterns((prefix + template).replace("{}", f"{host}-*" if host else "*", 1), rule.own)
-            for mine in (host, f"{host}[^a-z0-9_-]*") if host else ("*",):  # the second: what Kombu writes behind a queue's name
+            for mine in (host, f"{host}[^-a-z0-9_]*") if host else ("*",):  # the second: what Kombu writes behind a queue's name
                 rules += _patterns((prefix + template).replace("{}", mine, 1), rule.host)
     return rules
 

@@ -38,7 +38,7 @@ from distributed_comfy.state.embedded import EmbeddedRedis, start_embedded
 from distributed_comfy.state.keys import Keys
 from tasks.cluster import open_cluster
 from tasks.reaper import reap_once
-from tests.command_line import until
+from tests.command_line import CommandLine, until
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
 
@@ -315,3 +315,28 @@ def test_a_blob_server_that_is_away_ends_nobody_who_reaps_and_the_invitation_goe
     reap_once(cluster, "well")
     assert cluster.client.acl_users() == ["default"] and not cluster.client.exists(Keys("dc:")("invites"))
     cluster.close()
+
+
+def test_an_invited_host_runs_its_agent_and_workers_and_needs_its_token_once(
+    settings: Settings, owner: EmbeddedRedis, tmp_path: Path
+) -> None:
+    token = invite(settings, OPTIONS)
+    (tmp_path / "token").write_text(token.text)
+    (tmp_path / "line").mkdir()
+    line = CommandLine(tmp_path / "line", DC_DEVICE="cpu", DC_THREADS="1")
+    line.environment.pop("XDG_CONFIG_HOME", None)
+    with owners_client(owner) as client:
+        for join in (["--join", f"@{tmp_path / 'token'}"], []):
+            agent = line.start("up", "--engine", "builtin", *join)
+            try:
+                until(lambda: client.smembers(Keys("dc:")("workers")) == {"pc2-cpu"}, timeout_s=60)
+                told = client.get(Keys("dc:")("host", "pc2"))
+            finally:
+                agent.terminate()
+                done = line.finish(agent)
+            assert told and done.status in (0, 143), done.err
+            assert token.secret not in done.err
+            until(lambda: not client.exists(Keys("dc:")("lease", "pc2-cpu")), timeout_s=30)
+            client.delete(Keys("dc:")("workers"))
+        denied = {entry["object"] for entry in client.acl_log()}
+    assert denied <= {"dc:limits", "acl|users"}
