@@ -265,6 +265,27 @@ class ResultsNeedCollector(BadInput):
     sentence = "what follows the collector (nodes {nodes}) needs the results of all items; remove it, or leave out results='celery'"
 
 
+class TokenUnreadable(BadInput):
+    """What was given as an invitation is none."""
+
+    code = "token_unreadable"
+    sentence = "this is no token of an invitation: {reason}; copy the whole line that `distributed-comfy invite` printed"
+
+
+class HostNotInvitable(BadInput):
+    """A host of this name cannot be invited."""
+
+    code = "host_not_invitable"
+    sentence = "host {name!r} cannot be invited: {reason}; choose another --name"
+
+
+class InviteUnknown(BadInput):
+    """No host of this name was invited."""
+
+    code = "invite_unknown"
+    sentence = "no host {name!r} was invited; `distributed-comfy invite list` shows all that were"
+
+
 class FlowerMissing(BadInput):
     """The program that shows the cluster's tasks is not installed."""
 
@@ -339,11 +360,45 @@ class RedisRefused(ClusterUnavailable):
     sentence = "Redis at {url} refuses the user or password: {reason}; check {setting}"
 
 
+class RedisForbids(ClusterUnavailable):
+    """The user that this process has on the server may not do what was asked."""
+
+    code = "redis_forbids"
+    sentence = (
+        "{url} does not allow its user that ({reason}); an invited host runs workers and nothing else, and their names begin with its own "
+        "(DC_HOST, a hyphen): run this on the host that invited it"
+    )
+
+
 class RedisTooOld(ClusterUnavailable):
     """The server lacks commands the scripts use."""
 
     code = "redis_too_old"
     sentence = "Redis at {url} is version {version}; {needed} or later is needed: upgrade it, or name another in DC_REDIS_URL"
+
+
+class DoorRefused(ClusterUnavailable):
+    """A server is not opened for other hosts."""
+
+    code = "door_refused"
+    sentence = "{what} is not opened for other hosts: {reason}; {remedy}"
+
+
+class InviteRefused(ClusterUnavailable):
+    """The server does not know the user of a token (any more)."""
+
+    code = "invite_refused"
+    sentence = (
+        "{url} does not let host {host!r} in ({reason}): its invitation was revoked, or expired before it was used; "
+        "ask for a new one (`distributed-comfy invite --name {host}`)"
+    )
+
+
+class JoinImpossible(ClusterUnavailable):
+    """A token leads where this installation cannot follow."""
+
+    code = "join_impossible"
+    sentence = "cannot join through {url}: {reason}; {remedy}"
 
 
 class NoRedisServer(ClusterUnavailable):

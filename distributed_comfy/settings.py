@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """State Redis: queues, jobs, items, leases. Empty: the embedded one."""
     blob_url: str = ""
     """Blob Redis: tensors and files, no persistence. Empty: the embedded second server, or the state Redis where that one is configured."""
+    allow_plaintext: bool = False
+    """Whether ``redis://`` may lead to another host, in the clear: for a network that nobody else is in, as that of containers."""
     key_prefix: str = Field("dc:", pattern=r"^[A-Za-z0-9_.-]+:$")
     """First part of every Redis key."""
     comfyui_path: Path | None = Field(None, validation_alias=AliasChoices("comfyui_path", "COMFYUI_PATH"))
@@ -207,6 +209,11 @@ class Settings(BaseSettings):
         return parse_headers(self.comfyui_headers)
 
     @cached_property
+    def config_folder(self) -> Path:
+        """Per-user folder of what must last: the file of settings, an accepted invitation."""
+        return default_config_file(os.environ).parent
+
+    @cached_property
     def workers_path(self) -> Path:
         """Where this host's workers are written down."""
         return self.workers_file or default_config_file(os.environ).with_name("workers.json")
@@ -304,6 +311,11 @@ def _shown(field: str, value: object) -> str:
     if field.endswith(("_auth", "_headers")):
         return " (it is not shown)"
     return f", not {str(value).split(':')[0]}:..." if field.endswith("_url") else f", not {value!r}"
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    """The settings with other values; what is derived from them is derived anew."""
+    return Settings(**{**{name: getattr(settings, name) for name in settings.model_fields_set}, **changes})
 
 
 def check_device(device: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from urllib.parse import parse_qsl, urlencode
 
 from celery import Celery
 from celery.app.amqp import AMQP
@@ -11,15 +12,11 @@ from kombu import Connection, Exchange, Queue
 
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s
-
-RUN_ITEM = "tasks.run_item"
-"""Name of the one task of workers; its only argument is the worker it is for."""
-
-HOST_ORDER = "tasks.host_order"
-"""Name of the one task of agents; its only argument is a `HostOrder` as JSON."""
+from tasks.broker import RUN_ITEM, CheckedTransport
 
 _VISIBILITY_TIMEOUT_S = 7 * 86_400  # a ticket is never redelivered by the broker: leases decide who is dead
 
+_CHECKED = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
 
 TensorKind = Literal["numpy", "torch"]
 """``numpy``: arrays, bfloat16 as the float32 of the same value; ``torch``: tensors on the CPU in their own element type."""
@@ -44,10 +41,14 @@ def result_options(app: Celery) -> ResultOptions | None:
 
 
 class BrokerConnection(Connection):  # type: ignore[misc]
-    """Looks for a broker that is away once a second.
+    """Lets through what is ours (`tasks.broker`), and looks for a broker that is away once a second.
 
     Celery would wait two seconds longer each time, up to thirty, and a worker that is on the table again would let its tickets lie so long.
     """
+
+    def get_transport_cls(self) -> type[CheckedTransport]:
+        """See kombu."""
+        return CheckedTransport
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         """See kombu; raises what that does."""
@@ -78,7 +79,14 @@ def route_ticket(name: str, args: Any, kwargs: Any, options: Any, task: Any = No
 
 
 def celery_url(redis_url: str) -> str:
-    """A Redis URL in Celery's words, which differ for Unix sockets: ``unix:///s?db=1`` is ``redis+socket:///s?virtual_host=1`` there."""
+    """A Redis URL in Celery's words.
+
+    They differ for Unix sockets: ``unix:///s?db=1`` is ``redis+socket:///s?virtual_host=1`` there.  And what redis-py takes for granted
+    with ``rediss://`` (a certificate that is checked, and for this very host) has to be said.
+    """
+    if redis_url.startswith("rediss://"):
+        base, _, query = redis_url.partition("?")
+        return f"{base}?{urlencode({**_CHECKED, **dict(parse_qsl(query))}, safe='/')}"
     if not redis_url.startswith("unix://"):
         return redis_url
     return re.sub(r"([?&])db=", r"\1virtual_host=", redis_url.replace("unix://", "redis+socket://", 1))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import redis
 from celery import Celery
 
+from distributed_comfy.access.invites import Invites
+from distributed_comfy.access.users import ServerUsers
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s, connect
@@ -42,6 +44,8 @@ class Cluster:
     app: Celery
     statuses: StatusBoard
     logs: WorkerLogs
+    invites: Invites | None = None
+    """None where this process may not change users of the servers."""
 
     def close(self) -> None:
         """Give the connections back; the cluster object is not used again."""
@@ -70,11 +74,18 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     jobs = JobTable(scripts, matching, settings)
     jobs.set_byte_limit(_byte_limit(settings, blobs))
     workers = WorkerTable(scripts, matching, settings)
+    invites = _invites(settings, ServerUsers(client, "state", redis_url), ServerUsers(blob_client, "blobs", blob_url))
     hosts = HostTable(scripts, settings)
     statuses, logs = StatusBoard(scripts), WorkerLogs(scripts)
     return Cluster(
-        settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app, statuses, logs
+        settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app, statuses, logs, invites
     )  # fmt: skip
+
+
+def _invites(settings: Settings, state: ServerUsers, blobs: ServerUsers) -> Invites | None:
+    if not state.may_change() or not blobs.may_change():
+        return None
+    return Invites(state, None if state.url == blobs.url else blobs, settings.key_prefix)
 
 
 def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:

@@ -15,7 +15,8 @@ from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import DistributedComfyError, RemoteError
 from distributed_comfy.log_lines import name_worker
 from distributed_comfy.settings import Settings, redact_url
-from tasks.app import RUN_ITEM, gpu_queue
+from tasks.app import gpu_queue
+from tasks.broker import RUN_ITEM
 from tasks.cluster import Cluster, open_cluster
 from tasks.log_stream import LogStream
 from tasks.names import free_worker_name, node_name, take_name

@@ -7,7 +7,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from distributed_comfy.errors import RedisUnreachable
-from tasks.app import RUN_ITEM
+from tasks.broker import RUN_ITEM
 
 
 def send_tickets(app: Celery, workers: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from celery.worker import state as celery_state
 from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
 from distributed_comfy.host_messages import HostAnswer, HostOrder
 from distributed_comfy.messages import load
-from tasks.app import HOST_ORDER, host_queue, make_app
+from tasks.app import host_queue, make_app
+from tasks.broker import HOST_ORDER
 from tasks.cluster import Cluster
 from tasks.reaper import queue_key
 from tasks.reconnect import Reconnection

@@ -10,7 +10,8 @@ from kombu.exceptions import OperationalError
 from distributed_comfy.errors import NoAgent, RedisUnreachable, from_wire
 from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb, sign_order
 from distributed_comfy.messages import dump
-from tasks.app import HOST_ORDER, host_queue
+from tasks.app import host_queue
+from tasks.broker import HOST_ORDER
 from tasks.cluster import Cluster
 
 

@@ -5,7 +5,6 @@ orders would do nothing useful.  It asks the workers for their events, by remote
 """
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 from distributed_comfy.errors import FlowerMissing, SettingInvalid
 from distributed_comfy.settings import Settings
+from distributed_comfy.state.connection import is_loopback
 from tasks.app import make_app
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def check_flower_options(options: FlowerOptions) -> None:
     Raises:
         SettingInvalid: the page would be open to other hosts without a password.
     """
-    if not options.basic_auth and not _is_loopback(options.address):
+    if not options.basic_auth and not is_loopback(options.address):
         reason = f"{options.address!r} can be reached from other hosts; set --basic-auth USER:PASS too"
         raise SettingInvalid(name="--host", reason=reason)
 
@@ -93,10 +93,3 @@ def _new_flower(settings: Settings, redis_url: str, options: FlowerOptions) -> t
         logging.getLogger(chatty).setLevel("ERROR")
     loop = IOLoop.current()
     return Flower(capp=make_app(settings, redis_url), options=chosen, io_loop=loop, **web_settings), loop
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a name
-        return address == "localhost"

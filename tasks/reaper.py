@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import logging
 
+import redis
+
 from distributed_comfy.errors import ConnectionLost
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster
@@ -13,9 +15,12 @@ log = logging.getLogger(__name__)
 def reap_once(cluster: Cluster, process_id: str) -> None:
     """Let the table act on expired leases, back-offs, owners and lost tickets; then clear the queues of workers that are gone.
 
+    Who may do so removes the users of invitations that expired unused, too.
+
     Any process may call this at any time: the table elects one caller per tick.
     """
     found = cluster.workers.reap(process_id)
+    _sweep_invites(cluster)
     for worker in found.gone:
         log.warning("worker %s is gone; its items went back", worker)
         clear_broker(cluster, worker)
@@ -25,6 +30,16 @@ def reap_once(cluster: Cluster, process_id: str) -> None:
             cluster.blobs.drop_job(job_id)
         except ConnectionLost as error:
             log.warning("job %s: its blobs could not be dropped (%s); they expire by themselves", job_id, error)
+
+
+def _sweep_invites(cluster: Cluster) -> None:
+    """A server that is away is no reason to end whoever reaps."""
+    if cluster.invites is None:
+        return
+    try:
+        cluster.invites.sweep()
+    except redis.RedisError as error:
+        log.warning("invitations could not be looked at (%s); the next tick tries again", error)
 
 
 def queue_key(settings: Settings, queue: str) -> str:

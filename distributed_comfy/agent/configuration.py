@@ -61,7 +61,7 @@ class WorkerConfiguration(BaseModel):
         if isinstance(device, str):
             return check_device(device)
         if not isinstance(device, (list, tuple)) or not device or not all(isinstance(each, str) for each in device):
-            raise ValueError("must be cpu, mps, or like cuda:0, or a list like [\"cuda:0\", \"cuda:1\"]")
+            raise ValueError('must be cpu, mps, or like cuda:0, or a list like ["cuda:0", "cuda:1"]')
         kinds = {check_device(each).partition(":")[0] for each in device}
         if len(kinds) > 1 or (len(device) > 1 and not kinds <= {"cuda", "xpu"}):
             raise ValueError("must be one device, or several GPUs of one kind")
@@ -88,7 +88,7 @@ class WorkerConfiguration(BaseModel):
         if cores == "auto":
             return cores
         if not isinstance(cores, (list, tuple)) or not cores or not all(type(cpu) is int and 0 <= cpu < MOST_CPUS for cpu in cores):
-            raise ValueError("must be \"auto\" or a list of CPU numbers like [0, 1, 2, 3]")
+            raise ValueError('must be "auto" or a list of CPU numbers like [0, 1, 2, 3]')
         return tuple(sorted(set(cores)))
 
     @field_validator("environment")

@@ -195,9 +195,7 @@ def process_start(pid: int) -> str | None:
             return None
         return None if fields[0] == "Z" else fields[19]
     try:
-        done = subprocess.run(
-            ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=_PS_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=_PS_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("cannot ask for process %d: %s", pid, error)
         return None

@@ -67,6 +67,18 @@ def _doctor() -> click.Command:
     return doctor
 
 
+def _invite() -> click.Command:
+    from distributed_comfy.cli.invite import invite
+
+    return invite
+
+
+def _redis() -> click.Command:
+    from distributed_comfy.cli.redis import redis
+
+    return redis
+
+
 def _metrics() -> click.Command:
     from distributed_comfy.cli.metrics import metrics
 
@@ -82,9 +94,11 @@ _COMMANDS = {
     "workers": (_workers, "List and show workers, read their logs; add, edit, start, stop and drain them, on any host."),
     "models": (_models, "What a prompt needs and which workers lack it; all model files."),
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
+    "invite": (_invite, "Let one more host work for this cluster; list them, shut one out."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),
     "metrics": (_metrics, "Tell Prometheus how the cluster is."),
+    "redis": (_redis, "Rights of users on a Redis of your own."),
 }
 
 

@@ -1,34 +1,41 @@
 """``distributed-comfy up``."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from distributed_comfy.access.join import open_join, stored_token
 from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.up import UpOptions, run_agent
 from distributed_comfy.cli.commands import interruptibly, naming_options
+from distributed_comfy.cli.invite import token_text
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.worker import comfyui_option
-from distributed_comfy.settings import read_settings
+from distributed_comfy.settings import Settings, read_settings
 
 
 @click.command()
 @click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="For workers that name none [DC_ENGINE, else comfyui if found].")
 @comfyui_option
+@click.option("--join", metavar="TOKEN", default="", help="Work for the cluster that invited this host; @FILE and - keep it secret.")
 @click.option(
     "--remote-configuration/--no-remote-configuration", default=None,
     help="Write down whether other hosts may add, edit and remove workers here; see docs/agent.md.",
 )  # fmt: skip
 @click.pass_obj
-def up(output: Output, /, engine: str | None, comfyui: Path | None, remote_configuration: bool | None) -> int:
+def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, remote_configuration: bool | None) -> int:
     """Run this host's workers: one on each GPU, started again when they end.
 
     The first start writes them to workers.json beside the user's settings (DC_WORKERS_FILE), one for each GPU, else one for the CPU. From
     then on that file says which workers run, and `distributed-comfy workers add, edit, remove, enable, disable, start, stop, restart`
     change it from any host. Ctrl-C or SIGTERM lets running items finish for up to DC_DRAIN_TIMEOUT_S (60 s) and ends all workers; a second
     one gives the items back at once.
+
+    A host that was invited (`distributed-comfy invite`) joins once with --join; from then on `up` alone does, unless DC_REDIS_URL is set.
     """
     given = {"engine": ("--engine", engine), "comfyui_path": ("--comfyui", comfyui)}
     with naming_options(**given):
@@ -41,4 +48,16 @@ def up(output: Output, /, engine: str | None, comfyui: Path | None, remote_confi
                 agent.end_at_once()
 
         options = UpOptions(remote_configuration)
-        return interruptibly(output, lambda stop: run_agent(settings, options, stop, agents.append), at_once)
+        with _joined(settings, token_text(join)) as mine:
+            return interruptibly(output, lambda stop: run_agent(mine, options, stop, agents.append), at_once)
+
+
+@contextmanager
+def _joined(settings: Settings, token: str) -> Iterator[Settings]:
+    """The settings as they are in the cluster of the token, or of the one that this host joined before; else as they are."""
+    token = token or ("" if settings.redis_url else stored_token(settings))
+    if not token:
+        yield settings
+        return
+    with open_join(token, settings) as joined:
+        yield joined.settings

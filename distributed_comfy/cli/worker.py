@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from distributed_comfy.cli.commands import naming_options
+from distributed_comfy.cli.invite import token_text
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.arguments import join_arguments
@@ -23,6 +24,7 @@ comfyui_option = click.option(
 @click.option("--engine", type=click.Choice(["comfyui", "builtin", "attach"]), help="[DC_ENGINE, else comfyui where a ComfyUI is found]")
 @click.option("--comfyui-url", metavar="URL", help="Of the running ComfyUI that --engine attach drives [DC_COMFYUI_URL, else http://127.0.0.1:8188].")
 @comfyui_option
+@click.option("--join", metavar="TOKEN", help="Serve the cluster that invited this host; @FILE and - (standard input) keep it secret.")
 @click.option("--end-with-stdin", is_flag=True, hidden=True, help="End when standard input closes.")
 @click.argument("comfyui_arguments", nargs=-1, metavar="[-- COMFYUI ARGUMENTS]")
 @click.pass_obj
@@ -53,4 +55,4 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
     with naming_options(**given):
         settings = read_settings(**{field: value for field, (_, value) in given.items()})
         set_up_logging(settings, output, audience="supervisor", child=end_with_stdin)
-        return serve(settings, end_with_stdin=end_with_stdin)
+        return serve(settings, join=token_text(options["join"] or ""), end_with_stdin=end_with_stdin)

@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distributed_comfy.settings import Settings, redact_url
+from distributed_comfy.state.connection import refuse_plaintext
+from distributed_comfy.state.door import read_plan
 from distributed_comfy.state.embedded import start_embedded
 
 log = logging.getLogger(__name__)
@@ -50,15 +52,31 @@ def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Serv
         private: embedded servers of this process alone, whatever is configured.
     Raises:
         NoRedisServer: none is configured and none can be embedded.
+        SettingInvalid: a URL leads to another host in the clear.
     """
     if settings.redis_url and not private:
         blob_url = settings.blob_url or settings.redis_url
+        refuse_plaintext(settings.redis_url, "DC_REDIS_URL", allowed=settings.allow_plaintext)
+        refuse_plaintext(blob_url, "DC_BLOB_URL", allowed=settings.allow_plaintext)
         if not settings.blob_url:
             log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
         yield Servers(settings.redis_url, blob_url, embedded=False)
         return
     embedded = start_embedded(settings.runtime_folder, private=private)
     try:
+        _renew(embedded.folder)
         yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)
     finally:
         embedded.stop()
+
+
+def _renew(folder: Path) -> None:
+    """A year is long for a door, and any command may be the one that renews its certificate."""
+    if read_plan(folder) is None:
+        return
+    from distributed_comfy.access.doors import renew_door  # brings a library for certificates, which most commands can do without
+
+    try:
+        renew_door(folder)
+    except OSError as error:
+        log.warning("the certificate of the door cannot be renewed: %s", error)

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from distributed_comfy.access.join import open_join
 from distributed_comfy.cpu_list import format_cpus, parse_cpus
 from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
 from distributed_comfy.engine.options import EngineOptions
@@ -15,17 +18,19 @@ from distributed_comfy.settings import Settings, redact_url, slug
 log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, end_with_stdin: bool = False) -> int:
+def serve(settings: Settings, *, join: str = "", end_with_stdin: bool = False) -> int:
     """Be a worker on the configured (or embedded) Redis until a signal ends it.
 
     Args:
         settings: of this process.
+        join: token of an invitation, whose cluster is served instead.
         end_with_stdin: end when standard input closes, so that a worker never outlives who started it.
     Returns:
         Exit status, see `tasks.consumer.run_worker`.
     Raises:
         SettingInvalid: no such ComfyUI, interpreter or device.
-        ClusterUnavailable: no Redis.
+        TokenUnreadable: what was given to join with is no token.
+        ClusterUnavailable: no Redis, or it does not let this host in.
     """
     from tasks.consumer import run_worker  # Celery's worker half, which the other commands need not load
 
@@ -33,9 +38,20 @@ def serve(settings: Settings, *, end_with_stdin: bool = False) -> int:
         reason = f"a name has only a-z, 0-9, - and _ (it is {settings.worker_name!r}; {slug(settings.worker_name)!r} would do)"
         raise SettingInvalid(name="DC_WORKER_NAME", reason=reason)
     bind_to_cores(parse_cpus(settings.cores))
-    with redis_servers(settings) as servers:
-        options = engine_options(settings, servers)
-        return run_worker(settings, servers.redis_url, servers.blob_url, options, end_with_stdin=end_with_stdin)
+    with servers_to_serve(settings, join) as (mine, servers):
+        options = engine_options(mine, servers)
+        return run_worker(mine, servers.redis_url, servers.blob_url, options, end_with_stdin=end_with_stdin)
+
+
+@contextmanager
+def servers_to_serve(settings: Settings, join: str = "") -> Iterator[tuple[Settings, Servers]]:
+    """The servers of a worker, and its settings as they are there; arguments and errors as of `serve`."""
+    if join:
+        with open_join(join, settings) as joined:
+            yield joined.settings, Servers(joined.redis_url, joined.blob_url, embedded=False)
+    else:
+        with redis_servers(settings) as servers:
+            yield settings, servers
 
 
 def bind_to_cores(cpus: tuple[int, ...]) -> None:

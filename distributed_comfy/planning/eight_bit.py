@@ -34,9 +34,7 @@ def eight_bit_nodes(graph: Graph, collectors: Iterable[str], upscale: str = "") 
 
 
 def _only_sinks(graph: Graph, output: Link) -> bool:
-    return all(
-        _is_sink(graph, node_id, name) for node_id, name, slot in graph.consumers.get(output.node_id, ()) if slot == output.slot
-    )
+    return all(_is_sink(graph, node_id, name) for node_id, name, slot in graph.consumers.get(output.node_id, ()) if slot == output.slot)
 
 
 def _is_sink(graph: Graph, node_id: str, name: str) -> bool:

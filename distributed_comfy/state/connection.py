@@ -1,7 +1,9 @@
 """Connections to Redis, opened one way everywhere and checked before anything is asked of them."""
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import EqualJitterBackoff
@@ -65,6 +67,34 @@ def connect(url: str, setting: str, *, decode_responses: bool = False, socket_ti
         raise
     client.set_retry(_retry(_RETRIES))
     return client
+
+
+def refuse_plaintext(url: str, setting: str, *, allowed: bool) -> None:
+    """Refuse a URL by which password, prompts and images would cross a network in the clear.
+
+    Args:
+        url: of a server.
+        setting: the variable it came from.
+        allowed: DC_ALLOW_PLAINTEXT.
+    Raises:
+        SettingInvalid: it is ``redis://`` to another host.
+    """
+    parts = urlsplit(url)
+    if allowed or parts.scheme != "redis" or is_loopback(parts.hostname or "localhost"):
+        return
+    reason = (
+        f"{redact_url(url)} would send the password and all images in the clear; use a rediss:// URL, join by `distributed-comfy invite`, "
+        "or set DC_ALLOW_PLAINTEXT=1 where nobody else is in that network (containers of one host, a VPN)"
+    )
+    raise SettingInvalid(name=setting, reason=reason)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL is this one, without asking anybody."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def check_server(client: redis.Redis, url: str, setting: str) -> None:

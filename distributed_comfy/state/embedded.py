@@ -105,6 +105,12 @@ def start_embedded(
         raise SettingInvalid(name="DC_RUNTIME_DIR", reason=f"the embedded Redis cannot use {folder}: {error}") from error
 
 
+def has_other_owners(folder: Path) -> bool:
+    """Whether the servers live on when this process, one of their owners, stops."""
+    with _changing_owners(folder):
+        return live_owners(folder) > 1
+
+
 def default_blob_memory_bytes() -> int:
     """A quarter of what this system or container has, at most 8 GiB."""
     return min(_memory_bytes() // 4, 8 * 2**30)

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown
+from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown, RedisForbids
 from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, ItemSpec, JobRecord, Prompt, Requirement, canonical_json, dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
@@ -112,8 +113,9 @@ class JobTable:
             self._matching.match_signatures((submission.signature, submission.last_signature))
 
     def set_byte_limit(self, limit: int) -> None:
-        """Cap on the bytes in flight of all jobs."""
-        self._scripts.reply(lambda: self._client.hset(self._keys("limits"), "all", limit))
+        """Cap on the bytes in flight of all jobs; who may not submit leaves it to those who do."""
+        with suppress(RedisForbids):
+            self._scripts.reply(lambda: self._client.hset(self._keys("limits"), "all", limit))
 
     # -- read ----------------------------------------------------------------------------------------------------------
     def record(self, job_id: str) -> JobRecord:

@@ -12,6 +12,7 @@ In the folder::
     keeper.lock     held by the keeper
     start.lock      held by whoever changes who owns the servers
     owners/*.lock   each held by an owner
+    door.json       what the door does, if it is open (see `state.door`)
     state/, blobs/  see `state.server_process`
 """
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 from distributed_comfy.errors import ServerStartFailed
 from distributed_comfy.file_lock import FileLock
+from distributed_comfy.state.door import DoorProcess
 from distributed_comfy.state.server_process import ServerProcess, write_secret
 
 _POLL_INTERVAL_S = 0.1
@@ -81,6 +83,7 @@ class Keeper:
         blobs = {"appendonly": "no", "maxmemory": str(order.blob_memory_bytes)}
         self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared)
         self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False)
+        self._door: DoorProcess | None = None
 
     def start(self) -> Runtime:
         """Start both servers and write the runtime file.
@@ -96,6 +99,7 @@ class Keeper:
         runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
         write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
         self._last_owner_s = time.monotonic()
+        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port)
         return runtime
 
     def watch(self) -> None:
@@ -103,12 +107,16 @@ class Keeper:
         while self._state.is_running() and self._blobs.is_running() and runtime_file(self._folder).exists():
             if self._end_asked.wait(_POLL_INTERVAL_S):
                 return
+            if self._door:
+                self._door.tend()
             if self._is_given_up() if self._order.private else self._nobody_came_back():
                 return
 
     def end(self) -> None:
         """End both servers; of a private pair nothing stays."""
         runtime_file(self._folder).unlink(missing_ok=True)
+        if self._door:
+            self._door.shut()
         for server in (self._state, self._blobs):
             server.end()
         if self._order.private:

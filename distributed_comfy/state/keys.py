@@ -66,7 +66,7 @@ _TEMPLATES = {
     "hosts": "hosts",  # SET of hosts whose agents were heard of
     "host": "host:{}",  # STRING with PX: the record of a host's agent, its sign of life
     "answer": "host:{}:answer:{}",  # STRING with PX: an agent's answer to an order; also the channel that tells of it
-    "worker": "worker:{}",
+    "worker": "worker:{}:facts",
     "claims": "worker:{}:claims",
     "calls": "worker:{}:calls",  # HASH signature -> tickets under way that were sent for it
     "unheld": "worker:{}:unheld",  # HASH claim -> the sign of life that did not hold it
@@ -82,6 +82,8 @@ _TEMPLATES = {
     "sig_barred": "sig:{}:barred",  # SET of workers, the other way round from barred
     "cap_sigs": "cap:{}:sigs",
     "cap_workers": "cap:{}:workers",
+    "invites": "invites",  # HASH invited host -> record of the invite; workers of other hosts cannot read it
+    "joined": "joined:{}",  # STRING "first|last" ms: when an invited host connected
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews
     "statuses": "status:{}",  # pub/sub channel of a worker: each WorkerStatus; `status:*` is that of all
     "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free", "end"
@@ -97,6 +99,11 @@ class Keys:
     def __call__(self, name: str, *parts: str) -> str:
         """The full name of a key."""
         return self.prefix + _TEMPLATES[name].format(*parts)
+
+    @staticmethod
+    def templates() -> dict[str, str]:
+        """Every key and channel by its short name, without the prefix; ``{}`` stands for an id.  `access.roles` says who may touch them."""
+        return dict(_TEMPLATES)
 
     def celery_meta(self, item_id: str) -> str:
         """Where Celery's result API looks for a task of this id (kombu adds the same prefix)."""

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import redis
 
-from distributed_comfy.errors import ClusterUnavailable, RedisRefusesWrites, RedisUnreachable
+from distributed_comfy.errors import ClusterUnavailable, RedisForbids, RedisRefusesWrites, RedisUnreachable
 from distributed_comfy.state import celery_meta, tallies
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
 
+_FORBIDDEN_IN_SCRIPT = "user executing the script can't"
 _UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 
 SHARED = ("_index", "_workers", "_ends")
@@ -77,10 +78,15 @@ class Scripts:
         Raises:
             RedisUnreachable: no answer.
             RedisRefusesWrites: it answers, and takes no changes now.
+            RedisForbids: this process' user may not do that (`access.roles`).
         """
         try:
             return call()
+        except redis.exceptions.NoPermissionError as error:
+            raise RedisForbids(url="the state Redis", reason=str(error)) from error
         except redis.ResponseError as error:
+            if _FORBIDDEN_IN_SCRIPT in str(error):
+                raise RedisForbids(url="the state Redis", reason=str(error)) from error
             if isinstance(error, _UNWRITABLE) or str(error).startswith(("MISCONF", "OOM", "READONLY")):
                 raise RedisRefusesWrites(url="the state Redis", reason=str(error)) from error
             raise

@@ -1,11 +1,14 @@
 """One embedded Redis server as a process: its config, its port and password, its start and its end.  Standard library only.
 
-In the server's folder: ``redis.conf`` (0600, the only place that holds the password), ``server.log``, ``server.pid``, the data, and
-``alive.lock``, which the server inherits and so holds for as long as it lives, whoever started it.
+In the server's folder: ``redis.conf``, ``users.acl`` (both 0600; the second with hashes of passwords, and nowhere here a password),
+``server.log``, ``server.pid``, the data, and ``alive.lock``, which the server inherits and so holds for as long as it lives, whoever
+started it.  The server itself keeps ``users.acl`` (ACL SAVE), so that users that were invited outlive it; only the owner's password is new
+at each start.
 """
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -55,6 +58,11 @@ class ServerProcess:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     @property
+    def port(self) -> int:
+        """On loopback; 0 before the start."""
+        return self._port
+
+    @property
     def pid(self) -> int:
         """Process id; 0 before the start."""
         return self._process.pid if self._process else 0
@@ -94,6 +102,7 @@ class ServerProcess:
     def _launch(self, lock: FileLock) -> None:
         self._port = _free_port()
         write_secret(self.folder / "redis.conf", self._config())
+        write_secret(self.folder / "users.acl", self._users())
         (self.folder / "server.pid").unlink(missing_ok=True)
         with (self.folder / "server.log").open("wb") as output:
             self._process = subprocess.Popen(
@@ -111,7 +120,7 @@ class ServerProcess:
             "bind": "127.0.0.1",
             "protected-mode": "yes",
             "port": str(self._port),
-            "requirepass": self._password,
+            "aclfile": str(self.folder / "users.acl"),
             "daemonize": "no",
             "dir": str(self.folder),
             "pidfile": str(self.folder / "server.pid"),
@@ -123,6 +132,14 @@ class ServerProcess:
         }
         # Redis reads quoted text with JSON's escapes for quotes and backslashes.
         return "".join(f"{name} {json.dumps(value, ensure_ascii=False)}\n" for name, value in options.items())
+
+    def _users(self) -> str:
+        """The owner with this start's password, and whoever else the server knew before."""
+        file = self.folder / "users.acl"
+        known = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        owner = f"user default on #{hashlib.sha256(self._password.encode()).hexdigest()} ~* &* +@all"
+        kept = [line for line in known if line.startswith("user ") and not line.startswith("user default ")]
+        return "".join(f"{line}\n" for line in (owner, *kept))
 
     def _wait_until_ready(self, given_up: Callable[[], bool]) -> bool:
         """True when it answers, False when it ended."""

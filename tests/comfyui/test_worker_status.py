@@ -20,9 +20,7 @@ PACK = "NODE_CLASS_MAPPINGS = {}\n"
 
 
 @pytest.fixture(scope="module")
-def packed_rig(
-    comfy: Comfy, base_directory: Path, cluster_servers: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rig]:
+def packed_rig(comfy: Comfy, base_directory: Path, cluster_servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """One worker whose private base directory holds the tiny model and two node packs, one of them a git checkout."""
     from tests.cluster_fixtures import THREADS
 

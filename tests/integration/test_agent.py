@@ -414,5 +414,3 @@ def test_a_service_or_container_is_told_by_its_own_means(line: CommandLine) -> N
 def slow_pictures() -> dict[str, object]:
     """An item that takes long."""
     return pictures(steps=10_000, width=1024, height=1024)  # type: ignore[return-value]
-
-

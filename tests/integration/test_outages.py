@@ -42,7 +42,7 @@ def cluster_with(table: FailingTable, reap: Any) -> Cluster:
         raise ConnectionLost(target="the blob Redis", reason="refused")
 
     workers, blobs = SimpleNamespace(reap=reap), SimpleNamespace(drop_job=drop)
-    return cast(Cluster, SimpleNamespace(settings=settings, jobs=table, workers=workers, blobs=blobs, client=None))
+    return cast(Cluster, SimpleNamespace(settings=settings, jobs=table, workers=workers, blobs=blobs, client=None, invites=None))
 
 
 def wait_until(reached: Any, timeout_s: float = 5.0) -> bool:

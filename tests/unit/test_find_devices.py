@@ -83,6 +83,6 @@ def test_without_a_driver_the_engines_own_torch_is_asked(comfyui: Settings, tmp_
     program(tmp_path / "nvidia-smi", "echo 'no driver' >&2; exit 9")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert [device.name for device in find_devices(comfyui, "comfyui", {})] == ["cpu"], "this interpreter's torch, which has no GPU"
-    program(tmp_path / "python", "echo 'DEVICES [[\"xpu:0\", \"Arc\", 1024]]'")
+    program(tmp_path / "python", 'echo \'DEVICES [["xpu:0", "Arc", 1024]]\'')
     with_xpu = comfyui.model_copy(update={"comfyui_python": str(tmp_path / "python")})
     assert find_devices(with_xpu, "comfyui", {}) == (HostDevice("xpu:0", "Arc", 1024),)

@@ -1,0 +1,200 @@
+"""Invited hosts: one user each on both servers, and a record in the state server that their workers cannot read.
+
+A host must have joined before its invitation expires; then its user lasts until it is revoked.  That it has joined is told by a key
+which only this host's user may write, so nobody has to watch.  Users of expired invitations are removed by the next `sweep`, which every
+reaper does whose connection may change users.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from distributed_comfy.access.roles import UserScope
+from distributed_comfy.access.token import JoinToken
+from distributed_comfy.access.users import ServerUsers, hashed
+from distributed_comfy.errors import HostNotInvitable, InviteUnknown
+from distributed_comfy.settings import slug
+from distributed_comfy.state.keys import Keys
+
+log = logging.getLogger(__name__)
+
+_USER = "dc-host-"
+_SECRET_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Invite:
+    """What is known of an invited host."""
+
+    name: str
+    created_ms: int
+    """Redis time, as all of these."""
+    expires_ms: int
+    url: str
+    """By which it was told to come; no password."""
+    secret_hash: str
+    joined_ms: int = 0
+    """When it came first; 0: not yet."""
+    seen_ms: int = 0
+    """When it connected last."""
+    connections: int = 0
+    """That it has to the state server now."""
+
+    @property
+    def user(self) -> str:
+        """Its name on both servers."""
+        return user_of(self.name)
+
+
+def user_of(host: str) -> str:
+    """Name of an invited host's user."""
+    return f"{_USER}{host}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a host is told to come."""
+
+    url: str
+    blob_url: str = ""
+    ca: str = ""
+    """See `JoinToken`."""
+
+
+class Invites:
+    """The invited hosts of one cluster.
+
+    Args:
+        state: users of the state server.
+        blobs: of the blob server; None where both are one.
+        prefix: first part of every key.
+        database: number in the state server's URL.
+    """
+
+    def __init__(self, state: ServerUsers, blobs: ServerUsers | None, prefix: str, database: int = 0) -> None:
+        self._servers = (state, blobs) if blobs else (state,)
+        self._client = state.client
+        self._prefix = prefix
+        self._keys = Keys(prefix)
+        self._database = database
+
+    def check(self) -> None:
+        """
+        Raises:
+            DoorRefused: one of the servers cannot have such users.
+        """
+        for server in self._servers:
+            server.check()
+
+    def check_name(self, name: str) -> None:
+        """Whether a host of this name can be invited; raises as `create`."""
+        self.sweep()
+        if not name or name != slug(name):
+            raise HostNotInvitable(name=name, reason=f"a name has only a-z, 0-9, - and _ ({slug(name)!r} would do)")
+        for other in self._read():
+            if other.name == name:
+                reason = f"it was already; to let it in anew, first run `distributed-comfy invite revoke {name}`"
+                raise HostNotInvitable(name=name, reason=reason)
+            if f"{other.name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{other.name}-"):
+                reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
+                raise HostNotInvitable(name=name, reason=reason)
+        alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
+        strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
+        if strangers:
+            raise HostNotInvitable(name=name, reason=f"worker {strangers[0]} of another host is called like its own would be")
+
+    def create(self, name: str, place: Place, expires_s: float) -> JoinToken:
+        """Invite a host.
+
+        Args:
+            name: of the host, as `slug` gives.
+            place: where it is to come.
+            expires_s: within which it must have joined.
+        Raises:
+            HostNotInvitable: the name, or one that cannot be told from it, was invited already or belongs to workers of another host.
+        """
+        self.check_name(name)
+        secret, now_ms = secrets.token_urlsafe(_SECRET_BYTES), self.now_ms()
+        invite = Invite(name, now_ms, now_ms + round(expires_s * 1000), place.url, hashed(secret))
+        stored = json.dumps({field: value for field, value in asdict(invite).items() if field not in _LIVE})
+        self._client.hset(self._keys("invites"), name, stored)  # first, so that no user stays that nobody knows of
+        self._put(invite)
+        kept = [server.save() for server in self._servers]
+        if not all(kept):
+            log.warning("users of %s are gone when it restarts; give it an aclfile (docs/join.md)", place.url)
+        log.info("host %s is invited as user %s", name, invite.user)
+        return JoinToken(name, place.url, place.blob_url, invite.user, secret, invite.expires_ms, self._prefix, place.ca)
+
+    def free_name(self) -> str:
+        """A name for a host that was given none."""
+        taken = {invite.name for invite in self._read()}
+        return next(name for number in range(1, len(taken) + 2) if (name := f"host{number}") not in taken)
+
+    def all(self) -> list[Invite]:
+        """Every invited host, oldest first; users that a server has lost are made again."""
+        self.sweep()
+        connections = self._servers[0].connections()
+        found = [replace(invite, connections=connections.get(invite.user, 0)) for invite in self._read()]
+        self._restore(found)
+        return sorted(found, key=lambda invite: (invite.created_ms, invite.name))
+
+    def revoke(self, name: str) -> None:
+        """Shut a host out at once: its user goes, its connections end, its workers' items run elsewhere within a lease.
+
+        Raises:
+            InviteUnknown: no such host was invited.
+        """
+        if not self._client.hexists(self._keys("invites"), name):
+            raise InviteUnknown(name=name)
+        self._remove(name)
+        log.info("host %s is shut out", name)
+
+    def sweep(self) -> list[str]:
+        """Remove invitations that expired before their host came; their names."""
+        waiting = [invite for invite in self._read() if not invite.joined_ms]
+        now_ms = self.now_ms() if waiting else 0
+        expired = [invite.name for invite in waiting if invite.expires_ms <= now_ms]
+        for name in expired:
+            log.info("the invitation of host %s expired", name)
+            self._remove(name)
+        return expired
+
+    def now_ms(self) -> int:
+        """The clock of the state server."""
+        seconds, micros = self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _put(self, invite: Invite) -> None:
+        for server in self._servers:
+            server.put(invite.user, invite.secret_hash, "worker", UserScope(self._prefix, invite.name, self._database))
+
+    def _remove(self, name: str) -> None:
+        for server in self._servers:
+            server.remove(user_of(name))
+            server.save()
+        self._client.hdel(self._keys("invites"), name)  # last, so that it can be revoked again where a server was away
+        self._client.delete(self._keys("joined", name))
+
+    def _restore(self, invites: list[Invite]) -> None:
+        """A server without a file for its users forgets them when it restarts."""
+        for server in self._servers:
+            known = server.names()
+            for invite in invites:
+                if invite.user not in known:
+                    log.info("host %s: its user is made again", invite.name)
+                    server.put(invite.user, invite.secret_hash, "worker", UserScope(self._prefix, invite.name, self._database))
+
+    def _read(self) -> Iterator[Invite]:
+        stored: dict[str, str] = self._client.hgetall(self._keys("invites"))
+        for name, text in stored.items():
+            joined: Any = self._client.get(self._keys("joined", name)) or "0|0"
+            first_ms, last_ms = (int(part) for part in joined.split("|"))
+            yield Invite(**json.loads(text), joined_ms=first_ms, seen_ms=last_ms)
+
+
+_LIVE = ("joined_ms", "seen_ms", "connections")
+"""Not part of the record."""

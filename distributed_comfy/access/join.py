@@ -1,0 +1,145 @@
+"""An invited host's way in: from a token to two URLs that work, and the token kept for the next time."""
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+from distributed_comfy.access.token import JoinToken, read_token
+from distributed_comfy.errors import InviteRefused, JoinImpossible, RedisRefused, SettingInvalid, TokenUnreadable
+from distributed_comfy.settings import Settings, changed
+from distributed_comfy.state.connection import connect, refuse_plaintext
+from distributed_comfy.state.keys import Keys
+from distributed_comfy.state.server_process import write_secret
+
+log = logging.getLogger(__name__)
+
+_UPGRADE = "upgrade distributed-comfy on this host, or ask for an invitation with a rediss:// URL"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """An open way into somebody's cluster, for as long as its context lasts."""
+
+    redis_url: str = field(repr=False)
+    """With user and secret: never log it."""
+    blob_url: str = field(repr=False)
+    host: str
+    """This host's name there."""
+    settings: Settings
+    """Those of this host, with the name, the key prefix and the URLs of the invitation."""
+
+
+class Connector(Protocol):
+    """Opens another way than TLS straight to the servers, as through a relay."""
+
+    def __call__(self, token: JoinToken, settings: Settings) -> AbstractContextManager[tuple[str, str]]:
+        """A context whose value is the URLs of the state server and the blob server, with user and secret, as this host reaches them."""
+
+
+CONNECTORS: Mapping[str, Callable[[], Connector]] = {}
+"""Scheme of a token's URL (``wss``) -> what imports its connector; entered by the module that brings one."""
+
+
+@contextmanager
+def open_join(text: str, settings: Settings) -> Iterator[Joined]:
+    """Enter the cluster of a token; once it let us in, the token is kept for this user (`stored_token`).
+
+    Args:
+        text: the token.
+        settings: of this host.
+    Raises:
+        TokenUnreadable: it is none.
+        InviteRefused: it was revoked or has expired.
+        JoinImpossible: its way needs something that is not here.
+        RedisUnreachable: nobody answers there, or not with the certificate that the token names.
+        SettingInvalid: DC_WORKER_NAME does not begin with the host's name, or the way is in the clear.
+    """
+    token = read_token(text)
+    name = settings.worker_name
+    if name and not name.startswith(f"{token.host}-"):
+        reason = f"workers of this host must be called {token.host}-something here (it is {name!r})"
+        raise SettingInvalid(name="DC_WORKER_NAME", reason=reason)
+    with _way(token, settings) as (redis_url, blob_url):
+        _enter(token, redis_url, blob_url)
+        _store(token, settings)
+        mine = changed(settings, redis_url=redis_url, blob_url=blob_url, host=token.host, key_prefix=token.prefix)
+        log.info("joined %s as host %s", token.url, token.host)
+        yield Joined(redis_url, blob_url, token.host, mine)
+
+
+def stored_token(settings: Settings) -> str:
+    """The token that this user's host joined with last; empty where there is none."""
+    try:
+        return str(json.loads(_file(settings).read_text(encoding="utf-8"))["token"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def forget_token(settings: Settings) -> None:
+    """Do not join again by itself; without effect where nothing is kept."""
+    _file(settings).unlink(missing_ok=True)
+
+
+def _file(settings: Settings) -> Path:
+    return settings.config_folder / "joined.json"
+
+
+def _store(token: JoinToken, settings: Settings) -> None:
+    settings.config_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_secret(_file(settings), json.dumps({"host": token.host, "url": token.url, "token": token.text}))
+
+
+@contextmanager
+def _way(token: JoinToken, settings: Settings) -> Iterator[tuple[str, str]]:
+    scheme = token.url.split("://", 1)[0]
+    if scheme in CONNECTORS:
+        with CONNECTORS[scheme]()(token, settings) as urls:
+            yield urls
+    elif scheme in ("rediss", "redis"):
+        if not token.blob_url:
+            raise TokenUnreadable(reason="a part of it is missing or changed")
+        yield _direct(token, token.url, settings), _direct(token, token.blob_url, settings)
+    else:
+        raise JoinImpossible(url=token.url, reason=f"nothing here knows {scheme}://", remedy=_UPGRADE)
+
+
+def _direct(token: JoinToken, url: str, settings: Settings) -> str:
+    """The URL of a server with all that a client needs to know: user, secret, whose certificate it must have."""
+    refuse_plaintext(url, "--join", allowed=settings.allow_plaintext)
+    if not url.startswith("rediss://"):
+        return token.with_user(url)
+    query = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
+    if token.ca:
+        query["ssl_ca_certs"] = str(_pin(token, settings))
+    return f"{token.with_user(url)}?{urlencode(query, safe='/')}"
+
+
+def _pin(token: JoinToken, settings: Settings) -> Path:
+    """The file with the authority's certificate, which clients of Redis and Celery can only read from one."""
+    folder = settings.config_folder / "authorities"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{token.fingerprint}.pem"
+    write_secret(path, token.ca)
+    return path
+
+
+def _enter(token: JoinToken, redis_url: str, blob_url: str) -> None:
+    """Try both servers, and let the first one know that this host has come."""
+    try:
+        connect(blob_url, "--join").close()
+        client: Any = connect(redis_url, "--join", decode_responses=True)
+    except RedisRefused as error:
+        raise InviteRefused(url=token.url, host=token.host, reason=error.reason) from error
+    try:
+        seconds, micros = client.time()
+        now_ms, key = int(seconds) * 1000 + int(micros) // 1000, Keys(token.prefix)("joined", token.host)
+        first = str(client.get(key) or now_ms).split("|")[0]
+        client.set(key, f"{first}|{now_ms}")
+    finally:
+        client.close()

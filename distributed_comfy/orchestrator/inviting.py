@@ -1,0 +1,183 @@
+"""Inviting a host: are the servers fit for it, is there a door, who keeps it open; then a user, a record, a token."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from distributed_comfy.access.doors import Door, lan_address, open_door, shut_door
+from distributed_comfy.access.invites import Invites
+from distributed_comfy.access.invites import Place as InvitePlace
+from distributed_comfy.access.token import JoinToken
+from distributed_comfy.access.users import ServerUsers
+from distributed_comfy.errors import ClusterUnavailable, DoorRefused, SettingInvalid
+from distributed_comfy.orchestrator.doctor.redis_version import check_version, installed_package, read_package
+from distributed_comfy.orchestrator.doctor.server_facts import read_facts
+from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.settings import Settings, redact_url
+from distributed_comfy.state.connection import connect, refuse_plaintext
+from distributed_comfy.state.embedded import has_other_owners
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InviteOptions:
+    """What the caller wants of an invitation; one of ``url`` and ``bind`` is given, or neither."""
+
+    name: str = ""
+    """Of the host; empty: one is chosen."""
+    url: str = ""
+    """By which it reaches the state server, or a relay; empty: the embedded servers' own door."""
+    blob_url: str = ""
+    """By which it reaches the blob server; empty: the same as ``url``."""
+    bind: str = ""
+    """Address of this host for the door; empty: that of its default route."""
+    port: int | None = None
+    """See `access.doors.open_door`."""
+    ca_file: Path | None = None
+    """Authority of ``url``'s certificate; None: the system's."""
+    expires_s: float = 86_400.0
+
+
+@contextmanager
+def users_of(settings: Settings) -> Iterator[tuple[list[ServerUsers], int]]:
+    """Users of the state server, and of the blob server where that is another one; and the number of the state database.
+
+    Raises:
+        ClusterUnavailable: no Redis.
+    """
+    with redis_servers(settings) as servers, _users(servers) as found:
+        yield found
+
+
+@contextmanager
+def invites_of(settings: Settings) -> Iterator[tuple[Invites, Servers]]:
+    """The invited hosts of the configured cluster, or of this user's embedded one.
+
+    Raises:
+        ClusterUnavailable: no Redis, or one whose users this process may not change.
+    """
+    with redis_servers(settings) as servers, _users(servers) as (users, database):
+        invites = Invites(users[0], users[1] if len(users) > 1 else None, settings.key_prefix, database)
+        invites.check()
+        yield invites, servers
+
+
+@contextmanager
+def _users(servers: Servers) -> Iterator[tuple[list[ServerUsers], int]]:
+    state: Any = connect(servers.redis_url, "DC_REDIS_URL", decode_responses=True)
+    blobs: Any = connect(servers.blob_url, "DC_BLOB_URL", decode_responses=True)
+    try:
+        database = int(state.connection_pool.connection_kwargs.get("db") or 0)
+        if state.info("server")["run_id"] == blobs.info("server")["run_id"]:
+            yield [ServerUsers(state, "both", servers.redis_url)], database
+        else:
+            yield [ServerUsers(state, "state", servers.redis_url), ServerUsers(blobs, "blobs", servers.blob_url)], database
+    finally:
+        state.close()
+        blobs.close()
+
+
+def invite(settings: Settings, options: InviteOptions) -> JoinToken:
+    """Invite one more host.
+
+    Raises:
+        DoorRefused: a server has a known flaw, cannot have users of our kind, or ends with this command.
+        HostNotInvitable: see `Invites.create`.
+        SettingInvalid: an option does not fit the servers, or the URL does not answer.
+    """
+    with invites_of(settings) as (invites, servers):
+        _refuse_flawed(settings, servers)
+        name = options.name or invites.free_name()
+        if f"{settings.host_name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{settings.host_name}-"):
+            raise SettingInvalid(name="--name", reason=f"{name!r} could not be told from this host's own name, {settings.host_name!r}")
+        invites.check_name(name)  # before a door is opened for it
+        place = _place(settings, options, servers)
+        token = invites.create(name, place, options.expires_s)
+        if options.url.startswith("rediss:"):
+            try:
+                _try_out(token, options)
+            except DoorRefused:
+                invites.revoke(name)
+                raise
+        return token
+
+
+def revoke(settings: Settings, name: str) -> None:
+    """Shut a host out; when it was the last one, the door of embedded servers is shut, too.
+
+    Raises:
+        InviteUnknown: no such host was invited.
+    """
+    with invites_of(settings) as (invites, servers):
+        invites.revoke(name)
+        if servers.folder is not None and not invites.all():
+            shut_door(servers.folder)
+
+
+def _refuse_flawed(settings: Settings, servers: Servers) -> None:
+    """A worker's right to run scripts would be a right to take a flawed server over."""
+    for what, url, setting in (("state", servers.redis_url, "DC_REDIS_URL"), ("blob", servers.blob_url, "DC_BLOB_URL")):
+        client = connect(url, setting)
+        try:
+            facts = read_facts(client, url)
+        finally:
+            client.close()
+        package = read_package(facts.programs) or (installed_package(facts) if facts.loopback else None)
+        finding = check_version(f"{what} Redis", facts, package, accepted=settings.redis_accept, private=False)
+        if finding.level == "fail":
+            raise DoorRefused(what=f"the {what} Redis at {redact_url(url)}", reason=finding.found, remedy=finding.remedy)
+        if finding.level == "warn":
+            log.warning("%s: %s; %s", finding.check, finding.found, finding.remedy)
+
+
+def _place(settings: Settings, options: InviteOptions, servers: Servers) -> InvitePlace:
+    """Where the host is told to come; the embedded servers' door is opened for it."""
+    if options.url:
+        return _given_place(settings, options, servers)
+    if servers.folder is None:
+        reason = f"the servers are configured ({servers.shown}); say by which rediss:// or wss:// URL the other host reaches them"
+        raise SettingInvalid(name="--url", reason=reason)
+    if not has_other_owners(servers.folder):
+        raise DoorRefused(
+            what="the embedded Redis",
+            reason="it ends with this command, for nothing else uses it",
+            remedy="start `distributed-comfy up` (or a worker) first and leave it running, or set DC_REDIS_URL to a server that stays",
+        )
+    door: Door = open_door(servers.folder, options.bind or lan_address(), options.port)
+    return InvitePlace(door.url, door.blob_url, door.ca)
+
+
+def _given_place(settings: Settings, options: InviteOptions, servers: Servers) -> InvitePlace:
+    for url, name in ((options.url, "--url"), (options.blob_url, "--blob-url")):
+        scheme = urlsplit(url).scheme
+        if url and (scheme not in ("rediss", "redis", "wss", "ws") or "@" in url):
+            raise SettingInvalid(name=name, reason="must be a rediss:// or wss:// URL without user and password: the token brings them")
+        if scheme == "redis":
+            refuse_plaintext(url, name, allowed=settings.allow_plaintext)
+    relayed = urlsplit(options.url).scheme in ("wss", "ws")
+    if not relayed and not options.blob_url and servers.redis_url != servers.blob_url:
+        raise SettingInvalid(name="--blob-url", reason="the blob server is another one; say by which URL the other host reaches it")
+    ca = options.ca_file.read_text(encoding="utf-8") if options.ca_file else ""
+    return InvitePlace(options.url, options.blob_url or ("" if relayed else options.url), ca)
+
+
+def _try_out(token: JoinToken, options: InviteOptions) -> None:
+    """The URLs must answer with TLS, to the new user; from here at least.
+
+    Raises:
+        DoorRefused: one does not.
+    """
+    trusted = {"ssl_ca_certs": str(options.ca_file)} if options.ca_file else {}
+    query = urlencode({"ssl_cert_reqs": "required", "ssl_check_hostname": "true", **trusted}, safe="/")
+    for url in dict.fromkeys((token.url, token.blob_url)):
+        try:
+            connect(f"{token.with_user(url)}?{query}", "--url").close()
+        except ClusterUnavailable as error:
+            remedy = "correct the URL (and --ca FILE, where an authority of your own signed its certificate)"
+            raise DoorRefused(what=url, reason=str(error), remedy=remedy) from error

@@ -1,0 +1,342 @@
+"""Invitations on the embedded servers: the door, the user, the token, their end."""
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from distributed_comfy.access.certificates import ensure_certificates
+from distributed_comfy.access.invites import Invites, Place
+from distributed_comfy.access.join import forget_token, open_join, stored_token
+from distributed_comfy.access.token import JoinToken, read_token
+from distributed_comfy.access.users import ServerUsers
+from distributed_comfy.errors import (
+    DoorRefused,
+    HostNotInvitable,
+    InviteRefused,
+    InviteUnknown,
+    JoinImpossible,
+    RedisUnreachable,
+    SettingInvalid,
+)
+from distributed_comfy.orchestrator import inviting
+from distributed_comfy.orchestrator.inviting import InviteOptions, invite, invites_of, revoke
+from distributed_comfy.settings import Settings, read_settings
+from distributed_comfy.state.door import read_plan
+from distributed_comfy.state.embedded import EmbeddedRedis, start_embedded
+from distributed_comfy.state.keys import Keys
+from tasks.cluster import open_cluster
+from tasks.reaper import reap_once
+from tests.command_line import CommandLine, until
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
+
+OPTIONS = InviteOptions(name="pc2", bind="127.0.0.1", port=0)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the host that joins keeps things."""
+    for name in ("XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, home: Path) -> Settings:
+    """Of the host that invites; no Redis is configured."""
+    return read_settings(runtime_dir=tmp_path / "runtime", cache_dir=tmp_path / "cache", host="master")
+
+
+@pytest.fixture
+def owner(settings: Settings) -> Iterator[EmbeddedRedis]:
+    """What keeps the embedded servers, as `up` does."""
+    with start_embedded(settings.runtime_folder, private=False) as embedded:
+        yield embedded
+
+
+def owners_client(embedded: EmbeddedRedis) -> Any:
+    return redis.Redis.from_url(embedded.state_url, decode_responses=True)
+
+
+def test_a_host_that_was_invited_comes_in_by_tls_and_sees_both_servers(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = invite(settings, OPTIONS)
+    with open_join(token.text, read_settings()) as joined:
+        assert (joined.host, joined.settings.host_name, joined.settings.key_prefix) == ("pc2", "pc2", "dc:")
+        assert joined.redis_url.startswith("rediss://") and joined.redis_url == joined.settings.redis_url
+        with closing(redis.Redis.from_url(joined.redis_url)) as client:
+            assert client.ping() and isinstance(client.connection_pool.make_connection(), redis.SSLConnection)
+        cluster = open_cluster(joined.settings, joined.redis_url, joined.blob_url)
+        blob = cluster.blobs.put("0123456789ab:0:c:value0", [b"x" * 3_000_000], job_id="0123456789ab")
+        assert bytes(cluster.blobs.get(blob)) == b"x" * 3_000_000 and cluster.invites is None
+        with invites_of(settings) as (invites, _):
+            (found,) = invites.all()
+        assert found.name == "pc2" and found.joined_ms and found.connections >= 1
+        cluster.close()
+
+
+def test_an_accepted_token_is_kept_for_this_user_alone(settings: Settings, owner: EmbeddedRedis, home: Path) -> None:
+    here = read_settings()
+    assert stored_token(here) == ""
+    token = invite(settings, OPTIONS)
+    with open_join(token.text, here):
+        pass
+    assert stored_token(here) == token.text
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"joined.json", f"{token.fingerprint}.pem"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    with open_join(stored_token(here), here) as again:
+        assert again.host == "pc2"
+    forget_token(here)
+    assert stored_token(here) == ""
+
+
+def test_a_token_that_does_not_let_in_is_not_kept(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = invite(settings, OPTIONS)
+    with pytest.raises(InviteRefused, match="ask for a new one"), open_join(replace(token, secret="wrong").text, read_settings()):
+        pass
+    assert stored_token(read_settings()) == ""
+
+
+def test_a_server_with_another_authority_is_not_trusted(settings: Settings, owner: EmbeddedRedis, tmp_path: Path) -> None:
+    token = invite(settings, OPTIONS)
+    other = ensure_certificates(tmp_path / "other", ["127.0.0.1"])
+    with (
+        pytest.raises(RedisUnreachable, match="certificate verify failed"),
+        open_join(replace(token, ca=other.ca.read_text()).text, read_settings()),
+    ):
+        pass
+
+
+def test_a_host_that_is_shut_out_loses_its_connections_at_once_and_the_door_closes(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = invite(settings, OPTIONS)
+    with open_join(token.text, read_settings()) as joined:
+        client = redis.Redis.from_url(joined.redis_url, retry=None, decode_responses=True)
+        listener = client.pubsub()
+        listener.subscribe("dc:orders:pc2-cpu")
+        revoke(settings, "pc2")
+        with pytest.raises((redis.ConnectionError, redis.AuthenticationError)):
+            client.ping()
+        with pytest.raises((redis.ConnectionError, redis.AuthenticationError)):
+            for _ in range(3):
+                listener.get_message(timeout=1.0)
+    until(lambda: not is_open(token))
+    with pytest.raises((InviteRefused, RedisUnreachable)), open_join(token.text, read_settings()):
+        pass
+    with owners_client(owner) as client:
+        assert client.acl_users() == ["default"] and not client.exists(Keys("dc:")("invites"), Keys("dc:")("joined", "pc2"))
+    with pytest.raises(InviteUnknown):
+        revoke(settings, "pc2")
+
+
+def is_open(token: JoinToken) -> bool:
+    parts = urlsplit(token.url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 0), 1.0):
+            return True
+    except OSError:
+        return False
+
+
+def test_the_revoked_host_is_told_so_while_the_door_is_open_for_others(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = invite(settings, OPTIONS)
+    other = invite(settings, InviteOptions(name="pc3", bind="127.0.0.1"))
+    assert other.url == token.url, "a door that is open keeps its ports"
+    revoke(settings, "pc2")
+    with pytest.raises(InviteRefused, match="revoked"), open_join(token.text, read_settings()):
+        pass
+    with open_join(other.text, read_settings()) as joined:
+        assert joined.host == "pc3"
+
+
+def test_an_invitation_that_expires_unused_goes_with_its_user_and_one_that_was_used_stays(settings: Settings, owner: EmbeddedRedis) -> None:
+    unused, used = (invite(settings, replace(OPTIONS, name=name, expires_s=1.5)) for name in ("pc2", "pc3"))
+    with open_join(used.text, read_settings()):
+        pass
+    cluster = open_cluster(settings, owner.state_url, owner.blob_url)
+
+    def users() -> set[str]:
+        reap_once(cluster, os.urandom(4).hex())  # what every worker of the owner and every command does
+        return set(cluster.client.acl_users())
+
+    assert users() == {"default", "dc-host-pc2", "dc-host-pc3"}
+    until(lambda: users() == {"default", "dc-host-pc3"}, timeout_s=10)
+    cluster.close()
+    with redis.Redis.from_url(owner.blob_url, decode_responses=True) as blobs:
+        assert set(blobs.acl_users()) == {"default", "dc-host-pc3"}
+    with pytest.raises(InviteRefused), open_join(unused.text, read_settings()):
+        pass
+    with open_join(used.text, read_settings()) as joined:
+        assert joined.host == "pc3"
+
+
+def test_invited_hosts_and_the_door_outlive_the_servers(settings: Settings) -> None:
+    with start_embedded(settings.runtime_folder, private=False) as first:
+        token = invite(settings, OPTIONS)
+        with open_join(token.text, read_settings()):
+            pass
+    assert until(lambda: not is_open(token)) and not Path(f"/proc/{first.pids[1]}").exists()
+    with start_embedded(settings.runtime_folder, private=False) as second:
+        assert second.state_url != first.state_url
+        until(lambda: is_open(token))
+        with open_join(token.text, read_settings()) as joined:
+            assert joined.host == "pc2"
+
+
+def test_the_door_ends_with_a_keeper_that_is_killed(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = invite(settings, OPTIONS)
+    os.kill(owner.pids[0], signal.SIGKILL)
+    until(lambda: not is_open(token))
+
+
+def test_nobody_is_invited_by_a_command_that_alone_keeps_the_servers(settings: Settings) -> None:
+    with pytest.raises(DoorRefused, match=r"ends with this command.*start `distributed-comfy up`"):
+        invite(settings, OPTIONS)
+
+
+def test_the_plain_ports_stay_on_loopback(settings: Settings, owner: EmbeddedRedis) -> None:
+    invite(settings, replace(OPTIONS, bind="127.0.0.2"))
+    for url in (owner.state_url, owner.blob_url):
+        parts = urlsplit(url)
+        assert parts.hostname == "127.0.0.1"
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.2", parts.port or 0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("pc2", "it was already"), ("pc2-a", "could not be told"), ("PC 3", "'pc-3' would do"), ("busy", "worker busy-cpu of another host")],
+)
+def test_a_name_that_cannot_be_told_from_others_is_refused(settings: Settings, owner: EmbeddedRedis, name: str, why: str) -> None:
+    invite(settings, OPTIONS)
+    with owners_client(owner) as client:
+        client.sadd(Keys("dc:")("workers"), "busy-cpu")
+        client.set(Keys("dc:")("lease", "busy-cpu"), "x", px=60_000)
+        with pytest.raises(HostNotInvitable, match=why):
+            invite(settings, replace(OPTIONS, name=name))
+
+
+def test_the_name_of_the_host_that_invites_is_refused(settings: Settings, owner: EmbeddedRedis) -> None:
+    with pytest.raises(SettingInvalid, match="this host's own name"):
+        invite(settings, replace(OPTIONS, name="master"))
+
+
+def test_no_door_is_opened_for_a_host_that_cannot_be_invited(settings: Settings, owner: EmbeddedRedis) -> None:
+    with pytest.raises(HostNotInvitable):
+        invite(settings, replace(OPTIONS, name="Not A Name"))
+    assert read_plan(owner.folder) is None
+
+
+def test_hosts_without_a_name_get_numbers(settings: Settings, owner: EmbeddedRedis) -> None:
+    tokens = [invite(settings, replace(OPTIONS, name="")) for _ in range(2)]
+    assert [token.host for token in tokens] == ["host1", "host2"] and len({token.url for token in tokens}) == 1
+
+
+def test_a_door_that_moves_says_whom_it_leaves_outside(settings: Settings, owner: EmbeddedRedis, caplog: pytest.LogCaptureFixture) -> None:
+    before = invite(settings, OPTIONS)
+    after = invite(settings, InviteOptions(name="pc3", bind="127.0.0.2", port=0))
+    assert "hosts that were invited before must be invited again" in caplog.text
+    until(lambda: not is_open(before) and is_open(after))
+
+
+def test_a_worker_of_another_name_than_its_host_is_refused_before_anything_starts(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = invite(settings, OPTIONS)
+    with pytest.raises(SettingInvalid, match="must be called pc2-something"), open_join(token.text, read_settings(worker_name="fast")):
+        pass
+
+
+def test_a_way_that_nothing_here_knows_is_named(settings: Settings, home: Path) -> None:
+    token = JoinToken("pc2", "wss://example.org/relay", "", "dc-host-pc2", "x", 1)
+    with pytest.raises(JoinImpossible, match=r"nothing here knows wss://"), open_join(token.text, read_settings()):
+        pass
+
+
+def test_a_server_with_a_known_flaw_is_not_opened(settings: Settings, owner: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    with owners_client(owner) as client:
+        version = str(client.info("server")["redis_version"])
+    for name in ("read_package", "installed_package"):
+        monkeypatch.setattr(inviting, name, lambda *_: None)  # a server that somebody compiled
+    monkeypatch.setattr(
+        "distributed_comfy.orchestrator.doctor.redis_version.FIXED", {"Redis": {(99, 0): (1, 1)}, "Valkey": {(99, 0): (1, 1)}}
+    )
+    with pytest.raises(DoorRefused, match=r"has the flaw CVE-2025-49844.*set DC_REDIS_ACCEPT"):
+        invite(settings, OPTIONS)
+    with owners_client(owner) as client:
+        assert client.acl_users() == ["default"]
+    accepted = settings.model_copy(update={"redis_accept": version})
+    assert invite(accepted, OPTIONS).host == "pc2"
+
+
+def test_a_user_that_a_server_forgot_is_made_again(settings: Settings, owner: EmbeddedRedis) -> None:
+    with owners_client(owner) as client:
+        invites = Invites(ServerUsers(client, "both", owner.state_url), None, "dc:")
+        token = invites.create("pc2", Place("rediss://127.0.0.1:1/0", "rediss://127.0.0.1:1/0"), 60)
+        client.acl_deluser("dc-host-pc2")
+        assert [found.name for found in invites.all()] == ["pc2"]
+        port = urlsplit(owner.state_url).port
+        with redis.Redis(port=port or 0, username=token.user, password=token.secret) as host:
+            assert host.ping()
+
+
+def test_the_secret_is_written_down_nowhere_by_the_host_that_invites(
+    settings: Settings, owner: EmbeddedRedis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    token = invite(settings, OPTIONS)
+    with open_join(token.text, read_settings()):
+        pass
+    written = [path for path in (tmp_path / "runtime").rglob("*") if path.is_file() and token.secret.encode() in path.read_bytes()]
+    assert written == [] and token.secret not in caplog.text and token.text not in caplog.text and token.secret not in repr(token)
+    assert read_token(token.text).secret == token.secret
+
+
+def test_a_blob_server_that_is_away_ends_nobody_who_reaps_and_the_invitation_goes_later(
+    settings: Settings, owner: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = open_cluster(settings, owner.state_url, owner.blob_url)
+    invite(settings, replace(OPTIONS, expires_s=0.01))
+    away = ServerUsers(redis.Redis(port=1, retry=None), "blobs", "redis://127.0.0.1:1/0")
+    sick = replace(cluster, invites=Invites(ServerUsers(cluster.client, "state", owner.state_url), away, "dc:"))
+    time.sleep(0.05)
+    reap_once(sick, "sick")
+    assert "the next tick tries again" in caplog.text
+    reap_once(cluster, "well")
+    assert cluster.client.acl_users() == ["default"] and not cluster.client.exists(Keys("dc:")("invites"))
+    cluster.close()
+
+
+def test_an_invited_host_runs_its_agent_and_workers_and_needs_its_token_once(
+    settings: Settings, owner: EmbeddedRedis, tmp_path: Path
+) -> None:
+    token = invite(settings, OPTIONS)
+    (tmp_path / "token").write_text(token.text)
+    (tmp_path / "line").mkdir()
+    line = CommandLine(tmp_path / "line", DC_DEVICE="cpu", DC_THREADS="1")
+    line.environment.pop("XDG_CONFIG_HOME", None)
+    with owners_client(owner) as client:
+        for join in (["--join", f"@{tmp_path / 'token'}"], []):
+            agent = line.start("up", "--engine", "builtin", *join)
+            try:
+                until(lambda: client.smembers(Keys("dc:")("workers")) == {"pc2-cpu"}, timeout_s=60)
+                told = client.get(Keys("dc:")("host", "pc2"))
+            finally:
+                agent.terminate()
+                done = line.finish(agent)
+            assert told and done.status in (0, 143), done.err
+            assert token.secret not in done.err
+            until(lambda: not client.exists(Keys("dc:")("lease", "pc2-cpu")), timeout_s=30)
+            client.delete(Keys("dc:")("workers"))
+        denied = {entry["object"] for entry in client.acl_log()}
+    assert denied <= {"dc:limits", "acl|users"}
