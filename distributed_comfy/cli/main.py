@@ -73,6 +73,12 @@ def _metrics() -> click.Command:
     return metrics
 
 
+def _serve() -> click.Command:
+    from distributed_comfy.cli.serve import serve
+
+    return serve
+
+
 _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
@@ -84,6 +90,7 @@ _COMMANDS = {
     "jobs": (_jobs, "List, show, cancel, retry, pause, resume, attach to jobs; change their priority."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),
+    "serve": (_serve, "Let workers join through HTTP: a proxy, a tunnel, port 443."),
     "metrics": (_metrics, "Tell Prometheus how the cluster is."),
 }
 
