@@ -25,7 +25,7 @@ from tasks.broker_scripts import MUTEX_SCRIPT, REFRESH_SCRIPT, SWEEP_SCRIPT
 HOST_USER = "dc-host-"
 """The user of a host's invite is this and the host's name."""
 
-OF_WORKER = ("claim", "complete", "give_back", "register", "renew")
+OF_WORKER = ("claim", "complete", "give_back", "register", "renew", "status", "log")
 """Scripts whose first argument is the worker that calls."""
 OF_ALL = ("reap", "serve")
 """Scripts that name no caller: any process may be the reaper or match capabilities."""
@@ -127,7 +127,7 @@ class _StateForms:
             ("HSET", form(self._keys("limits"), "all", _NUMBER)),  # every process says the cap that the blob server's memory gives
             ("SET", form(starting, "1", "NX", "PX", _NUMBER)),
             ("PEXPIRE", form(starting, _NUMBER)),
-            ("DEL", form(starting)),
+            *[("DEL", form(key)) for key in (starting, self._of_table("status", self._own))],
             ("SMEMBERS", form(self._keys("workers"))),
             ("HGETALL", form(one[0])),
             ("HVALS", form(one[1])),
