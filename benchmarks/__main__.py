@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import dispatch, fairness, links, losses, scaling, state, tiles, transport
+from benchmarks import dispatch, fairness, links, losses, relay, scaling, state, tiles, transport
 from benchmarks.machine import facts, load
 from benchmarks.report import Measured, as_json, as_markdown, print_report
 from benchmarks.rig import BenchmarkFailed
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[..., Section]] = {
     "state": state.run,
     "transport": transport.run,
     "links": links.run,
+    "relay": relay.run,
     "fairness": fairness.run,
     "losses": losses.run,
     "scaling": scaling.run,

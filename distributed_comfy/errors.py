@@ -394,13 +394,6 @@ class InviteRefused(ClusterUnavailable):
     )
 
 
-class JoinImpossible(ClusterUnavailable):
-    """A token leads where this installation cannot follow."""
-
-    code = "join_impossible"
-    sentence = "cannot join through {url}: {reason}; {remedy}"
-
-
 class NoRedisServer(ClusterUnavailable):
     """No provider of the embedded Redis works on this system."""
 
@@ -420,6 +413,70 @@ class WorkerNameTaken(ClusterUnavailable):
 
     code = "worker_name_taken"
     sentence = "a live worker is already called {name!r}; stop it or choose another --name"
+
+
+class RelayUnreachable(ClusterUnavailable):
+    """Nobody answers at a relay's address, or only a proxy before it."""
+
+    code = "relay_unreachable"
+    retryable = True
+    sentence = "no answer from the relay at {url}: {reason}; see whether `distributed-comfy serve` and its tunnel or proxy are up"
+
+
+class RelayTlsFailed(ClusterUnavailable):
+    """The certificate of a relay is not one that this host trusts."""
+
+    code = "relay_tls_failed"
+    sentence = (
+        "no secure connection to the relay at {url}: {reason}; use the name that its certificate has, let this host's clock be right, and "
+        "give a CA of your own with the invite"
+    )
+
+
+class RelayRefused(ClusterUnavailable):
+    """The relay does not know this user, or its secret is another now."""
+
+    code = "relay_refused"
+    sentence = "the relay at {url} does not accept user {user} ({reason}); the invite may be revoked or too old, ask for a new one"
+
+
+class RelayForbidden(ClusterUnavailable):
+    """The relay will not be used in this way."""
+
+    code = "relay_forbidden"
+    sentence = "the relay at {url} refuses: {reason}"
+
+
+class RelayAbsent(ClusterUnavailable):
+    """Something answers at the address, but it is no relay."""
+
+    code = "relay_absent"
+    sentence = "{url} is not the address of a relay: {reason}; it must lead to `distributed-comfy serve`, any path of a proxy included"
+
+
+class RelayWithoutWebSockets(ClusterUnavailable):
+    """A proxy before the relay does not pass WebSockets on."""
+
+    code = "relay_without_web_sockets"
+    sentence = (
+        "a proxy before {url} does not pass WebSockets: {reason}; let it hand on the headers Upgrade and Connection with HTTP/1.1 "
+        "(docs/relay.md shows it for nginx)"
+    )
+
+
+class TunnelMissing(BadInput):
+    """A tunnel was asked for, and its program is not installed."""
+
+    code = "tunnel_missing"
+    exit_code = 3
+    sentence = "--tunnel needs the program {program}, which is not in PATH; {remedy}"
+
+
+class TunnelFailed(ClusterUnavailable):
+    """The tunnel's program ended, or said no address."""
+
+    code = "tunnel_failed"
+    sentence = "{program} gives no tunnel: {reason}; see whether this host reaches the internet, or lead a proxy of your own to {target}"
 
 
 class ForeignPackage(ClusterUnavailable):

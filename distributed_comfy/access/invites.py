@@ -15,14 +15,13 @@ from typing import Any
 
 from distributed_comfy.access.roles import UserScope
 from distributed_comfy.access.token import JoinToken
-from distributed_comfy.access.users import ServerUsers, hashed
+from distributed_comfy.access.users import HOST_USER, ServerUsers, hashed
 from distributed_comfy.errors import HostNotInvitable, InviteUnknown
 from distributed_comfy.settings import slug
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
 
-_USER = "dc-host-"
 _SECRET_BYTES = 32
 
 
@@ -52,7 +51,7 @@ class Invite:
 
 def user_of(host: str) -> str:
     """Name of an invited host's user."""
-    return f"{_USER}{host}"
+    return f"{HOST_USER}{host}"
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode
 
 from distributed_comfy.access.token import JoinToken, read_token
-from distributed_comfy.errors import InviteRefused, JoinImpossible, RedisRefused, SettingInvalid, TokenUnreadable
+from distributed_comfy.errors import InviteRefused, RedisRefused, SettingInvalid, TokenUnreadable
+from distributed_comfy.relay.client import RelayOptions, relay_urls
 from distributed_comfy.settings import Settings, changed
 from distributed_comfy.state.connection import connect, refuse_plaintext
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.server_process import write_secret
 
 log = logging.getLogger(__name__)
-
-_UPGRADE = "upgrade distributed-comfy on this host, or ask for an invitation with a rediss:// URL"
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,6 @@ class Joined:
     """Those of this host, with the name, the key prefix and the URLs of the invitation."""
 
 
-class Connector(Protocol):
-    """Opens another way than TLS straight to the servers, as through a relay."""
-
-    def __call__(self, token: JoinToken, settings: Settings) -> AbstractContextManager[tuple[str, str]]:
-        """A context whose value is the URLs of the state server and the blob server, with user and secret, as this host reaches them."""
-
-
-CONNECTORS: Mapping[str, Callable[[], Connector]] = {}
-"""Scheme of a token's URL (``wss``) -> what imports its connector; entered by the module that brings one."""
-
-
 @contextmanager
 def open_join(text: str, settings: Settings) -> Iterator[Joined]:
     """Enter the cluster of a token; once it let us in, the token is kept for this user (`stored_token`).
@@ -56,7 +44,7 @@ def open_join(text: str, settings: Settings) -> Iterator[Joined]:
     Raises:
         TokenUnreadable: it is none.
         InviteRefused: it was revoked or has expired.
-        JoinImpossible: its way needs something that is not here.
+        ClusterUnavailable: it leads through a relay that cannot be used; see `relay.client.relay_urls`.
         RedisUnreachable: nobody answers there, or not with the certificate that the token names.
         SettingInvalid: DC_WORKER_NAME does not begin with the host's name, or the way is in the clear.
     """
@@ -98,15 +86,14 @@ def _store(token: JoinToken, settings: Settings) -> None:
 @contextmanager
 def _way(token: JoinToken, settings: Settings) -> Iterator[tuple[str, str]]:
     scheme = token.url.split("://", 1)[0]
-    if scheme in CONNECTORS:
-        with CONNECTORS[scheme]()(token, settings) as urls:
+    if scheme in ("wss", "ws"):
+        options = RelayOptions(allow_plain=settings.allow_plaintext)
+        with relay_urls(token.url, token.user, token.secret, ca=token.ca, options=options) as urls:
             yield urls
-    elif scheme in ("rediss", "redis"):
-        if not token.blob_url:
-            raise TokenUnreadable(reason="a part of it is missing or changed")
+    elif token.blob_url:
         yield _direct(token, token.url, settings), _direct(token, token.blob_url, settings)
     else:
-        raise JoinImpossible(url=token.url, reason=f"nothing here knows {scheme}://", remedy=_UPGRADE)
+        raise TokenUnreadable(reason="a part of it is missing or changed")
 
 
 def _direct(token: JoinToken, url: str, settings: Settings) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
@@ -14,6 +15,8 @@ from distributed_comfy.settings import redact_url
 
 log = logging.getLogger(__name__)
 
+HOST_USER = "dc-host-"
+"""First part of the user of an invited host; its name follows."""
 OLDEST_SERVER = (7, 0)
 """Earlier ones have neither rules for reading and writing apart nor selectors: a worker's user could take other workers' tickets."""
 
@@ -34,7 +37,9 @@ class ServerUsers:
     """For messages; its password is not shown."""
 
     def may_change(self) -> bool:
-        """Whether this connection may change users."""
+        """Whether this connection may change users; an invited host's never may, and is not let ask where a relay lies between."""
+        if (urlsplit(self.url).username or "").startswith(HOST_USER):
+            return False
         try:
             self.client.execute_command("ACL", "USERS")
         except redis.ResponseError:  # a user of one of our roles, or a server without users

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import click
 from distributed_comfy.access.invites import Invite
 from distributed_comfy.access.token import JoinToken
 from distributed_comfy.cli.cluster import ago
-from distributed_comfy.cli.commands import json_option
+from distributed_comfy.cli.commands import interruptibly, json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.inviting import InviteOptions, invites_of
 from distributed_comfy.orchestrator.inviting import invite as invite_host
 from distributed_comfy.orchestrator.inviting import revoke as revoke_host
+from distributed_comfy.serve.application import ServeOptions
+from distributed_comfy.serve.server import Serving, serve_relay
 from distributed_comfy.settings import Settings, read_settings
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
@@ -29,22 +32,27 @@ _UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
 @click.option("--bind", metavar="ADDRESS", default="", help="The same, at another address of this host.")
 @click.option("--port", type=click.IntRange(0, 65_534), help="Of the door, and the next one; 0: free ones [47380].")
 @click.option("--url", default="", help="rediss:// or wss:// URL by which the other host reaches a Redis or relay of your own.")
+@click.option("--tunnel", is_flag=True, help="Serve it by a public address of cloudflared, for as long as this command runs.")
 @click.option("--blob-url", default="", help="The same for the blob server, where it is another one.")
 @click.option("--ca", "ca_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="That signed its certificate.")
 @click.option("--expires", default="24h", show_default=True, metavar="TIME", help="The host must have joined by then: 30m, 24h, 7d.")
 @json_option
 @click.pass_context
-def invite(context: click.Context, /, lan: bool, expires: str, **place: Any) -> None:
+def invite(context: click.Context, /, lan: bool, tunnel: bool, expires: str, **place: Any) -> None:
     """Let one more host work for this cluster, and print the one command to run there.
 
     The host gets a user of its own on both servers, with the rights of a worker and no more (SECURITY.md). It listens on no port. Where no
     Redis is configured, the embedded one gets a door: TLS with a certificate of your own authority, which the token brings.
+
+    --tunnel is for a host that reaches this one by no address: it runs `serve --tunnel` (docs/relay.md) until Ctrl-C, and the token leads
+    there. The address is a new one each time; for a lasting one run `serve` behind a proxy or a named tunnel, and invite with --url.
 
     The token is a password. Once the host has joined it is let in until `invite revoke`.
 
     \b
     Examples:
       distributed-comfy invite --name pc2                          a second PC in this network
+      distributed-comfy invite --name pod1 --tunnel                a pod somewhere, by cloudflared
       distributed-comfy invite --name pod1 --url rediss://redis.example.org:6380/0
       distributed-comfy invite list
       distributed-comfy invite revoke pc2
@@ -55,8 +63,13 @@ def invite(context: click.Context, /, lan: bool, expires: str, **place: Any) -> 
     options = InviteOptions(expires_s=_seconds(expires), **place)
     if options.url and (lan or options.bind or options.port is not None):
         raise SettingInvalid(name="--url", reason="another server's URL needs neither --lan, --bind nor --port")
-    token = invite_host(_settings(output), options)
-    _show(output, token, expires)
+    if tunnel and (options.url or lan or options.bind or options.port is not None):
+        raise SettingInvalid(name="--tunnel", reason="its address needs neither --url, --lan, --bind nor --port")
+    settings = _settings(output)
+    if tunnel:
+        _by_tunnel(output, settings, options, expires)
+    else:
+        _show(output, invite_host(settings, options), expires)
 
 
 @invite.command("list")
@@ -96,6 +109,16 @@ def token_text(given: str) -> str:
         return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
     except (OSError, UnicodeDecodeError) as error:
         raise SettingInvalid(name="--join", reason=f"cannot read {given[1:]}: {error}") from error
+
+
+def _by_tunnel(output: Output, settings: Settings, options: InviteOptions, expires: str) -> None:
+    """Invite through a tunnel, and keep it open until somebody ends it."""
+
+    def ready(serving: Serving) -> None:
+        _show(output, invite_host(settings, replace(options, url=serving.join_url)), expires)
+        output.remark("the tunnel is open for as long as this command runs; Ctrl-C shuts it")
+
+    interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(port=0, tunnel=True), ready, stop))
 
 
 def _settings(output: Output) -> Settings:

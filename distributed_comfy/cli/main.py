@@ -85,6 +85,12 @@ def _metrics() -> click.Command:
     return metrics
 
 
+def _serve() -> click.Command:
+    from distributed_comfy.cli.serve import serve
+
+    return serve
+
+
 _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
@@ -97,6 +103,7 @@ _COMMANDS = {
     "invite": (_invite, "Let one more host work for this cluster; list them, shut one out."),
     "doctor": (_doctor, "Look for whatever is wrong with servers, disk, engine and workers."),
     "flower": (_flower, "Show workers and items on a web page."),
+    "serve": (_serve, "Let workers join through HTTP: a proxy, a tunnel, port 443."),
     "metrics": (_metrics, "Tell Prometheus how the cluster is."),
     "redis": (_redis, "Rights of users on a Redis of your own."),
 }

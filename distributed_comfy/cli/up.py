@@ -36,6 +36,7 @@ def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, r
     one gives the items back at once.
 
     A host that was invited (`distributed-comfy invite`) joins once with --join; from then on `up` alone does, unless DC_REDIS_URL is set.
+    With --join the cluster may also add and edit workers here; --no-remote-configuration keeps that to this host.
     """
     given = {"engine": ("--engine", engine), "comfyui_path": ("--comfyui", comfyui)}
     with naming_options(**given):
@@ -47,7 +48,8 @@ def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, r
             for agent in agents:
                 agent.end_at_once()
 
-        options = UpOptions(remote_configuration)
+        # Whoever follows an invitation lets that cluster use this host: what it may run here it may also set up here.
+        options = UpOptions(True if join and remote_configuration is None else remote_configuration)
         with _joined(settings, token_text(join)) as mine:
             return interruptibly(output, lambda stop: run_agent(mine, options, stop, agents.append), at_once)
 

@@ -26,8 +26,8 @@ from distributed_comfy.errors import (
     HostNotInvitable,
     InviteRefused,
     InviteUnknown,
-    JoinImpossible,
     RedisUnreachable,
+    RelayUnreachable,
     SettingInvalid,
 )
 from distributed_comfy.orchestrator import inviting
@@ -257,10 +257,11 @@ def test_a_worker_of_another_name_than_its_host_is_refused_before_anything_start
         pass
 
 
-def test_a_way_that_nothing_here_knows_is_named(settings: Settings, home: Path) -> None:
-    token = JoinToken("pc2", "wss://example.org/relay", "", "dc-host-pc2", "x", 1)
-    with pytest.raises(JoinImpossible, match=r"nothing here knows wss://"), open_join(token.text, read_settings()):
+def test_a_relay_that_is_not_there_is_named_and_its_token_not_kept(settings: Settings, home: Path) -> None:
+    token = JoinToken("pc2", "wss://127.0.0.1:1/relay", "", "dc-host-pc2", "x", 1)
+    with pytest.raises(RelayUnreachable, match=r"127\.0\.0\.1:1"), open_join(token.text, read_settings()):
         pass
+    assert stored_token(read_settings()) == ""
 
 
 def test_a_server_with_a_known_flaw_is_not_opened(settings: Settings, owner: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,47 @@
+"""``distributed-comfy serve``."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distributed_comfy.cli.commands import interruptibly
+from distributed_comfy.cli.logs import set_up_logging
+from distributed_comfy.cli.output import Output
+from distributed_comfy.serve.application import ServeOptions
+from distributed_comfy.serve.server import Serving, serve_relay
+from distributed_comfy.settings import read_settings
+
+_pem = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command(short_help="Let workers join through HTTP: a proxy, a tunnel, port 443.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="IP", help="0.0.0.0: all of this host's; needs TLS or a proxy.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8187, show_default=True, metavar="N", help="0: a free one.")
+@click.option("--tls-cert", type=_pem, metavar="FILE", help="Certificate with its chain (PEM); without it plain HTTP for a proxy.")
+@click.option("--tls-key", type=_pem, metavar="FILE", help="Its key (PEM), where that is not in the same file.")
+@click.option("--allow-plain", is_flag=True, help="Let clients log in without encryption, in a network where nobody listens.")
+@click.option("--tunnel", is_flag=True, help="Open a public address with cloudflared, where that is installed.")
+@click.pass_obj
+def serve(output: Output, /, **options: Any) -> None:
+    """Relay Redis through WebSockets, so that workers join from where only HTTP gets through (docs/relay.md).
+
+    Only users that were invited get in, and of what they send only what a worker needs passes. Without DC_REDIS_URL it keeps this user's
+    embedded Redis alive. GET /distributed/v2/health tells whether all is well. Ctrl-C ends it.
+
+    \b
+    Examples:
+      distributed-comfy serve                                   for a proxy or tunnel on this host
+      distributed-comfy serve --tunnel                          with a public address by cloudflared
+      distributed-comfy serve --host 0.0.0.0 --port 443 --tls-cert fullchain.pem --tls-key privkey.pem
+    """
+    settings = read_settings()
+    set_up_logging(settings, output, audience="supervisor")
+
+    def ready(serving: Serving) -> None:
+        output.say(f"Relay for {serving.servers.shown} is at {serving.url}; workers join by {serving.join_url}")
+
+    interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(**options), ready, stop))
+
+
