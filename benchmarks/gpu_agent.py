@@ -27,7 +27,7 @@ from benchmarks.gpu_place import SIZES, Place
 from benchmarks.rig import BenchmarkFailed
 from benchmarks.rows import median
 from benchmarks.worker import ROOT
-from distributed_comfy.cpu_list import format_cpus, parse_cpus
+from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import find_comfyui, find_interpreter
 from distributed_comfy.messages import to_plain
 from distributed_comfy.orchestrator.run import RunOptions, SilentReporter, run_on
@@ -37,7 +37,7 @@ from distributed_comfy.settings import child_environment, read_settings
 from distributed_comfy.state.records import HostRecord, HostWorker
 from tasks.cluster import Cluster, open_cluster
 
-HOST = "bench"
+HOST, UNPLACED = "bench", "-all"
 READY_S, END_S, POLL_S = 240.0, 60.0, 0.1
 
 
@@ -96,17 +96,21 @@ class Host:
         """Worker -> its engine process."""
         return {one.name: psutil.Process(one.pid).children()[0] for one in self.record.workers if one.pid}
 
+    def wait_idle(self) -> None:
+        """Until no worker has an item."""
+        wait(lambda: not any(state.claims for state in self.cluster.workers.workers()), READY_S, "workers to be idle")
+
     def wait_ready(self) -> None:
-        """Until every worker that is to run is idle, as it is configured now."""
+        """Until every worker runs and is idle."""
 
         def ready() -> bool:
             found = self.cluster.hosts.host(HOST)
             states = {state.facts.name: state.state for state in self.cluster.workers.workers()}
             return found is not None and all(
-                one.phase == "running" and not one.outdated and states.get(one.name) == "idle" for one in found.workers
+                one.phase == "running" and states.get(one.name) == "idle" for one in found.workers
             )
 
-        wait(ready, READY_S, f"workers to be ready:\n{self._log.read_text()[-3000:]}")
+        wait(ready, READY_S, "workers to be ready", self._log)
 
     def order(self, *words: str) -> None:
         """A command of ours."""
@@ -115,16 +119,19 @@ class Host:
         if done.returncode:
             raise BenchmarkFailed(f"{' '.join(words)}: {done.stderr[-2000:]}")
 
-    def place_workers(self, placed: bool) -> None:
-        """Let the agent choose cores and threads, or give all to all, and start the workers anew."""
-        everything = format_cpus(os.sched_getaffinity(0))
+    def add_unplaced(self) -> None:
+        """Beside each worker another one on the same device, with all cores and as many threads, as torch would choose them."""
+        cpus = os.sched_getaffinity(0)
         for one in self.record.workers:
-            cores, threads = ("auto", "0") if placed else (everything, str(len(parse_cpus(everything))))
-            self.order("workers", "edit", one.name, "--cores", cores, "--threads", threads, "--restart")
+            place = ("--cores", format_cpus(cpus), "--threads", str(len(cpus)))
+            self.order("workers", "add", f"{one.name}{UNPLACED}", "--device", one.device, *place)
         self.wait_ready()
 
     def job(self, items: int, placed: bool) -> Run:
-        """A job of this many pictures, from submission to files."""
+        """A job of this many pictures, from submission to files, on the workers of one kind."""
+        for one in self.record.workers:
+            self.cluster.jobs.drain(one.name, drained=one.name.endswith(UNPLACED) == placed)
+        self.wait_idle()
         asked = SubmitOptions(items=items)
         prompt = self.place.job_prompt("save", items)
         began = time.monotonic()
@@ -175,12 +182,13 @@ def killed(host: Host) -> float:
     return time.monotonic() - began
 
 
-def wait(happened: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Until that is so."""
+def wait(happened: Callable[[], bool], timeout_s: float, what: str, log: Path | None = None) -> None:
+    """Until that is so; ``log`` may say why it is not."""
     give_up = time.monotonic() + timeout_s
     while not happened():
         if time.monotonic() > give_up:
-            raise BenchmarkFailed(f"waited {timeout_s:.0f} s for {what}")
+            why = f":\n{log.read_text(errors='replace')[-3000:]}" if log else ""
+            raise BenchmarkFailed(f"waited {timeout_s:.0f} s for {what}{why}")
         time.sleep(POLL_S)
 
 
@@ -233,16 +241,15 @@ def _show(place: Place, items: int, rounds: int) -> dict[str, object]:
         count = len(record.workers)
         print(f"agent and {count} workers ready after {ready_s:.1f} s")
         print(json.dumps([to_plain(device) for device in record.devices]))
-        host.job(count, placed=True)  # reads the models
+        host.add_unplaced()
+        for placed in (True, False):
+            host.job(2 * count, placed)  # reads the models
         places = bound(host)
         for one in places:
             print(json.dumps(asdict(one)))
         runs = []
         for number in range(2 * rounds):
             placed = number % 4 in (0, 3)  # there and back
-            if number:
-                host.place_workers(placed)
-                host.job(count, placed)
             runs.append(host.job(items * count, placed))
             print(json.dumps(asdict(runs[-1])), flush=True)
         ended_s = killed(host)
