@@ -205,7 +205,7 @@ def open_host(place: Place) -> Iterator[Host]:
         host = Host(place, cluster, servers)
         ending.callback(host.process.wait)
         ending.callback(host.process.terminate)
-        wait(lambda: cluster.hosts.host(HOST) is not None, READY_S, "the agent")
+        wait(lambda: cluster.hosts.host(HOST) is not None or host.process.poll() is not None, READY_S, "the agent")
         yield host
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,20 +94,6 @@ def revoke(output: Output, /, name: str) -> None:
     revoke_host(_settings(output), name)
     output.result({"host": name, "revoked": True})
     output.say(f"host {name} is shut out; its token is of no use any more")
-
-
-def token_text(given: str) -> str:
-    """A token as it was given to ``--join``: itself, ``@FILE``, or ``-`` for standard input, so that no list of processes shows it.
-
-    Raises:
-        SettingInvalid: the file cannot be read.
-    """
-    try:
-        if given == "-":
-            return sys.stdin.readline()
-        return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingInvalid(name="--join", reason=f"cannot read {given[1:]}: {error}") from error
 
 
 def _by_tunnel(output: Output, settings: Settings, options: InviteOptions, expires: str) -> None:

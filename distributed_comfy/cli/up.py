@@ -11,7 +11,7 @@ from distributed_comfy.access.join import open_join, stored_token
 from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.up import UpOptions, run_agent
 from distributed_comfy.cli.commands import interruptibly, naming_options
-from distributed_comfy.cli.invite import token_text
+from distributed_comfy.cli.join_option import token_text
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.worker import comfyui_option

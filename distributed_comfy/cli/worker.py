@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from distributed_comfy.cli.commands import naming_options
-from distributed_comfy.cli.invite import token_text
+from distributed_comfy.cli.join_option import token_text
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.arguments import join_arguments

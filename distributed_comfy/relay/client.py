@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from distributed_comfy.errors import RelayUnreachable, SettingInvalid, from_wire
 from distributed_comfy.relay.address import relay_address
-from distributed_comfy.relay.process import Order
+from distributed_comfy.relay.order import Order
 from distributed_comfy.relay.wire import DATABASES
 
 log = logging.getLogger(__name__)

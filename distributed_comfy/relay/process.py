@@ -12,34 +12,13 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.relay.address import relay_address
 from distributed_comfy.relay.dialing import Dialer, make_session
 from distributed_comfy.relay.forwarder import Forwarder
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a forwarder is started with."""
-
-    url: str
-    user: str
-    secret: str
-    ca: str = ""
-    folder: str = ""
-    """For Unix sockets; empty: ports on loopback."""
-    ports: tuple[int, ...] = (0, 0)
-    """On loopback; 0: a free one."""
-    check: bool = True
-    """Say what is wrong where the relay cannot be reached; without it the doors are opened all the same."""
-    level: int = logging.INFO
-
-    def line(self) -> bytes:
-        """As it goes through the pipe."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+from distributed_comfy.relay.order import Order
 
 
 class LineHandler(logging.Handler):

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE_SIDE = ("distributed_comfy.engine.builtin", "distributed_comfy.engine.comfyui", "distributed_comfy.engine.process")
 """What runs in the engine's own process; all other modules are the control plane."""
+STARTERS = ("distributed_comfy.cli.up", "distributed_comfy.cli.worker", "distributed_comfy.agent.up", "tasks.consumer")
 IMPORT_EACH = """
 import importlib, json, sys
 loaded_by = {}
@@ -44,6 +45,13 @@ def test_importing_the_whole_control_plane_loads_no_torch() -> None:
 def test_the_control_plane_has_its_doors() -> None:
     doors = {"distributed_comfy.cli.main", "distributed_comfy.agent.up", "distributed_comfy.orchestrator", "tasks.dispatch", "worker_entry"}
     assert doors <= set(control_plane())
+
+
+def test_workers_and_agents_load_no_http_library_and_no_server_of_ours() -> None:
+    """They start at once; only the forwarder of a relay, a process of its own, needs one."""
+    command = [sys.executable, "-c", f"import sys, {', '.join(STARTERS)}; print(*sorted(sys.modules))"]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT).stdout.split())
+    assert not loaded & {"aiohttp", "distributed_comfy.serve", "distributed_comfy.access.certificates"}
 
 
 def test_a_torch_that_is_imported_would_be_seen() -> None:
