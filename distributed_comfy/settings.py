@@ -70,7 +70,8 @@ class Settings(BaseSettings):
     user: str = ""
     """Submitter for fairness between users; without it the login name."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads of a worker's engine; 0: shared evenly among workers that one command starts, else torch's own choice."""
+    """CPU threads of a worker's ComfyUI; 0: shared evenly among workers that one command starts, else torch's own choice. The
+    built-in engine always has one, so that its bits never depend on this."""
     cores: str = ""
     """CPUs that a worker and its engine may use, like ``0-3,8`` (Linux only); without it all that it inherits."""
     started_by: Starter | None = None

@@ -26,7 +26,7 @@ def set_input(prompt: Prompt, assignment: str) -> Prompt:
     node_id = _find_node(prompt, name, target)
     inputs = prompt[node_id]["inputs"]
     if key not in inputs:
-        raise InputUnknown(target=target, reason=f"node {node_id} has no input {key!r}; it has {', '.join(inputs) or 'none'}")
+        raise InputUnknown(target=target, reason=f"node {node_id} has no input {key!r} in this file; it has {', '.join(inputs) or 'none'}")
     value = _parse_value(text, inputs[key], target)
     return {**prompt, node_id: {**prompt[node_id], "inputs": {**inputs, key: value}}}
 

@@ -139,7 +139,7 @@ def test_options_that_the_prompt_cannot_take_are_refused(line: CommandLine) -> N
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("make.stepz=3", "--set make.stepz: node make has no input 'stepz'; it has"),
+        ("make.stepz=3", "--set make.stepz: node make has no input 'stepz' in this file; it has"),
         ("nobody.steps=3", "no node has the id, class or title 'nobody'"),
         ("steps=3", "write it as NODE.INPUT=VALUE, for example 3.steps=20"),
     ],

@@ -57,7 +57,7 @@ def test_the_given_prompt_stays_as_it_is() -> None:
         ("99.steps=1", r"no node has the id.*12:5 \(Main\), 7 \(Twin\)"),
         ("CLIPTextEncode.text=x", "one of the ids 8, 9"),
         ("Twin.seed=1", "one of the ids 7, 8"),
-        ("12:5.stepz=1", "no input 'stepz'; it has steps, cfg"),
+        ("12:5.stepz=1", "no input 'stepz' in this file; it has steps, cfg"),
         ("12:5.on=yes", "takes true or false"),
         ('12:5.seed=["7", 0]', "is a link"),
     ],

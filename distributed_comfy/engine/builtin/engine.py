@@ -57,8 +57,8 @@ class BuiltinEngine:
         self._context = context
         self._folders = WorkFolders(options.folder)
         self._device = torch_device(options.device)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        # Sums of large tensors are split among threads, so their last bits would depend on the number; on busy cores it is faster, too.
+        torch.set_num_threads(1)
         self._bench = Workbench(self._folders, self._device)
         self._classes = {**_bound(self._bench), **provide_nodes(context)}
         self._executor = Executor(self._classes, self._bench)
