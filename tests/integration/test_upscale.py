@@ -105,6 +105,20 @@ def test_a_killed_worker_changes_no_byte(builtin_rig: Rig, undisturbed: list[NDA
     assert len(builtin_rig.executions(report.job_id)) == 1 + TILES + 1 + 1, "only the tile that died with it ran again"
 
 
+def test_a_state_server_that_forgets_that_a_tile_is_done_changes_no_byte(builtin_rig: Rig, undisturbed: list[NDArray[Any]]) -> None:
+    """What a crash within a second of the tile's end leaves: it is pending, and its crop is gone."""
+    job = builtin_rig.begin(picture(**SLOW))
+    job.until(lambda: any(index >= 2 for index in job.report.arrived))
+    table, job_id = builtin_rig.cluster.jobs, job.queued()
+    index = next(index for index in job.report.arrived if index >= 2)
+    assert table.reopen(job_id, index, table.item_states(job_id)[index].claim_id)
+    table.unblock(job_id, [(index, table.feed(job_id, index))])
+    job.until(lambda: table.item_states(job_id)[index].state == "done", timeout_s=30)
+    assert numpy.array_equal(after(job.wait())[0], undisturbed[0])
+    begun = [number for number, _, _ in builtin_rig.executions(job_id)]
+    assert sorted(set(begun)) == list(range(2 + TILES)) and len(begun) <= 3 + TILES
+
+
 def draws_a_tile(rig: Rig, job_id: str, worker: str) -> bool:
     """Whether the worker's engine has begun with a tile that is not done."""
     begun = {claim_id for _, claim_id, _ in rig.executions(job_id)}
