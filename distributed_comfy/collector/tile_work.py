@@ -23,7 +23,7 @@ from distributed_comfy.collector.spool import Spool
 from distributed_comfy.collector.table import JobTable
 from distributed_comfy.collector.tile_blobs import SharedValues, TileBlobs
 from distributed_comfy.collector.tile_canvas import COLOURS, Division, ImagePart, TileCanvas
-from distributed_comfy.errors import UpscaleImageUnusable
+from distributed_comfy.errors import MessageVersionUnknown, UpscaleImageUnusable
 from distributed_comfy.messages import ItemSpec, JobRecord, TensorRef
 from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import ItemState
@@ -33,7 +33,7 @@ from distributed_comfy.workflow.tile_items import Canvas, TileItem, TileRow, til
 from tiler.errors import FrameOverLimit, TilerError
 from tiler.groups import GroupLimits, frame_groups, group_steps
 from tiler.options import SeamFix, TileOptions
-from tiler.plan import TilePlan, TileStep, plan_tiles
+from tiler.plan import PLAN_VERSION, TilePlan, TileStep, plan_tiles
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,11 @@ class TileWork:
             states: what the table says of the job's items.
         Raises:
             UpscaleImageUnusable: the image cannot be tiled.
+            MessageVersionUnknown: the job comes from a version that plans otherwise.
             OutputUnwritable: the canvas does not fit on the disk.
         """
+        if self._stage.plan_version != PLAN_VERSION:
+            raise MessageVersionUnknown(kind=TilePlan.__name__, version=self._stage.plan_version, known=[PLAN_VERSION])
         parts = self._image()
         try:
             self._make_plan(parts)
@@ -217,7 +220,8 @@ class TileWork:
         frame_bytes = max(step.size.width * step.size.height for step in self._plan.steps) * _PIXEL_BYTES
         groups = frame_groups(sum(part.ref.shape[0] for part in parts), frame_bytes, self._stage.item_bytes)
         most_pixels = min(self._stage.item_pixels, self._stage.item_bytes // _PIXEL_BYTES)
-        limits = GroupLimits(most_pixels // max(end - first for first, end in groups))
+        frames = max(end - first for first, end in groups)
+        limits = GroupLimits(most_pixels // frames, self._stage.item_tiles, self._stage.level_shares)
         self._division = Division(sorted(group_steps(self._plan, limits)), groups)  # where none is grouped, numbers are those of steps
 
     # -- items

@@ -6,6 +6,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from distributed_comfy.collector import tile_canvas
 from distributed_comfy.collector.tile_work import TileLimits
-from distributed_comfy.errors import OutputUnwritable, UpscaleImageUnusable
+from distributed_comfy.errors import MessageVersionUnknown, OutputUnwritable, UpscaleImageUnusable
 from distributed_comfy.messages import ItemResult, JobRecord
 from tests.collected_jobs import COLLECTOR, JOB_ID, capture
 from tests.tile_jobs import HINT, PIXELS, UPSCALE, Studio, expected, picture, put_together, refined, tile_job
+from tiler.plan import PLAN_VERSION
 
 MODES = ["linear", "chess", "independent"]
 Stage = Callable[..., Studio]
@@ -160,6 +162,21 @@ def test_the_tiles_of_the_second_group_of_frames_have_numbers_of_their_own(stage
     put_together(monkeypatch)
     studio = stage(tile_job(item_bytes=TILE_PIXELS * 12 * 2), picture(frames=4))
     assert studio.planned == [(at,) for at in range(12)], "two frames of one tile are all that an item may have"
+
+
+def test_the_limits_of_an_item_are_those_of_the_record(stage: Stage) -> None:
+    job = tile_job(mode="independent")
+    assert job.tiles is not None
+    few, most = replace(job.tiles, level_shares=1, item_tiles=2), replace(job.tiles, level_shares=2)
+    assert stage(replace(job, tiles=few)).planned == [(0, 1), (2, 3), (4, 5)]
+    assert stage(replace(job, tiles=most)).planned == [(0, 1, 2), (3, 4, 5)]
+
+
+def test_a_job_that_another_version_plans_otherwise_is_refused(stage: Stage) -> None:
+    job = tile_job()
+    assert job.tiles is not None
+    with pytest.raises(MessageVersionUnknown, match=rf"a TilePlan of version 0 cannot be read here .known: .{PLAN_VERSION}"):
+        stage(replace(job, tiles=replace(job.tiles, plan_version=0)))
 
 
 def test_crops_of_an_item_that_the_blob_store_lost_are_put_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
