@@ -63,6 +63,8 @@ class _View:
     tiles: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Index of each item of tiles -> the numbers of its tiles, once they are known."""
     tiles_began: float = 0.0
+    tiles_before: int = 0
+    """Those of `tiles_done` that an earlier run made: they say nothing about how fast this one is."""
     stages: Mapping[int, str] = field(default_factory=dict)
     """Index of each item that is not one of many seeds -> what it is."""
 
@@ -84,6 +86,7 @@ class _View:
         self.tiles_began = time.monotonic()
         for index in self.done & self.tiles.keys():
             self._count(index)
+        self.tiles_before = self.tiles_done
 
     def _count(self, index: int) -> None:
         tiles = len(self.tiles.get(index, ()))
@@ -209,11 +212,12 @@ class RunProgress(SilentReporter):
                 self._output.remark(f"  {self._state_line()}", "dim")
 
     def _state_line(self) -> str:
-        """``8 of 20 items, w1: item 9 step 3/20``."""
+        """``8 of 20 items, w1: item 9 step 3/20``; of an upscale items and tiles."""
         with self._lock:
             view = self._view
             busy = [(name, lane) for name, lane in view.lanes.items() if lane.index is not None]
-            parts = [f"{view.finished} of {_counted(view.total, 'item')}{_left(view)}"]
+            whole = f"{view.total} items and tiles" if view.tiles else _counted(view.total, "item")
+            parts = [f"{view.finished} of {whole}{_left(view)}"]
             parts += [f"{name}: {_item(lane.index or 0, view)} step {lane.value}/{lane.maximum}" for name, lane in busy[:_WORKERS_NAMED]]
             hidden = len(busy) - _WORKERS_NAMED
             return ", ".join(parts) + (f", and {_counted(hidden, 'more worker')}" if hidden > 0 else "")
@@ -245,7 +249,7 @@ def _lane_cells(lane: _Lane, view: _View, bar_width: int) -> tuple[RenderableTyp
 
 def _left(view: _View) -> str:
     """The rate of the tiles that are done, and how long the others will take; nothing before there is one."""
-    done, left = view.tiles_done, view.total - view.finished
+    done, left = view.tiles_done - view.tiles_before, view.total - view.finished
     if not done or not left:
         return ""
     each_s = (time.monotonic() - view.tiles_began) / done
@@ -265,7 +269,11 @@ def _item(index: int, view: _View) -> str:
 def _tiles(index: int, numbers: Sequence[int]) -> str:
     if not numbers:  # of an earlier run, before the tiles are planned
         return f"item {index}"
-    return f"tile {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} tiles ({numbers[0]} to {numbers[-1]})"
+    if len(numbers) == 1:
+        return f"tile {numbers[0]}"
+    if len(numbers) == numbers[-1] - numbers[0] + 1:
+        return f"tiles {numbers[0]} to {numbers[-1]}"
+    return f"{len(numbers)} tiles ({', '.join(map(str, numbers))})"
 
 
 def _count(record: JobRecord) -> str:

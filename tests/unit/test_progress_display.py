@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.progress import RunProgress, _tiles
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.orchestrator.run import JobStart
@@ -92,8 +92,8 @@ def test_an_upscale_is_counted_in_tiles_however_many_an_item_has() -> None:
     assert screen.lines[-6:] == [
         "  1/2  item 0 (seed 100) on w1 in 1.00 s",
         "upscale: 4 tiles in 2 items",
-        "  4/6  3 tiles (0 to 4) on w1 in 1.00 s",
-        "  4/6  3 tiles (0 to 4) on w1 in 1.00 s",
+        "  4/6  3 tiles (0, 2, 4) on w1 in 1.00 s",
+        "  4/6  3 tiles (0, 2, 4) on w1 in 1.00 s",
         "  5/6  tile 1 on w2 in 1.00 s",
         "  6/6  last stage on w1 in 1.00 s",
     ]
@@ -123,6 +123,30 @@ def test_tiles_of_an_earlier_run_count_once_they_are_planned() -> None:
         progress.tiles_planned([(0, 1), (2,)])
         progress.item_done(3, result("w1"))
     assert screen.lines[-3:] == ["  1/2  item 2 on w1 in 1.00 s", "upscale: 3 tiles in 2 items", "  4/5  tile 2 on w1 in 1.00 s"]
+
+
+def test_the_rate_is_that_of_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 of 200 tiles are here; one more takes 10 s."""
+    now = [1000.0]
+    monkeypatch.setattr("distributed_comfy.cli.progress.time.monotonic", lambda: now[0])
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.submitted(replace(upscale(), record=replace(upscale().record, items=1, has_last_stage=False)))
+        progress.item_done(0, result("w1"))
+        for index in range(1, 101):
+            progress.item_done(index, result("w1"))
+        progress.tiles_planned([(number,) for number in range(200)])
+        assert progress._state_line() == "101 of 201 items and tiles", "no rate yet"
+        now[0] += 10
+        progress.item_done(101, result("w1"))
+        assert progress._state_line() == "102 of 201 items and tiles, 10.0 s per tile, about 990 s left"
+
+
+@pytest.mark.parametrize(("numbers", "words"), [
+    ((7,), "tile 7"), ((4, 5), "tiles 4 to 5"), ((4, 5, 6), "tiles 4 to 6"), ((0, 2, 4), "3 tiles (0, 2, 4)"), ((), "item 2"),
+])  # fmt: skip
+def test_the_tiles_of_an_item_are_named(numbers: tuple[int, ...], words: str) -> None:
+    assert _tiles(2, numbers) == words
 
 
 def test_elsewhere_than_on_a_terminal_a_line_now_and_then_says_how_far_it_is() -> None:
