@@ -211,6 +211,15 @@ def test_an_item_with_an_image_too_few_is_refused_with_both_numbers(stage: Stage
         studio.work.take(index)
 
 
+def test_a_tile_that_a_node_blocked_is_refused_with_the_cause(stage: Stage) -> None:
+    studio = stage()
+    index = studio.pending()[0]
+    assert studio.table.claim(index, "t", "w1") and studio.table.complete(index, "t", ItemResult(blocked=(UPSCALE,), worker="w1"))
+    studio.fetch(index)
+    with pytest.raises(UpscaleImageUnusable, match=rf"0 image\(s\), it has 1 tile\(s\); nothing reached {UPSCALE}: a node before it"):
+        studio.work.take(index)
+
+
 def test_of_several_tiles_the_one_that_does_not_fit_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     put_together(monkeypatch)
     studio = stage(tile_job(mode="independent", item_pixels=3 * TILE_PIXELS))
