@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _SEAM_KINDS: dict[str, Any] = {"band_pass": "band"}
 PREVIEW_INTERVAL_S = 1.0
 _PIXEL_BYTES = COLOURS * 4
+_OFFERED_BYTES = 4 * 2**20
+"""Of crops that are stored before their items are unblocked in one call."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class TileWork:
         waiting = sorted(entry for entry in self._ready if not self._tiles.has_arrived(entry[1]))
         started = [number for _, number in waiting if self._state(states, number) not in ("blocked", "done")]
         self._ready = [(step, number) for step, number in waiting if number not in set(started)]
-        self._unblock([self._cut(number) for number in started])
+        self._offer(started)
 
     def take(self, index: int) -> None:
         """Blend the tiles of a spooled item, as soon as their turn comes; a second time changes nothing.
@@ -165,12 +167,7 @@ class TileWork:
 
     def go_on(self) -> None:
         """Cut crops ahead and let their items start."""
-        cut = []
-        while self._ready and self._has_room():
-            _, number = heapq.heappop(self._ready)
-            if not self._tiles.has_arrived(number):
-                cut.append(self._cut(number))
-        self._unblock(cut)
+        self._offer(self._next_ready())
 
     def look(self, states: Mapping[int, ItemState]) -> None:
         """Tell the table again what it forgot: a state server that crashed may have lost the last second.
@@ -264,6 +261,24 @@ class TileWork:
         """Whether the crops of one more item may lie ready."""
         workers, crops = max(1, self._limits.workers()), len(self._blobs.crops)
         return crops < workers or (crops < 2 * workers and self._blobs.size_bytes < self._limits.crop_bytes)
+
+    def _next_ready(self) -> Iterator[int]:
+        """Items to cut the crops of, as long as there is room for those of one more."""
+        while self._ready and self._has_room():
+            _, number = heapq.heappop(self._ready)
+            if not self._tiles.has_arrived(number):
+                yield number
+
+    def _offer(self, numbers: Iterable[int]) -> None:
+        """Cut the crops of these items and let them start, some MiB at a time: the first must not wait until all are stored."""
+        cut: list[int] = []
+        before = self._blobs.size_bytes
+        for number in numbers:
+            cut.append(self._cut(number))
+            if self._blobs.size_bytes - before >= _OFFERED_BYTES:
+                self._unblock(cut)
+                cut, before = [], self._blobs.size_bytes
+        self._unblock(cut)
 
     def _cut(self, number: int) -> int:
         """Store the crops of an item; its number."""

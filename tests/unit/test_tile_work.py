@@ -126,6 +126,21 @@ def test_tiles_that_wait_for_one_before_them_hold_no_files_open(stage: Stage) ->
     assert studio.finish().tobytes() == expected(studio.job, picture(height=8, width=64 * 60)).tobytes()
 
 
+@pytest.mark.parametrize(("offered_bytes", "order"), [(1, "pupupupu"), (2**20, "ppppu"), (2 * 96 * 8 * 12, "ppuppu")])
+def test_items_start_before_the_crops_of_all_are_stored(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, offered_bytes: int, order: str
+) -> None:
+    studio = stage(tile_job(mode="independent", item_pixels=0), picture(height=8, width=64 * 20), workers=1)
+    calls: list[str] = []
+    put, unblock = studio.store.put, studio.table.unblock
+    monkeypatch.setattr("distributed_comfy.collector.tile_work._OFFERED_BYTES", offered_bytes)
+    monkeypatch.setattr(studio.store, "put", lambda *args, **options: calls.append("p") or put(*args, **options))
+    monkeypatch.setattr(studio.table, "unblock", lambda *args: calls.append("u") or unblock(*args))
+    studio.workers = 3
+    studio.work.go_on()
+    assert "".join(calls) == order
+
+
 # -- several tiles in one item ------------------------------------------------------------------------------------------
 TILE_PIXELS = 96 * 96
 
