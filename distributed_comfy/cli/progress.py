@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from distributed_comfy.cli.canvas_preview import CanvasPreview
 from distributed_comfy.cli.output import Output
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
@@ -101,10 +104,13 @@ class RunProgress(SilentReporter):
         output: where lines go.
         title: what the job is called in the display.
         heartbeat_s: elsewhere than on a terminal, a line says how far it is where nothing was said for so long.
+        preview: shows an upscale in a file.
     """
 
-    def __init__(self, output: Output, title: str = "", heartbeat_s: float = _HEARTBEAT_S) -> None:
-        self._output = output
+    def __init__(
+        self, output: Output, title: str = "", heartbeat_s: float = _HEARTBEAT_S, preview: CanvasPreview | None = None
+    ) -> None:
+        self._output, self._preview = output, preview
         self._lock = threading.Lock()
         self._view = _View(title)
         self._live: Live | None = None
@@ -149,6 +155,8 @@ class RunProgress(SilentReporter):
         for warning in start.warnings:
             self._output.warn(warning)
         record = start.record
+        if self._preview is not None and record.tiles is None:
+            self._output.warn(f"--preview: the prompt has no upscale, so {self._preview.path} is not written")
         if start.resumed:
             here = f"{start.resumed_items} of {_counted(record.items, 'item')}"
             self._output.remark(f"goes on where job {start.resumed} stopped: {here} here already (--fresh starts afresh)", "bold")
@@ -179,6 +187,16 @@ class RunProgress(SilentReporter):
             self._view.plan(tiles)
         items = f" in {_counted(len(tiles), 'item')}" if len(tiles) != count else ""
         self._output.remark(f"upscale: {_counted(count, 'tile')}{items}", "dim")
+
+    @property
+    def watches_canvas(self) -> bool:
+        """See `Reporter`."""
+        return self._preview is not None
+
+    def canvas(self, preview: NDArray[np.uint8]) -> None:
+        """Write the picture."""
+        if self._preview is not None:
+            self._preview.show(preview)
 
     def step(self, step: Step) -> None:
         """Move a worker's bar."""

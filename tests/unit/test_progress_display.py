@@ -6,15 +6,17 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from distributed_comfy.cli.canvas_preview import CanvasPreview
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress, _tiles
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
-from distributed_comfy.orchestrator.run import JobStart
+from distributed_comfy.orchestrator.run import JobStart, SilentReporter
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.tile_stage import TileStage, ValuePlace
 from tests.tile_jobs import GEOMETRY
@@ -240,3 +242,22 @@ def test_hundreds_of_workers_do_not_fill_the_screen() -> None:
 
     text = shown(Screen(terminal=True), events)
     assert "and 76 more workers" in text and "w99" not in text
+
+
+def test_the_canvas_is_watched_only_where_somebody_does(tmp_path: Path) -> None:
+    class Watcher(SilentReporter):
+        def canvas(self, preview: object) -> None:
+            """Look."""
+
+    assert Watcher().watches_canvas and not SilentReporter().watches_canvas
+    screen = Screen(terminal=False)
+    assert not RunProgress(screen).watches_canvas and RunProgress(screen, preview=CanvasPreview(tmp_path / "x.png")).watches_canvas
+
+
+def test_a_preview_of_a_prompt_without_an_upscale_is_answered_with_a_note(tmp_path: Path) -> None:
+    for start, told in ((job(1), True), (upscale(), False)):
+        screen = Screen(terminal=False, width=1000)
+        with RunProgress(screen, preview=CanvasPreview(tmp_path / "x.png")) as progress:
+            progress.submitted(start)
+        note = f"note: --preview: the prompt has no upscale, so {tmp_path / 'x.png'} is not written"
+        assert (note in screen.lines) == told
