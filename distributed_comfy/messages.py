@@ -20,7 +20,9 @@ from distributed_comfy.frame_plan import FramePlan
 from distributed_comfy.tile_stage import TileStage
 
 MESSAGE_VERSION = 1
-"""Version of every record below; a change that old code cannot read raises it."""
+"""Version of every record that has none of its own; a change that old code cannot read raises it."""
+JOB_VERSION = 2
+"""Of `JobRecord` and all that it holds.  2: the tiles of an item are told to one node, `TileStage.regions`."""
 
 Prompt = dict[str, dict[str, Any]]
 """API-format graph: ``{node_id: {"class_type": str, "inputs": {name: literal or [node_id, slot]}, "_meta"?: {...}}}``."""
@@ -284,7 +286,7 @@ class JobRecord:
     results: ResultsGoTo = "collector"
     frames: FramePlan = field(default_factory=FramePlan)
     """How its tensors travel."""
-    version: int = MESSAGE_VERSION
+    version: int = JOB_VERSION
 
     @property
     def generated(self) -> int:
@@ -372,9 +374,9 @@ def load(cls: type[T], text: str | bytes) -> T:
     try:
         record: Any = _adapter(cls).validate_json(text)
     except ValidationError as error:
-        raise MessageVersionUnknown(kind=cls.__name__, version=_version_of(text), known=[MESSAGE_VERSION]) from error
-    if getattr(record, "version", MESSAGE_VERSION) != MESSAGE_VERSION:
-        raise MessageVersionUnknown(kind=cls.__name__, version=record.version, known=[MESSAGE_VERSION])
+        raise MessageVersionUnknown(kind=cls.__name__, version=_version_of(text), known=[_known_version(cls)]) from error
+    if getattr(record, "version", MESSAGE_VERSION) != _known_version(cls):
+        raise MessageVersionUnknown(kind=cls.__name__, version=record.version, known=[_known_version(cls)])
     return cast("T", record)
 
 
@@ -388,7 +390,12 @@ def from_plain(cls: type[T], plain: Any) -> T:
     try:
         return cast("T", _adapter(cls).validate_python(plain))
     except ValidationError as error:
-        raise MessageVersionUnknown(kind=cls.__name__, version="?", known=[MESSAGE_VERSION]) from error
+        raise MessageVersionUnknown(kind=cls.__name__, version="?", known=[_known_version(cls)]) from error
+
+
+def _known_version(cls: Any) -> int:
+    """The one that this code writes."""
+    return int(getattr(cls, "version", MESSAGE_VERSION))  # the field's default
 
 
 def _version_of(text: str | bytes) -> Any:

@@ -49,12 +49,12 @@ def tile_job(
 
 def put_together(patch: pytest.MonkeyPatch) -> None:
     """A level may be one item, so that few tiles go together, too."""
-    patch.setattr(tile_work, "GroupLimits", lambda pixels: GroupLimits(pixels, shares=1))
+    patch.setattr(tile_work, "GroupLimits", lambda pixels, steps, shares: GroupLimits(pixels, steps, shares=1))
 
 
 def put_apart(patch: pytest.MonkeyPatch) -> None:
     """Each tile is an item."""
-    patch.setattr(tile_work, "GroupLimits", lambda pixels: GroupLimits(0))
+    patch.setattr(tile_work, "GroupLimits", lambda pixels, steps, shares: GroupLimits(0))
 
 
 def picture(frames: int = 1, height: int = 96, width: int = 150, channels: int = 3, seed: int = 1) -> NDArray[np.float32]:

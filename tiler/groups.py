@@ -8,6 +8,8 @@ from itertools import groupby, pairwise
 from tiler.errors import FrameOverLimit, TileOptionInvalid
 from tiler.plan import TilePlan, TileStep
 
+ITEM_STEPS, LEVEL_SHARES = 16, 8
+
 
 @dataclass(frozen=True)
 class GroupLimits:
@@ -15,8 +17,8 @@ class GroupLimits:
 
     pixels: int
     """Of all crops of an item, of one frame; a larger step is an item by itself. 0: one step per item."""
-    steps: int = 16
-    shares: int = 8
+    steps: int = ITEM_STEPS
+    shares: int = LEVEL_SHARES
     """Into how many items a level is split at least, where it has so many steps: as many workers find work at once."""
 
 

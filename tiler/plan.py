@@ -14,6 +14,9 @@ from tiler.errors import TileOptionInvalid, TooManyTiles
 from tiler.options import TileOptions, check_options, step_seed
 from tiler.passes import PassName, Strip, TilePass, plan_passes
 
+PLAN_VERSION = 1
+"""Raise it with every change that gives other steps, or other items of `tiler.groups`, for the same sizes and options: a run takes over the
+tiles of an unfinished one where it is the same."""
 MOST_STEPS = 2**18
 """16384 x 16384 in tiles of 64 with every seam fix fits."""
 AROUND = tuple((x, y) for y in (-1, 0, 1) for x in (-1, 0, 1) if (x, y) != (0, 0))

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from distributed_comfy.cli.canvas_preview import CanvasPreview, preview_option
 from distributed_comfy.cli.cluster import ago, connected, out_or_default, redis_now_ms
 from distributed_comfy.cli.commands import interruptibly, json_option
 from distributed_comfy.cli.delivered import show_delivery
@@ -184,15 +185,17 @@ def priority(output: Output, /, job_id: str, number: int) -> None:
 @jobs.command(short_help="Take over a job that nobody collects, and save it.")
 @click.argument("job_id", metavar="JOB")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
+@preview_option
 @json_option
 @click.pass_obj
-def attach(output: Output, /, job_id: str, out: Path | None) -> int:
+def attach(output: Output, /, job_id: str, out: Path | None, preview: Path | None) -> int:
     """Take over a job that nobody collects any more, and save what it makes.
 
     Items that its last owner had fetched already are taken from DIR if that is the same folder; otherwise they run again. Ctrl-C cancels
     the job.
     """
-    with connected(output) as cluster, RunProgress(output) as progress:
+    shown = CanvasPreview(preview) if preview else None
+    with connected(output) as cluster, RunProgress(output, preview=shown) as progress:
         folder = out_or_default(out, cluster.jobs.record(job_id).title)
         delivery = interruptibly(output, lambda stop: attach_job(cluster, job_id, folder, progress, stop))
     return show_delivery(output, delivery)

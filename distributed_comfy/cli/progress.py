@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from distributed_comfy.cli.canvas_preview import CanvasPreview
 from distributed_comfy.cli.output import Output
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
@@ -63,6 +66,8 @@ class _View:
     tiles: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Index of each item of tiles -> the numbers of its tiles, once they are known."""
     tiles_began: float = 0.0
+    tiles_before: int = 0
+    """Those of `tiles_done` that an earlier run made: they say nothing about how fast this one is."""
     stages: Mapping[int, str] = field(default_factory=dict)
     """Index of each item that is not one of many seeds -> what it is."""
 
@@ -84,6 +89,7 @@ class _View:
         self.tiles_began = time.monotonic()
         for index in self.done & self.tiles.keys():
             self._count(index)
+        self.tiles_before = self.tiles_done
 
     def _count(self, index: int) -> None:
         tiles = len(self.tiles.get(index, ()))
@@ -98,10 +104,13 @@ class RunProgress(SilentReporter):
         output: where lines go.
         title: what the job is called in the display.
         heartbeat_s: elsewhere than on a terminal, a line says how far it is where nothing was said for so long.
+        preview: shows an upscale in a file.
     """
 
-    def __init__(self, output: Output, title: str = "", heartbeat_s: float = _HEARTBEAT_S) -> None:
-        self._output = output
+    def __init__(
+        self, output: Output, title: str = "", heartbeat_s: float = _HEARTBEAT_S, preview: CanvasPreview | None = None
+    ) -> None:
+        self._output, self._preview = output, preview
         self._lock = threading.Lock()
         self._view = _View(title)
         self._live: Live | None = None
@@ -146,6 +155,8 @@ class RunProgress(SilentReporter):
         for warning in start.warnings:
             self._output.warn(warning)
         record = start.record
+        if self._preview is not None and record.tiles is None:
+            self._output.warn(f"--preview: the prompt has no upscale, so {self._preview.path} is not written")
         if start.resumed:
             here = f"{start.resumed_items} of {_counted(record.items, 'item')}"
             self._output.remark(f"goes on where job {start.resumed} stopped: {here} here already (--fresh starts afresh)", "bold")
@@ -176,6 +187,16 @@ class RunProgress(SilentReporter):
             self._view.plan(tiles)
         items = f" in {_counted(len(tiles), 'item')}" if len(tiles) != count else ""
         self._output.remark(f"upscale: {_counted(count, 'tile')}{items}", "dim")
+
+    @property
+    def watches_canvas(self) -> bool:
+        """See `Reporter`."""
+        return self._preview is not None
+
+    def canvas(self, preview: NDArray[np.uint8]) -> None:
+        """Write the picture."""
+        if self._preview is not None:
+            self._preview.show(preview)
 
     def step(self, step: Step) -> None:
         """Move a worker's bar."""
@@ -209,11 +230,12 @@ class RunProgress(SilentReporter):
                 self._output.remark(f"  {self._state_line()}", "dim")
 
     def _state_line(self) -> str:
-        """``8 of 20 items, w1: item 9 step 3/20``."""
+        """``8 of 20 items, w1: item 9 step 3/20``; of an upscale items and tiles."""
         with self._lock:
             view = self._view
             busy = [(name, lane) for name, lane in view.lanes.items() if lane.index is not None]
-            parts = [f"{view.finished} of {_counted(view.total, 'item')}{_left(view)}"]
+            whole = f"{view.total} items and tiles" if view.tiles else _counted(view.total, "item")
+            parts = [f"{view.finished} of {whole}{_left(view)}"]
             parts += [f"{name}: {_item(lane.index or 0, view)} step {lane.value}/{lane.maximum}" for name, lane in busy[:_WORKERS_NAMED]]
             hidden = len(busy) - _WORKERS_NAMED
             return ", ".join(parts) + (f", and {_counted(hidden, 'more worker')}" if hidden > 0 else "")
@@ -245,7 +267,7 @@ def _lane_cells(lane: _Lane, view: _View, bar_width: int) -> tuple[RenderableTyp
 
 def _left(view: _View) -> str:
     """The rate of the tiles that are done, and how long the others will take; nothing before there is one."""
-    done, left = view.tiles_done, view.total - view.finished
+    done, left = view.tiles_done - view.tiles_before, view.total - view.finished
     if not done or not left:
         return ""
     each_s = (time.monotonic() - view.tiles_began) / done
@@ -265,7 +287,11 @@ def _item(index: int, view: _View) -> str:
 def _tiles(index: int, numbers: Sequence[int]) -> str:
     if not numbers:  # of an earlier run, before the tiles are planned
         return f"item {index}"
-    return f"tile {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} tiles ({numbers[0]} to {numbers[-1]})"
+    if len(numbers) == 1:
+        return f"tile {numbers[0]}"
+    if len(numbers) == numbers[-1] - numbers[0] + 1:
+        return f"tiles {numbers[0]} to {numbers[-1]}"
+    return f"{len(numbers)} tiles ({', '.join(map(str, numbers))})"
 
 
 def _count(record: JobRecord) -> str:

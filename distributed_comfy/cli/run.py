@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
-from distributed_comfy.cli.canvas_preview import CanvasPreview
+from distributed_comfy.cli.canvas_preview import CanvasPreview, preview_option
 from distributed_comfy.cli.cluster import out_or_default
 from distributed_comfy.cli.commands import interruptibly, json_option, naming_options
 from distributed_comfy.cli.delivered import show_delivery
@@ -51,10 +49,7 @@ from distributed_comfy.settings import Settings, read_settings
     "--on-missing", type=click.Choice(["error", "drop", "repeat"]),
     help="What becomes of items that fail for good: the job fails, they are left out, or the last good one stands in [as in the prompt].",
 )  # fmt: skip
-@click.option(
-    "--preview", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Picture (.jpg, .png, .webp) of an upscale as its tiles arrive, written anew each second.",
-)  # fmt: skip
+@preview_option
 @click.option(
     "--frames", type=click.Choice(FRAME_OPTIONS),
     help="How tensors travel, for slow links; auto: in 8 bits where only 8-bit files are made of them [DC_FRAMES, else exact].",
@@ -81,11 +76,11 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
     """
     settings = read_settings(comfyui_path=options["comfyui"])
     out = out_or_default(out, prompt.name)
+    preview = CanvasPreview(options["preview"]) if options["preview"] else None
     if options["detach"]:
         return _detach(output, settings, prompt, {**options, "out": out})
     supervised = options["announce"] is not None
     set_up_logging(settings, output, audience="supervisor" if supervised else "person", child=supervised)
-    preview = CanvasPreview(options["preview"]) if options["preview"] else None
     with _Progress(output, options["announce"], preview) as progress:
         try:
             with naming_options(comfyui_path=("--comfyui", options["comfyui"])):
@@ -99,17 +94,11 @@ def run(output: Output, /, prompt: Path, out: Path | None, **options: Any) -> in
 
 
 class _Progress(RunProgress):
-    """Also tells the command that waits for a detached run which job it is, and shows an upscale in a file."""
+    """Also tells the command that waits for a detached run which job it is."""
 
     def __init__(self, output: Output, announcement: Path | None, preview: CanvasPreview | None) -> None:
-        super().__init__(output)
+        super().__init__(output, preview=preview)
         self._announcement = announcement
-        self._preview = preview
-
-    def canvas(self, preview: NDArray[np.uint8]) -> None:
-        """See `Reporter`."""
-        if self._preview is not None:
-            self._preview.show(preview)
 
     def submitted(self, start: JobStart) -> None:
         """See `Reporter`."""

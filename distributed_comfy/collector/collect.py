@@ -22,6 +22,7 @@ from distributed_comfy.collector.table import JobTable
 from distributed_comfy.collector.tile_work import Places, TileLimits, TileWork
 from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameError, ItemsMissing, JobCancelled, JobFailed, from_wire
 from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import ItemState, JobEvent, JobState
 from distributed_comfy.transport.blobs import BlobStore
 
@@ -167,9 +168,24 @@ class Collector:
         for index in sorted(gone - self._gone):
             log.warning("job %s item %d failed for good; the job goes on without it", self._job.job_id, index)
         self._gone = gone
-        if self._tiles is not None and not self._state.ended:
-            self._tiles.look(self._states)
+        if not self._state.ended:
+            self._restore()
+            if self._tiles is not None:
+                self._tiles.look(self._states)
         self._wanted.update(dict.fromkeys(self._unfetched()))
+
+    def _restore(self) -> None:
+        """What is in the spool is done; a state server that crashed may have lost that with its last second.
+
+        To run it again would be in vain for whatever is fed: the crops of a tile, for one, went when it was fetched.
+        """
+        over = ("done", "failed", "stopped")
+        lost = [index for index, item in self._states.items() if item.state not in over and self._spool.has(index)]
+        if lost:
+            log.warning("job %s: the table forgot that %d item(s) are done; it is told again", self._job.job_id, len(lost))
+            finished = [FinishedItem(index, self._spool.claim_id(index) or "", self._spool.result(index)) for index in lost]
+            self._ask.call(self._table.restore, self._job.job_id, finished)
+            self._states = self._ask.call(self._table.item_states, self._job.job_id)
 
     def _unfetched(self) -> list[int]:
         """Items that are done by a claim other than the spool's; in a job that has ended, those that were tried in vain do not count."""

@@ -107,6 +107,19 @@ class MemoryJobTable:
             self._end_if_over()
             return True
 
+    def restore(self, job_id: str, finished: Sequence[FinishedItem]) -> bool:
+        """As `JobTable.restore`."""
+        with self._changed:
+            if self._job.ended:
+                return False
+            for item in finished:
+                row = self._rows.get(item.index)
+                if row is not None and row.state.state not in ("done", "failed"):
+                    row.result, row.fetched = item.result, True
+                    self._set(item.index, ItemState("done", item.claim_id, item.result.worker, row.state.attempts), "done")
+            self._end_if_over()
+            return True
+
     def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
         """As `JobTable.unblock`."""
         with self._changed:
@@ -185,6 +198,11 @@ class MemoryJobTable:
         """What a crash of the server does to what it was told last: an unblocked item is blocked again."""
         with self._changed:
             self._rows[index].state = ItemState("blocked")
+
+    def roll_back(self, index: int) -> None:
+        """What such a crash does to an item that was completed last: it is pending again."""
+        with self._changed:
+            self._rows[index] = _Row(ItemState("pending"))
 
     def _is(self, index: int, state: str, claim_id: str) -> bool:
         row = self._rows[index].state

@@ -52,6 +52,13 @@ class JobTable(Protocol):
             False where something would change, but the job has ended or does not grow.
         """
 
+    def restore(self, job_id: str, finished: Sequence[FinishedItem]) -> bool:
+        """These items are in the spool, so they are done, whatever a crash made the table forget; those that are done or failed stay.
+
+        Returns:
+            False where the job has ended.
+        """
+
     def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
         """Make items claimable, each with its feed as JSON, in this order; those that are not blocked stay as they are.
 

@@ -200,6 +200,8 @@ class TileCanvas:
         found = values_of_item(index, result, self._node_id, "images")
         if len(found) != tiles:
             reason = f"item {index} of worker {result.worker} came back with {len(found)} image(s), it has {tiles} tile(s)"
+            if result.blocked:
+                reason += f"; nothing reached {', '.join(result.blocked)}: a node before it was blocked or skipped"
             raise UpscaleImageUnusable(node_id=self._node_id, reason=reason)
         ref = found[position].value
         if not isinstance(ref, TensorRef):

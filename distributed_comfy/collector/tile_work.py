@@ -23,7 +23,7 @@ from distributed_comfy.collector.spool import Spool
 from distributed_comfy.collector.table import JobTable
 from distributed_comfy.collector.tile_blobs import SharedValues, TileBlobs
 from distributed_comfy.collector.tile_canvas import COLOURS, Division, ImagePart, TileCanvas
-from distributed_comfy.errors import UpscaleImageUnusable
+from distributed_comfy.errors import MessageVersionUnknown, UpscaleImageUnusable
 from distributed_comfy.messages import ItemSpec, JobRecord, TensorRef
 from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import ItemState
@@ -33,13 +33,15 @@ from distributed_comfy.workflow.tile_items import Canvas, TileItem, TileRow, til
 from tiler.errors import FrameOverLimit, TilerError
 from tiler.groups import GroupLimits, frame_groups, group_steps
 from tiler.options import SeamFix, TileOptions
-from tiler.plan import TilePlan, TileStep, plan_tiles
+from tiler.plan import PLAN_VERSION, TilePlan, TileStep, plan_tiles
 
 log = logging.getLogger(__name__)
 
 _SEAM_KINDS: dict[str, Any] = {"band_pass": "band"}
 PREVIEW_INTERVAL_S = 1.0
 _PIXEL_BYTES = COLOURS * 4
+_OFFERED_BYTES = 4 * 2**20
+"""Of crops that are stored before their items are unblocked in one call."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,11 @@ class TileWork:
             states: what the table says of the job's items.
         Raises:
             UpscaleImageUnusable: the image cannot be tiled.
+            MessageVersionUnknown: the job comes from a version that plans otherwise.
             OutputUnwritable: the canvas does not fit on the disk.
         """
+        if self._stage.plan_version != PLAN_VERSION:
+            raise MessageVersionUnknown(kind=TilePlan.__name__, version=self._stage.plan_version, known=[PLAN_VERSION])
         parts = self._image()
         try:
             self._make_plan(parts)
@@ -146,7 +151,7 @@ class TileWork:
         waiting = sorted(entry for entry in self._ready if not self._tiles.has_arrived(entry[1]))
         started = [number for _, number in waiting if self._state(states, number) not in ("blocked", "done")]
         self._ready = [(step, number) for step, number in waiting if number not in set(started)]
-        self._unblock([self._cut(number) for number in started])
+        self._offer(started)
 
     def take(self, index: int) -> None:
         """Blend the tiles of a spooled item, as soon as their turn comes; a second time changes nothing.
@@ -162,12 +167,7 @@ class TileWork:
 
     def go_on(self) -> None:
         """Cut crops ahead and let their items start."""
-        cut = []
-        while self._ready and self._has_room():
-            _, number = heapq.heappop(self._ready)
-            if not self._tiles.has_arrived(number):
-                cut.append(self._cut(number))
-        self._unblock(cut)
+        self._offer(self._next_ready())
 
     def look(self, states: Mapping[int, ItemState]) -> None:
         """Tell the table again what it forgot: a state server that crashed may have lost the last second.
@@ -217,7 +217,8 @@ class TileWork:
         frame_bytes = max(step.size.width * step.size.height for step in self._plan.steps) * _PIXEL_BYTES
         groups = frame_groups(sum(part.ref.shape[0] for part in parts), frame_bytes, self._stage.item_bytes)
         most_pixels = min(self._stage.item_pixels, self._stage.item_bytes // _PIXEL_BYTES)
-        limits = GroupLimits(most_pixels // max(end - first for first, end in groups))
+        frames = max(end - first for first, end in groups)
+        limits = GroupLimits(most_pixels // frames, self._stage.item_tiles, self._stage.level_shares)
         self._division = Division(sorted(group_steps(self._plan, limits)), groups)  # where none is grouped, numbers are those of steps
 
     # -- items
@@ -260,6 +261,24 @@ class TileWork:
         """Whether the crops of one more item may lie ready."""
         workers, crops = max(1, self._limits.workers()), len(self._blobs.crops)
         return crops < workers or (crops < 2 * workers and self._blobs.size_bytes < self._limits.crop_bytes)
+
+    def _next_ready(self) -> Iterator[int]:
+        """Items to cut the crops of, as long as there is room for those of one more."""
+        while self._ready and self._has_room():
+            _, number = heapq.heappop(self._ready)
+            if not self._tiles.has_arrived(number):
+                yield number
+
+    def _offer(self, numbers: Iterable[int]) -> None:
+        """Cut the crops of these items and let them start, some MiB at a time: the first must not wait until all are stored."""
+        cut: list[int] = []
+        before = self._blobs.size_bytes
+        for number in numbers:
+            cut.append(self._cut(number))
+            if self._blobs.size_bytes - before >= _OFFERED_BYTES:
+                self._unblock(cut)
+                cut, before = [], self._blobs.size_bytes
+        self._unblock(cut)
 
     def _cut(self, number: int) -> int:
         """Store the crops of an item; its number."""

@@ -69,6 +69,10 @@ class JobStart:
 class Reporter(Protocol):
     """Who is told how a run goes; called from several threads."""
 
+    @property
+    def watches_canvas(self) -> bool:
+        """Whether `canvas` is called: each of its pictures reads from all over the canvas, which of a large one is on the disk."""
+
     def connected(self, servers: Servers) -> None:
         """The servers answer."""
 
@@ -99,6 +103,11 @@ class Reporter(Protocol):
 
 class SilentReporter:
     """A `Reporter` that nobody listens to."""
+
+    @property
+    def watches_canvas(self) -> bool:
+        """Where a class beneath has a `canvas` of its own."""
+        return type(self).canvas is not SilentReporter.canvas
 
     def connected(self, servers: Servers) -> None:
         """See `Reporter`; so for all below."""
@@ -209,7 +218,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
         on_item=reporter.item_done,
         ensure_inputs=lambda: job.inputs.ensure(job.record.input_files),
         on_tiles=reporter.tiles_planned,
-        on_canvas=reporter.canvas,
+        on_canvas=reporter.canvas if reporter.watches_canvas else None,
         prefix=options.prefix,
         spool=spool,
         keep=options.keep,
@@ -244,7 +253,8 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     with ownership, ProgressListener(cluster, job_id, reporter.step), watching:
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
-        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=reporter.canvas, began=began)
+        on_canvas = reporter.canvas if reporter.watches_canvas else None
+        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=on_canvas, began=began)
         return _collect(cluster, record, told, stop, ownership.lost)
 
 

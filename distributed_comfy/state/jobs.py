@@ -282,6 +282,14 @@ class JobTable:
                 return False
         return True
 
+    def restore(self, job_id: str, finished: Sequence[FinishedItem]) -> bool:
+        """Items that their owner has are done (again): a crash of the server made the table forget that they were.
+
+        Those that are done or have failed stay so; who runs one of the others is told to stop.  False where the job has ended.
+        """
+        batches = (finished[start : start + _UNBLOCK_BATCH] for start in range(0, len(finished), _UNBLOCK_BATCH))
+        return all(self._scripts.transition("collect", "restore", job_id, *_finished(job_id, batch)) == "ok" for batch in batches)
+
     def unblock(self, job_id: str, ready: Sequence[tuple[int, str]]) -> bool:
         """Make items claimable, in this order, and keep the feed of each; those that are not blocked stay as they are.
 

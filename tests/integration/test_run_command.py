@@ -68,6 +68,12 @@ def test_an_upscale_fills_in_a_file_that_one_can_watch(line: CommandLine) -> Non
     assert abs(small - upscaled[::every, ::every]).mean() < 8
 
 
+@pytest.mark.parametrize("more", [[], ["--detach"]])
+def test_a_preview_that_is_no_picture_is_refused_before_anything_runs(line: CommandLine, more: list[str]) -> None:
+    refused = line.run("run", str(EXAMPLES / "upscale_seeded.json"), "--preview", "canvas.txt", *more)
+    assert refused.status == 2 and "canvas.txt must end with one of" in refused.err
+
+
 def test_only_workers_with_every_tag_get_items(line: CommandLine, builtin_rig: Rig) -> None:
     builtin_rig.start("tagged", worker_tags="garage, big")
     found = line.run("run", line.write("graph.json", pictures()), "--items", "4", "--tag", "big", "--tag", "garage", "--json").json

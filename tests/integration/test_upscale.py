@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,27 @@ def test_a_killed_worker_changes_no_byte(builtin_rig: Rig, undisturbed: list[NDA
     assert len(builtin_rig.executions(report.job_id)) == 1 + TILES + 1 + 1, "only the tile that died with it ran again"
 
 
-def draws_a_tile(rig: Rig, job_id: str, worker: str) -> bool:
-    """Whether the worker's engine has begun with a tile that is not done."""
+def test_a_state_server_that_forgets_that_a_tile_is_done_changes_no_byte(builtin_rig: Rig, undisturbed: list[NDArray[Any]]) -> None:
+    """What a crash within a second of the tile's end leaves: it is pending, and its crop is gone."""
+    job = builtin_rig.begin(picture(**SLOW))
+    job.until(lambda: any(index >= 2 for index in job.report.arrived))
+    table, job_id = builtin_rig.cluster.jobs, job.queued()
+    index = next(index for index in job.report.arrived if index >= 2)
+    assert table.reopen(job_id, index, table.item_states(job_id)[index].claim_id)
+    table.unblock(job_id, [(index, table.feed(job_id, index))])
+    job.until(lambda: table.item_states(job_id)[index].state == "done", timeout_s=30)
+    assert numpy.array_equal(after(job.wait())[0], undisturbed[0])
+    begun = [number for number, _, _ in builtin_rig.executions(job_id)]
+    assert sorted(set(begun)) == list(range(2 + TILES)) and len(begun) <= 3 + TILES
+
+
+def draws_a_tile(rig: Rig, job_id: str, worker: str, among: Collection[int] = range(2, 1000)) -> bool:
+    """Whether the worker's engine has begun with an item of tiles, one of these, that is not done."""
     begun = {claim_id for _, claim_id, _ in rig.executions(job_id)}
     items = rig.cluster.jobs.item_states(job_id)
     return any(
-        index >= 2 and state.worker == worker and state.state == "running" and state.claim_id in begun for index, state in items.items()
+        index in among and state.worker == worker and state.state == "running" and state.claim_id in begun
+        for index, state in items.items()
     )
 
 
@@ -242,7 +258,9 @@ def test_a_worker_that_dies_with_several_tiles_changes_no_byte(builtin_rig: Rig,
     undisturbed = builtin_rig.run(picture(**SMALL))
     (extra,) = builtin_rig.start("fourth", lease_ttl_s=2)
     job = builtin_rig.begin(picture(**{**SMALL, **SLOW}))
-    job.until(lambda: draws_a_tile(builtin_rig, job.queued(), "fourth"))
+    job.until(lambda: job.report.planned)
+    several = {2 + number for number, tiles in enumerate(job.report.planned) if len(tiles) > 1}
+    job.until(lambda: draws_a_tile(builtin_rig, job.queued(), "fourth", several))
     extra.kill()
     del builtin_rig.workers["fourth"]
     report = job.wait()

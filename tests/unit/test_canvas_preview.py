@@ -31,6 +31,13 @@ def test_a_name_that_is_no_picture_is_refused_before_anything_runs(tmp_path: Pat
         CanvasPreview(tmp_path / "canvas.txt")
 
 
+def test_a_kind_of_picture_that_this_pillow_cannot_write_is_refused_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "WEBP")
+    with pytest.raises(SettingInvalid, match=r"canvas[.]webp must end with one of [.]jpg, [.]jpeg, [.]png$"):
+        CanvasPreview(tmp_path / "canvas.webp")
+
+
 def test_a_place_where_nothing_can_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     preview = CanvasPreview(tmp_path / "file" / "canvas.png")

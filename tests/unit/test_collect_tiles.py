@@ -147,6 +147,42 @@ def test_a_table_that_lost_its_last_second_is_told_again(cluster: Cluster) -> No
         check(cluster, cluster.finish_stage())
 
 
+def forget_first_tile(cluster: Cluster) -> None:
+    """The table loses that the first tile is done; its crop went when it was fetched."""
+    index = FIRST_TILE
+    eventually(lambda: cluster.table.fetched(index) and not [blob for blob in cluster.store._blobs if ":crop:0." in blob])
+    cluster.table.roll_back(index)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_tile_that_the_table_forgot_to_be_done_is_done_again_without_a_worker(cluster: Cluster, claimed: bool) -> None:
+    with cluster.collecting():
+        cluster.make_image()
+        cluster.draw(cluster.next_tile())
+        forget_first_tile(cluster)
+        if claimed:
+            cluster.table.claim(FIRST_TILE, "in vain")
+        eventually(lambda: cluster.table.item_states(JOB_ID)[FIRST_TILE].state == "done")
+        cluster.draw_all()
+        check(cluster, cluster.finish_stage())
+    assert cluster.claims == 6, "no tile ran twice"
+
+
+def test_a_new_collector_tells_the_table_what_it_forgot(cluster: Cluster) -> None:
+    with cluster.collecting(to_the_end=False):
+        cluster.make_image()
+        cluster.draw(cluster.next_tile())
+        eventually(lambda: cluster.table.fetched(FIRST_TILE))
+    forget_first_tile(cluster)
+    cluster.table.roll_back(0)
+    cluster.reopen_spool()
+    with cluster.collecting():
+        eventually(lambda: cluster.table.item_states(JOB_ID)[0].state == "done")
+        cluster.draw_all()
+        check(cluster, cluster.finish_stage())
+    assert cluster.claims == 6, "no tile ran twice"
+
+
 def test_a_cancel_in_mid_upscale_ends_it(cluster: Cluster) -> None:
     with pytest.raises(JobCancelled, match="enough"), cluster.collecting():
         cluster.make_image()

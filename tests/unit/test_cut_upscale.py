@@ -476,3 +476,10 @@ def test_the_resume_key_covers_geometry_and_determinism() -> None:
     assert len({key(**change) for change in changes}) == len(changes)
     job = plan(photo())
     assert resume_key(job, input_hashes={}, versions={}) != resume_key(replace(job, tiles=None), input_hashes={}, versions={})
+
+
+@pytest.mark.parametrize("rule", ["item_bytes", "item_pixels", "item_tiles", "level_shares", "plan_version"])
+def test_the_resume_key_covers_what_divides_an_image_into_items(rule: str) -> None:
+    job = plan(photo())
+    other = replace(tiles(job), **{rule: getattr(tiles(job), rule) + 1})
+    assert resume_key(job, input_hashes={}, versions={}) != resume_key(replace(job, tiles=other), input_hashes={}, versions={})

@@ -6,15 +6,17 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from distributed_comfy.cli.canvas_preview import CanvasPreview
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.progress import RunProgress, _tiles
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.progress import Step
-from distributed_comfy.orchestrator.run import JobStart
+from distributed_comfy.orchestrator.run import JobStart, SilentReporter
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.tile_stage import TileStage, ValuePlace
 from tests.tile_jobs import GEOMETRY
@@ -92,8 +94,8 @@ def test_an_upscale_is_counted_in_tiles_however_many_an_item_has() -> None:
     assert screen.lines[-6:] == [
         "  1/2  item 0 (seed 100) on w1 in 1.00 s",
         "upscale: 4 tiles in 2 items",
-        "  4/6  3 tiles (0 to 4) on w1 in 1.00 s",
-        "  4/6  3 tiles (0 to 4) on w1 in 1.00 s",
+        "  4/6  3 tiles (0, 2, 4) on w1 in 1.00 s",
+        "  4/6  3 tiles (0, 2, 4) on w1 in 1.00 s",
         "  5/6  tile 1 on w2 in 1.00 s",
         "  6/6  last stage on w1 in 1.00 s",
     ]
@@ -123,6 +125,30 @@ def test_tiles_of_an_earlier_run_count_once_they_are_planned() -> None:
         progress.tiles_planned([(0, 1), (2,)])
         progress.item_done(3, result("w1"))
     assert screen.lines[-3:] == ["  1/2  item 2 on w1 in 1.00 s", "upscale: 3 tiles in 2 items", "  4/5  tile 2 on w1 in 1.00 s"]
+
+
+def test_the_rate_is_that_of_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 of 200 tiles are here; one more takes 10 s."""
+    now = [1000.0]
+    monkeypatch.setattr("distributed_comfy.cli.progress.time.monotonic", lambda: now[0])
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.submitted(replace(upscale(), record=replace(upscale().record, items=1, has_last_stage=False)))
+        progress.item_done(0, result("w1"))
+        for index in range(1, 101):
+            progress.item_done(index, result("w1"))
+        progress.tiles_planned([(number,) for number in range(200)])
+        assert progress._state_line() == "101 of 201 items and tiles", "no rate yet"
+        now[0] += 10
+        progress.item_done(101, result("w1"))
+        assert progress._state_line() == "102 of 201 items and tiles, 10.0 s per tile, about 990 s left"
+
+
+@pytest.mark.parametrize(("numbers", "words"), [
+    ((7,), "tile 7"), ((4, 5), "tiles 4 to 5"), ((4, 5, 6), "tiles 4 to 6"), ((0, 2, 4), "3 tiles (0, 2, 4)"), ((), "item 2"),
+])  # fmt: skip
+def test_the_tiles_of_an_item_are_named(numbers: tuple[int, ...], words: str) -> None:
+    assert _tiles(2, numbers) == words
 
 
 def test_elsewhere_than_on_a_terminal_a_line_now_and_then_says_how_far_it_is() -> None:
@@ -216,3 +242,22 @@ def test_hundreds_of_workers_do_not_fill_the_screen() -> None:
 
     text = shown(Screen(terminal=True), events)
     assert "and 76 more workers" in text and "w99" not in text
+
+
+def test_the_canvas_is_watched_only_where_somebody_does(tmp_path: Path) -> None:
+    class Watcher(SilentReporter):
+        def canvas(self, preview: object) -> None:
+            """Look."""
+
+    assert Watcher().watches_canvas and not SilentReporter().watches_canvas
+    screen = Screen(terminal=False)
+    assert not RunProgress(screen).watches_canvas and RunProgress(screen, preview=CanvasPreview(tmp_path / "x.png")).watches_canvas
+
+
+def test_a_preview_of_a_prompt_without_an_upscale_is_answered_with_a_note(tmp_path: Path) -> None:
+    for start, told in ((job(1), True), (upscale(), False)):
+        screen = Screen(terminal=False, width=1000)
+        with RunProgress(screen, preview=CanvasPreview(tmp_path / "x.png")) as progress:
+            progress.submitted(start)
+        note = f"note: --preview: the prompt has no upscale, so {tmp_path / 'x.png'} is not written"
+        assert (note in screen.lines) == told

@@ -6,6 +6,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from numpy.typing import NDArray
 
 from distributed_comfy.collector import tile_canvas
 from distributed_comfy.collector.tile_work import TileLimits
-from distributed_comfy.errors import OutputUnwritable, UpscaleImageUnusable
+from distributed_comfy.errors import MessageVersionUnknown, OutputUnwritable, UpscaleImageUnusable
 from distributed_comfy.messages import ItemResult, JobRecord
 from tests.collected_jobs import COLLECTOR, JOB_ID, capture
 from tests.tile_jobs import HINT, PIXELS, UPSCALE, Studio, expected, picture, put_together, refined, tile_job
+from tiler.plan import PLAN_VERSION
 
 MODES = ["linear", "chess", "independent"]
+LARGE = picture(height=300, width=330)
+"""Enough tiles for items of several sizes, which wait for each other."""
 Stage = Callable[..., Studio]
 
 
@@ -41,7 +45,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.randoms(use_true_random=False), workers=st.integers(1, 5), together=st.booleans())
 def test_any_order_any_restart_and_doubles_give_the_same_canvas(
     stage: Stage, mode: str, order: Any, workers: int, together: bool
@@ -50,10 +54,14 @@ def test_any_order_any_restart_and_doubles_give_the_same_canvas(
     with pytest.MonkeyPatch.context() as patch:
         if together:
             put_together(patch)
-        _draw_in_any_order(stage(job, workers=workers), order)
+        image = LARGE if together else picture()
+        studio = stage(job, image, workers=workers)
+        sizes = {len(numbers) for numbers in studio.planned}
+        assert sizes == {1} if not together else len(sizes) > 1 and len(studio.planned) > 4
+        _draw_in_any_order(studio, order, image)
 
 
-def _draw_in_any_order(studio: Studio, order: Any) -> None:
+def _draw_in_any_order(studio: Studio, order: Any, image: NDArray[np.float32]) -> None:
     drawn: list[int] = []
     while not studio.work.done:
         if order.random() < 0.2:
@@ -69,7 +77,7 @@ def _draw_in_any_order(studio: Studio, order: Any) -> None:
         else:
             drawn.append(order.choice(pending))
             studio.draw(drawn[-1])
-    assert studio.work.canvas.tobytes() == expected(studio.job, picture()).tobytes()
+    assert studio.work.canvas.tobytes() == expected(studio.job, image).tobytes()
 
 
 def test_each_tile_runs_once_and_its_crop_goes_when_it_is_here(stage: Stage) -> None:
@@ -124,6 +132,21 @@ def test_tiles_that_wait_for_one_before_them_hold_no_files_open(stage: Stage) ->
     assert studio.finish().tobytes() == expected(studio.job, picture(height=8, width=64 * 60)).tobytes()
 
 
+@pytest.mark.parametrize(("offered_bytes", "order"), [(1, "pupupupu"), (2**20, "ppppu"), (2 * 96 * 8 * 12, "ppuppu")])
+def test_items_start_before_the_crops_of_all_are_stored(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, offered_bytes: int, order: str
+) -> None:
+    studio = stage(tile_job(mode="independent", item_pixels=0), picture(height=8, width=64 * 20), workers=1)
+    calls: list[str] = []
+    put, unblock = studio.store.put, studio.table.unblock
+    monkeypatch.setattr("distributed_comfy.collector.tile_work._OFFERED_BYTES", offered_bytes)
+    monkeypatch.setattr(studio.store, "put", lambda *args, **options: calls.append("p") or put(*args, **options))
+    monkeypatch.setattr(studio.table, "unblock", lambda *args: calls.append("u") or unblock(*args))
+    studio.workers = 3
+    studio.work.go_on()
+    assert "".join(calls) == order
+
+
 # -- several tiles in one item ------------------------------------------------------------------------------------------
 TILE_PIXELS = 96 * 96
 
@@ -158,8 +181,25 @@ def test_all_frames_of_all_tiles_count(
 
 def test_the_tiles_of_the_second_group_of_frames_have_numbers_of_their_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     put_together(monkeypatch)
-    studio = stage(tile_job(item_bytes=TILE_PIXELS * 12 * 2), picture(frames=4))
-    assert studio.planned == [(at,) for at in range(12)], "two frames of one tile are all that an item may have"
+    largest = 96 * 80 * 12
+    studio = stage(tile_job(mode="independent", uniform=False, item_bytes=3 * largest), picture(frames=4))
+    assert studio.planned == [(at, at + 1) for at in range(0, 12, 2)], "two tiles of two frames each"
+    assert studio.finish().tobytes() == expected(studio.job, picture(frames=4)).tobytes()
+
+
+def test_the_limits_of_an_item_are_those_of_the_record(stage: Stage) -> None:
+    job = tile_job(mode="independent")
+    assert job.tiles is not None
+    few, most = replace(job.tiles, level_shares=1, item_tiles=2), replace(job.tiles, level_shares=2)
+    assert stage(replace(job, tiles=few)).planned == [(0, 1), (2, 3), (4, 5)]
+    assert stage(replace(job, tiles=most)).planned == [(0, 1, 2), (3, 4, 5)]
+
+
+def test_a_job_that_another_version_plans_otherwise_is_refused(stage: Stage) -> None:
+    job = tile_job()
+    assert job.tiles is not None
+    with pytest.raises(MessageVersionUnknown, match=rf"a TilePlan of version 0 cannot be read here .known: .{PLAN_VERSION}"):
+        stage(replace(job, tiles=replace(job.tiles, plan_version=0)))
 
 
 def test_crops_of_an_item_that_the_blob_store_lost_are_put_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +214,16 @@ def test_crops_of_an_item_that_the_blob_store_lost_are_put_back(stage: Stage, mo
 
 def test_a_started_item_of_several_tiles_is_fed_again_by_a_new_collector(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     put_together(monkeypatch)
-    studio = stage(tile_job(mode="chess"), workers=2)
-    studio.draw(studio.pending()[0])
-    studio.fetch(studio.tiles[0])
+    studio = stage(tile_job(mode="chess"), LARGE, workers=2)
+    started, drawn = studio.pending()
+    before = studio.feed(started)[PIXELS]
+    studio.draw(drawn)
+    studio.fetch(drawn)
+    studio.store.drop_job(JOB_ID)
     studio.restart()
-    assert [len(studio.feed(index)[PIXELS]) for index in studio.pending()] == [1]
-    assert studio.finish().tobytes() == expected(studio.job, picture()).tobytes()
+    assert started in studio.pending() and len(before) == len(studio.planned[0]) == 7
+    assert all(np.array_equal(one, other) for one, other in zip(studio.feed(started)[PIXELS], before, strict=True))
+    assert studio.finish().tobytes() == expected(studio.job, LARGE).tobytes()
 
 
 def test_an_item_with_an_image_too_few_is_refused_with_both_numbers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +235,15 @@ def test_an_item_with_an_image_too_few_is_refused_with_both_numbers(stage: Stage
     assert studio.table.complete(index, "t", ItemResult(captures=(images,), worker="w1"))
     studio.fetch(index)
     with pytest.raises(UpscaleImageUnusable, match=rf"item {index} of worker w1 came back with 1 image\(s\), it has 6 tile\(s\)"):
+        studio.work.take(index)
+
+
+def test_a_tile_that_a_node_blocked_is_refused_with_the_cause(stage: Stage) -> None:
+    studio = stage()
+    index = studio.pending()[0]
+    assert studio.table.claim(index, "t", "w1") and studio.table.complete(index, "t", ItemResult(blocked=(UPSCALE,), worker="w1"))
+    studio.fetch(index)
+    with pytest.raises(UpscaleImageUnusable, match=rf"0 image\(s\), it has 1 tile\(s\); nothing reached {UPSCALE}: a node before it"):
         studio.work.take(index)
 
 

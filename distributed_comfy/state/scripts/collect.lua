@@ -8,6 +8,7 @@
 --   extend   '1' where these are the last ones, templates, count, finished count, then `count` times: index, packed spec;  then for each
 --            item that an earlier job finished and the owner has: index, claim id, worker, result, bytes, meta
 --                                             the job has these items more, all blocked; an index that is known changes nothing
+--   restore  (index, claim id, worker, result, bytes, meta)...   the owner has these, but a crash made the table forget that they were done
 --   spool    host, spool, folder              where the owner keeps what it fetches, and where its files go in the end
 --   settle                                    the owner has all it wants of an ended job: nothing is in flight any more
 -- Gives  {'ok' | 'new' (own, reopen: match the job's signatures) | 'no', worker...}
@@ -152,6 +153,41 @@ function orders.extend()
     event(id, 'job', '', '', '')
   end
   job_set(job, 'total', 'tiles', 'done', 'tiles_largest', 'grows')
+  if is_over(job) then end_job(job, 'done', '', out) else offer(job, out) end
+  return out
+end
+
+local function take_back(index, item, out) -- nobody runs it any more, and nobody will
+  if item.s == 'running' then
+    local claim, name = item.c, item.w
+    stop_running(job, index, item)
+    call('PUBLISH', K.orders(name), 'cancel ' .. claim)
+    look_for_work(name, out)
+    return
+  end
+  for _, list in ipairs({'pending', 'back', 'finish'}) do call('LREM', K[list](id), 0, index) end
+  call('ZREM', K.backoff(), id .. '|' .. index)
+end
+
+local NOT_OVER = {blocked = true, pending = true, waiting = true, running = true}
+
+function orders.restore()
+  if job.state ~= 'active' then return {'no'} end
+  local ttl_s = call('HGET', K.job(id), 'ttl_s')
+  for at = 3, #ARGV, 6 do
+    local index, claim, worker, bytes = ARGV[at], ARGV[at + 1], ARGV[at + 2], num(ARGV[at + 4])
+    local item = item_read(id, index)
+    if NOT_OVER[item.s] and call('HEXISTS', K.spec(id), index) == 1 then
+      take_back(index, item, out)
+      item_write(job, index, {s = 'done', c = claim, w = worker, b = bytes, f = 1, a = item.a, was = item.was})
+      call('HSET', K.result(id), index, ARGV[at + 3])
+      publish_meta(id, index, ARGV[at + 5], ttl_s)
+      local largest = is_tile(job, index) and 'tiles_largest' or 'largest'
+      job[largest], job.done = math.max(job[largest], bytes), job.done + 1
+      event(id, 'done', index, claim, worker)
+    end
+  end
+  job_set(job, 'done', 'largest', 'tiles_largest')
   if is_over(job) then end_job(job, 'done', '', out) else offer(job, out) end
   return out
 end

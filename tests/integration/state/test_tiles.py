@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from distributed_comfy.errors import EngineDied, WorkerLacks
+from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.specs import unpack_spec
 from tests.integration.state.conftest import OpenCluster
 from tests.state_audit import Audit
-from tests.state_cluster import OWNER, Cluster, Job, submission, tile_specs
+from tests.state_cluster import OWNER, Cluster, Job, result_of, submission, tile_specs
 
 MIB = 2**20
 DIED = EngineDied(status="9", log_tail="")
@@ -247,6 +248,47 @@ def test_a_tile_of_an_earlier_job_that_proves_damaged_waits_for_its_feed(joined:
     assert states(joined)[first + 1] == "blocked" and joined.claim("w") is None
     joined.unblock("a", first + 1)
     assert joined.take("w").index == first + 1
+    Audit(joined).check()
+
+
+@pytest.mark.parametrize("state", ["blocked", "pending", "running", "waiting"])
+def test_a_tile_that_a_crash_rolled_back_is_done_again_by_word_of_its_owner(joined: Cluster, state: str) -> None:
+    first = begin(joined, 2)
+    joined.unblock("a", first, first + 1)
+    claim = joined.take("w")
+    joined.complete("w", claim, MIB)
+    joined.jobs.reopen("a", first, claim.claim_id)
+    if state != "blocked":
+        joined.work("w")
+        joined.unblock("a", first)
+    again = joined.take("w") if state in ("running", "waiting") else None
+    if again and state == "waiting":
+        joined.give_back("w", again, "retry", DIED)
+        again = joined.take("w")
+        joined.give_back("w", again, "retry", DIED)
+    assert states(joined)[first] == state
+    Audit(joined).check()
+    item = FinishedItem(first, claim.claim_id, result_of(MIB))
+    assert joined.jobs.restore("a", [item]) and joined.jobs.restore("a", [item]), "said again"
+    Audit(joined).check()
+    assert joined.jobs.result("a", first) == (claim.claim_id, result_of(MIB))
+    assert state != "running" or not joined.complete("w", again), "whoever ran it comes too late"
+    while joined.work("w"):
+        pass
+    joined.unblock("a", 2)
+    joined.work("w")
+    assert joined.jobs.job_state("a").state == "done"
+    assert not joined.jobs.restore("a", [item])
+    Audit(joined).check()
+
+
+def test_no_word_of_its_owner_changes_an_item_that_is_done_or_unknown(joined: Cluster) -> None:
+    first = begin(joined, 2)
+    joined.unblock("a", first)
+    claim = joined.take("w")
+    joined.complete("w", claim)
+    assert joined.jobs.restore("a", [FinishedItem(first, "other", result_of(1)), FinishedItem(99, "none", result_of(1))])
+    assert joined.jobs.item_states("a")[first].claim_id == claim.claim_id and len(states(joined)) == first + 2
     Audit(joined).check()
 
 
