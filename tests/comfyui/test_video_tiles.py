@@ -1,6 +1,7 @@
 """Tiles of clips and of odd sizes through VAEs that count frames in fours and pixels in sixteens, as planning writes them."""
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -77,6 +78,5 @@ def test_1080_pixels_come_back_as_they_went_through_latents_of_16(worker: Worker
 def test_groups_of_one_clip_come_back_in_place(worker: Worker) -> None:  # noqa: F811
     """As `DC_TILE_ITEM_BYTES` divides 81 frames."""
     clip, borders = noisy(81, 8, 16), (0, 16, 32, 48, 64, 81)
-    groups = zip(borders, borders[1:], strict=False)
-    parts = [tile_of(worker, clip[first:end], 8, first=first, of=81) for first, end in groups]
+    parts = [tile_of(worker, clip[first:end], 8, first=first, of=81) for first, end in pairwise(borders)]
     numpy.testing.assert_allclose(numpy.concatenate(parts), clip, atol=1e-6)

@@ -158,7 +158,7 @@ class Packing(torch.nn.Module):
 
 
 class TileVideoVae(Node):
-    """A VAE that ComfyUI takes for Wan 2.1's (8 pixels per latent) or 2.2's (16): its own class with few channels, or one that keeps pixels."""
+    """Wan 2.1's VAE (8 pixels per latent) or 2.2's (16) as ComfyUI makes it: its own class with few channels, or one that keeps pixels."""
 
     RETURN_TYPES = ("VAE",)
 
