@@ -12,8 +12,10 @@ from distributed_comfy.planning.plan import PlanOptions, plan_job
 from distributed_comfy.transport.values import load_value, store_value
 from distributed_comfy.workflow.tile_items import Canvas, TileItem, TileRow, tile_specs
 from tests.comfyui.test_engine_process import Worker, example, finished, worker  # noqa: F401
-from tests.comfyui.test_planned_tiles import sampling
+from tests.comfyui.test_planned_tiles import RUNS_TILES, sampling
 from tests.prompts import node, out, parsed
+
+pytestmark = RUNS_TILES
 
 
 def upscaled(factor: int, *, packing: bool, tiled_decode: bool) -> Prompt:
