@@ -1,4 +1,4 @@
-"""The internal nodes of tiles: where they lie, what they share, and what of model, conditioning and noise belongs to each.
+"""The internal nodes of tiles: where they lie, what they share, and what of pixels, model, conditioning and noise belongs to each.
 
 Planning puts them between the user's nodes and the sampler.  An item may have several tiles: `DistributedTileRegions` gives lists, so
 the engine runs the others, and the sampler, once for each tile.  What cutting does depends on the engine's own objects, so an engine hands
@@ -6,6 +6,7 @@ its cropper to `bind`.
 """
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 from distributed_comfy.errors import UpscaleInputWrong
@@ -22,7 +23,10 @@ _LATENT_AXES = 4  # batch, channels, height, width; a video's has time, too
 
 
 class TileCropper(Protocol):
-    """An engine's way of cutting what goes with an image."""
+    """An engine's way of cutting what goes with an image, and of filling up what its VAEs need larger."""
+
+    def fill_up(self, pixels: Any, vae: Any) -> Any:
+        """Images [B, H, W, C] whose last frame, row and column are repeated up to a size that the VAE gives back; themselves if it does."""
 
     def crop_conditioning(self, conditioning: Any, region: Region) -> Any:
         """What of a conditioning concerns a region, with all places told from the region's corner; the argument stays as it is."""
@@ -32,7 +36,11 @@ class TileCropper(Protocol):
 
 
 class Uncropped:
-    """The cropper of an engine whose models and conditionings hold no pictures and no places."""
+    """The cropper of an engine whose models and conditionings hold no pictures and no places, and whose VAEs keep the size of any crop."""
+
+    def fill_up(self, pixels: Any, vae: Any) -> Any:
+        """The pixels as they are."""
+        return pixels
 
     def crop_conditioning(self, conditioning: Any, region: Region) -> Any:
         """The conditioning as it is."""
@@ -94,6 +102,56 @@ class DistributedTileInputs:
                 expected = "one value, the same for all tiles"
                 raise UpscaleInputWrong(node_id=node_id, input=name, value=f"a list of {len(values)} values", expected=expected)
         return tuple(given.get(name, []) for name in TILE_INPUT_NAMES)
+
+
+class DistributedTilePixels:
+    """The pixels of a tile as its VAE can give them back: of enough frames, rows and columns."""
+
+    cropper: ClassVar[TileCropper] = Uncropped()
+    """Set in the subclass that `bind` makes."""
+
+    RETURN_TYPES = ("IMAGE", _REGION)
+    RETURN_NAMES = ("pixels", "region")
+    FUNCTION = "fill_up"
+    CATEGORY = "distributed/internal"
+    DESCRIPTION = "Internal: repeats the edges of a tile up to a size that its VAE gives back."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """ComfyUI's declaration of the inputs."""
+        return {"required": {"crop": ("IMAGE",), "region": (_REGION,), "vae": ("VAE",)}}
+
+    def fill_up(self, crop: Any, region: Region, vae: Any) -> tuple[Any, Region]:
+        """The pixels, and the region in whose size everything else is cut; most VAEs need nothing, then both are what came."""
+        pixels = self.cropper.fill_up(crop, vae)
+        if pixels is crop:
+            return crop, region
+        return pixels, replace(region, process_height=int(pixels.shape[1]), process_width=int(pixels.shape[2]))
+
+
+class DistributedTileImage:
+    """A decoded tile without what `DistributedTilePixels` added."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "cut"
+    CATEGORY = "distributed/internal"
+    DESCRIPTION = "Internal: cuts off what was added to a tile for its VAE."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """ComfyUI's declaration of the inputs: what was decoded, the tile's own crop, and what was encoded."""
+        return {"required": {"image": ("IMAGE",), "crop": ("IMAGE",), "pixels": ("IMAGE",)}}
+
+    def cut(self, image: Any, crop: Any, pixels: Any) -> tuple[Any]:
+        """The tile in the size of its crop.
+
+        An image of another size than what was encoded stays as it is: there is no telling which part of it is the tile, and the master
+        refuses it with both sizes.
+        """
+        if pixels is crop or image.shape[:3] != pixels.shape[:3]:
+            return (image,)
+        frames, height, width = crop.shape[:3]
+        return (image[:frames, :height, :width],)
 
 
 class DistributedTileLatent:

@@ -16,10 +16,12 @@ from distributed_comfy.planning.upscale_inputs import IMAGE_INPUT, UpscaleInputs
 from distributed_comfy.workflow.classes import (
     EDGE_SLOT,
     TILE_CONDITIONING_CLASS,
+    TILE_IMAGE_CLASS,
     TILE_INPUT_NAMES,
     TILE_INPUTS_CLASS,
     TILE_LATENT_CLASS,
     TILE_MODEL_CLASS,
+    TILE_PIXELS_CLASS,
     TILE_REGIONS_CLASS,
     TILES_INPUT,
 )
@@ -27,7 +29,7 @@ from distributed_comfy.workflow.graph import as_link
 
 _TILED_DECODE = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
 """The defaults of ComfyUI's VAEDecodeTiled."""
-_PARTS = ("pixels", "regions", "given", "model", "positive", "negative", "encode", "latent", "sample", "decode")
+_PARTS = ("pixels", "regions", "given", "filled", "model", "positive", "negative", "encode", "latent", "sample", "decode", "cut")
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ def tile_nodes(prompt: Prompt, node_id: str, inputs: UpscaleInputs) -> Prompt:
     ids = TileNodes(node_id)
     for taken in sorted(ids.inner & set(prompt)):
         raise PromptMalformed(source="the prompt", reason=f"the node id {taken} is needed for the tiles of upscale {node_id}")
-    pixels, regions, given, model, positive, negative, encode, latent, sample, decode = map(ids.id_of, _PARTS)
+    pixels, regions, given, filled, model, positive, negative, encode, latent, sample, decode, cut = map(ids.id_of, _PARTS)
     links, literals = _given(inputs)
     user = {name: [given, TILE_INPUT_NAMES.index(name)] for name in links}
-    region, sampling = [regions, 0], {**literals, **{name: user[name] for name in inputs.sampling if name in user}}
+    region, sampling = [filled, 1], {**literals, **{name: user[name] for name in inputs.sampling if name in user}}
     own = {"seed": [regions, 1], "denoise": [regions, 2]}
     prepared = {"model": [model, 0], "positive": [positive, 0], "negative": [negative, 0], "latent_image": [latent, 0]}
     decoded = {"samples": [sample, 0], "vae": user["vae"], **(_TILED_DECODE if inputs.tiled_decode else {})}
@@ -76,14 +78,16 @@ def tile_nodes(prompt: Prompt, node_id: str, inputs: UpscaleInputs) -> Prompt:
         pixels: source([EDGE_SLOT]),
         regions: _node(TILE_REGIONS_CLASS, {TILES_INPUT: "", **{name: sampling[name] for name in own}}),
         given: _node(TILE_INPUTS_CLASS, links),
+        filled: _node(TILE_PIXELS_CLASS, {"crop": [pixels, 0], "region": [regions, 0], "vae": user["vae"]}),
         model: _node(TILE_MODEL_CLASS, {"model": user["model"], "region": region}),
         positive: _node(TILE_CONDITIONING_CLASS, {"conditioning": user["positive"], "region": region}),
         negative: _node(TILE_CONDITIONING_CLASS, {"conditioning": user["negative"], "region": region}),
-        encode: _node("VAEEncode", {"pixels": [pixels, 0], "vae": user["vae"]}),
+        encode: _node("VAEEncode", {"pixels": [filled, 0], "vae": user["vae"]}),
         latent: _node(TILE_LATENT_CLASS, {"latent": [encode, 0], "region": region}),
         sample: _node("KSampler", {**prepared, **sampling, **own}),
         decode: _node("VAEDecodeTiled" if inputs.tiled_decode else "VAEDecode", decoded),
-        node_id: sink({"images": [decode, 0]}),
+        cut: _node(TILE_IMAGE_CLASS, {"image": [decode, 0], "crop": [pixels, 0], "pixels": [filled, 0]}),
+        node_id: sink({"images": [cut, 0]}),
     }
 
 

@@ -22,6 +22,10 @@ TILE_REGIONS_CLASS = "DistributedTileRegions"
 """Internal: where the tiles of an item lie, and what else differs from one to the next."""
 TILE_INPUTS_CLASS = "DistributedTileInputs"
 """Internal: what the user's nodes give to every tile, one value of each."""
+TILE_PIXELS_CLASS = "DistributedTilePixels"
+"""Internal: a crop in the size that the VAE gives back."""
+TILE_IMAGE_CLASS = "DistributedTileImage"
+"""Internal: a decoded tile in the size of its crop."""
 TILE_LATENT_CLASS = "DistributedTileLatent"
 """Internal: a latent that knows which frames of the clip it has."""
 TILE_CONDITIONING_CLASS = "DistributedTileConditioning"
@@ -32,8 +36,8 @@ TILE_MODEL_CLASS = "DistributedTileModel"
 OWN_CLASSES = frozenset(
     {
         SEED_CLASS, COLLECTOR_CLASS, VALUE_CLASS, MODEL_NAME_CLASS, IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, EMPTY_IMAGE_CLASS,
-        SINK_CLASS, SOURCE_CLASS, UPSCALE_CLASS, TILE_REGIONS_CLASS, TILE_INPUTS_CLASS, TILE_LATENT_CLASS, TILE_CONDITIONING_CLASS,
-        TILE_MODEL_CLASS,
+        SINK_CLASS, SOURCE_CLASS, UPSCALE_CLASS, TILE_REGIONS_CLASS, TILE_INPUTS_CLASS, TILE_PIXELS_CLASS, TILE_IMAGE_CLASS,
+        TILE_LATENT_CLASS, TILE_CONDITIONING_CLASS, TILE_MODEL_CLASS,
     }
 )  # fmt: skip
 """Classes that every engine brings along."""

@@ -15,6 +15,8 @@ from tests.comfyui.test_engine_process import Worker, example, finished, worker 
 from tests.prompts import node, out, parsed
 
 SIDE = 64
+RUNS_TILES = pytest.mark.parametrize("worker", ["comfyui"], indirect=True)
+"""A ComfyUI of its own: one that is attached runs the other stages, but no tiles."""
 ROWS = [TileRow(column, 32 * column, 0, 32, SIDE, 32, SIDE) for column in range(2)]
 
 
@@ -105,6 +107,7 @@ def master(worker: Worker) -> Master:  # noqa: F811
     return Master(worker, plan_job(parsed(upscaled()), PlanOptions(), [worker.capability]))
 
 
+@RUNS_TILES
 def test_a_tile_makes_what_stock_nodes_make_of_the_same_crop(master: Master) -> None:
     assert [one.source_id for one in master.tiles.constants] == ["grown~0"] and master.job.warnings == ()
     for row in ROWS:
@@ -113,6 +116,7 @@ def test_a_tile_makes_what_stock_nodes_make_of_the_same_crop(master: Master) -> 
         numpy.testing.assert_array_equal(master.tile(row), expected)
 
 
+@RUNS_TILES
 def test_tiles_of_one_item_have_the_bytes_that_each_has_alone(master: Master) -> None:
     """One after the other through the same nodes, each with its own part of the mask, and a denoise of its own."""
     rows = [ROWS[1], replace(ROWS[0], denoise=0.3), ROWS[0]]
@@ -122,6 +126,7 @@ def test_tiles_of_one_item_have_the_bytes_that_each_has_alone(master: Master) ->
     assert not numpy.array_equal(together[1], together[2])
 
 
+@RUNS_TILES
 def test_a_constant_is_read_by_the_first_tile_and_stays_in_the_cache_for_the_others(master: Master) -> None:
     first = master.tile(ROWS[0])
     master.worker.blobs.unlink(value_blobs(master.captured("grown~0")))

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import comfy.controlnet
+import comfy.ldm.wan.vae
+import comfy.ldm.wan.vae2_2
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sample
+import comfy.sd
 import nodes
 import torch
 from comfy.t2i_adapter.adapter import Adapter_light
@@ -133,6 +137,51 @@ class VideoVae:
         return self._vae.spacial_compression_encode()
 
 
+class Packing(torch.nn.Module):
+    """Frames as a causal video VAE counts them, four to a latent after the first, with every pixel kept as a channel of its latent."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.weight = factor, torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, clip):
+        first, rest = clip[:, :, :1].repeat(1, 1, 4, 1, 1), clip[:, :, 1:]
+        clip = torch.cat([first, rest[:, :, : rest.shape[2] // 4 * 4]], 2)
+        batch, channels, frames, height, width = clip.shape
+        parts = clip.reshape(batch, channels, frames // 4, 4, height // self.factor, self.factor, width // self.factor, self.factor)
+        return parts.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, -1, frames // 4, height // self.factor, width // self.factor)
+
+    def decode(self, latents):
+        batch, _, count, rows, columns = latents.shape
+        parts = latents.reshape(batch, 3, 4, self.factor, self.factor, count, rows, columns).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return parts.reshape(batch, 3, count * 4, rows * self.factor, columns * self.factor)[:, :, 3:]
+
+
+class TileVideoVae(Node):
+    """Wan 2.1's VAE (8 pixels per latent) or 2.2's (16) as ComfyUI makes it: its own class with few channels, or one that keeps pixels."""
+
+    RETURN_TYPES = ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"factor": ("INT", {}), "packing": ("BOOLEAN", {})}}
+
+    def run(self, factor, packing):
+        module, channels, few = {
+            8: (comfy.ldm.wan.vae, 16, {"dim": 8}),
+            16: (comfy.ldm.wan.vae2_2, 48, {"dim": 8, "dec_dim": 8}),
+        }[factor]
+        own = module.WanVAE
+        sizes = {"z_dim": channels, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+        weights = weighted(own(**sizes, **few)).state_dict()
+        with mock.patch.object(module, "WanVAE", lambda **facts: own(**{**facts, **few})):
+            vae = comfy.sd.VAE(sd=weights)
+        if packing:
+            vae.first_stage_model = Packing(factor)
+            vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, load_device=vae.device, offload_device=vae.device)
+        return (vae,)
+
+
 class TileModelPatch(Node):
     """A model with ComfyUI's own patch that carries an image and a mask, on a control net of few channels."""
 
@@ -168,7 +217,7 @@ class TilePatchImage(Node):
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
-        TileEdgePad, TileFact, TileNoise, TileAdapter, TileControlLora, TileControlOutput, TileControlHint, TileModelPatch,
-        TilePatchImage,
+        TileEdgePad, TileFact, TileNoise, TileAdapter, TileControlLora, TileControlOutput, TileControlHint, TileVideoVae,
+        TileModelPatch, TilePatchImage,
     )
 }  # fmt: skip

@@ -17,9 +17,11 @@ from distributed_comfy.workflow.classes import (
     COLLECTOR_CLASS,
     SEED_CLASS,
     SOURCE_CLASS,
+    TILE_IMAGE_CLASS,
     TILE_INPUT_NAMES,
     TILE_INPUTS_CLASS,
     TILE_LATENT_CLASS,
+    TILE_PIXELS_CLASS,
     TILE_REGIONS_CLASS,
     UPSCALE_CLASS,
 )
@@ -118,6 +120,10 @@ class Tile(Machine):
             return [inputs.get(name) for name in TILE_INPUT_NAMES]
         if class_type == TILE_REGIONS_CLASS:
             return ["whole", inputs["seed"], inputs["denoise"]]
+        if class_type == TILE_PIXELS_CLASS:
+            return [inputs["crop"], inputs["region"]]
+        if class_type == TILE_IMAGE_CLASS:
+            return [inputs["image"]]
         return [inputs["latent"]] if class_type == TILE_LATENT_CLASS else super().execute(node_id, class_type, inputs)
 
 

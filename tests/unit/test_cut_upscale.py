@@ -64,17 +64,19 @@ def test_a_tile_runs_stock_nodes_in_the_place_of_the_upscale() -> None:
         "up~pixels": node("DistributedSource", claim_id="", slots="value"),
         "up~regions": node("DistributedTileRegions", tiles="", seed=42, denoise=0.4),
         "up~given": node("DistributedTileInputs", model=out("ckpt"), positive=out("pos"), negative=out("neg"), vae=out("ckpt", 2)),
-        "up~model": node("DistributedTileModel", model=out("up~given"), region=out("up~regions")),
-        "up~positive": node("DistributedTileConditioning", conditioning=out("up~given", 1), region=out("up~regions")),
-        "up~negative": node("DistributedTileConditioning", conditioning=out("up~given", 2), region=out("up~regions")),
-        "up~encode": node("VAEEncode", pixels=out("up~pixels"), vae=out("up~given", 3)),
-        "up~latent": node("DistributedTileLatent", latent=out("up~encode"), region=out("up~regions")),
+        "up~filled": node("DistributedTilePixels", crop=out("up~pixels"), region=out("up~regions"), vae=out("up~given", 3)),
+        "up~model": node("DistributedTileModel", model=out("up~given"), region=out("up~filled", 1)),
+        "up~positive": node("DistributedTileConditioning", conditioning=out("up~given", 1), region=out("up~filled", 1)),
+        "up~negative": node("DistributedTileConditioning", conditioning=out("up~given", 2), region=out("up~filled", 1)),
+        "up~encode": node("VAEEncode", pixels=out("up~filled"), vae=out("up~given", 3)),
+        "up~latent": node("DistributedTileLatent", latent=out("up~encode"), region=out("up~filled", 1)),
         "up~sample": node(
             "KSampler", model=out("up~model"), positive=out("up~positive"), negative=out("up~negative"), latent_image=out("up~latent"),
             seed=out("up~regions", 1), steps=12, cfg=7.5, sampler_name="euler", scheduler="normal", denoise=out("up~regions", 2),
         ),
         "up~decode": node("VAEDecode", samples=out("up~sample"), vae=out("up~given", 3)),
-        "up": node("DistributedSink", claim_id="", images=out("up~decode")),
+        "up~cut": node("DistributedTileImage", image=out("up~decode"), crop=out("up~pixels"), pixels=out("up~filled")),
+        "up": node("DistributedSink", claim_id="", images=out("up~cut")),
     }  # fmt: skip
     found = tiles(job)
     assert (found.node_id, found.targets, found.pixels, found.regions, found.seed) == ("up", ("up",), "up~pixels", "up~regions", "42")

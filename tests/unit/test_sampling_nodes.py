@@ -120,23 +120,25 @@ def test_only_this_engine_has_the_class_that_makes_its_models(bench: Bench) -> N
 
 # -- tiles of an upscale, as planning writes them -----------------------------------------------------------------------
 def tiles(*tasks: TileTask, denoise: float = 0.5) -> Prompt:
-    region = out("u~regions")
+    region = out("u~filled", 1)
     return {
         "m": node("SeededModel", edges=0.8, strokes=0.6),
         "u~pixels": node("DistributedSource", slots="value"),
         "u~regions": node("DistributedTileRegions", tiles=tasks_text(tasks), seed=1, denoise=denoise),
         "u~given": node("DistributedTileInputs", model=out("m"), positive=out("m", 1), negative=out("m", 1), vae=out("m", 2)),
+        "u~filled": node("DistributedTilePixels", crop=out("u~pixels"), region=out("u~regions"), vae=out("u~given", 3)),
         "u~model": node("DistributedTileModel", model=out("u~given"), region=region),
         "u~positive": node("DistributedTileConditioning", conditioning=out("u~given", 1), region=region),
         "u~negative": node("DistributedTileConditioning", conditioning=out("u~given", 2), region=region),
-        "u~encode": node("VAEEncode", pixels=out("u~pixels"), vae=out("u~given", 3)),
+        "u~encode": node("VAEEncode", pixels=out("u~filled"), vae=out("u~given", 3)),
         "u~latent": node("DistributedTileLatent", latent=out("u~encode"), region=region),
         "u~sample": node(
             "KSampler", model=out("u~model"), seed=out("u~regions", 1), steps=2, cfg=8.0, sampler_name="euler", scheduler="normal",
             denoise=out("u~regions", 2), positive=out("u~positive"), negative=out("u~negative"), latent_image=out("u~latent"),
         ),
         "u~decode": node("VAEDecode", samples=out("u~sample"), vae=out("u~given", 3)),
-        "u": node("DistributedSink", images=out("u~decode")),
+        "u~cut": node("DistributedTileImage", image=out("u~decode"), crop=out("u~pixels"), pixels=out("u~filled")),
+        "u": node("DistributedSink", images=out("u~cut")),
     }  # fmt: skip
 
 
@@ -167,8 +169,9 @@ def test_the_second_tile_makes_no_model_anew(bench: Bench) -> None:
     assert {"SeededModel", "DistributedTileInputs"} <= set(bench.counting.calls)
     drawn(bench, tiles(TileTask(replace(REGION, left=24))), pixels)
     assert sorted(bench.counting.calls) == sorted([
-        "DistributedSource", "DistributedTileRegions", "DistributedTileModel", "DistributedTileConditioning",
-        "DistributedTileConditioning", "DistributedTileLatent", "VAEEncode", "KSampler", "VAEDecode", "DistributedSink",
+        "DistributedSource", "DistributedTileRegions", "DistributedTilePixels", "DistributedTileModel", "DistributedTileConditioning",
+        "DistributedTileConditioning", "DistributedTileLatent", "VAEEncode", "KSampler", "VAEDecode", "DistributedTileImage",
+        "DistributedSink",
     ])  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from distributed_comfy.errors import UpscaleInputWrong, UpscaleUndistributed
 from distributed_comfy.nodes.registry import DISPLAY_NAMES, node_classes
 from distributed_comfy.nodes.tiles import (
     DistributedTileConditioning,
+    DistributedTileImage,
     DistributedTileInputs,
     DistributedTileLatent,
     DistributedTileModel,
+    DistributedTilePixels,
     DistributedTileRegions,
 )
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
@@ -125,6 +127,10 @@ def test_an_engine_lists_its_own_samplers() -> None:
 
 def test_the_tile_nodes_hand_their_region_to_the_cropper_of_the_engine() -> None:
     class Cropper:
+        def fill_up(self, pixels: Any, vae: Any) -> Any:
+            assert vae == "v"
+            return np.pad(pixels, ((0, 1), (0, 8), (0, 0), (0, 0)), mode="edge")
+
         def crop_conditioning(self, conditioning: Any, region: Region) -> Any:
             return "conditioning", conditioning, region
 
@@ -134,11 +140,15 @@ def test_the_tile_nodes_hand_their_region_to_the_cropper_of_the_engine() -> None
     classes: dict[str, Any] = node_classes(Board(), cropper=Cropper())
     assert classes["DistributedTileConditioning"]().crop("c", PART) == (("conditioning", "c", PART),)
     assert classes["DistributedTileModel"]().crop("m", REGION) == (("model", "m", REGION),)
+    filled, region = classes["DistributedTilePixels"]().fill_up(np.zeros((2, 56, 64, 3)), PART, "v")
+    assert filled.shape == (3, 64, 64, 3) and region == replace(PART, process_height=64, process_width=64)
 
 
 def test_without_a_cropper_the_tile_nodes_change_nothing() -> None:
     model, conditioning = object(), [[None, {}]]
     assert DistributedTileModel().crop(model, REGION) == (model,)
+    pixels, region = DistributedTilePixels().fill_up(model, REGION, object())
+    assert pixels is model and region is REGION
     assert DistributedTileConditioning().crop(conditioning, REGION)[0] is conditioning
 
 
@@ -168,8 +178,26 @@ def test_a_latent_is_told_its_frames_unless_it_is_one_alone_or_has_time(shape: A
     assert found == ({**latent, "batch_index": places} if places else latent) and "batch_index" not in latent
 
 
+def test_what_was_added_to_a_tile_is_cut_off_behind_the_vae() -> None:
+    crop, filled = np.zeros((2, 56, 64, 4)), np.zeros((5, 64, 64, 4))
+    image = np.random.default_rng(1).random((5, 64, 64, 3))
+    (found,) = DistributedTileImage().cut(image, crop, filled)
+    assert np.array_equal(found, image[:2, :56, :64])
+
+
+@pytest.mark.parametrize("shape", [(5, 128, 128, 3), (4, 64, 64, 3), (5, 64, 56, 3), (2, 56, 64, 3)])
+def test_a_tile_that_came_in_a_size_of_its_own_is_not_cut_so_that_the_master_refuses_it(shape: tuple[int, ...]) -> None:
+    image = np.zeros(shape)
+    assert DistributedTileImage().cut(image, np.zeros((2, 56, 64, 3)), np.zeros((5, 64, 64, 3)))[0] is image
+
+
+def test_a_tile_to_which_nothing_was_added_stays_the_object_that_it_is() -> None:
+    crop, image = np.zeros((2, 56, 64, 3)), np.zeros((2, 112, 128, 3))
+    assert DistributedTileImage().cut(image, crop, crop)[0] is image
+
+
 def test_all_tile_nodes_are_internal() -> None:
     names = [name for name in node_classes(Board()) if name.startswith("DistributedTile")]
     classes: dict[str, Any] = node_classes(Board())
-    assert len(names) == 5 and {classes[name].CATEGORY for name in names} == {"distributed/internal"}
+    assert len(names) == 7 and {classes[name].CATEGORY for name in names} == {"distributed/internal"}
     assert all("(internal)" in DISPLAY_NAMES[name] for name in names)

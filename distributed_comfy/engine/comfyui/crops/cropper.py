@@ -6,6 +6,7 @@ from typing import Any
 
 from distributed_comfy.engine.comfyui.crops.controls import ControlCrops
 from distributed_comfy.engine.comfyui.crops.entries import EntryCrops
+from distributed_comfy.engine.comfyui.crops.filling import fill_up
 from distributed_comfy.engine.comfyui.crops.patches import crop_patches
 from distributed_comfy.workflow.region import Region
 
@@ -18,6 +19,10 @@ class ComfyTileCropper:
     def __init__(self) -> None:
         self._controls = ControlCrops()
         self._told: set[str] = set()
+
+    def fill_up(self, pixels: Any, vae: Any) -> Any:
+        """See `crops.filling.fill_up`."""
+        return fill_up(pixels, vae)
 
     def crop_conditioning(self, conditioning: Any, region: Region) -> Any:
         """The entries that concern a region, cut to it.
