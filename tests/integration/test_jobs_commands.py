@@ -223,7 +223,7 @@ def test_an_unknown_worker_is_named(line: CommandLine) -> None:
 def test_workers_are_told_to_look_again_or_to_free_their_device_one_or_all(line: CommandLine, builtin_rig: Rig) -> None:
     cluster = builtin_rig.cluster
     with cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
-        channel.subscribe(*(Keys(cluster.settings.key_prefix)("orders", name) for name in ("one", "two")))
+        channel.subscribe(*(Keys(cluster.settings.key_prefix)("steering", name) for name in ("one", "two")))
         assert line.run("workers", "look").out == "worker one looks again\nworker two looks again\n"
         assert line.run("workers", "look", "two", "--json").json == [{"worker": "two", "heard": True}]
         assert line.run("workers", "free", "one").out == "worker one frees its device as soon as nothing runs there\n"
