@@ -68,8 +68,8 @@ class Site:
         kept = {name: value for name, value in os.environ.items() if name not in settings and not name.startswith("XDG_")}
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         ours = {
-            "HOME": str(self.folder), "PATH": programs, "PYTHONPATH": str(PROJECT), "COLUMNS": "200", "DC_ENGINE": "builtin", "DC_DEVICE": "cpu",
-            "DC_THREADS": "1", "DC_HOST": self.host.name,
+            "HOME": str(self.folder), "PATH": programs, "PYTHONPATH": str(PROJECT), "COLUMNS": "200", "DC_HOST": self.host.name,
+            "DC_ENGINE": "builtin", "DC_DEVICE": "cpu", "DC_THREADS": "1",
         }  # fmt: skip
         return {**kept, **ours}
 
@@ -102,7 +102,7 @@ class Site:
         return [int(pid) for pid in found.stdout.split()]
 
 
-def wait_for(said: Path, text: str, process: subprocess.Popen[str], timeout_s: float = 60.0) -> None:
+def wait_for(said: Path, text: str, process: subprocess.Popen[str], timeout_s: float = 120.0) -> None:
     """Wait until a command that goes on has printed something."""
 
     def printed() -> bool:

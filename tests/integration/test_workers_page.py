@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(300)]
 NAME = "gpu.example.org"
 ITEMS = 6
 WORKERS = {"pc1-cpu", "pc2-cpu", "pod1-cpu"}
+GUESTS = ("pc2", "pod1")
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Hosts:
     pc2: Site
     pod1: Site
     tokens: dict[str, str] = field(default_factory=dict)
-    ups: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
-    """The terminals of `up`."""
+    ups: dict[str, tuple[subprocess.Popen[str], Path]] = field(default_factory=dict)
+    """The terminals of `up`: processes, and what they print."""
     done: set[str] = field(default_factory=set)
     """Names of the blocks that were run."""
 
@@ -61,18 +62,21 @@ class Hosts:
         site, commands = self.commands(name, **changes)
         return [site.run(command) for command in commands]
 
-    def leave_running(self, name: str, token: str = "") -> tuple[subprocess.Popen[str], Path]:
+    def leave_running(self, name: str) -> tuple[subprocess.Popen[str], Path]:
         """Run a block of one command that goes on; its process, and what it prints."""
-        site, (command,) = self.commands(name, token)
+        site, (command,) = self.commands(name)
         return site.type(command)
 
-    def up(self, name: str, token: str = "") -> Path:
-        """Run a block that is `up` and wait for its worker; what it prints."""
-        process, said = self.leave_running(name, token)
-        host = read_blocks(PAGE.read_text(encoding="utf-8"))[name].host
-        self.ups[host] = process
+    def up(self, host: str, name: str = "up", token: str = "") -> None:
+        """Run a block that is `up` on a host."""
+        _, (command,) = self.commands(name, token)
+        self.ups[host] = self.site(host).type(command)
+
+    def up_says(self, host: str) -> str:
+        """What `up` of a host has printed when its worker runs."""
+        process, said = self.ups[host]
         wait_for(said, f"worker {host}-cpu: running", process)
-        return said
+        return said.read_text()
 
     def invite(self, name: str) -> None:
         """Run a block that invites; the command that it prints must be the one on the page."""
@@ -101,16 +105,21 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         sites = [Site(net.host(name), tmp_path_factory.mktemp(name)) for name in ("pc1", "pc2", "pod1")]
         here = Hosts(*sites)
         lay_cables(net, here)
-        here.pc1.folder.joinpath("graph.json").write_text(json.dumps(pictures(steps=80, width=256, height=256)))
-        here.up("up")
+        here.pc1.folder.joinpath("graph.json").write_text(json.dumps(pictures(steps=60, width=256, height=256)))
+        here.up("pc1")
+        here.up_says("pc1")
         assert "pc1-cpu" in here.follow("local")[0]
         here.invite("invite-lan")
-        assert "joined rediss://10.77.1.1:47380/0 as host pc2" in here.up("join-lan", here.tokens["pc2"]).read_text()
+        here.up("pc2", "join-lan", here.tokens["pc2"])
         open_nginx(here)
         process, said = here.leave_running("serve")
         wait_for(said, "workers join by", process)
+        here.invite("invite-relay")  # with a certificate that the other host trusts already
+        here.pc1.run("distributed-comfy invite revoke pod1")
         here.invite("invite-relay-ca")
-        assert f"joined wss://{NAME} as host pod1" in here.up("join-relay", here.tokens["pod1"]).read_text()
+        here.up("pod1", "join-relay", here.tokens["pod1"])
+        assert "joined rediss://10.77.1.1:47380/0 as host pc2" in here.up_says("pc2")
+        assert f"joined wss://{NAME} as host pod1" in here.up_says("pod1")
         yield here
 
 
@@ -152,6 +161,11 @@ def assert_same(here: Hosts, folder: str) -> None:
     assert all(numpy.array_equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+def workers_file(site: Site) -> Path:
+    """Where the agent of a host has written its workers down."""
+    return site.folder / ".config" / "distributed-comfy" / "workers.json"
+
+
 def test_the_first_host_sees_all_three_and_nothing_listens_on_the_others(hosts: Hosts) -> None:
     invited, agents, of_pc2, workers = hosts.follow("check")
     assert len(re.findall(r"^(?:pc2|pod1) +connected ", invited, re.MULTILINE)) == 2
@@ -176,6 +190,7 @@ def test_a_job_runs_on_all_three_with_the_bytes_of_one_and_the_log_of_a_remote_w
 
 
 def test_workers_of_other_hosts_are_stopped_changed_started_and_drained_from_the_first(hosts: Hosts) -> None:
+    slots, said = hosts.leave_running("slots")
     site, (stop, edit, start, drain, resume) = hosts.commands("steer")
     site.run(stop)
     assert hosts.phase("pc2-cpu") == "stopped" and "pc2-cpu" not in hosts.workers()
@@ -189,21 +204,23 @@ def test_workers_of_other_hosts_are_stopped_changed_started_and_drained_from_the
     site.run(resume)
     until(lambda: hosts.phase("pc2-cpu") == "running")
 
-    hosts.follow("slots")
+    assert slots.wait(60) == 0, said.read_text()
     until(lambda: hosts.phase("pod1-cpu") == "running", timeout_s=60)
-    configuration = hosts.pod1.folder / ".config" / "distributed-comfy" / "workers.json"
-    assert json.loads(configuration.read_text())["workers"]["pod1-cpu"]["environment"] == {"DC_SLOTS": "2"}
+    assert json.loads(workers_file(hosts.pod1).read_text())["workers"]["pod1-cpu"]["environment"] == {"DC_SLOTS": "2"}
 
 
 def test_a_killed_agent_leaves_no_process_and_up_alone_brings_its_workers_back(hosts: Hosts) -> None:
-    for name in ("pc2", "pod1"):
-        os.kill(hosts.ups[name].pid, signal.SIGKILL)
+    for name in GUESTS:
+        os.kill(hosts.ups[name][0].pid, signal.SIGKILL)
     until(lambda: not hosts.pc2.pids() and not hosts.pod1.pids(), timeout_s=30)
-    for name in ("pc2", "pod1"):
-        site, (up,) = hosts.site(name), hosts.commands("up")[1]
-        hosts.ups[name], said = site.type(up)
-        wait_for(said, f"worker {name}-cpu: running", hosts.ups[name])
+    for name in GUESTS:
+        file = workers_file(hosts.site(name))
+        file.write_text(json.dumps({**json.loads(file.read_text()), "remote_configuration": None}))
+        hosts.up(name)
+    assert all("joined " in hosts.up_says(name) for name in GUESTS)
     assert set(hosts.workers()) == WORKERS
+    known = {host["host"]: host["remote_configuration"] for host in hosts.pc1.ask("distributed-comfy hosts list")}
+    assert known == {"pc1": True, "pc2": False, "pod1": False}, "by a socket of the relay's forwarder, too, the Redis is another host's"
 
 
 def test_the_items_of_a_host_that_is_shut_out_in_mid_job_run_elsewhere(hosts: Hosts) -> None:
@@ -215,13 +232,11 @@ def test_the_items_of_a_host_that_is_shut_out_in_mid_job_run_elsewhere(hosts: Ho
     assert_same(hosts, "disturbed")
     until(lambda: set(hosts.workers()) == WORKERS - {"pc2-cpu"}, timeout_s=30)
     assert hosts.pc2.host.listens() == []
-    assert press_ctrl_c(hosts.ups["pc2"]) in (0, 130)
+    assert press_ctrl_c(hosts.ups["pc2"][0]) in (0, 130)
     hosts.follow("forget")
     assert hosts.pc2.pids() == []
 
 
 def test_every_command_of_the_page_was_run_or_says_that_it_was_not(hosts: Hosts) -> None:
-    hosts.pc1.run("distributed-comfy invite revoke pod1")
-    hosts.invite("invite-relay")  # where the system trusts the certificate's authority
     blocks = read_blocks(PAGE.read_text(encoding="utf-8"))
     assert {name for name, block in blocks.items() if block.host} == hosts.done
