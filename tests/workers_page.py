@@ -32,23 +32,19 @@ class Block:
 
 
 def read_blocks(text: str) -> dict[str, Block]:
-    """The indented blocks of a page by the names in the comments before them.
+    """The indented blocks of a page by the names in the comments on the lines before them.
 
     Raises:
         AssertionError: a block has no comment, or a comment no block.
     """
     blocks: dict[str, Block] = {}
-    mark: re.Match[str] | None = None
     for part in re.split(r"\n\s*\n", text):
-        if found := _MARK.fullmatch(part.strip()):
-            assert mark is None, f"no commands follow {mark and mark[0]}"
-            mark = found
-        elif part.startswith("    "):
-            assert mark is not None, f"nothing says where this is run: {part}"
-            blocks[mark["name"] or mark["why"]] = Block(mark["host"] or "", tuple(line.strip() for line in part.strip().splitlines()))
-            mark = None
+        first, _, commands = part.partition("\n")
+        if mark := _MARK.fullmatch(first):
+            assert commands.startswith("    "), f"no commands follow {first}"
+            blocks[mark["name"] or mark["why"]] = Block(mark["host"] or "", tuple(line.strip() for line in commands.splitlines()))
         else:
-            assert mark is None, f"no commands follow {mark and mark[0]}"
+            assert not part.startswith("    "), f"nothing says where this is run: {part}"
     return blocks
 
 
@@ -60,7 +56,7 @@ class Site:
     folder: Path
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of other hosts that this one knows -> addresses."""
-    pages: int = 0
+    terminals: int = 0
 
     def environment(self) -> dict[str, str]:
         """The built-in engine on the CPU; nothing else is set."""
@@ -75,8 +71,8 @@ class Site:
 
     def type(self, command: str) -> tuple[subprocess.Popen[str], Path]:
         """Start a command in a terminal of its own; the process, and the file with what it prints."""
-        self.pages += 1
-        said = self.folder / f"said-{self.pages}"
+        self.terminals += 1
+        said = self.folder / f"said-{self.terminals}"
         hosts = self.folder / "hosts"
         hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in self.names.items()))
         with said.open("w") as file:
@@ -95,6 +91,12 @@ class Site:
     def ask(self, command: str) -> Any:
         """Run one of our commands; what it says as JSON."""
         return json.loads([line for line in self.run(f"{command} --json").splitlines() if line[:1] in "[{"][-1])
+
+    def end_all(self) -> None:
+        """End every command that still runs."""
+        for process in self.host.processes:
+            if process.poll() is None:
+                process.terminate()
 
     def pids(self) -> list[int]:
         """Everything that runs on this host."""

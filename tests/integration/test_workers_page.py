@@ -105,22 +105,32 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         sites = [Site(net.host(name), tmp_path_factory.mktemp(name)) for name in ("pc1", "pc2", "pod1")]
         here = Hosts(*sites)
         lay_cables(net, here)
-        here.pc1.folder.joinpath("graph.json").write_text(json.dumps(pictures(steps=60, width=256, height=256)))
-        here.up("pc1")
-        here.up_says("pc1")
-        assert "pc1-cpu" in here.follow("local")[0]
-        here.invite("invite-lan")
-        here.up("pc2", "join-lan", here.tokens["pc2"])
-        open_nginx(here)
-        process, said = here.leave_running("serve")
-        wait_for(said, "workers join by", process)
-        here.invite("invite-relay")  # with a certificate that the other host trusts already
-        here.pc1.run("distributed-comfy invite revoke pod1")
-        here.invite("invite-relay-ca")
-        here.up("pod1", "join-relay", here.tokens["pod1"])
-        assert "joined rediss://10.77.1.1:47380/0 as host pc2" in here.up_says("pc2")
-        assert f"joined wss://{NAME} as host pod1" in here.up_says("pod1")
-        yield here
+        try:
+            set_up(here)
+            yield here
+        finally:
+            for site in sites:
+                site.end_all()
+            until(lambda: not any(site.pids() for site in sites), timeout_s=60)
+
+
+def set_up(here: Hosts) -> None:
+    """The page from its beginning until all three hosts work."""
+    here.pc1.folder.joinpath("graph.json").write_text(json.dumps(pictures(steps=60, width=256, height=256)))
+    here.up("pc1")
+    here.up_says("pc1")
+    assert "pc1-cpu" in here.follow("local")[0]
+    here.invite("invite-lan")
+    here.up("pc2", "join-lan", here.tokens["pc2"])
+    open_nginx(here)
+    process, said = here.leave_running("serve")
+    wait_for(said, "workers join by", process)
+    here.invite("invite-relay")  # with a certificate that the other host trusts already
+    here.pc1.run("distributed-comfy invite revoke pod1")
+    here.invite("invite-relay-ca")
+    here.up("pod1", "join-relay", here.tokens["pod1"])
+    assert "joined rediss://10.77.1.1:47380/0 as host pc2" in here.up_says("pc2")
+    assert f"joined wss://{NAME} as host pod1" in here.up_says("pod1")
 
 
 def lay_cables(net: Network, here: Hosts) -> None:
