@@ -92,11 +92,11 @@ class Site:
         """Run one of our commands; what it says as JSON."""
         return json.loads([line for line in self.run(f"{command} --json").splitlines() if line[:1] in "[{"][-1])
 
-    def end_all(self) -> None:
-        """End every command that still runs."""
+    def end_all(self, number: signal.Signals) -> None:
+        """Send a signal to every command that still runs."""
         for process in self.host.processes:
             if process.poll() is None:
-                process.terminate()
+                process.send_signal(number)
 
     def pids(self) -> list[int]:
         """Everything that runs on this host."""
