@@ -293,7 +293,7 @@ class WorkerRuntime:
             ConnectionLost: a question of one lease ago has no answer; who only listens would not notice a connection that died silently.
         """
         with _subscriber(self.cluster.client) as channel:
-            channel.subscribe(self._keys("orders", self.name))
+            channel.subscribe(*(self._keys(name, self.name) for name in ("orders", "steering")))
             asked_at = heard_at = time.monotonic()
             while not self._stopped.is_set():
                 message = channel.get_message(timeout=0.2)

@@ -141,24 +141,29 @@ http {{
 """
 
 
-def documented_server(address: str, target: int, folder: Path) -> str:
-    """The server block of docs/relay.md, with this machine's address, port and files."""
+def documented_server(folder: Path, **changes: str) -> str:
+    """The server block of docs/relay.md with the files of `make_certificate`.
+
+    Args:
+        folder: of the certificate.
+        changes: ``listen`` and ``target``, where this machine's are others than the documented ones.
+    """
     (block,) = re.findall(r"```nginx\n(.*?)```", (PROJECT / "docs" / "relay.md").read_text(encoding="utf-8"), re.DOTALL)
-    here = {"listen 443 ssl": f"listen {address} ssl", "/etc/ssl/fullchain.pem": str(folder / "cert.pem"),
-            "/etc/ssl/privkey.pem": str(folder / "key.pem"), "http://127.0.0.1:8187": f"http://127.0.0.1:{target}"}  # fmt: skip
+    here = {"/etc/ssl/fullchain.pem": str(folder / "cert.pem"), "/etc/ssl/privkey.pem": str(folder / "key.pem"),
+            "listen 443": f"listen {changes.get('listen', '443')}", "127.0.0.1:8187": changes.get("target", "127.0.0.1:8187")}  # fmt: skip
     for documented, ours in here.items():
         assert documented in block, documented
         block = block.replace(documented, ours)
     return str(block)
 
 
-def make_certificate(folder: Path, host: str = "127.0.0.1") -> str:
-    """One for an address, which is its own authority, in ``cert.pem`` and ``key.pem``; its text."""
+def make_certificate(folder: Path, name: str = "IP:127.0.0.1") -> str:
+    """One for an address or a name (``DNS:...``), which is its own authority, in ``cert.pem`` and ``key.pem``; its text."""
     if shutil.which("openssl") is None:
         missing_service("openssl in PATH", "apt-get install openssl")
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run([*command, *files, "-subj", "/CN=relay", "-addext", f"subjectAltName=IP:{host}"], check=True, capture_output=True)
+    subprocess.run([*command, *files, "-subj", "/CN=relay", "-addext", f"subjectAltName={name}"], check=True, capture_output=True)
     return (folder / "cert.pem").read_text()
 
 
@@ -181,8 +186,9 @@ def nginx(
     with socket.create_server((host, 0)) as unused:
         port = int(unused.getsockname()[1])
     folder.mkdir()
-    ca, config = make_certificate(folder, host), folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, server=change(documented_server(f"{host}:{port}", relay.port, folder))))
+    ca, config = make_certificate(folder, f"IP:{host}"), folder / "nginx.conf"
+    server = documented_server(folder, listen=f"{host}:{port}", target=f"127.0.0.1:{relay.port}")
+    config.write_text(NGINX.format(folder=folder, server=change(server)))
     with (folder / "out").open("wb") as log:
         process = subprocess.Popen([program, "-p", str(folder), "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

@@ -104,7 +104,8 @@ class Invites:
         alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
         strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
         if strangers:
-            raise HostNotInvitable(name=name, reason=f"worker {strangers[0]} of another host is called like its own would be")
+            reason = f"worker {strangers[0]} lives and is called like its own would be; of a host that was just revoked it is gone in 10 s"
+            raise HostNotInvitable(name=name, reason=reason)
 
     def create(self, name: str, place: Place, expires_s: float) -> JoinToken:
         """Invite a host.

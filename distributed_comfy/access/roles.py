@@ -79,10 +79,11 @@ STATE_KEYS: Mapping[str, Rights] = {
     # Channels.
     "progress": Rights("w", "rw", "r"),
     "statuses": Rights("w", "rw", "r"),
-    "orders": Rights("rw", "rw", ""),
+    "orders": Rights("rw", "rw", ""),  # a script that takes an item away tells the worker that has it
+    "steering": Rights("r", "rw", ""),
 }  # fmt: skip
 
-CHANNELS = frozenset({"progress", "orders", "statuses"})
+CHANNELS = frozenset({"progress", "orders", "steering", "statuses"})
 """Which of them are pub/sub channels.  On these ``r`` is to subscribe and ``w`` to publish."""
 
 _ALSO_CHANNELS = {"answer": Rights("w", "rw", "")}
@@ -221,11 +222,11 @@ def _patterns(template: str, access: Access) -> list[str]:
 def _channel_rules(prefix: str, role: Role, rights: Iterable[tuple[str, Rights]]) -> list[str]:
     """Where both is allowed, in the user's own part; else a selector with the commands that are."""
     granted = {access: [f"&{_glob(prefix + name)}" for name, rule in rights if rule.of(role) == access] for access in ("rw", "w", "r")}
-    rules = granted["rw"]
+    rules = list(granted["rw"])
     if granted["w"]:
         rules.append(f"({' '.join(granted['w'])} +publish)")
-    if granted["r"]:
-        rules.append(f"({' '.join(granted['r'])} {' '.join(f'+{name}' for name in _HEARING)})")
+    if granted["r"]:  # with all that may be heard, because one command may name several
+        rules.append(f"({' '.join([*granted['r'], *granted['rw']])} {' '.join(f'+{name}' for name in _HEARING)})")
     return rules
 
 

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from distributed_comfy.agent.agent import Agent, HostFacts
@@ -46,10 +46,12 @@ class LocalAgent:
 
 @dataclass(frozen=True)
 class UpOptions:
-    """What `up` may change in the configuration."""
+    """What `up` is told besides its settings."""
 
     remote_configuration: bool | None = None
     """Written to the file, where it is given."""
+    joined: bool = False
+    """The settings lead to a cluster that invited this host."""
 
 
 def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_start: Callable[[Agent], None]) -> int:
@@ -67,7 +69,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
         SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
         ClusterUnavailable: no Redis.
     """
-    with _alone(settings) as local, agent_servers(settings) as servers:
+    with _alone(settings) as local, agent_servers(settings, joined=options.joined) as servers:
         file = WorkersFile(settings.workers_path.expanduser().absolute())
         devices = _prepare(settings, file, options)
         log.info("devices of this host: %s", ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in devices))
@@ -92,10 +94,15 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
 
 
 @contextmanager
-def agent_servers(settings: Settings) -> Iterator[Servers]:
-    """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it."""
+def agent_servers(settings: Settings, *, joined: bool) -> Iterator[Servers]:
+    """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it.
+
+    Args:
+        settings: with the URLs; without them the embedded servers are used.
+        joined: the URLs are those of an invitation.  Through a relay they lead to a socket of this host, and yet to another's servers.
+    """
     with redis_servers(settings) as servers:
-        yield servers
+        yield replace(servers, foreign=joined)
 
 
 def find_local_agent(settings: Settings) -> LocalAgent | None:

@@ -49,15 +49,16 @@ def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, r
                 agent.end_at_once()
 
         # Whoever follows an invitation lets that cluster use this host: what it may run here it may also set up here.
-        options = UpOptions(True if join and remote_configuration is None else remote_configuration)
-        with _joined(settings, token_text(join)) as mine:
+        remote = True if join and remote_configuration is None else remote_configuration
+        token = token_text(join) or ("" if settings.redis_url else stored_token(settings))
+        options = UpOptions(remote, joined=bool(token))
+        with _joined(settings, token) as mine:
             return interruptibly(output, lambda stop: run_agent(mine, options, stop, agents.append), at_once)
 
 
 @contextmanager
 def _joined(settings: Settings, token: str) -> Iterator[Settings]:
-    """The settings as they are in the cluster of the token, or of the one that this host joined before; else as they are."""
-    token = token or ("" if settings.redis_url else stored_token(settings))
+    """The settings as they are in the cluster of the token; without one as they are."""
     if not token:
         yield settings
         return

@@ -119,6 +119,7 @@ class _StateForms:
         one = [self._of_table(name, _NAME) for name in ("worker", "claims", "lease", "memory")]
         starting, job = self._of_table("starting", self._own), self._of_table("job", _ID)
         parts = [self._of_table(name, _ID) for name in ("prompts", "feeds")]
+        heard = re.compile(b"|".join(self._of_table(name, self._own).pattern for name in ("orders", "steering")))
         return [
             ("INFO", form(re.compile(rb"(?i)server"))),
             ("TIME", form()),
@@ -140,7 +141,7 @@ class _StateForms:
             *[("HGETALL", form(part)) for part in parts],
             ("HGET", form(parts[1], _NUMBER)),
             ("PUBLISH", form(self._of_table("progress", _ID), open_end=True)),
-            *[(name, form(self._of_table("orders", self._own))) for name in ("SUBSCRIBE", "UNSUBSCRIBE")],
+            *[(name, form(heard, each=heard)) for name in ("SUBSCRIBE", "UNSUBSCRIBE")],
             ("UNSUBSCRIBE", form()),
         ]
 

@@ -86,7 +86,8 @@ _TEMPLATES = {
     "joined": "joined:{}",  # STRING "first|last" ms: when an invited host connected
     "progress": "progress:{}",  # pub/sub channel of a job: steps and previews
     "statuses": "status:{}",  # pub/sub channel of a worker: each WorkerStatus; `status:*` is that of all
-    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", "look", "free", "end"
+    "orders": "orders:{}",  # pub/sub channel of a worker: "cancel <claim id>", by whoever changes the table
+    "steering": "steering:{}",  # pub/sub channel of a worker: "look", "free", "end", by people and agents
 }
 
 

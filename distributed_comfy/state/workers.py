@@ -138,7 +138,7 @@ class WorkerTable:
         return self._order(name, "end")
 
     def _order(self, name: str, order: str) -> bool:
-        client, channel = self._scripts.client, self._scripts.keys("orders", name)
+        client, channel = self._scripts.client, self._scripts.keys("steering", name)
         return bool(self._scripts.reply(lambda: client.publish(channel, order)))
 
     # -- items ---------------------------------------------------------------------------------------------------------

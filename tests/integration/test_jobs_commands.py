@@ -217,13 +217,13 @@ def test_a_drained_worker_gets_nothing_until_it_is_undrained(line: CommandLine) 
 
 def test_an_unknown_worker_is_named(line: CommandLine) -> None:
     done = line.run("workers", "drain", "three")
-    assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
+    assert done.status == 2 and "no worker 'three' (there are one, two); `distributed-comfy workers list` shows the known ones" in done.err
 
 
 def test_workers_are_told_to_look_again_or_to_free_their_device_one_or_all(line: CommandLine, builtin_rig: Rig) -> None:
     cluster = builtin_rig.cluster
     with cluster.client.pubsub(ignore_subscribe_messages=True) as channel:
-        channel.subscribe(*(Keys(cluster.settings.key_prefix)("orders", name) for name in ("one", "two")))
+        channel.subscribe(*(Keys(cluster.settings.key_prefix)("steering", name) for name in ("one", "two")))
         assert line.run("workers", "look").out == "worker one looks again\nworker two looks again\n"
         assert line.run("workers", "look", "two", "--json").json == [{"worker": "two", "heard": True}]
         assert line.run("workers", "free", "one").out == "worker one frees its device as soon as nothing runs there\n"
@@ -234,4 +234,4 @@ def test_workers_are_told_to_look_again_or_to_free_their_device_one_or_all(line:
     assert orders == [("one", "look"), ("two", "look"), ("two", "look"), ("one", "free"), ("one", "free"), ("two", "free")]
     builtin_rig.wait_idle()
     done = line.run("workers", "free", "three")
-    assert done.status == 2 and "no worker 'three'; `distributed-comfy workers list` shows the known ones" in done.err
+    assert done.status == 2 and "no worker 'three' (there are one, two); `distributed-comfy workers list` shows the known ones" in done.err

@@ -15,11 +15,12 @@ from distributed_comfy.agent.launching import Launcher, Plan
 from distributed_comfy.agent.placement import Placement
 from distributed_comfy.agent.processes import process_start
 from distributed_comfy.agent.rotated_log import RotatedLog, cut_if_long, pump
+from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.host_messages import HostOrder, is_signed, sign_order
 from distributed_comfy.messages import dump, load
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import last_words
-from distributed_comfy.settings import Settings
+from distributed_comfy.settings import Settings, read_settings
 
 
 def test_waits_double_up_to_a_minute_and_begin_anew_after_a_healthy_run() -> None:
@@ -129,6 +130,8 @@ def test_a_signature_holds_for_this_order_and_this_secret() -> None:
 def test_a_redis_is_known_as_this_hosts_own(url: str, local: bool) -> None:
     assert Servers(url, url, embedded=False).local is local
     assert not Servers(url, url, embedded=False, foreign=True).local
+    with agent_servers(read_settings(redis_url=url, allow_plaintext=True), joined=True) as servers:
+        assert not servers.local
 
 
 # -- starting ------------------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ REFUSED = {
     "another worker's lease ended": ["DEL", K("lease", "pc3-cpu")],
     "a ticket taken from another's queue": ["BRPOP", "dc:celery:gpu.pc3-cpu", "1"],
     "another's queue read": ["LRANGE", "dc:celery:gpu.pc3-cpu", "0", "-1"],
+    "another worker told to end": ["PUBLISH", K("steering", "pc3-cpu"), "end"],
     "orders to a host": ["LPUSH", "dc:celery:host.pc3", "{}"],
     "orders to another host taken": ["BRPOP", "dc:celery:host.pc3", "1"],
     "another host's record": ["SET", "dc:host:pc3", "{}"],
@@ -174,7 +175,8 @@ def assert_refused(server: Server, command: list[str]) -> None:
 @pytest.mark.parametrize(
     "body",
     ["return redis.call('HGETALL', 'dc:invites')", "return redis.call('CONFIG', 'GET', 'dir')", "return redis.call('SET', 'dcx', '1')",
-     "return redis.call('PUBLISH', 'dc:celery:/0.celery.pidbox', '{}')", "return redis.call('LRANGE', 'dc:celery:gpu.pc3-cpu', 0, -1)"],
+     "return redis.call('PUBLISH', 'dc:celery:/0.celery.pidbox', '{}')", "return redis.call('PUBLISH', 'dc:steering:pc3-cpu', 'end')",
+     "return redis.call('LRANGE', 'dc:celery:gpu.pc3-cpu', 0, -1)"],
 )  # fmt: skip
 def test_a_script_of_its_own_gives_a_worker_no_more(servers: Servers, body: str) -> None:
     with (
