@@ -212,7 +212,7 @@ class _password_server:
         ("DC_LEASE_TTL_S", "soon", "must be a number above 0, not 'soon'"),
         ("DC_SLOTS", "99", "must be a whole number from 1 to 16, not '99'"),
         ("DC_REDIS_URL", "http://here", "must start with redis://"),
-        ("DC_ENGINE", "a1111", "must be comfyui or builtin, not 'a1111'"),
+        ("DC_ENGINE", "a1111", "must be comfyui, builtin or attach, not 'a1111'"),
         ("COMFYUI_PATH", "/nowhere/at/all", "is not ComfyUI's folder"),
     ],
 )

@@ -70,7 +70,7 @@ def test_variables_are_shown_without_what_they_hold() -> None:
         ({"workers": {"a": {"device": "gpu0"}}}, "workers.a.device must be cpu, mps or like cuda:0 or cuda:0,1"),
         ({"workers": {"a": {"device": ["cuda:0", "cpu"]}}}, "workers.a.device must be one device, or several GPUs of one kind"),
         ({"workers": {"a": {"device": []}}}, 'workers.a.device must be cpu, mps, or like cuda:0, or a list like ["cuda:0", "cuda:1"]'),
-        ({"workers": {"a": {"engine": "x"}}}, "workers.a.engine must be \"comfyui\" or \"builtin\" (it is 'x')"),
+        ({"workers": {"a": {"engine": "x"}}}, "workers.a.engine must be \"comfyui\", \"builtin\" or \"attach\" (it is 'x')"),
         ({"workers": {"a": {"threads": "2"}}}, "workers.a.threads must be a whole number (it is '2')"),
         ({"workers": {"a": {"threads": -1}}}, "workers.a.threads must be a whole number from 0 to 1024 (it is -1)"),
         ({"workers": {"a": {"cores": "all"}}}, 'workers.a.cores must be "auto" or a list of CPU numbers like [0, 1, 2, 3]'),
