@@ -4,9 +4,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tiler.groups import ITEM_STEPS, LEVEL_SHARES
-from tiler.plan import PLAN_VERSION
-
 Mode = Literal["chess", "linear", "independent"]
 """Which tiles see others already redrawn; the first word of each kind is what an upscale does by default."""
 SeamFixKind = Literal["none", "band_pass", "half_tile", "half_tile_intersections"]
@@ -97,11 +94,12 @@ class TileStage:
     """Pixels of one crop over all frames of its item, float32 (``DC_TILE_ITEM_BYTES`` of the submitter): more frames are more items."""
     item_pixels: int = 2**16
     """Small tiles go together into one item until their crops, over all frames, have so many pixels; 0: each by itself."""
-    item_tiles: int = ITEM_STEPS
+    # These are tiler's own, which is not imported here: every command loads this, and first looks whether a foreign tiler is in the way.
+    item_tiles: int = 16
     """But so many at most."""
-    level_shares: int = LEVEL_SHARES
+    level_shares: int = 8
     """And a level is at least so many items, where it has so many tiles."""
-    plan_version: int = PLAN_VERSION
+    plan_version: int = 1
     """Of the rules that the numbers of tiles and items follow from."""
 
     @property

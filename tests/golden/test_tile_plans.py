@@ -1,10 +1,13 @@
 """The exact boxes, order and edges of plans: a change here changes every picture, and makes half-finished ones useless."""
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from distributed_comfy.tile_stage import TileStage
 from tiler.boxes import Box
-from tiler.groups import GroupLimits, group_steps
+from tiler.groups import ITEM_STEPS, LEVEL_SHARES, GroupLimits, group_steps
 from tiler.options import SeamFix, TileOptions
 from tiler.plan import PLAN_VERSION, TilePlan, TileStep, plan_tiles
 
@@ -150,4 +153,6 @@ def test_the_items_of(name: str) -> None:
 def test_whoever_changes_one_of_these_raises_the_version() -> None:
     """Else a run would go on with tiles of a plan that is another now: make the texts above anew and raise the number here, too."""
     assert PLAN_VERSION == 1
+    defaults = {field.name: field.default for field in fields(TileStage)}
+    assert (defaults["plan_version"], defaults["item_tiles"], defaults["level_shares"]) == (PLAN_VERSION, ITEM_STEPS, LEVEL_SHARES)
     assert GroupLimits(1) == GroupLimits(1, steps=16, shares=8)

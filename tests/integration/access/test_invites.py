@@ -217,7 +217,7 @@ def test_the_plain_ports_stay_on_loopback(settings: Settings, owner: EmbeddedRed
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("pc2", "it was already"), ("pc2-a", "could not be told"), ("PC 3", "'pc-3' would do"), ("busy", "worker busy-cpu of another host")],
+    [("pc2", "it was already"), ("pc2-a", "could not be told"), ("PC 3", "'pc-3' would do"), ("busy", "worker busy-cpu lives")],
 )
 def test_a_name_that_cannot_be_told_from_others_is_refused(settings: Settings, owner: EmbeddedRedis, name: str, why: str) -> None:
     invite(settings, OPTIONS)
