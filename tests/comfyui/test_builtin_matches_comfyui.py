@@ -102,6 +102,7 @@ def pair(comfy: Comfy, base_directory: Path, redis_server: RedisServer, tmp_path
             options = EngineOptions(
                 engine, f"w-{engine}", python, folder / engine, folder / f"{engine}.log", redis_server.blob_url, key_prefix="pair:",
                 cache_folder=folder / "cache", comfyui_path=comfy.root, comfyui_base_directory=base_directory,
+                threads=1,  # as the built-in engine always has: the last bits of a scaled image depend on it
             )  # fmt: skip
             return Runner(options, blobs)
 
