@@ -29,6 +29,7 @@ class PlainComfyUI:
     """A running server; `plain_comfyui` starts one."""
 
     url: str
+    input: Path
     output: Path
     pid: int = 0
 
@@ -92,7 +93,7 @@ def plain_comfyui(
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
     try:
-        plain = PlainComfyUI(f"http://127.0.0.1:{port}", folder / "output", process.pid)
+        plain = PlainComfyUI(f"http://127.0.0.1:{port}", folder / "input", folder / "output", process.pid)
         _wait_until_it_answers(plain, process, folder / "log")
         yield plain
     finally:

@@ -8,7 +8,6 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -194,11 +193,11 @@ def test_one_two_and_three_workers_and_a_killed_one_make_the_same_bits(comfyui_r
 
 
 def test_linear_is_what_comfyuis_own_nodes_make_tile_by_tile(
-    comfyui_rig: Rig, third: str, plain: PlainComfyUI, base_directory: Path, form: Form
+    comfyui_rig: Rig, third: str, plain: PlainComfyUI, form: Form
 ) -> None:
     assert not {"UltimateSDUpscaleDistributed", "DistributedSource"} & plain.object_info().keys(), "nothing of ours is loaded there"
     before = plain.images(enlarged(form), "big")
-    by_hand = redraw(before, form.rules, tile_by_plain(plain, base_directory / "input", form))
+    by_hand = redraw(before, form.rules, tile_by_plain(plain, form))
     ours = run_and_kill(comfyui_rig, third, upscaled(form, "linear"))
     assert ours.before == before.tobytes()
     assert ours.after.tobytes() == by_hand.tobytes()
@@ -206,24 +205,24 @@ def test_linear_is_what_comfyuis_own_nodes_make_tile_by_tile(
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_upscales_are_what_comfyuis_own_nodes_make(comfyui_rig: Rig, plain: PlainComfyUI, base_directory: Path, name: str) -> None:
+def test_odd_upscales_are_what_comfyuis_own_nodes_make(comfyui_rig: Rig, plain: PlainComfyUI, name: str) -> None:
     form = ODD[name]
-    by_hand = redraw(plain.images(enlarged(form), "big"), form.rules, tile_by_plain(plain, base_directory / "input", form))
+    by_hand = redraw(plain.images(enlarged(form), "big"), form.rules, tile_by_plain(plain, form))
     ours = made(comfyui_rig, comfyui_rig.run(upscaled(form, "linear")))
     assert ours.after.shape == (1, form.height, form.width, 3) and ours.after.tobytes() == by_hand.tobytes()
 
 
-def tile_by_plain(plain: PlainComfyUI, inputs: Path, form: Form) -> Callable[[Floats], Floats]:
+def tile_by_plain(plain: PlainComfyUI, form: Form) -> Callable[[Floats], Floats]:
     """Redraws a crop on ComfyUI's own server."""
     numbers = itertools.count()
 
     def redraw_crop(crop: Floats) -> Floats:
         number = next(numbers)
         name = f"crop{number}.npy"
-        numpy.save(inputs / name, crop)
+        numpy.save(plain.input / name, crop)
         try:
             return plain.images(one_tile(form, name, SEED + (number if form.tile_seeds == "offset" else 0)), "decoded")
         finally:
-            (inputs / name).unlink()
+            (plain.input / name).unlink()
 
     return redraw_crop
