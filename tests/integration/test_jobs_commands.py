@@ -45,7 +45,7 @@ def pngs(folder: Path) -> list[Path]:
 
 
 def test_a_detached_run_returns_with_its_job_and_ends_alone(line: CommandLine, builtin_rig: Rig) -> None:
-    done = line.run("run", line.write("graph.json", slow(100, seed=3)), "--items", "6", "--out", "made", "--detach")
+    done = line.run("run", line.write("graph.json", slow(500, seed=3)), "--items", "6", "--out", "made", "--detach")
     assert done.status == 0, done.err
     job_id = done.out.split()[1]
     assert f"distributed-comfy jobs cancel {job_id}" in done.out and f"distributed-comfy jobs attach {job_id}" in done.out
