@@ -18,6 +18,17 @@ comfyui_option = click.option(
 )
 
 
+def refuse_words(arguments: tuple[str, ...]) -> None:
+    """ComfyUI's arguments begin with an option; a word in its place is a slip (``worker list``), and a worker is not what it asks for.
+
+    Raises:
+        click.UsageError: it names the command that may have been meant.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        word = arguments[0]
+        raise click.UsageError(f"{word!r} is no option of ComfyUI; did you mean `distributed-comfy workers {word}`?")
+
+
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option("--device", help="cuda:0, cuda:0,1 (for nodes that use several), xpu:0, mps or cpu [DC_DEVICE, else the first GPU].")
 @click.option("--name", help="Name in listings and results [DC_WORKER_NAME, else host, device and a free number].")
@@ -44,6 +55,7 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
 
     `python worker_entry.py` does the same with settings alone, for supervisors and containers.
     """
+    refuse_words(comfyui_arguments)
     given = {
         "device": ("--device", options["device"]),
         "worker_name": ("--name", options["name"]),
