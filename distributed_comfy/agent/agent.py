@@ -23,6 +23,7 @@ from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfi
 from distributed_comfy.agent.launching import Launcher, Plan
 from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
 from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
+from distributed_comfy.agent.resources import read_resources
 from distributed_comfy.agent.rotated_log import cut_if_long
 from distributed_comfy.agent.supervised import SupervisedWorker
 from distributed_comfy.agent.workers_file import WorkersFile
@@ -272,6 +273,7 @@ class Agent:
                 workers=tuple(self._told_of(worker) for worker in self._workers.values()),
                 configuration=shown_configuration(self.configuration),
                 remote_configuration=self.remote_configuration,
+                resources=read_resources(self.settings.cache_folder),
             )
 
     @property
@@ -347,7 +349,7 @@ class Agent:
             self._ailing = False
 
     def _changed(self, record: HostRecord) -> bool:
-        """Apart from waits that pass by themselves."""
+        """Apart from waits that pass, and memory and disk that fill and empty, by themselves."""
         return self._told is None or _without_waits(record) != _without_waits(self._told)
 
     def _look(self) -> None:
@@ -379,4 +381,5 @@ def _wish(name: str, worker: WorkerConfiguration, threads: int) -> Wish:
 
 
 def _without_waits(record: HostRecord) -> HostRecord:
-    return replace(record, workers=tuple(replace(worker, next_start_s=0.0) for worker in record.workers))
+    """Without what changes all the time."""
+    return replace(record, resources=None, workers=tuple(replace(worker, next_start_s=0.0) for worker in record.workers))
