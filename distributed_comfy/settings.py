@@ -167,9 +167,7 @@ class Settings(BaseSettings):
     @field_validator("comfyui_url")
     @classmethod
     def _is_web_address(cls, url: str) -> str:
-        if not re.match(r"^https?://[^/?#\s]+[^?#\s]*$", url):
-            raise ValueError("must be like http://127.0.0.1:8188 or https://host/path")
-        return url.rstrip("/")
+        return check_comfyui_url(url)
 
     @field_validator("comfyui_headers")
     @classmethod
@@ -328,6 +326,17 @@ def check_device(device: str) -> str:
     if not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+(,\d+)*", device, re.ASCII):
         raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
     return device
+
+
+def check_comfyui_url(url: str) -> str:
+    """The address of a running ComfyUI, without a slash at its end.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.match(r"^https?://[^/?#\s]+[^?#\s]*$", url):
+        raise ValueError("must be like http://127.0.0.1:8188 or https://host/path")
+    return url.rstrip("/")
 
 
 def slug(text: str) -> str:

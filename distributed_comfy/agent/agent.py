@@ -23,6 +23,7 @@ from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfi
 from distributed_comfy.agent.launching import Launcher, Plan
 from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
 from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
+from distributed_comfy.agent.resources import read_resources
 from distributed_comfy.agent.rotated_log import cut_if_long
 from distributed_comfy.agent.supervised import SupervisedWorker
 from distributed_comfy.agent.workers_file import WorkersFile
@@ -176,8 +177,15 @@ class Agent:
         Raises:
             WorkersFileWrong: a worker names CPUs that are not there.
         """
-        wishes = [_wish(name, worker, self.settings.threads) for name, worker in configuration.workers.items() if worker.enabled]
-        return plan_placement(wishes, self.facts.topology)
+        placed = {name: worker for name, worker in configuration.workers.items() if worker.enabled and self._computes_here(worker)}
+        return plan_placement([_wish(name, worker, self.settings.threads) for name, worker in placed.items()], self.facts.topology)
+
+    def _computes_here(self, worker: WorkerConfiguration) -> bool:
+        """Whether a worker is to have cores; one that drives another ComfyUI takes none from the others, unless it names some."""
+        return self._engine_of(worker) != "attach" or worker.cores != "auto"
+
+    def _engine_of(self, worker: WorkerConfiguration) -> str:
+        return worker.engine or choose_engine(self.settings)
 
     # -- workers ---------------------------------------------------------------------------------------------------------
     def worker(self, name: str) -> SupervisedWorker:
@@ -217,7 +225,7 @@ class Agent:
         threads = plan.placement.threads or self.settings.threads or "torch's choice of"
         log.info(
             "worker %s: starting on %s, %s, %s threads, pid %d; its logs are in %s",
-            name, plan.worker.device, where, threads, process.pid, self._launcher.folder(name),
+            name, self._shown_device(plan), where, threads, process.pid, self._launcher.folder(name),
         )  # fmt: skip
         return process
 
@@ -235,10 +243,14 @@ class Agent:
         if plan is None or not plan.worker.enabled:
             worker.stop()
 
+    def _shown_device(self, plan: Plan) -> str:
+        """As the worker tells it: a running ComfyUI has chosen its device itself."""
+        return "attach" if self._engine_of(plan.worker) == "attach" else plan.worker.device
+
     def _absent(self, worker: WorkerConfiguration) -> str:
         """Why a worker's device cannot be used; empty where it can, or where nobody knows."""
         kind, _, numbers = worker.device.partition(":")
-        if kind not in ("cuda", "xpu") or (worker.engine or choose_engine(self.settings)) == "builtin":
+        if kind not in ("cuda", "xpu") or self._engine_of(worker) in ("builtin", "attach"):
             return ""
         known = [device.name for device in self.facts.devices]
         absent = [f"{kind}:{number}" for number in numbers.split(",") if f"{kind}:{number}" not in known]
@@ -261,6 +273,7 @@ class Agent:
                 workers=tuple(self._told_of(worker) for worker in self._workers.values()),
                 configuration=shown_configuration(self.configuration),
                 remote_configuration=self.remote_configuration,
+                resources=read_resources(self.settings.cache_folder),
             )
 
     @property
@@ -276,7 +289,7 @@ class Agent:
         return HostWorker(
             name=worker.name,
             phase=worker.phase(enabled=enabled),
-            device=plan.worker.device if plan else "",
+            device=self._shown_device(plan) if plan else "",
             enabled=enabled,
             reason=worker.reason,
             next_start_s=round(worker.next_start_s, 1),
@@ -336,7 +349,7 @@ class Agent:
             self._ailing = False
 
     def _changed(self, record: HostRecord) -> bool:
-        """Apart from waits that pass by themselves."""
+        """Apart from waits that pass, and memory and disk that fill and empty, by themselves."""
         return self._told is None or _without_waits(record) != _without_waits(self._told)
 
     def _look(self) -> None:
@@ -368,4 +381,5 @@ def _wish(name: str, worker: WorkerConfiguration, threads: int) -> Wish:
 
 
 def _without_waits(record: HostRecord) -> HostRecord:
-    return replace(record, workers=tuple(replace(worker, next_start_s=0.0) for worker in record.workers))
+    """Without what changes all the time."""
+    return replace(record, resources=None, workers=tuple(replace(worker, next_start_s=0.0) for worker in record.workers))

@@ -50,7 +50,8 @@ def _configuring(command: Any) -> Any:
     """The options of `add` and `edit`."""
     options = (
         click.option("--device", help="cuda:0, cuda:0,1 (for nodes that use several), xpu:0, mps or cpu."),
-        click.option("--engine", type=click.Choice(["comfyui", "builtin", "default"])),
+        click.option("--engine", type=click.Choice(["comfyui", "builtin", "attach", "default"])),
+        click.option("--comfyui-url", metavar="URL", help="Of the running ComfyUI that engine attach drives, as that host reaches it."),
         click.option("--comfyui", metavar="DIR", help="ComfyUI's folder on that host."),
         click.option("--python", metavar="PROGRAM", help="Interpreter for ComfyUI there."),
         click.option("--args", metavar="TEXT", help="Extra arguments of ComfyUI, as in a shell."),
@@ -64,10 +65,16 @@ def _configuring(command: Any) -> Any:
     return command
 
 
+_PLAIN = {
+    "device": "device", "comfyui_url": "comfyui_url", "comfyui": "comfyui_path", "python": "comfyui_python", "threads": "threads",
+}  # fmt: skip
+"""Option -> the field that it is."""
+
+
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """What was given, as fields of `agent.configuration.WorkerConfiguration`; the agent checks it."""
     found: dict[str, Any] = {}
-    for option, field in (("device", "device"), ("comfyui", "comfyui_path"), ("python", "comfyui_python"), ("threads", "threads")):
+    for option, field in _PLAIN.items():
         if options[option] is not None:
             found[field] = options[option]
     if options["engine"]:
