@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """Lines of a worker's log that `workers logs` can show, roughly."""
     log_ttl_s: float = Field(3600.0, gt=0)
     """How long these lines outlive the worker."""
+    refused_ttl_s: float = Field(60.0, ge=0)
+    """An invited host whose user the cluster has refused for this long was shut out: its workers and its agent end."""
     drain_timeout_s: float = Field(60.0, ge=0)
     """How long a worker that is asked to stop may finish its item before it gives it back."""
     job_ttl_s: int = Field(86_400, ge=60)

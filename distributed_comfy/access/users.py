@@ -5,7 +5,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 
@@ -26,6 +26,17 @@ def hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def names_overlap(one: str, other: str) -> bool:
+    """Whether workers of these two hosts could not be told apart by their names."""
+    return f"{one}-".startswith(f"{other}-") or f"{other}-".startswith(f"{one}-")
+
+
+def host_of_url(url: str) -> str:
+    """The invited host whose user a server's URL has; empty where it has another user or none."""
+    user = unquote(urlsplit(url).username or "")
+    return user.removeprefix(HOST_USER) if user.startswith(HOST_USER) else ""
+
+
 @dataclass(frozen=True)
 class ServerUsers:
     """One server, by a connection that may change its users."""
@@ -38,7 +49,7 @@ class ServerUsers:
 
     def may_change(self) -> bool:
         """Whether this connection may change users; an invited host's never may, and is not let ask where a relay lies between."""
-        if (urlsplit(self.url).username or "").startswith(HOST_USER):
+        if host_of_url(self.url):
             return False
         try:
             self.client.execute_command("ACL", "USERS")

@@ -29,10 +29,11 @@ from distributed_comfy.agent.supervised import SupervisedWorker
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import choose_engine
-from distributed_comfy.errors import AgentRunning, DistributedComfyError, WorkerUnknown
+from distributed_comfy.errors import AgentRunning, DistributedComfyError, InviteRefused, WorkerUnknown
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words
 from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
+from tasks.admission import Admission
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Agent:
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         self._ailing = False
+        self._admission = Admission(cluster.redis_url, self.settings.refused_ttl_s, shown=servers.invited_to)
         self._told: HostRecord | None = None
         self._due: dict[str, float] = {}
 
@@ -109,12 +111,15 @@ class Agent:
             self._threads[-1].start()
 
     def end(self) -> None:
-        """End the workers, unless they are to outlive their agent, and leave the table; returns when all that has happened."""
+        """End the workers, unless they are to outlive their agent, and leave the table; returns when all that has happened.
+
+        Where the cluster has shut this host out, nobody waits for what they have under way.
+        """
         with self.lock:
             ending = [worker for worker in self._workers.values() if not self._goes_on(worker)]
             for worker in self._workers.values():
                 if worker in ending:
-                    worker.stop()
+                    worker.stop(at_once=self.shut_out is not None)
                 elif worker.process is not None:
                     log.info("worker %s: goes on without the agent (pid %d); the next `up` takes it back", worker.name, worker.process.pid)
         while any(worker.process is not None for worker in ending):
@@ -123,8 +128,9 @@ class Agent:
         self._ending.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
-            self.cluster.hosts.leave(self.host)
+        if self.shut_out is None:
+            with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
+                self.cluster.hosts.leave(self.host)
 
     def end_at_once(self) -> None:
         """Give all items back and end; from a signal handler too, so it takes no lock and waits for nothing."""
@@ -133,6 +139,11 @@ class Agent:
             if process is not None and not self._goes_on(worker):
                 with suppress(OSError):
                     process.ask_to_end()
+
+    @property
+    def shut_out(self) -> InviteRefused | None:
+        """Why the cluster does not let this host in any more; None while it does."""
+        return self._admission.verdict
 
     @property
     def alive(self) -> bool:
@@ -341,9 +352,11 @@ class Agent:
         try:
             if self._is_due("look", _LOOK_S):
                 self._look()
+                self._admission.accepted()
             self._tell_changes()
         except (DistributedComfyError, redis.RedisError) as error:
-            log.log(logging.DEBUG if self._ailing else logging.WARNING, "the agent cannot reach the table: %s; it tries again", error)
+            told = self._admission.failed(error) or self._ailing
+            log.log(logging.DEBUG if told else logging.WARNING, "the agent cannot reach the table: %s; it tries again", error)
             self._ailing = True
         else:
             self._ailing = False

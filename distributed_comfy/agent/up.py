@@ -50,8 +50,8 @@ class UpOptions:
 
     remote_configuration: bool | None = None
     """Written to the file, where it is given."""
-    joined: bool = False
-    """The settings lead to a cluster that invited this host."""
+    joined: str = ""
+    """URL of the cluster that invited this host, where the settings lead there."""
 
 
 def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_start: Callable[[Agent], None]) -> int:
@@ -66,6 +66,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
         Exit status.
     Raises:
         AgentRunning: this host has one already.
+        InviteRefused: the cluster has shut this host out; the workers have ended.
         SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
         ClusterUnavailable: no Redis.
     """
@@ -82,27 +83,29 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
             agent.start()
             try:
                 on_start(agent)
-                while not stop.is_set() and agent.alive:
+                while not stop.is_set() and agent.alive and agent.shut_out is None:
                     consumer.check()
                     stop.wait(_CONSUMER_CHECK_S)
             finally:
                 consumer.stop()
                 agent.end()
+            if agent.shut_out is not None:
+                raise agent.shut_out
         finally:
             cluster.close()
     return 0 if stop.is_set() else 1
 
 
 @contextmanager
-def agent_servers(settings: Settings, *, joined: bool) -> Iterator[Servers]:
+def agent_servers(settings: Settings, *, joined: str) -> Iterator[Servers]:
     """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it.
 
     Args:
         settings: with the URLs; without them the embedded servers are used.
-        joined: the URLs are those of an invitation.  Through a relay they lead to a socket of this host, and yet to another's servers.
+        joined: URL of an invitation, whose these are.  Through a relay they lead to a socket of this host, and yet to another's servers.
     """
     with redis_servers(settings) as servers:
-        yield replace(servers, foreign=joined)
+        yield replace(servers, invited_to=joined)
 
 
 def find_local_agent(settings: Settings) -> LocalAgent | None:

@@ -126,7 +126,7 @@ def main() -> None:
     Without DC_REDIS_URL all commands of one user share an embedded Redis on this host. Each command has --help.
 
     \b
-    Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled.
+    Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 4 not invited any more, 130 cancelled.
     """
 
 

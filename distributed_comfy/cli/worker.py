@@ -7,6 +7,7 @@ import click
 
 from distributed_comfy.cli.commands import naming_options
 from distributed_comfy.cli.join_option import token_text
+from distributed_comfy.cli.joined import say_where
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.arguments import join_arguments
@@ -67,4 +68,6 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
     with naming_options(**given):
         settings = read_settings(**{field: value for field, (_, value) in given.items()})
         set_up_logging(settings, output, audience="supervisor", child=end_with_stdin)
+        if not options["join"]:
+            say_where(output, settings)
         return serve(settings, join=token_text(options["join"] or ""), end_with_stdin=end_with_stdin)

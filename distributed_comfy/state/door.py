@@ -74,6 +74,11 @@ def read_plan(folder: Path) -> DoorPlan | None:
         return None
 
 
+def shut_door(folder: Path) -> None:
+    """Nobody comes in any more, and connections through the door end; without effect where it is shut."""
+    door_file(folder).unlink(missing_ok=True)
+
+
 class DoorProcess:
     """The keeper's side: a door where there is a plan, none where there is not.
 

@@ -55,9 +55,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, home: Path) -> Settings:
-    """Of the host that invites; no Redis is configured."""
-    return read_settings(runtime_dir=tmp_path / "runtime", cache_dir=tmp_path / "cache", host="master")
+def settings(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of the host that invites, whose user has another home; no Redis is configured."""
+    with monkeypatch.context() as there:
+        there.setenv("HOME", str(tmp_path / "master"))
+        found = read_settings(runtime_dir=tmp_path / "runtime", cache_dir=tmp_path / "cache", host="master")
+        assert found.config_folder.is_relative_to(tmp_path / "master"), "it is kept from here on"
+    return found
 
 
 @pytest.fixture
