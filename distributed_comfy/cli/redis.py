@@ -83,7 +83,7 @@ def _check_host(servers: list[ServerUsers], name: str, host: str) -> None:
     for user in sorted(users):
         other = next((user.removeprefix(begin) for begin in (HOST_USER, _WORKER_USER) if user.startswith(begin)), "")
         if other and names_overlap(host, other):
-            raise SettingInvalid(name="--host", reason=f"names of its workers could not be told from those of user {user!r}; choose another")
+            raise SettingInvalid(name="--host", reason=f"names of its workers could not be told from those of user {user!r}")
 
 
 def _put(server: ServerUsers, name: str, secret_hash: str, role: Role, scope: UserScope) -> None:
