@@ -115,7 +115,7 @@ def add(output: Output, /, name: str | None, host: str | None, disabled: bool, *
     fields = _fields(options)
     if "environment" in fields:
         fields["environment"] = {variable: value for variable, value in fields["environment"].items() if value is not None}
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         order = order_for("add", name or "", fields={**fields, "enabled": not disabled})
         _say(output, give(cluster, _host_name(cluster, host), order))
 
@@ -211,7 +211,7 @@ ORDERS = (add, edit, remove, enable, disable, start, stop, restart)
 
 def _order(output: Output, host: str | None, order: HostOrder, wait_s: float = 0.0) -> int:
     """Give an order to whoever keeps the worker; exit status: 1 where it has not happened in the time to wait for it."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         keeper = slug(host) if host else _keeper(cluster, order.worker)
         if not keeper:
             _without_agent(output, cluster, order)

@@ -127,7 +127,7 @@ def _if_allowed(ask: Callable[[], T]) -> T | None:
 
 def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], bool], heard: str, unheard: str) -> None:
     """Give an order to one worker or to all, and say who heard it."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         names = [worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"]
         if name is not None and name not in names:
             raise unknown_worker(name, names)
@@ -140,7 +140,7 @@ def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], 
 
 
 def _order(output: Output, name: str, *, drained: bool) -> None:
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         if not cluster.jobs.drain(name, drained):
             raise unknown_worker(name, [worker.facts.name for worker in cluster.workers.workers()])
     output.result({"worker": name, "drained": drained})
