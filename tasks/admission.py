@@ -6,10 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from distributed_comfy.access.users import host_of_url
 from distributed_comfy.errors import InviteRefused
 from distributed_comfy.settings import redact_url
-from distributed_comfy.state.connection import is_refusal
+from distributed_comfy.state.connection import host_of_url, is_refusal
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from distributed_comfy.access.roles import UserScope
 from distributed_comfy.access.token import JoinToken
-from distributed_comfy.access.users import HOST_USER, ServerUsers, hashed, names_overlap
+from distributed_comfy.access.users import ServerUsers, hashed, names_overlap
 from distributed_comfy.errors import HostNotInvitable, InviteUnknown
 from distributed_comfy.settings import slug
+from distributed_comfy.state.connection import HOST_USER
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)

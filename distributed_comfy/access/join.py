@@ -14,14 +14,11 @@ from distributed_comfy.access.token import JoinToken, read_token
 from distributed_comfy.errors import InviteRefused, RedisRefused, RedisUnreachable, RelayRefused, SettingInvalid, TokenUnreadable
 from distributed_comfy.relay.client import RelayOptions, relay_urls
 from distributed_comfy.settings import Settings, changed
-from distributed_comfy.state.connection import connect, is_refusal, refuse_plaintext
+from distributed_comfy.state.connection import INVITATION, connect, is_refusal, refuse_plaintext
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.server_process import write_secret
 
 log = logging.getLogger(__name__)
-
-INVITATION = "the invitation of this host"
-"""In place of a variable, in messages about servers that an invitation leads to."""
 
 
 @dataclass(frozen=True)

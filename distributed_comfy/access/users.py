@@ -5,18 +5,16 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
 
 from distributed_comfy.access.roles import Place, Role, UserScope, acl_rules
 from distributed_comfy.errors import DoorRefused
 from distributed_comfy.settings import redact_url
+from distributed_comfy.state.connection import host_of_url
 
 log = logging.getLogger(__name__)
 
-HOST_USER = "dc-host-"
-"""First part of the user of an invited host; its name follows."""
 OLDEST_SERVER = (7, 0)
 """Earlier ones have neither rules for reading and writing apart nor selectors: a worker's user could take other workers' tickets."""
 
@@ -29,12 +27,6 @@ def hashed(secret: str) -> str:
 def names_overlap(one: str, other: str) -> bool:
     """Whether workers of these two hosts could not be told apart by their names."""
     return f"{one}-".startswith(f"{other}-") or f"{other}-".startswith(f"{one}-")
-
-
-def host_of_url(url: str) -> str:
-    """The invited host whose user a server's URL has; empty where it has another user or none."""
-    user = unquote(urlsplit(url).username or "")
-    return user.removeprefix(HOST_USER) if user.startswith(HOST_USER) else ""
 
 
 @dataclass(frozen=True)

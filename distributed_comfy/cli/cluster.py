@@ -15,7 +15,7 @@ from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.servers import cluster_servers, refuse_where_joined
 from distributed_comfy.settings import Settings, read_settings
-from distributed_comfy.state.connection import in_our_words
+from distributed_comfy.state.connection import in_our_words, setting_of
 from tasks.cluster import Cluster, open_cluster
 from tasks.reaper import reap_once
 
@@ -44,7 +44,7 @@ def connected(output: Output, settings: Settings | None = None, *, orders: bool 
             reap_once(cluster, secrets.token_hex(8))  # whoever looks sees the truth, also where nobody else reaps
             yield cluster
         except redis.RedisError as error:
-            told = in_our_words(error, servers.shown, "DC_REDIS_URL")
+            told = in_our_words(error, servers.shown, setting_of(cluster.client))
             if told is None:
                 raise
             raise told from error

@@ -6,13 +6,14 @@ import secrets
 import click
 
 from distributed_comfy.access.roles import ROLES, Place, Role, UserScope, acl_rules
-from distributed_comfy.access.users import HOST_USER, ServerUsers, hashed, names_overlap
+from distributed_comfy.access.users import ServerUsers, hashed, names_overlap
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.inviting import users_of
 from distributed_comfy.settings import Settings, read_settings, slug
+from distributed_comfy.state.connection import HOST_USER
 
 _WORKER_USER = "dc-worker-"
 """First part of the user that `redis acl` makes for a host's workers, where it is given no other name."""

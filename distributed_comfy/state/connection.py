@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import EqualJitterBackoff
@@ -21,6 +21,10 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.settings import redact_url
 
+HOST_USER = "dc-host-"
+"""First part of the user of an invited host; its name follows."""
+INVITATION = "the invitation of this host"
+"""In place of a variable, in messages about servers that an invitation leads to."""
 OLDEST_SERVER = (6, 2)
 """The scripts and the blob store use commands that came with 6.2; Valkey reports itself as 7.2 or later."""
 
@@ -102,6 +106,18 @@ def in_our_words(error: redis.RedisError, url: str, setting: str) -> ClusterUnav
 def is_refusal(error: BaseException | None) -> bool:
     """Whether a server answered and did not know the user or its password; of ours and redis-py's errors."""
     return error is not None and (isinstance(error, (RedisRefused, redis.AuthenticationError)) or is_refusal(error.__cause__))
+
+
+def host_of_url(url: str) -> str:
+    """The invited host whose user a server's URL has; empty where it has another user or none."""
+    user = unquote(urlsplit(url).username or "")
+    return user.removeprefix(HOST_USER) if user.startswith(HOST_USER) else ""
+
+
+def setting_of(client: Any) -> str:
+    """What leads to the server of a client, for messages: the variable, or an invitation."""
+    user = client.connection_pool.connection_kwargs.get("username") or ""
+    return INVITATION if user.startswith(HOST_USER) else "DC_REDIS_URL"
 
 
 def refuse_plaintext(url: str, setting: str, *, allowed: bool) -> None:

@@ -11,7 +11,7 @@ import redis
 
 from distributed_comfy.errors import ClusterUnavailable
 from distributed_comfy.state import celery_meta, tallies
-from distributed_comfy.state.connection import in_our_words
+from distributed_comfy.state.connection import in_our_words, setting_of
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Scripts:
         try:
             return call()
         except redis.RedisError as error:
-            told = in_our_words(error, "the state Redis", "DC_REDIS_URL")
+            told = in_our_words(error, "the state Redis", setting_of(self.client))
             if told is None:
                 raise
             raise told from error

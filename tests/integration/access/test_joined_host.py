@@ -119,6 +119,7 @@ def test_a_host_that_is_shut_out_ends_with_a_status_of_its_own_says_so_once_and_
         told = [line for line in ended.err.splitlines() if "distributed-comfy invite --name pc2" in line and "revoked" in line]
         assert len(told) == 1 and told[0].startswith("error: ") and pair.url in told[0], ended.err
         assert ended.err.count("does not know the user of host pc2") == 1 and "is DC_REDIS_URL right" not in ended.err, ended.err
+        assert ended.err.count("Cannot connect") <= 2, "each reason once"
         until(lambda: not pair.guest.left_running(), timeout_s=20)
         log = pair.guest.folder / "cache" / "workers" / "pc2-cpu" / "worker.log"
         assert "Traceback" not in ended.err + log.read_text()
