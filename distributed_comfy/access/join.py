@@ -97,28 +97,26 @@ def stored_token(settings: Settings) -> str:
     """The token that this user's host joined with last; empty where there is none."""
     try:
         return str(json.loads(_file(settings).read_text(encoding="utf-8"))["token"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):  # a container's user may have no home, or one that it may not read
         return ""
 
 
 def forget_token(settings: Settings) -> str:
     """Leave the cluster that this host has joined: neither `up` nor any other command goes there by itself any more.
 
-    The certificate of its authority goes, too.  The invitation stays valid until the cluster takes it back.
+    The invitation stays valid until the cluster takes it back; an agent that runs goes on, and so needs the authority's certificate.
 
     Returns:
         What was left, for people; empty where nothing was joined.
     """
     text = stored_token(settings)
-    _file(settings).unlink(missing_ok=True)
     if not text:
         return ""
+    _file(settings).unlink(missing_ok=True)
     try:
         token = read_token(text)
     except TokenUnreadable:
         return "a cluster whose invitation could not be read any more"
-    if token.ca:
-        _authority(token, settings).unlink(missing_ok=True)
     return f"{token.url}, where it was host {token.host}"
 
 
@@ -166,14 +164,11 @@ def _direct(token: JoinToken, url: str, settings: Settings) -> str:
 
 def _pin(token: JoinToken, settings: Settings) -> Path:
     """The file with the authority's certificate, which clients of Redis and Celery can only read from one."""
-    path = _authority(token, settings)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = settings.config_folder / "authorities"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{token.fingerprint}.pem"
     write_secret(path, token.ca)
     return path
-
-
-def _authority(token: JoinToken, settings: Settings) -> Path:
-    return settings.config_folder / "authorities" / f"{token.fingerprint}.pem"
 
 
 def _enter(token: JoinToken, redis_url: str, blob_url: str) -> None:

@@ -86,8 +86,10 @@ def _rights(cluster: Cluster, token: JoinToken) -> Finding:
         reap_once(cluster, secrets.token_hex(8))
         cluster.client.llen(queue_key(cluster.settings, f"gpu.{token.host}-doctor"))
         blob = cluster.blobs.put(f"{job_id}:0:doctor:value0", [content], job_id=job_id)
-        came_back = bytes(cluster.blobs.get(blob)) == content
-        cluster.blobs.drop_job(job_id)
+        try:
+            came_back = bytes(cluster.blobs.get(blob)) == content
+        finally:
+            cluster.blobs.drop_job(job_id)
     except (DistributedComfyError, redis.RedisError) as error:
         return fail("rights of its user", str(error), f"{_LATER} to revoke host {token.host} and to invite it again")
     if not came_back:

@@ -107,6 +107,11 @@ def test_an_accepted_token_is_kept_for_this_user_alone(settings: Settings, owner
     assert stored_token(here) == ""
 
 
+def test_a_user_without_a_home_has_joined_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert stored_token(read_settings()) == "" and forget_token(read_settings()) == ""
+
+
 def test_a_token_that_does_not_let_in_is_not_kept(settings: Settings, owner: EmbeddedRedis) -> None:
     token = invite(settings, OPTIONS)
     with pytest.raises(InviteRefused, match="ask for a new one"), open_join(replace(token, secret="wrong").text, read_settings()):
