@@ -8,7 +8,7 @@ DOOR_NAME = "distributed-comfy"
 DOOR_TEXT = '''"""distributed-comfy in this ComfyUI; written by `distributed-comfy comfyui install`, removed by `uninstall`."""
 from distributed_comfy.comfyui.door import load
 
-NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY, _PACK = load()
+NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY, _PACK = load(__path__[0])
 '''
 
 
