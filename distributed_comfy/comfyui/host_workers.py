@@ -156,7 +156,7 @@ class HostWorkers:
         if agent is not None:
             return HostOrders(agent, self._secret).obey(sign_order(order, self._secret))
         if cluster is None:
-            raise ClusterNotReady(state=self.place, timeout_s=0.0)
+            raise ClusterNotReady(state="off")
         other = find_local_agent(cluster.settings)
         return send_order(cluster, cluster.settings.host_name, order, timeout_s=_ORDER_S, secret=other.secret if other else "")
 

@@ -86,7 +86,7 @@ class Session:
                 return self._cluster
             if self._error is not None:
                 raise self._error
-            raise ClusterNotReady(state=self.state, timeout_s=timeout_s)
+            raise ClusterNotReady(state=self.state)
 
     def end(self) -> None:
         """End the workers and close everything; an embedded Redis that nobody else uses ends."""
