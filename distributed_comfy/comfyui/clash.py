@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.nodes.registry import USER_CLASSES
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, SEED_CLASS, UPSCALE_CLASS, VALUE_CLASS
 
 log = logging.getLogger(__name__)
@@ -16,9 +17,9 @@ _REMEDY = "keep one of the two packs: rename the folder of the other to somethin
 
 
 def others(host: ComfyHost, classes: Mapping[str, type]) -> dict[str, str]:
-    """Those of our class names that another pack has, each with the pack."""
+    """Those of our class names, as users know them, that another pack has, each with the pack."""
     there = host.nodes.NODE_CLASS_MAPPINGS
-    return {name: _pack_of(there[name]) for name in classes if name in there and there[name] is not classes[name]}
+    return {name: _pack_of(there[name]) for name in classes if name in there and there[name] is not classes[name] and name in USER_CLASSES}
 
 
 def must_yield(host: ComfyHost, classes: dict[str, type]) -> bool:
@@ -49,7 +50,7 @@ def keep_classes(host: ComfyHost, classes: Mapping[str, type]) -> None:
         if taken:
             whose, names = ", ".join(sorted(set(taken.values()))), ", ".join(sorted(taken))
             log.warning("%s also has %s: distributed-comfy was loaded first and keeps them; %s", whose, names, _REMEDY)
-            host.nodes.NODE_CLASS_MAPPINGS.update({name: classes[name] for name in taken})
+        host.nodes.NODE_CLASS_MAPPINGS.update(classes)
 
     host.server.app.on_startup.append(put_back)
 

@@ -87,7 +87,7 @@ class HostWorkers:
                     with alone_on_host(cluster.settings) as local:
                         self._be_agent(cluster, servers, local, wait)
                 except AgentRunning as error:
-                    self._tell("elsewhere", str(error))
+                    self._tell("elsewhere", f"host {error.host} has an agent in another process (pid {error.pid}, user {error.user})")
                 except (DistributedComfyError, redis.RedisError) as error:
                     self._tell("failed", str(error))
                 if wait(_TRY_AGAIN_S):
