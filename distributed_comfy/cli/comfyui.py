@@ -51,7 +51,7 @@ def install(output: Output, /, folder: Path | None, python: str) -> None:
     The package itself must be importable by ComfyUI's interpreter; where it is not, the command that installs it is shown.
     """
     settings, place = _place(output, folder)
-    found = ask(comfyui_python(settings, place.tree, python), place.tree or place.custom_nodes)
+    found = ask(comfyui_python(settings, place, python), place.tree or place.custom_nodes)
     found.require()
     change = install_door(place, package_source())
     _show(output, place, change)
@@ -72,7 +72,7 @@ def uninstall(output: Output, /, folder: Path | None) -> None:
 def status(output: Output, /, folder: Path | None, python: str) -> int:
     """Say whether the pack is installed and can be loaded; status 1 where it is not."""
     settings, place = _place(output, folder)
-    found = ask(comfyui_python(settings, place.tree, python), place.tree or place.custom_nodes)
+    found = ask(comfyui_python(settings, place, python), place.tree or place.custom_nodes)
     state, clones = door_state(place, package_source()), repositories(place)
     installed = state in ("current", "outdated") or bool(clones)
     output.result(

@@ -25,18 +25,21 @@ Change = Literal["installed", "updated", "unchanged", "removed", "absent"]
 
 _FILE = "__init__.py"
 _MARK = '"""The door of distributed-comfy'
-_DOOR = '''"""The door of distributed-comfy; `distributed-comfy comfyui install` wrote it, `distributed-comfy comfyui uninstall` removes it."""
+_DOOR = '''"""The door of distributed-comfy; `distributed-comfy comfyui install` wrote it, and `uninstall` instead removes it."""
 import logging
 import sys
+
+SOURCE = {source!r}
+NODE_CLASS_MAPPINGS = {{}}
 
 try:
     from distributed_comfy.comfyui.door import load
 except ImportError as error:
-    logging.error("[distributed-comfy] %s cannot import it: %s; run: \\"%s\\" -m pip install %s", sys.executable, error, sys.executable, {source!r})
-    NODE_CLASS_MAPPINGS = {{}}
+    remedy = f'"{{sys.executable}}" -m pip install "{{SOURCE}}"'
+    logging.error("[distributed-comfy] %s cannot import it: %s; run: %s", sys.executable, error, remedy)
 else:
     NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY, _PACK = load(__path__[0])
-'''  # noqa: E501 - one line of the file that it becomes
+'''
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_comfy import __version__
+from distributed_comfy.comfyui.installing import Place
 from distributed_comfy.engine.locate import find_interpreter
 from distributed_comfy.errors import PackNotImportable
 from distributed_comfy.settings import Settings, changed
@@ -58,21 +59,21 @@ class Importable:
             raise PackNotImportable(python=self.python, reason=self.reason, remedy=self.remedy)
 
 
-def comfyui_python(settings: Settings, tree: Path | None, named: str = "") -> str:
-    """The interpreter of a ComfyUI: the one that was named, else the setting, else the tree's own, else this one.
+def comfyui_python(settings: Settings, place: Place, named: str = "") -> str:
+    """The interpreter of a ComfyUI: the one that was named, else the setting, else its own, else this one.
 
     Args:
         settings: of this command.
-        tree: ComfyUI's folder, where it is known.
+        place: where ComfyUI is; the desktop app has its interpreter in the base directory.
         named: by the user.
     Raises:
         SettingInvalid: the setting names no program.
     """
     if named:
         settings = changed(settings, comfyui_python=named)
-    if tree is None and not settings.comfyui_python:
-        return sys.executable
-    return find_interpreter(settings, tree or _ROOT)
+    folders = (place.custom_nodes.parent, place.tree or place.custom_nodes.parent)
+    found = (find_interpreter(settings, folder) for folder in folders)
+    return next((python for python in found if python != sys.executable), sys.executable)
 
 
 def ask(python: str, folder: Path) -> Importable:
