@@ -13,7 +13,7 @@ from distributed_comfy.errors import ForFirstHost
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import refuse_plaintext
 from distributed_comfy.state.door import read_plan
-from distributed_comfy.state.embedded import start_embedded
+from distributed_comfy.state.embedded import LINGER_S, start_embedded
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,13 @@ def refuse_where_joined(settings: Settings, command: str) -> None:
 
 
 @contextmanager
-def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Servers]:
+def redis_servers(settings: Settings, *, private: bool = False, linger_s: float = LINGER_S) -> Iterator[Servers]:
     """The configured servers, else embedded ones, for as long as the context lasts; whether this host has joined a cluster is not asked.
 
     Args:
         settings: ``redis_url`` and ``blob_url``; without the first the embedded servers are used.
         private: embedded servers of this process alone, whatever is configured.
+        linger_s: how long shared ones that this process starts outlive their last owner, should that be killed.
     Raises:
         NoRedisServer: none is configured and none can be embedded.
         SettingInvalid: a URL leads to another host in the clear.
@@ -101,7 +102,7 @@ def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Serv
             log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
         yield Servers(settings.redis_url, blob_url, embedded=False)
         return
-    embedded = start_embedded(settings.runtime_folder, private=private)
+    embedded = start_embedded(settings.runtime_folder, private=private, linger_s=linger_s)
     try:
         _renew(embedded.folder)
         yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)
