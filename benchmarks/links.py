@@ -89,7 +89,8 @@ def _row(rig: Rig, option: FrameOption, side: int, repeats: int) -> Row:
     brought = [_bring(rig, option, side, seed) for seed in range(repeats + 1)][1:]  # the first item imports what it needs
     seconds, stored_bytes = [one.seconds for one in brought], brought[0].stored_bytes
     words = f"{stored_bytes / 1e6:.2f} MB; {_bound(stored_bytes, spread(seconds, 2))}"
-    return Row(f"one {_megabytes(side)} image, node's end -> safe in the spool, --frames {option}, median", median(seconds), "s", note=words)
+    name = f"one {_megabytes(side)} image, node's end -> safe in the spool, --frames {option}, median"
+    return Row(name, median(seconds), "s", note=words)
 
 
 def _idle_row(rig: Rig, link: SlowLink, slots: int, *, seconds: float, items: int) -> Row:
