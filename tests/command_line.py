@@ -126,7 +126,7 @@ def as_a_shell_shows_it(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
-def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for something true."""
     deadline = time.monotonic() + timeout_s
     while not (found := what()):
