@@ -27,13 +27,12 @@ test: env ## all tests but those that need a real ComfyUI
 	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-comfyui: COMFYUI_TESTS := comfyui and not comfyui_long
-test-comfyui: PROCESSES := -n 2 --dist loadgroup
 test-comfyui: ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)
 test-comfyui-long: COMFYUI_TESTS := comfyui_long
 test-comfyui-long: ## those of them that take minutes each
 test-comfyui test-comfyui-long: env
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
-		$(BIN)/python -m pytest -m "$(COMFYUI_TESTS)" $(PROCESSES) $(ARGS)
+		$(BIN)/python -m pytest -m "$(COMFYUI_TESTS)" $(ARGS)
 
 compose-test: env ## builds the cpu profile of docker-compose.yml and tests it running (Docker, else podman), within 15 minutes
 	@$(BIN)/python scripts/compose_test.py $(ARGS)

@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 import redis
 
-from tests.run_order import longest_first, together_by_engine
+from tests.run_order import longest_first
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 START_TIMEOUT_S = 10.0
@@ -39,12 +39,9 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores, 7) + 1
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests; alone, the order is that of the folders."""
-    if getattr(config.option, "loadgroup", False):
-        together_by_engine(items)
-    elif hasattr(config, "workerinput"):
+    """Where several processes share the files; alone, the order is that of the folders."""
+    if hasattr(config, "workerinput"):
         longest_first(items)
 
 

@@ -1,4 +1,4 @@
-"""What the processes of xdist are given, and which test files first: those that take longest, so that none is left for the end.
+"""Which test files the processes of xdist are given first: those that take longest, so that none of them is left for the end.
 
 A file is never divided, for its tests share a cluster.  xdist by itself begins with the files of many tests, which are the quick ones.
 """
@@ -18,19 +18,6 @@ SECONDS = {
     "test_tile_items": 10,
 }  # fmt: skip
 """Roughly, of one process on an idle machine; a file that is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
-
-_ENGINES = (("a cluster", {"rig", "comfyui_rig"}), ("an engine", {"engine", "either", "attached"}))
-
-
-def together_by_engine(items: list[pytest.Item]) -> None:
-    """Name what one process must run alone with ``--dist loadgroup``, so that what costs ComfyUI's start is there once.
-
-    All tests of the shared cluster are together, all of the shared engine, and else those of each file.
-    """
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        group = next((name for name, users in _ENGINES if users & fixtures), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def longest_first(items: list[pytest.Item]) -> None:
