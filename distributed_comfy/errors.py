@@ -60,6 +60,13 @@ class OptionWrong(BadInput):
     sentence = "option {name}: {reason}"
 
 
+class ImportRefused(BadInput):
+    """A configuration of another project cannot be taken over, or would replace what is there."""
+
+    code = "import_refused"
+    sentence = "{path} is not imported: {reason}"
+
+
 class ComfyUINotFound(BadInput):
     """Nobody knows into which ComfyUI the door of the node pack is to be written."""
 

@@ -13,6 +13,7 @@ from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.comfyui.installing import Place, door_state, find_place, install_door, other_packs, remove_door, repositories
 from distributed_comfy.comfyui.interpreter import Importable, ask, comfyui_python, package_source
+from distributed_comfy.comfyui.token import HEADER, read_token, token_path
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import ComfyUINotFound
 from distributed_comfy.settings import Settings, read_settings
@@ -86,6 +87,22 @@ def status(output: Output, /, folder: Path | None, python: str) -> int:
     _say_importable(output, found)
     _warn(output, place)
     return 0 if installed and not found.reason else 1
+
+
+@comfyui.command(short_help="Print the token of the pack's routes.")
+@json_option
+@click.pass_obj
+def token(output: Output, /) -> None:
+    """Print the token that the pack's routes ask for: scripts send it as X-Distributed-Comfy-Token, a browser on another host asks for it.
+
+    Whoever has it can start programs as this user. It lies beside workers.json; remove that file and start ComfyUI again for a new one.
+    """
+    settings = read_settings()
+    set_up_logging(settings, output, audience="person")
+    path = token_path(settings)
+    text = read_token(path)
+    output.result({"token": text, "header": HEADER, "file": str(path)})
+    output.say(text)
 
 
 def _place(output: Output, folder: Path | None) -> tuple[Settings, Place]:
