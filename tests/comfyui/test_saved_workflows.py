@@ -1,0 +1,152 @@
+"""Saved workflows of ComfyUI-Distributed in the real editor: they load, mean what they meant, are saved as they were, and run."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.comfyui.browser import ComfyPage, comfy_page
+from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.saved_workflows import OLD_COLLECTOR, UPSCALE_INPUTS, UPSCALE_VALUES, collected, sampled, upscaled, valued
+from tests.comfyui.server_rig import ComfyServer
+from tests.command_line import CommandLine
+
+
+@pytest.fixture(scope="module")
+def running(comfy: Comfy, packed_python: str, base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A ComfyUI with the pack."""
+    server = ComfyServer(comfy, packed_python, base_directory, CommandLine(tmp_path_factory.mktemp("saved")))
+    server.start(DC_HOST="pc1")
+    server.wait_ready()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def page(running: ComfyServer) -> Iterator[ComfyPage]:
+    """Its editor."""
+    with comfy_page(running, running.line.folder) as page:
+        yield page
+
+
+@pytest.mark.parametrize(
+    ("collector", "load_balance"),
+    [
+        ({**OLD_COLLECTOR, "values": None}, False),
+        ({**OLD_COLLECTOR, "values": []}, False),
+        ({"inputs": ["images IMAGE", "audio AUDIO"], "outputs": ["images IMAGE", "audio AUDIO"], "values": [True]}, True),
+    ],
+    ids=["no values", "empty values", "with load_balance and audio"],
+)
+def test_every_variant_of_the_collector_loads_and_runs(
+    running: ComfyServer, page: ComfyPage, collector: dict[str, Any], load_balance: bool
+) -> None:
+    page.load(collected(collector))
+    prompt = page.prompt()
+    assert prompt["2"]["class_type"] == "DistributedCollector"
+    inputs = prompt["2"]["inputs"]
+    assert inputs["images"] == ["1", 0] and inputs["load_balance"] is load_balance and inputs["items"] == 0, inputs
+    assert prompt["3"]["inputs"]["images"] == ["2", 0]
+    entry = running.execute(prompt)
+    assert len(entry["outputs"]["3"]["images"]) == 4
+    again = page.saved()
+    page.load(again)
+    assert page.prompt() == prompt
+
+
+def test_a_divider_behind_an_old_collector_keeps_its_links_and_shows_its_parts(running: ComfyServer, page: ComfyPage) -> None:
+    page.load(collected(OLD_COLLECTOR, divided=3))
+    assert page.node(4, "node.outputs.map((output) => output.name)") == ["batch_1", "batch_2", "batch_3"]
+    prompt = page.prompt()
+    assert prompt["4"]["inputs"] == {"images": ["2", 0], "divide_by": 3} and prompt["3"]["inputs"]["images"] == ["4", 2]
+    assert len(running.execute(prompt)["outputs"]["3"]["images"]) == 1  # of 4 in 3 parts the last has one
+
+
+def test_the_seeds_two_values_and_a_converted_widget_load_and_run(running: ComfyServer, page: ComfyPage) -> None:
+    page.load(sampled([42, "fixed"]))
+    prompt = page.prompt()
+    assert prompt["5"]["inputs"] == {"seed": 42}
+    assert prompt["6"]["inputs"]["seed"] == ["5", 0]
+    assert len(running.execute(prompt)["outputs"]["9"]["images"]) == 2
+
+
+@pytest.mark.parametrize("values", [UPSCALE_VALUES, [*UPSCALE_VALUES, True]], ids=["13 values", "14 values"])
+def test_the_upscales_values_keep_their_places_past_bypassed_nodes_and_reroutes(page: ComfyPage, values: list[Any]) -> None:
+    page.load(upscaled(values))
+    prompt = page.prompt()
+    inputs = prompt["5"]["inputs"]
+    assert {name: inputs[name] for name in UPSCALE_INPUTS} == UPSCALE_INPUTS
+    assert inputs["upscaled_image"] == ["1", 0] and prompt["6"]["inputs"]["images"] == ["5", 0] and "2" not in prompt and "7" not in prompt
+    saved = page.saved()
+    assert saved["nodes"][_place(saved, 5)]["widgets_values"][:13] == values[:13]
+
+
+@pytest.mark.parametrize("stored", ['{"1": "9", "2": "11", "_type": "INT"}', "{}", "no JSON"])
+def test_fields_for_each_worker_never_shift_what_is_stored(page: ComfyPage, stored: str) -> None:
+    page.load(valued(["5", stored]))
+    names = page.node(1, "node.widgets.map((widget) => widget.name)")
+    assert names[:4] == ["default_value", "worker_values", "_dv_default", "_dv_worker_1"], names
+    assert page.node(1, "node.widgets.slice(0, 2).map((widget) => widget.hidden)") == [True, True]
+    assert page.node(1, "node.widgets[2].value") == "5"
+    assert page.prompt()["1"]["inputs"] == {"default_value": "5", "worker_values": stored}
+    saved = page.saved()
+    assert saved["nodes"][_place(saved, 1)]["widgets_values"] == ["5", stored]
+
+
+def test_a_field_writes_into_the_stored_json_and_an_empty_one_takes_it_out(page: ComfyPage) -> None:
+    page.load(valued(["5", '{"2": "11"}']))
+    values = "node.widgets.filter((widget) => widget.name.startsWith('_dv_worker_')).map((widget) => widget.value)"
+    assert page.node(1, values) == ["", "11"]
+    edit = "(() => {{ const widget = node.widgets.find((each) => each.name === '{0}'); widget.value = '{1}'; widget.callback('{1}'); }})()"
+    page.node(1, edit.format("_dv_worker_1", "9"))
+    page.node(1, edit.format("_dv_worker_2", ""))
+    page.node(1, edit.format("_dv_default", "6"))
+    inputs = page.prompt()["1"]["inputs"]
+    assert inputs["default_value"] == "6" and json.loads(inputs["worker_values"]) == {"1": "9", "_type": "STRING"}
+    page.load(page.saved())
+    assert page.prompt()["1"]["inputs"] == inputs
+
+
+def test_a_dividers_outputs_follow_its_parts_and_connected_ones_stay(page: ComfyPage) -> None:
+    page.load(collected(OLD_COLLECTOR, divided=3))
+    turn = "(() => {{ const widget = node.widgets[0]; widget.value = {0}; widget.callback({0}); return node.outputs.length; }})()"
+    assert page.node(4, turn.format(5)) == 5
+    assert page.node(4, turn.format(1)) == 3  # the third is connected
+    assert page.prompt()["3"]["inputs"]["images"] == ["4", 2]
+    page.node(4, "node.disconnectOutput(2)")
+    page.page.wait_for_timeout(200)
+    assert page.node(4, "node.outputs.length") == 1
+    make = "const made = window.LiteGraph.createNode('AudioBatchDivider'); window.app.graph.add(made); return made.outputs.length;"
+    assert page.page.evaluate(f"() => {{ {make} }}") == 2
+
+
+def test_a_model_name_shows_its_text_and_saves_one_value(running: ComfyServer, page: ComfyPage) -> None:
+    page.load(valued(["some/model.safetensors", "{}"]))
+    page.run()
+    page.page.wait_for_function("() => window.app.graph.getNodeById(2).widgets.some((widget) => widget.value === 'some/model.safetensors')")
+    saved = page.saved()
+    assert len(saved["nodes"][_place(saved, 2)]["widgets_values"]) == 1
+    page.page.screenshot(path=str(running.line.folder / "page.png"))
+
+
+def test_the_debug_option_is_switched_in_the_dialog_and_logs_in_the_console(running: ComfyServer, page: ComfyPage) -> None:
+    page.page.evaluate("() => window.app.extensionManager.setting.set('DistributedComfy.debug', true)")
+    running.until(lambda: running.status()["options"]["debug"] is True)
+    running.until(lambda: _pumped(page) and any("session" in line and "ready" in line for line in page.console), 20.0)
+    assert any(line.startswith("[distributed-comfy] debug: detailed logs are on") for line in page.console)
+    page.page.evaluate("() => window.app.extensionManager.setting.set('DistributedComfy.debug', false)")
+    running.until(lambda: _pumped(page) and running.status()["options"]["debug"] is False)
+    assert [fault for fault in page.faults if "distributed" in fault.lower()] == []
+
+
+def _pumped(page: ComfyPage) -> bool:
+    """Lets the page's events reach this process."""
+    page.page.wait_for_timeout(100)
+    return True
+
+
+def _place(saved: dict[str, Any], number: int) -> int:
+    return next(place for place, node in enumerate(saved["nodes"]) if node["id"] == number)
