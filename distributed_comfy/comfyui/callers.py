@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from distributed_comfy.comfyui.peers import may_be_own
 from distributed_comfy.comfyui.token import HEADER, is_token
 from distributed_comfy.relay.address import is_loopback
 
@@ -71,8 +72,8 @@ class Callers:
         """
         self.check_site(request)
         near = is_loopback(request.remote or "") and is_loopback(_host_name(request.headers.get("Host", "")))
-        if not near or any(name in request.headers for name in _FORWARDED):
-            raise Refused(403, "a browser on another host is given the token by its user; `distributed-comfy comfyui token` prints it here")
+        if not near or not _is_own_user(request) or any(name in request.headers for name in _FORWARDED):
+            raise Refused(403, "a browser of another host or user is given the token by hand; `distributed-comfy comfyui token` prints it")
         if "Origin" not in request.headers or request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             raise Refused(403, "only ComfyUI's own page is given the token; `distributed-comfy comfyui token` prints it")
 
@@ -82,6 +83,12 @@ class Callers:
         if _is_address(name) or "." not in name or name.endswith(".localhost"):
             return True  # nobody's DNS decides where these lead
         return name in self._names
+
+
+def _is_own_user(request: web.Request) -> bool:
+    """Other users of this host could behave like the page."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return peer is None or may_be_own(str(peer[0]), int(peer[1]))
 
 
 def own_names() -> frozenset[str]:

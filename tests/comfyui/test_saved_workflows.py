@@ -74,11 +74,16 @@ def test_the_seeds_two_values_and_a_converted_widget_load_and_run(running: Comfy
 
 
 @pytest.mark.parametrize("values", [UPSCALE_VALUES, [*UPSCALE_VALUES, True]], ids=["13 values", "14 values"])
-def test_the_upscales_values_keep_their_places_past_bypassed_nodes_and_reroutes(page: ComfyPage, values: list[Any]) -> None:
+def test_the_upscales_values_keep_their_places_past_bypassed_nodes_and_reroutes(
+    running: ComfyServer, page: ComfyPage, values: list[Any]
+) -> None:
     page.load(upscaled(values))
     prompt = page.prompt()
     inputs = prompt["5"]["inputs"]
     assert {name: inputs[name] for name in UPSCALE_INPUTS} == UPSCALE_INPUTS
+    ours = running.get("/object_info/UltimateSDUpscaleDistributed")["UltimateSDUpscaleDistributed"]["input"]["optional"]
+    given = {name: inputs[name] for name, (_, *options) in ours.items() if name in inputs and options}
+    assert given == {name: ours[name][1]["default"] for name in given} and given, "the last value of old files is none of ours"
     assert inputs["upscaled_image"] == ["1", 0] and prompt["6"]["inputs"]["images"] == ["5", 0] and "2" not in prompt and "7" not in prompt
     saved = page.saved()
     assert saved["nodes"][_place(saved, 5)]["widgets_values"][:13] == values[:13]

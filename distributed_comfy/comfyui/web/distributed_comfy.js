@@ -4,6 +4,7 @@ import { showDividerOutputs } from "./dividers.js";
 import { DebugLog } from "./debug_log.js";
 import { showModelName } from "./model_name.js";
 import { OPTION_SETTINGS, followOptions } from "./options.js";
+import { readOldUpscales } from "./old_files.js";
 import { showItemValues } from "./item_values.js";
 
 const debugLog = new DebugLog();
@@ -15,6 +16,7 @@ app.registerExtension({
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name === "ImageBatchDivider" || nodeData.name === "AudioBatchDivider") showDividerOutputs(nodeType, nodeData);
     if (nodeData.name === "DistributedValue") showItemValues(nodeType);
+    if (nodeData.name === "UltimateSDUpscaleDistributed") readOldUpscales(nodeType);
     if (nodeData.name === "DistributedModelName") showModelName(nodeType);
   },
 

@@ -28,9 +28,9 @@ export function showItemValues(nodeType) {
 
 async function countParticipants() {
   try {
-    participants = Math.min((await read("/distributed_comfy/workers")).cluster.length, MOST);
+    participants = Math.min(Math.max((await read("/distributed_comfy/workers")).cluster.length, 1), MOST);
   } catch {
-    participants = Math.max(participants, 1); // no cluster yet: a field for one more
+    // no cluster yet: a field for one more, and for those that have a value
   }
 }
 

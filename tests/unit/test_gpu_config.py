@@ -1,0 +1,145 @@
+"""gpu_config.json of ComfyUI-Distributed: what becomes of it, what is dropped and why, and that nothing is overwritten unasked."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_comfy.agent.workers_file import WorkersFile
+from distributed_comfy.comfyui.compat_config import arguments_of, device_of, fields_of, option_change
+from distributed_comfy.comfyui.gpu_config import Imported, read_gpu_config, write_imported
+from distributed_comfy.comfyui.options import OptionsFile
+from distributed_comfy.errors import ImportRefused, OptionWrong
+from tests.command_line import CommandLine
+
+CONFIG: dict[str, Any] = {
+    "master": {"host": "192.168.1.2", "port": 8188, "cuda_device": 0, "extra_args": "--highvram"},
+    "workers": [
+        {"id": "1", "name": "Worker 1", "host": None, "port": 8189, "cuda_device": 1, "enabled": True, "type": "local",
+         "extra_args": "--listen --port 9000 --lowvram --preview-method auto"},
+        {"id": "2", "name": "Worker 1", "port": 8190, "cuda_device": "2", "enabled": False, "extra_args": ""},
+        {"id": "3", "name": "Big PC", "host": "192.168.1.50", "port": 8188, "cuda_device": 0, "enabled": True, "type": "remote"},
+        {"id": "4", "name": "pod", "host": "abc-8188.proxy.example.net", "port": 443, "type": "cloud"},
+        {"id": "5", "name": "", "cuda_device": None},
+        {"id": "6", "name": "odd", "cuda_device": -1},
+        "nonsense",
+    ],
+    "settings": {"debug": True, "auto_launch_workers": True, "stop_workers_on_master_exit": False, "master_delegate_only": True,
+                 "worker_timeout_seconds": 60, "has_auto_populated_workers": True, "chunk_size": 8},
+    "tunnel": {"enabled": True}, "managed_processes": {"1": {"pid": 5}}, "surprise": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file of a user who has used everything."""
+    path = tmp_path / "gpu_config.json"
+    path.write_text(json.dumps(CONFIG), encoding="utf-8")
+    return path
+
+
+def test_local_workers_and_options_are_taken_over(file: Path) -> None:
+    imported = read_gpu_config(file, "pc1")
+    assert imported.workers == {
+        "worker-1": {"device": "cuda:1", "enabled": True, "comfyui_args": ["--lowvram", "--preview-method", "auto"]},
+        "worker-1-2": {"device": "cuda:2", "enabled": False, "comfyui_args": []},
+        "pc1-cuda0": {"device": "cuda:0", "enabled": True, "comfyui_args": []},
+    }
+    assert imported.options == {"debug": True, "auto_launch": True, "stop_workers": False, "participate": False}
+    assert imported.configuration("x").workers["worker-1"].comfyui_args == ("--lowvram", "--preview-method", "auto")
+
+
+def test_whatever_is_dropped_is_told_with_its_reason(file: Path) -> None:
+    dropped = {each.place: each.why for each in read_gpu_config(file, "pc1").dropped}
+    assert "distributed-comfy invite --name big-pc" in dropped["workers[2] 'Big PC'"]
+    assert "distributed-comfy invite --name pod" in dropped["workers[3] 'pod'"]
+    assert "--listen --port 9000" in dropped["workers[0] 'Worker 1' extra_args"]
+    assert "listens on no port" in dropped["workers[0] 'Worker 1' port"]
+    assert "cuda:0" in dropped["workers[4] '5' cuda_device"] and "must be the number of a GPU" in dropped["workers[5] 'odd'"]
+    assert dropped["workers[6]"] == "no object" and dropped["surprise"] == "not known"
+    assert "DC_LEASE_TTL_S" in dropped["settings.worker_timeout_seconds"] and "not used here" in dropped["settings.chunk_size"]
+    assert "settings.has_auto_populated_workers" in dropped and "invite --tunnel" in dropped["tunnel"] and "managed_processes" in dropped
+    assert {"master.extra_args", "master.cuda_device", "master.host", "master.port"} <= dropped.keys()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"workerz": []}', "[" * 100_000, "\x00"], ids=["empty", "cut", "list", "nothing", "other", "deep", "nul"]
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gpu_config.json"
+    path.write_text(text)
+    with pytest.raises(ImportRefused, match=str(path)):
+        read_gpu_config(path, "pc1")
+    with pytest.raises(ImportRefused, match="No such file"):
+        read_gpu_config(tmp_path / "none.json", "pc1")
+    path.write_text(" " * (2**20 + 1))
+    with pytest.raises(ImportRefused, match=r"no gpu_config\.json"):
+        read_gpu_config(path, "pc1")
+
+
+@pytest.mark.parametrize("odd", [{"workers": 5}, {"workers": None, "settings": []}, {"workers": [[]], "master": "x"},
+                                 {"settings": {"debug": "yes"}}, {"workers": [{"extra_args": ["--x"]}, {"extra_args": "'"}]}])  # fmt: skip
+def test_parts_of_another_kind_are_dropped_and_the_rest_is_read(tmp_path: Path, odd: dict[str, Any]) -> None:
+    path = tmp_path / "gpu_config.json"
+    path.write_text(json.dumps(odd))
+    imported = read_gpu_config(path, "pc1")
+    assert imported.workers == {} and imported.options == {}
+
+
+def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path, file: Path) -> None:
+    workers, options = WorkersFile(tmp_path / "workers.json"), OptionsFile(tmp_path / "comfyui.json")
+    imported = read_gpu_config(file, "pc1")
+    written = write_imported(imported, workers, options, force=False, source="x")
+    assert written.workers == workers.path and written.kept is None
+    assert set(workers.read().workers) == set(imported.workers) and options.current.participate is False
+    text = workers.path.read_text()
+    with pytest.raises(ImportRefused, match="--force replaces it"):
+        write_imported(Imported({"other": {"device": "cpu"}}), workers, options, force=False, source="x")
+    assert workers.path.read_text() == text
+    with pytest.raises(ImportRefused, match="about participate; --force"):
+        write_imported(Imported(options={"participate": True}), workers, options, force=False, source="x")
+    replaced = write_imported(Imported({"other": {"device": "cpu"}}, {"participate": True}), workers, options, force=True, source="x")
+    assert set(workers.read().workers) == {"other"} and options.current.participate is True
+    assert replaced.kept is not None and replaced.kept.read_text() == text
+
+
+def test_the_command_says_what_it_does(tmp_path: Path, file: Path) -> None:
+    line = CommandLine(tmp_path)
+    config = tmp_path / "home" / ".config" / "distributed-comfy"
+    tried = line.run("config", "import", file, "--dry-run")
+    assert tried.status == 0 and "nothing was written" in tried.out and "dropped workers[2] 'Big PC'" in tried.out, tried.err
+    assert not config.exists()
+    done = line.run("config", "import", file, "--json").json
+    names = set(json.loads((config / "workers.json").read_text())["workers"])
+    assert names == set(done["workers"]) and {"worker-1", "worker-1-2"} < names and len(names) == 3
+    assert json.loads((config / "comfyui.json").read_text())["auto_launch"] is True
+    again = line.run("config", "import", file)
+    assert again.status == 2 and "--force" in again.err
+    assert line.run("config", "import", file, "--force").status == 0 and (config / "workers.json.before-import").exists()
+
+
+# -- single values -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", [-1, True, "x", "1e3", "٣", 4096, [], "0; rm"])
+def test_what_is_no_number_of_a_gpu_is_refused(number: Any) -> None:
+    with pytest.raises(OptionWrong, match="number of a GPU"):
+        device_of(number)
+
+
+def test_arguments_of_the_server_do_not_reach_a_worker() -> None:
+    assert arguments_of("--port 1 --lowvram --listen=0.0.0.0 --cuda-device 3") == (
+        ["--lowvram"], ["--port", "1", "--listen=0.0.0.0", "--cuda-device", "3"]
+    )  # fmt: skip
+
+
+def test_a_worker_elsewhere_is_no_affair_of_this_hosts_configuration() -> None:
+    for worker in ({"host": "10.0.0.2"}, {"type": "cloud"}, {"host": "", "type": "remote"}):
+        with pytest.raises(OptionWrong, match="invite"):
+            fields_of(worker, socket_names=("pc1", ""))
+    assert fields_of({"host": "pc1", "enabled": False}, socket_names=("pc1", "")) == ({}, False)
+
+
+def test_the_setting_about_delegation_says_the_opposite() -> None:
+    assert option_change("master_delegate_only", True) == ("participate", False)
+    assert option_change("debug", True) == ("debug", True)
