@@ -30,7 +30,7 @@ class ComfyPage:
         self.faults: list[str] = []
         """Errors that no script caught."""
         page.on("console", lambda message: self.console.append(message.text))
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("pageerror", lambda error: self.faults.append(error.stack or str(error)))
 
     def open(self, url: str) -> None:
         """Until it can be worked with."""
@@ -55,6 +55,12 @@ class ComfyPage:
     def node(self, number: int, expression: str) -> Any:
         """An expression of JavaScript about ``node``."""
         return self.page.evaluate(f"number => {{ const node = window.app.graph.getNodeById(number); return {expression}; }}", number)
+
+    def close_dialogs(self) -> None:
+        """What ComfyUI shows to new users lies over the canvas."""
+        for _ in range(2):
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(300)
 
     def run(self) -> None:
         """Queue what is there, as the button does."""

@@ -21,14 +21,14 @@ OLD_COLLECTOR: dict[str, Any] = {"inputs": ["images IMAGE"], "outputs": ["IMAGE 
 
 
 def saved_node(
-    number: int, kind: str, *, values: Any = None, inputs: Sequence[str] = (), outputs: Sequence[str] = (), mode: int = 0
+    number: int, kind: str, *, values: Any = ..., inputs: Sequence[str] = (), outputs: Sequence[str] = (), mode: int = 0
 ) -> Workflow:
     """A node of a file.
 
     Args:
         number: its id.
         kind: its class.
-        values: ``widgets_values``.
+        values: ``widgets_values``; left out where it is not given.
         inputs: ``name TYPE``; links are put in by `workflow`.
         outputs: ``name TYPE``.
         mode: 4: bypassed.
@@ -40,7 +40,7 @@ def saved_node(
     return {
         "id": number, "type": kind, "pos": [100 + 320 * (number % 4), 100 + 300 * (number // 4)], "size": [300, 200], "flags": {},
         "order": number, "mode": mode, "inputs": slots_in, "outputs": slots_out, "properties": {"Node name for S&R": kind},
-        "widgets_values": values,
+        **({} if values is ... else {"widgets_values": values}),
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ const MARK = "[distributed-comfy]";
 
 export class DebugLog {
   #timer = null;
+  #looking = false;
   #seen = new Map();
   #hear = (event) => this.#say("prompt", event.type, event.detail);
 
@@ -29,23 +30,27 @@ export class DebugLog {
   }
 
   async #look() {
-    const begun = performance.now();
+    if (this.#looking) return; // a busy page or server: the next time will do
+    this.#looking = true;
     try {
-      const status = await read("/distributed_comfy/status");
-      this.#tell("session", status.servers, { session: status.session, reason: status.reason, agent: status.host.agent });
-      if (status.session !== "ready") return;
-      const [workers, { jobs }] = await Promise.all([read("/distributed_comfy/workers"), read("/distributed_comfy/jobs")]);
-      for (const worker of workers.local.workers) this.#tell("local worker", worker.name, { phase: worker.phase, reason: worker.reason });
-      for (const worker of workers.cluster) this.#worker(worker);
-      for (const job of jobs) this.#tell("job", job.job, { state: job.state, items: job.counts, title: job.title, reason: job.reason });
-      this.#forget("worker", workers.cluster.map((worker) => worker.name));
+      await this.#tellAll();
+      this.#seen.delete("status cannot be read");
     } catch (error) {
       this.#tell("status", "cannot be read", error.message);
-      return;
+    } finally {
+      this.#looking = false;
     }
-    const took = Math.round(performance.now() - begun);
-    this.#seen.delete("status cannot be read");
-    if (took > EVERY_MS / 2) console.log(MARK, `the status took ${took} ms`);
+  }
+
+  async #tellAll() {
+    const status = await read("/distributed_comfy/status");
+    this.#tell("session", status.servers, { session: status.session, reason: status.reason, agent: status.host.agent });
+    if (status.session !== "ready") return;
+    const [workers, { jobs }] = await Promise.all([read("/distributed_comfy/workers"), read("/distributed_comfy/jobs")]);
+    for (const worker of workers.local.workers) this.#tell("local worker", worker.name, { phase: worker.phase, reason: worker.reason });
+    for (const worker of workers.cluster) this.#worker(worker);
+    for (const job of jobs) this.#tell("job", job.job, { state: job.state, items: job.counts, title: job.title, reason: job.reason });
+    this.#forget("worker", workers.cluster.map((worker) => worker.name));
   }
 
   #worker(worker) {
