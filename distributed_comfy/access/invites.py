@@ -2,7 +2,10 @@
 
 A host must have joined before its invitation expires; then its user lasts until it is revoked.  That it has joined is told by a key
 which only this host's user may write, so nobody has to watch.  Users of expired invitations are removed by the next `sweep`, which every
-reaper does whose connection may change users.
+reaper does whose connection may change users, and the door and the relay at the moment of the expiry.
+
+Commands may cross.  A record is marked before its user is removed, and a user is made only while an unmarked record is there: in one
+transaction with a look at the record on the state server, with a second look on the other one.
 """
 from __future__ import annotations
 
@@ -37,6 +40,8 @@ class Invite:
     url: str
     """By which it was told to come; no password."""
     secret_hash: str
+    revoked: bool = False
+    """It is being shut out: its user is made no more, and its name is taken until that is done."""
     joined_ms: int = 0
     """When it came first; 0: not yet."""
     seen_ms: int = 0
@@ -127,7 +132,8 @@ class Invites:
         invite = Invite(name, now_ms, now_ms + round(expires_s * 1000), place.url, hashed(secret))
         stored = json.dumps({field: value for field, value in asdict(invite).items() if field not in _LIVE})
         self._client.hset(self._keys("invites"), name, stored)  # first, so that no user stays that nobody knows of
-        self._put(invite)
+        if not all(self._make_user(server, invite) for server in self._servers):
+            raise InviteUnknown(name=name)
         kept = [server.save() for server in self._servers]
         if not all(kept):
             log.warning("users of %s are gone when it restarts; give it an aclfile (docs/join.md)", place.url)
@@ -161,7 +167,7 @@ class Invites:
     def sweep(self) -> list[str]:
         """Remove invitations that expired before their host came; their names.  With the last invitation the door is shut."""
         invites = list(self._read())
-        waiting = [invite for invite in invites if not invite.joined_ms]
+        waiting = [invite for invite in invites if not invite.joined_ms or invite.joined_ms > invite.expires_ms]
         now_ms = self.now_ms() if waiting else 0
         expired = [invite.name for invite in waiting if invite.expires_ms <= now_ms]
         if expired and len(expired) == len(invites) and self._shut is not None:
@@ -171,16 +177,48 @@ class Invites:
             self._remove(name)
         return expired
 
+    def next_expiry_s(self) -> float:
+        """How long until an invitation that nobody has used yet expires; infinite where there is none."""
+        waiting = [invite.expires_ms for invite in self._read() if not invite.joined_ms]
+        return (min(waiting) - self.now_ms()) / 1000 if waiting else float("inf")
+
     def now_ms(self) -> int:
         """The clock of the state server."""
         seconds, micros = self._client.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _put(self, invite: Invite) -> None:
-        for server in self._servers:
-            server.put(invite.user, invite.secret_hash, "worker", UserScope(self._prefix, invite.name, self._database))
+    def _make_user(self, server: ServerUsers, invite: Invite) -> bool:
+        """Make the user of a host on one server; False where it was shut out meanwhile."""
+        scope = UserScope(self._prefix, invite.name, self._database)
+
+        def make(pipe: Any) -> bool:
+            if not self._is_valid(pipe, invite.name):
+                return False
+            pipe.multi()
+            server.put(invite.user, invite.secret_hash, "worker", scope, pipe)
+            return True
+
+        if server is self._servers[0]:
+            return bool(self._client.transaction(make, self._keys("invites"), value_from_callable=True))
+        if self._is_valid(self._client, invite.name):
+            server.put(invite.user, invite.secret_hash, "worker", scope)
+            if self._is_valid(self._client, invite.name):
+                return True
+            server.remove(invite.user)
+        return False
+
+    def _is_valid(self, client: Any, name: str) -> bool:
+        text = client.hget(self._keys("invites"), name)
+        return bool(text) and not json.loads(text).get("revoked")
+
+    def _mark(self, name: str) -> None:
+        """From here on nobody makes the user of this host."""
+        text = self._client.hget(self._keys("invites"), name)
+        if text:
+            self._client.hset(self._keys("invites"), name, json.dumps({**json.loads(text), "revoked": True}))
 
     def _remove(self, name: str) -> None:
+        self._mark(name)
         for server in self._servers:
             server.remove(user_of(name))
             server.save()
@@ -192,9 +230,8 @@ class Invites:
         for server in self._servers:
             known = server.names()
             for invite in invites:
-                if invite.user not in known:
+                if not invite.revoked and invite.user not in known and self._make_user(server, invite):
                     log.info("host %s: its user is made again", invite.name)
-                    server.put(invite.user, invite.secret_hash, "worker", UserScope(self._prefix, invite.name, self._database))
 
     def _read(self) -> Iterator[Invite]:
         stored: dict[str, str] = self._client.hgetall(self._keys("invites"))

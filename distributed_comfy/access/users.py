@@ -65,9 +65,18 @@ class ServerUsers:
     def _refuse(self, reason: str, remedy: str) -> None:
         raise DoorRefused(what=f"the {self.place} Redis at {redact_url(self.url)}", reason=reason, remedy=remedy)
 
-    def put(self, name: str, secret_hash: str, role: Role, scope: UserScope) -> None:
-        """Make a user, or make it anew; rules it had before are gone."""
-        self.client.execute_command("ACL", "SETUSER", name, "reset", "on", f"#{secret_hash}", *acl_rules(role, self.place, scope))
+    def put(self, name: str, secret_hash: str, role: Role, scope: UserScope, client: Any = None) -> None:
+        """Make a user, or make it anew; rules it had before are gone.
+
+        Args:
+            name: of the user.
+            secret_hash: as `hashed` gives it.
+            role: see `access.roles`.
+            scope: whose keys.
+            client: a transaction of this server that the change becomes part of.
+        """
+        rules = acl_rules(role, self.place, scope)
+        (client or self.client).execute_command("ACL", "SETUSER", name, "reset", "on", f"#{secret_hash}", *rules)
 
     def remove(self, name: str) -> bool:
         """Remove a user and end all its connections; False where there was none."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from distributed_comfy.engine.locate import choose_engine
 from distributed_comfy.errors import AgentRunning, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.settings import EngineName, Settings, child_environment
 from distributed_comfy.state.records import HostDevice
 from distributed_comfy.state.server_process import write_secret
@@ -70,7 +71,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
         SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
         ClusterUnavailable: no Redis.
     """
-    with _alone(settings) as local, agent_servers(settings, joined=options.joined) as servers:
+    with _alone(settings) as local, agent_servers(settings, joined=options.joined) as servers, ExitStack() as looking_after:
         file = WorkersFile(settings.workers_path.expanduser().absolute())
         devices = _prepare(settings, file, options)
         log.info("devices of this host: %s", ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in devices))
@@ -81,6 +82,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
             consumer = HostConsumer(cluster, agent.host, HostOrders(agent, local.secret).obey)
             log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, servers.shown, file.path)
             agent.start()
+            looking_after.enter_context(sweeping(servers, settings.key_prefix))
             try:
                 on_start(agent)
                 while not stop.is_set() and agent.alive and agent.shut_out is None:

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 
+from distributed_comfy import __version__
+from distributed_comfy.relay.rules import Form, FormJudge, connection_forms, form, gather
 from distributed_comfy.relay.wire import Database
-from distributed_comfy.serve.rules import Form, FormJudge, connection_forms, form, gather
 from distributed_comfy.state.connection import HOST_USER
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.scripts import script_source
@@ -29,6 +32,9 @@ OF_ALL = ("reap", "serve")
 """Scripts that name no caller: any process may be the reaper or match capabilities."""
 STEERS_ITSELF = ("suspend", "leave")
 """Orders of `steer` that a worker gives itself."""
+
+_ONLY_OURS = f" (only the scripts of distributed-comfy {__version__} pass, as this end has them, so a worker needs the same version)"
+_HINTS = dict.fromkeys((b"EVAL", b"EVALSHA", b"SCRIPT"), _ONLY_OURS)
 
 _NUMBER = re.compile(rb"\d{1,20}")
 _SECONDS = re.compile(rb"\d{1,4}(\.\d{1,6})?")
@@ -53,11 +59,23 @@ def host_judge(prefix: str, database: Database, database_number: int, user: str,
         user: as which Redis knows it.
         secret: with which the connection was opened.
     """
+    return judge_of_prefixes((prefix,), database, database_number, user, secret)
+
+
+def judge_of_prefixes(
+    prefixes: Iterable[str], database: Database, database_number: int, user: str, secret: str
+) -> FormJudge | None:
+    """The same, where it is not known which of some prefixes the host's cluster has; keys of the others are not for its user anyway."""
     host = host_of(user)
     if not host:
         return None
-    special = _blob_forms(prefix) if database == "blobs" else _StateForms(prefix, host).all()
-    return FormJudge(gather([*connection_forms(user, secret, database_number), *special]))
+    special = [entry for prefix in prefixes for entry in _special_forms(prefix, database, host)]
+    return FormJudge(gather([*connection_forms(user, secret, database_number), *special]), _HINTS)
+
+
+@lru_cache(maxsize=256)
+def _special_forms(prefix: str, database: Database, host: str) -> tuple[tuple[str, Form], ...]:
+    return tuple(_blob_forms(prefix) if database == "blobs" else _StateForms(prefix, host).all())
 
 
 def _blob_forms(prefix: str) -> list[tuple[str, Form]]:

@@ -14,6 +14,9 @@ from distributed_comfy.relay.wire import HANDSHAKE_S, MESSAGE_BYTES, CloseCode
 
 _WRONG_LOGIN = re.compile(rb"-(WRONGPASS|NOAUTH|ERR (invalid|AUTH|Client sent AUTH))", re.IGNORECASE)
 
+_ALIVE = re.compile(rb"\+PONG|-(NOAUTH|NOPERM|DENIED)\b")
+"""Not BUSY, LOADING, MASTERDOWN and the like: it does nothing for anybody then."""
+
 
 class LoginRefused(Exception):
     """Redis does not know the user, or not with this secret."""
@@ -71,7 +74,7 @@ class RedisAddress:
             return False
         try:
             stream.writer.write(make_request(b"PING"))
-            return (await asyncio.wait_for(stream.reader.readline(), HANDSHAKE_S / 4))[:1] in (b"+", b"-")
+            return _ALIVE.match(await asyncio.wait_for(stream.reader.readline(), HANDSHAKE_S / 4)) is not None
         except (OSError, TimeoutError, asyncio.TimeoutError):
             return False
         finally:

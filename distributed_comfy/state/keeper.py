@@ -30,12 +30,15 @@ from typing import Any
 
 from distributed_comfy.errors import ServerStartFailed
 from distributed_comfy.file_lock import FileLock
+from distributed_comfy.relay.requests import LARGEST_ARGUMENT_BYTES
 from distributed_comfy.state.door import DoorProcess
 from distributed_comfy.state.server_process import ServerProcess, write_secret
 
 _POLL_INTERVAL_S = 0.1
 _OWNERS_INTERVAL_S = 1.0
 _STDIN = 0
+_SHARE_OF_CLIENTS = 4
+"""The part of a server's memory that the buffers of all its connections may have; whoever has most is cut off then."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Order:
     private: bool
     """End with the owner and remove the folder; else live on until no owner was seen for ``linger_s``."""
     blob_memory_bytes: int
+    """What the blob server may use."""
+    state_memory_bytes: int
+    """The same of the state server; it refuses new jobs then, instead of taking this system's last memory."""
+    bounds_clients: bool
+    """Whether the program knows ``maxmemory-clients``, which came with Redis 7."""
     linger_s: float
 
 
@@ -79,8 +87,8 @@ class Keeper:
         self._parent_pid = os.getppid()
         self._last_owner_s = time.monotonic()
         shared = not order.private
-        state = {"appendonly": "yes", "appendfsync": "everysec"}
-        blobs = {"appendonly": "no", "maxmemory": str(order.blob_memory_bytes)}
+        state = {"appendonly": "yes", "appendfsync": "everysec", **_bounds(order, order.state_memory_bytes)}
+        blobs = {"appendonly": "no", **_bounds(order, order.blob_memory_bytes)}
         self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared)
         self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False)
         self._door: DoorProcess | None = None
@@ -99,7 +107,7 @@ class Keeper:
         runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
         write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
         self._last_owner_s = time.monotonic()
-        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port)
+        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port, (self._state.url, self._blobs.url))
         return runtime
 
     def watch(self) -> None:
@@ -148,6 +156,14 @@ class Keeper:
             return False
         finally:
             lock.release()
+
+
+def _bounds(order: Order, memory_bytes: int) -> dict[str, str]:
+    """Options that keep what is stored, and what clients have under way, from taking all memory."""
+    bounds = {"maxmemory": str(memory_bytes), "proto-max-bulk-len": str(LARGEST_ARGUMENT_BYTES)}
+    if order.bounds_clients:
+        bounds["maxmemory-clients"] = str(max(memory_bytes // _SHARE_OF_CLIENTS, 4 * LARGEST_ARGUMENT_BYTES))
+    return bounds
 
 
 def runtime_file(folder: Path) -> Path:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from distributed_comfy.relay.rules import FormJudge
 from distributed_comfy.serve.host_rules import OF_ALL, OF_WORKER, host_judge, host_of
-from distributed_comfy.serve.rules import FormJudge
 from distributed_comfy.state.scripts import SCRIPTS, script_source
 from tasks.broker_scripts import MUTEX_SCRIPT, REFRESH_SCRIPT, SWEEP_SCRIPT
 

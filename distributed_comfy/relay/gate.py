@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterator
 
 from distributed_comfy.relay.requests import Argument, ArgumentEnd, Begin, Event, NotARequest, Piece, RequestParser, make_request
-from distributed_comfy.serve.rules import LARGEST_LOOK_BYTES, Judge, shown
+from distributed_comfy.relay.rules import LARGEST_LOOK_BYTES, Judge, shown
 
 BytesLike = bytes | memoryview
 
@@ -24,11 +24,13 @@ _COUNTED = re.compile(rb"[$=!](\d{1,12})")
 class Refusals:
     """Requests that were refused and whose turn to be answered has not come."""
 
-    def __init__(self, on_refused: Callable[[str, str], None]) -> None:
+    def __init__(self, on_refused: Callable[[str, str], None], place: str = "relay") -> None:
         """
         Args:
             on_refused: told the command's name and the reason.
+            place: where it is refused, for the answers.
         """
+        self._place = place
         self.token = b"relay:" + secrets.token_hex(16).encode()
         self.count = 0
         self._reasons: list[str] = []
@@ -43,7 +45,7 @@ class Refusals:
 
     def answer(self) -> bytes:
         """The reply whose turn it is."""
-        return f"-NOPERM relay: {self._reasons.pop(0)}\r\n".encode()
+        return f"-NOPERM {self._place}: {self._reasons.pop(0)}\r\n".encode()
 
 
 class Gate:
@@ -60,7 +62,7 @@ class Gate:
         self._parser = RequestParser()
         self._request: _Request | None = None
 
-    def pass_on(self, data: bytes) -> list[BytesLike]:
+    def pass_on(self, data: BytesLike) -> list[BytesLike]:
         """What of these bytes goes to Redis, in order; no request goes in part before it has been judged.
 
         Raises:
@@ -99,7 +101,7 @@ class _Request:
         if self._verdict is None:
             self._room -= size_bytes
             if self._room < 0:
-                yield self._refuse(f"{shown(self._name.upper()) or 'a command'} has more to look at than the relay will")
+                yield self._refuse(f"{shown(self._name.upper()) or 'a command'} has more to look at than passes")
         elif self._verdict:
             yield b"$%d\r\n" % size_bytes
 
