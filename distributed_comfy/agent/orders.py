@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from distributed_comfy.agent.agent import Agent
@@ -12,6 +13,8 @@ from tasks.names import default_worker_name
 
 _CHANGES = ("add", "edit", "remove")
 """These can make the host start any program."""
+
+_ASKS = ("drain", "resume", "clear-memory")
 
 Deed = Callable[[HostOrder], str]
 
@@ -48,7 +51,8 @@ class HostOrders:
                 f'`distributed-comfy up --remote-configuration` or "remote_configuration": true in {agent.file.path}'
             )
             raise OrderRefused(what=f"workers {order.verb}", reason=reason)
-        with agent.lock:
+        # What asks the table waits for a server that may hang, and whoever looks after the processes must not wait with it.
+        with nullcontext() if order.verb in _ASKS else agent.lock:
             text = self._deeds[order.verb](order)
             facts: dict[str, Any] = {"host": agent.host, "worker": order.worker}
             if order.verb == "config":

@@ -14,6 +14,16 @@ from distributed_comfy.settings import Settings
 
 WORKER_LOG = "worker.log"
 ENGINE_LOG = "engine.log"
+GO_AHEAD = b"."
+_AFTER_GO_AHEAD = """
+import os, sys
+if not os.read(0, 1):
+    sys.exit(1)
+nothing = os.open(os.devnull, os.O_RDONLY)
+os.dup2(nothing, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Becomes the worker, with the same process id; without the byte it ends."""
 _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
@@ -34,14 +44,15 @@ def start_worker(name: str, environment: Mapping[str, str], output: int | IO[byt
         name: under which it registers.
         environment: its settings.
         output: takes what it says.
-        outlives: it goes on when this process ends; otherwise it ends when its standard input closes, however that comes about.
+        outlives: it goes on when this process ends, once it was sent `GO_AHEAD` by its standard input; otherwise it ends when that
+            closes, however that comes about.
     Raises:
         OSError: no process can be started.
     """
     command = [sys.executable, "-m", "distributed_comfy", "worker", "--name", name]
     return subprocess.Popen(
-        command if outlives else [*command, "--end-with-stdin"],
-        stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
+        [sys.executable, "-I", "-S", "-c", _AFTER_GO_AHEAD, *command] if outlives else [*command, "--end-with-stdin"],
+        stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
         env=dict(environment),

@@ -67,6 +67,7 @@ def connect(url: str, setting: str, *, decode_responses: bool = False, socket_ti
         client = redis.Redis.from_url(
             url,
             decode_responses=decode_responses,
+            encoding_errors="replace",  # other hosts write there, too: what is no text must not end who reads it
             protocol=2,  # what the parsers of replies here are written for, whatever redis-py's default becomes
             socket_timeout=socket_timeout_s,
             # No health_check_interval: its PING has retries of its own, inside those of the command (25 tries instead of 5).
