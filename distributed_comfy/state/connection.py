@@ -12,6 +12,7 @@ from redis.retry import Retry
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
+    RedisBusy,
     RedisForbids,
     RedisRefused,
     RedisRefusesWrites,
@@ -96,6 +97,8 @@ def in_our_words(error: redis.RedisError, url: str, setting: str) -> ClusterUnav
     text = str(error)
     if isinstance(error, redis.exceptions.NoPermissionError) or _FORBIDDEN_IN_SCRIPT in text:
         return RedisForbids(url=url, reason=text)
+    if isinstance(error, redis.ResponseError) and text.startswith("BUSY "):
+        return RedisBusy(url=url, reason=text)
     if isinstance(error, _UNWRITABLE) or (isinstance(error, redis.ResponseError) and text.startswith(("MISCONF", "OOM", "READONLY"))):
         return RedisRefusesWrites(url=url, reason=text)
     # Also where it does not know the user any more: it may just have started, and is worth another try (`tasks.admission` counts these).
@@ -155,6 +158,7 @@ def check_server(client: redis.Redis, url: str, setting: str) -> None:
     Raises:
         RedisUnreachable: nobody answers, or something that is not Redis, or one that is still loading its data.
         RedisRefused: it does not accept the user or password, or does not allow this user to ask.
+        RedisBusy: it runs a script that does not end.
         RedisTooOld: its version is below `OLDEST_SERVER`.
         SettingInvalid: it accepts the user but not the rest of the URL, such as the database number.
     """
@@ -166,6 +170,8 @@ def check_server(client: redis.Redis, url: str, setting: str) -> None:
     except (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse) as error:
         raise RedisUnreachable(url=shown, reason=str(error).rstrip(".") or type(error).__name__, setting=setting) from error
     except redis.ResponseError as error:
+        if told := in_our_words(error, shown, setting):
+            raise told from error
         raise SettingInvalid(name=setting, reason=f"{error} (it is {shown})") from error
     version = str(server.get("redis_version", "unknown"))
     if not is_recent_enough(version):

@@ -33,6 +33,7 @@ from distributed_comfy.file_lock import FileLock
 from distributed_comfy.relay.requests import LARGEST_ARGUMENT_BYTES
 from distributed_comfy.state.door import DoorProcess
 from distributed_comfy.state.server_process import ServerProcess, write_secret
+from distributed_comfy.state.stuck_server import LOOK_INTERVAL_S, StuckServerWatch
 
 _POLL_INTERVAL_S = 0.1
 _OWNERS_INTERVAL_S = 1.0
@@ -92,6 +93,10 @@ class Keeper:
         self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared)
         self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False)
         self._door: DoorProcess | None = None
+        self._watches = [
+            StuckServerWatch(server, name, self._is_given_up) for server, name in ((self._state, "state"), (self._blobs, "blob"))
+        ]
+        self._looked_s = time.monotonic()
 
     def start(self) -> Runtime:
         """Start both servers and write the runtime file.
@@ -103,12 +108,27 @@ class Keeper:
             server.start(self._is_given_up)
         if self._is_given_up():
             raise ServerStartFailed(program=self._order.program, reason="the process that asked for it is gone")
-        pids = (os.getpid(), self._state.pid, self._blobs.pid)
-        runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
-        write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
+        runtime = self._write_runtime()
         self._last_owner_s = time.monotonic()
         self._door = DoorProcess(self._folder, self._state.port, self._blobs.port, (self._state.url, self._blobs.url))
         return runtime
+
+    def _write_runtime(self) -> Runtime:
+        pids = (os.getpid(), self._state.pid, self._blobs.pid)
+        runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
+        write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
+        return runtime
+
+    def _free_servers(self) -> None:
+        """See `StuckServerWatch`."""
+        if time.monotonic() - self._looked_s < LOOK_INTERVAL_S:
+            return
+        self._looked_s = time.monotonic()
+        before = (self._state.pid, self._blobs.pid)
+        for watch in self._watches:
+            watch.look()
+        if before != (self._state.pid, self._blobs.pid) and runtime_file(self._folder).exists():
+            self._write_runtime()
 
     def watch(self) -> None:
         """Return when the servers are to end: asked for, without owners, or one of the two is gone (half a pair is of no use)."""
@@ -117,6 +137,7 @@ class Keeper:
                 return
             if self._door:
                 self._door.tend()
+            self._free_servers()
             if self._is_given_up() if self._order.private else self._nobody_came_back():
                 return
 

@@ -41,6 +41,7 @@ from distributed_comfy.state.keys import Keys
 from tasks.cluster import open_cluster
 from tasks.reaper import reap_once
 from tests.command_line import CommandLine, until
+from tests.relay_rig import served
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
 
@@ -444,3 +445,17 @@ def test_a_host_that_came_after_its_invitation_had_expired_has_not_joined(settin
         late = token.expires_ms + 1
         client.set(Keys("dc:")("joined", "pc2"), f"{late}|{late}")
         assert invites.sweep() == ["pc2"] and client.acl_users() == ["default"]
+
+
+def test_an_invitation_that_expires_while_only_the_relay_lives_lets_nobody_in(
+    settings: Settings, owner: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with served(tmp_path, DC_RUNTIME_DIR=str(tmp_path / "runtime"), HOME=str(tmp_path / "master")) as relay:
+        token = invite(settings, InviteOptions(name="pc2", url=relay.join_url, expires_s=8.0))
+        with owners_client(owner) as client:
+            assert "dc-host-pc2" in client.acl_users()
+            until(lambda: client.acl_users() == ["default"])
+            seconds, micros = client.time()
+            assert 0 <= seconds * 1000 + micros / 1000 - token.expires_ms < 3000
+        with pytest.raises(InviteRefused), open_join(token.text, read_settings()):
+            pass
