@@ -128,7 +128,7 @@ class Agent:
         self._ending.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        if self.shut_out is None:
+        if self.shut_out is None and not self._ailing:  # a table that hangs would be waited for
             with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
                 self.cluster.hosts.leave(self.host)
 

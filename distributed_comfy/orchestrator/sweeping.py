@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 _INTERVAL_S = 5.0
 """Between two looks at the latest: others invite, too."""
 _SHORTEST_S = 0.05
+_JOIN_S = 1.0
 
 
 def sweep_until(stop: threading.Event, servers: Servers, prefix: str) -> None:
@@ -51,4 +52,4 @@ def sweeping(servers: Servers, prefix: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(_INTERVAL_S)
+        thread.join(_JOIN_S)  # a server that hangs is not waited for

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +32,8 @@ OLDEST_SERVER = (6, 2)
 
 _FORBIDDEN_IN_SCRIPT = "user executing the script can't"
 _UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+_BUSY = re.compile(r"(^|: )BUSY ")
+"""Alone, or behind what redis-py says of a pipeline."""
 _RETRIES = 4
 _RETRIES_AT_FIRST = 1
 """A server that was never reached is more likely absent than restarting; nobody should wait long to hear it."""
@@ -97,7 +100,7 @@ def in_our_words(error: redis.RedisError, url: str, setting: str) -> ClusterUnav
     text = str(error)
     if isinstance(error, redis.exceptions.NoPermissionError) or _FORBIDDEN_IN_SCRIPT in text:
         return RedisForbids(url=url, reason=text)
-    if isinstance(error, redis.ResponseError) and text.startswith("BUSY "):
+    if isinstance(error, redis.ResponseError) and _BUSY.search(text):
         return RedisBusy(url=url, reason=text)
     if isinstance(error, _UNWRITABLE) or (isinstance(error, redis.ResponseError) and text.startswith(("MISCONF", "OOM", "READONLY"))):
         return RedisRefusesWrites(url=url, reason=text)

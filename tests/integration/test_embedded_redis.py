@@ -120,8 +120,8 @@ def test_every_provider_gives_a_state_server_that_keeps_and_a_blob_server_that_d
     with start_embedded(tmp_path, private=True, providers=[provider], blob_memory_bytes=50 * 2**20) as embedded:
         assert embedded.provider == provider.name
         state, blobs = client(embedded.state_url), client(embedded.blob_url)
-        kept = {name: state.config_get(name)[name] for name in ("appendonly", "appendfsync", "save", "maxmemory-policy", "maxmemory")}
-        assert kept == {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction", "maxmemory": "0"}
+        kept = {name: state.config_get(name)[name] for name in ("appendonly", "appendfsync", "save", "maxmemory-policy")}
+        assert kept == {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
         passing = {name: blobs.config_get(name)[name] for name in ("appendonly", "save", "maxmemory-policy", "maxmemory")}
         assert passing == {"appendonly": "no", "save": "", "maxmemory-policy": "noeviction", "maxmemory": str(50 * 2**20)}
         assert state.eval("redis.call('SET', 'a', redis.call('TIME')[1]) return redis.call('LMOVE', 'x', 'y', 'LEFT', 'RIGHT')", 0) is None

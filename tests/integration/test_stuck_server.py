@@ -78,9 +78,10 @@ def test_a_busy_server_is_told_as_such_and_not_as_a_wrong_setting(server: Server
                 check_server(client, server.url, "DC_REDIS_URL")
             with pytest.raises(RedisBusy):
                 connect(server.url, "DC_REDIS_URL")
-            with pytest.raises(redis.ResponseError) as caught:
-                client.get("x")
-            assert isinstance(in_our_words(caught.value, "the state Redis", "DC_REDIS_URL"), RedisBusy)
+            for ask in (lambda: client.get("x"), lambda: client.pipeline(transaction=False).get("x").execute()):
+                with pytest.raises(redis.ResponseError) as caught:
+                    ask()
+                assert isinstance(in_our_words(caught.value, "the state Redis", "DC_REDIS_URL"), RedisBusy)
     finally:
         server.end_script()
         thread.join(20)
