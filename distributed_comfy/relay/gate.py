@@ -17,6 +17,7 @@ BytesLike = bytes | memoryview
 
 _LONGEST_NAME_BYTES = 64
 _LONGEST_LINE_BYTES = 2**16
+_LOOK_BYTES = 2**10
 _COUNTED = re.compile(rb"[$=!](\d{1,12})")
 """Replies whose bytes follow their line: bulk strings, verbatim strings, bulk errors."""
 
@@ -155,7 +156,7 @@ class Replies:
         self._line = bytearray()
         self._bytes_left = 0
 
-    def pass_on(self, data: bytes) -> list[BytesLike]:
+    def pass_on(self, data: BytesLike) -> list[BytesLike]:
         """What goes to the worker.
 
         Raises:
@@ -169,7 +170,7 @@ class Replies:
                 self._bytes_left -= len(piece)
                 passed.append(piece)
             else:
-                piece = self._line_part(data, len(data) - len(view))
+                piece = self._line_part(view)
                 self._line += piece
                 if self._line.endswith(b"\n"):
                     passed.append(self._end_line())
@@ -179,8 +180,9 @@ class Replies:
         return passed
 
     @staticmethod
-    def _line_part(data: bytes, start: int) -> memoryview:
-        return memoryview(data)[start : data.find(b"\n", start) + 1 or len(data)]
+    def _line_part(view: memoryview) -> memoryview:
+        near = bytes(view[:_LOOK_BYTES])
+        return view[: near.find(b"\n") + 1 or len(near)]
 
     def _end_line(self) -> bytes:
         line = bytes(self._line)

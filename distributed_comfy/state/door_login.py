@@ -123,7 +123,7 @@ def _admitted(
         return _joined(gate.pass_on(data))
 
     def to_visitor(data: BytesLike) -> BytesLike:
-        return _joined(replies.pass_on(bytes(data)))
+        return _joined(replies.pass_on(data))
 
     return Admission(user, into_server, to_visitor, to_visitor(reply), early)
 

@@ -29,6 +29,7 @@ from distributed_comfy.errors import (
 from distributed_comfy.relay.client import RelayOptions, RelayUrls, relay_urls
 from distributed_comfy.relay.requests import make_request
 from distributed_comfy.serve.guarded import HEAD_TIMEOUT_S
+from distributed_comfy.state.embedded import start_embedded
 from tests.command_line import until
 from tests.relay_rig import SECRET, USER, ServeProcess, ask, basic, health, make_user, served, upgrade
 
@@ -122,9 +123,14 @@ def test_health_tells_strangers_nothing_of_use(relay: ServeProcess, urls: dict[s
     assert set(found) == {"service", "version", "servers", "databases"}
 
 
-def test_a_server_that_is_busy_with_a_script_is_not_called_alive(relay: ServeProcess, urls: dict[str, str]) -> None:
-    with redis.Redis.from_url(urls["DC_REDIS_URL"], socket_timeout=20) as busy, redis.Redis.from_url(urls["DC_REDIS_URL"]) as owner:
-        owner.config_set("busy-reply-threshold", 50)
+def test_a_server_that_is_busy_with_a_script_is_not_called_alive(tmp_path: Path) -> None:
+    """It asks who has not logged in for a password, busy or not."""
+    with ExitStack() as ending:
+        servers = ending.enter_context(start_embedded(tmp_path, private=True))
+        relay = ending.enter_context(served(tmp_path, DC_REDIS_URL=servers.state_url, DC_BLOB_URL=servers.blob_url))
+        busy, owner = (ending.enter_context(redis.Redis.from_url(servers.state_url, retry=None)) for _ in range(2))
+        assert ask(f"{relay.url}/distributed/v2/health").status == 200
+        owner.config_set("lua-time-limit", 50)
         loop = threading.Thread(target=_run_for_ever, args=(busy,))
         loop.start()
         try:
@@ -132,7 +138,7 @@ def test_a_server_that_is_busy_with_a_script_is_not_called_alive(relay: ServePro
         finally:
             until(lambda: _ends_script(owner))
             loop.join()
-    until(lambda: ask(f"{relay.url}/distributed/v2/health").status == 200)
+        until(lambda: ask(f"{relay.url}/distributed/v2/health").status == 200)
 
 
 def _run_for_ever(client: Any) -> None:

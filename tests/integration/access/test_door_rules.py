@@ -140,7 +140,8 @@ def test_a_length_that_is_announced_takes_no_memory(owner: EmbeddedRedis, hosts_
         for number in range(12):
             connection = hosts_blobs.connection_pool.make_connection()
             connection.connect()
-            connection._sock.sendall(b"*3\r\n$3\r\nSET\r\n$23\r\ndc:blob:0123456789ab:%02d:0\r\n$536870912\r\nabc" % number)
+            key = b"dc:blob:0123456789ab:x:%d" % number
+            connection._sock.sendall(b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$536870912\r\nabc" % (len(key), key))
             held.append(connection)
         time.sleep(0.5)
         assert blobs.info("memory")["used_memory"] - before < 2**24
