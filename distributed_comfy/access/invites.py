@@ -222,10 +222,10 @@ class Invites:
     def _joined(self, invite: Invite) -> tuple[int, int]:
         """When a host came first and last; what it wrote itself and cannot be read says no more than that it came."""
         try:
-            text: Any = self._client.get(self._keys("joined", invite.name)) or "0|0"
+            text: Any = self._client.get(self._keys("joined", invite.name))
         except redis.ResponseError:  # no text
             text = ""
-        found = _JOINED.fullmatch(text)
+        found = _JOINED.fullmatch("0|0" if text is None else text)
         return (int(found[1]), int(found[2])) if found else (invite.created_ms, invite.created_ms)
 
 
