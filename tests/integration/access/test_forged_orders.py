@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ from tasks.host_orders import order_for, post_order, send_order
 from tests.access_servers import PREFIX, Servers
 from tests.agent_process import HOST, AgentProcess
 from tests.cluster_rig import Rig, WorkerProcess
-from tests.command_line import CommandLine, until
+from tests.command_line import PROJECT, CommandLine, until
 from tests.integration.access.conftest import WORKER
 from tests.kept_jobs import keep, made, rule_images
 
@@ -234,6 +237,24 @@ def test_what_an_invited_host_says_of_the_workers_of_others_is_left_out(
     assert intruder.llen(f"{PREFIX}celery:host.pc2") == 0, "the order went to the host that has the worker"
 
 
+def test_a_master_that_may_not_invite_believes_invited_hosts_no_more(cluster: Cluster, servers: Servers, intruder: Any) -> None:
+    """It knows their names, and nothing else of the invitations."""
+    intruder.set(K("host", "pc2"), record_of("pc2-cpu", "pc1-cpu"))
+    intruder.sadd(K("hosts"), "pc2")
+    servers.put("dc-master", "master")
+    theirs = open_cluster(cluster.settings, servers.state.url_of("dc-master"), servers.blobs.url_of("dc-master"))
+    try:
+        assert theirs.invites is None
+        (found,) = [record for record in theirs.hosts.hosts() if record.host == "pc2"]
+        assert [worker.name for worker in found.workers] == ["pc2-cpu"]
+        assert send_order(theirs, HOST, order_for("config")).facts["host"] == HOST, "and its orders are obeyed"
+        for command in (["HGETALL", K("invites")], ["HGET", K("invites"), "pc2"], ["HVALS", K("invites")], ["DEL", K("invites")]):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                theirs.client.execute_command(*command)
+    finally:
+        theirs.close()
+
+
 def test_a_host_that_says_that_it_is_another_is_left_out(cluster: Cluster, intruder: Any) -> None:
     intruder.set(K("host", "pc2"), record_of("pc1-cpu", host=HOST))
     intruder.sadd(K("hosts"), "pc2")
@@ -355,9 +376,7 @@ def test_a_cluster_of_the_same_prefix_in_another_database_is_closed_to_an_invite
         client.eval("return redis.call('SELECT', 1)", 0)
 
 
-# -- a consumer that cannot go on ---------------------------------------------------------------------------------------
-def test_orders_that_only_the_sender_may_read_are_refused_to_be_sent_by_others(servers: Servers, agent: AgentProcess) -> None:
-    """A worker's user cannot even sign: it has no seal to do it with."""
+def test_an_invited_host_sends_no_order_and_has_no_seal_to_sign_one_with(servers: Servers, agent: AgentProcess) -> None:
     settings = read_settings(key_prefix=PREFIX, host="pc2")
     theirs = open_cluster(settings, servers.state.url_of(WORKER), servers.blobs.url_of(WORKER))
     try:
@@ -370,3 +389,33 @@ def test_orders_that_only_the_sender_may_read_are_refused_to_be_sent_by_others(s
         theirs.close()
     with pytest.raises(OrderRefused):
         send_order(agent.cluster, HOST, order_for("start", "pc1-cpu", fields={}), secret="not the agent's")
+
+
+# -- a consumer that cannot go on ---------------------------------------------------------------------------------------
+FAILING = """
+import sys
+import tasks.broker
+from tests.worker_process import main
+
+def fail(*args, **options):
+    raise ValueError("no JSON")
+
+tasks.broker.OwnQoS.restore_visible = fail
+sys.exit(main())
+"""
+
+
+def test_a_worker_whose_consumer_cannot_go_on_ends_with_a_status_that_says_so(servers: Servers, tmp_path: Path) -> None:
+    """Seen with Celery 5.7: it tells of an unrecoverable error, and returns as if it had been asked to end."""
+    ours = {"DC_REDIS_URL": servers.state.url, "DC_BLOB_URL": servers.blobs.url, "DC_WORKER_NAME": "failing-cpu", "DC_ENGINE": "builtin",
+            "DC_DEVICE": "cpu", "DC_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(PROJECT)}  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", FAILING], env={**os.environ, **ours}, cwd=PROJECT, stdin=subprocess.PIPE, stdout=said, stderr=said
+        )
+    try:
+        assert process.wait(120) == 1, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    assert "worker failing-cpu ends: celery: its consumer could not go on" in log.read_text()
