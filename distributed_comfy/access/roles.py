@@ -205,7 +205,7 @@ def _state_rules(role: Role, scope: UserScope) -> list[str]:
     ]
     if role == "worker":
         rules.append(f"({' '.join(f'%W~{_glob(scope.prefix + templates[name])}' for name in _EXPIRES)} +expire)")
-    if role == "master":  # which hosts were invited, and nothing else of the invitations: `state.hosts` believes those less
+    else:  # which hosts were invited, and nothing else of the invitations: `state.hosts` believes those less
         rules.append(f"(%R~{scope.prefix}{templates['invites']} +hkeys)")
     return rules
 
