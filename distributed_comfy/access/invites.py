@@ -113,8 +113,8 @@ class Invites:
                 reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
                 raise HostNotInvitable(name=name, reason=reason)
         for agent in sorted(self._client.smembers(self._keys("hosts")) | {name}):
-            if f"{agent}-".startswith(f"{name}-") and self._client.exists(self._keys("host", agent)):
-                raise HostNotInvitable(name=name, reason=f"the agent of host {agent!r} lives, which was not invited")
+            if names_overlap(agent, name) and self._client.exists(self._keys("host", agent)):
+                raise HostNotInvitable(name=name, reason=f"it could not be told from host {agent!r}, whose agent lives")
         alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
         strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
         if strangers:
@@ -193,9 +193,10 @@ class Invites:
         for server in self._servers:
             server.remove(user_of(name))
             server.save()
-        self._client.hdel(self._keys("invites"), name)  # last, so that it can be revoked again where a server was away
-        self._client.delete(self._keys("joined", name), *self._records(name))
         self._client.srem(self._keys("hosts"), name)
+        self._client.delete(*self._records(name))
+        self._client.hdel(self._keys("invites"), name)  # last, so that it can be revoked again where a server was away
+        self._client.delete(self._keys("joined", name))
 
     def _records(self, name: str) -> list[str]:
         """What a host has told of itself and its workers, and the orders that it has not taken."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import redis
 
-from distributed_comfy.errors import AgentRunning, AgentSilent
+from distributed_comfy.errors import AgentRunning, AgentSilent, RedisForbids
 from distributed_comfy.host_messages import HostAnswer
 from distributed_comfy.messages import dump, load
 from distributed_comfy.settings import Settings
@@ -101,8 +101,8 @@ class HostTable:
     def seal(self, host: str) -> str:
         """What orders to a host's agent are signed with; empty where it has none, and for whoever may not give it orders."""
         try:
-            return self._client.get(self._keys("seal", host)) or ""
-        except redis.exceptions.NoPermissionError:
+            return self._scripts.reply(lambda: self._client.get(self._keys("seal", host))) or ""
+        except RedisForbids:
             return ""
 
     def host(self, host: str) -> HostRecord | None:

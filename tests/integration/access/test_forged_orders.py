@@ -356,9 +356,9 @@ def test_nobody_is_invited_under_the_name_of_a_living_agent(cluster: Cluster, ag
     """Also while it has no worker."""
     agent.cluster.jobs.drain("pc1-cpu", False)
     assert cluster.invites is not None
-    for name in ("far", "far-away"):
+    for name in ("far", "far-away", "far-away-too"):
         agent.cluster.hosts.take(HostRecord("far-away", "me", 1, "i"), "0" * 64, 1.0)
-        with pytest.raises(HostNotInvitable, match="agent of host 'far-away' lives"):
+        with pytest.raises(HostNotInvitable, match="host 'far-away', whose agent lives"):
             cluster.invites.check_name(name)
         agent.cluster.hosts.leave("far-away")
         cluster.invites.check_name(name)
