@@ -352,15 +352,15 @@ def test_a_host_that_is_shut_out_leaves_nothing_that_would_hold_its_place(cluste
         servers.put(WORKER, "worker", "pc2")
 
 
-def test_nobody_is_invited_under_the_name_of_a_living_agent(cluster: Cluster, agent: AgentProcess) -> None:
+def test_nobody_is_invited_under_the_name_of_a_living_agent(cluster: Cluster) -> None:
     """Also while it has no worker."""
-    agent.cluster.jobs.drain("pc1-cpu", False)
     assert cluster.invites is not None
     for name in ("far", "far-away", "far-away-too"):
-        agent.cluster.hosts.take(HostRecord("far-away", "me", 1, "i"), "0" * 64, 1.0)
+        cluster.client.set(K("host", "far-away"), record_of(host="far-away"))
+        cluster.client.sadd(K("hosts"), "far-away")
         with pytest.raises(HostNotInvitable, match="host 'far-away', whose agent lives"):
             cluster.invites.check_name(name)
-        agent.cluster.hosts.leave("far-away")
+        cluster.client.delete(K("host", "far-away"))
         cluster.invites.check_name(name)
 
 
