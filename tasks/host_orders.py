@@ -35,11 +35,12 @@ def send_order(cluster: Cluster, host: str, order: HostOrder, *, timeout_s: floa
         AgentSilent: it lives and does not answer.
         DistributedComfyError: what the agent says that kept it from obeying.
     """
-    if cluster.hosts.host(host) is None:
+    record = cluster.hosts.host(host)
+    if record is None:
         alive = ", ".join(record.host for record in cluster.hosts.hosts())
         raise NoAgent(host=host, alive=alive or "none")
     order = replace(order, valid_until_ms=cluster.hosts.now_ms() + round(timeout_s * 1000))
-    post_order(cluster, host, sign_order(order, secret or cluster.hosts.seal(host)))
+    post_order(cluster, host, sign_order(order, secret or cluster.hosts.seal(record)))
     answer = cluster.hosts.wait_answer(host, order.order_id, timeout_s)
     if answer.error is not None:
         raise from_wire(answer.error)

@@ -179,7 +179,7 @@ class _StateForms:
             *[("SET", form(key, open_end=True)) for key in (record, answer)],
             *[("GET", form(key)) for key in (record, answer)],
             ("PUBLISH", form(answer, open_end=True)),
-            ("SET", form(seal, re.compile(rb"[0-9a-f]{64}"), "PX", _NUMBER)),
+            ("SET", form(seal, re.compile(rb"[0-9a-f]{32} [0-9a-f]{64}"), "PX", _NUMBER)),
             *[("DEL", form(key)) for key in (record, seal)],
             *[(change, form(self._keys("hosts"), name)) for change in ("SADD", "SREM")],
             ("GET", form(joined)),  # when it came first, and last

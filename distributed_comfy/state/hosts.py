@@ -28,6 +28,7 @@ _ANSWER_KEPT_S = 600
 _LOOK_S = 0.5
 """How often whoever waits looks for an answer of which the message was lost."""
 _TAKE_POLL_S = 0.1
+_SEAL_TIMEOUT_S = 2.0
 
 
 class HostTable:
@@ -69,7 +70,7 @@ class HostTable:
                 raise AgentRunning(host=record.host, pid=pid, user=user)
             time.sleep(_TAKE_POLL_S)
         pipe = self._client.pipeline(transaction=False)
-        pipe.set(self._keys("seal", record.host), seal, px=self._lease_ms)
+        pipe.set(self._keys("seal", record.host), f"{record.incarnation} {seal}", px=self._lease_ms)
         pipe.sadd(self._keys("hosts"), record.host)
         self._scripts.reply(pipe.execute)
 
@@ -84,7 +85,7 @@ class HostTable:
         """
         pipe = self._client.pipeline(transaction=False)
         pipe.set(self._keys("host", record.host), dump(record), px=self._lease_ms, get=True)
-        pipe.set(self._keys("seal", record.host), seal, px=self._lease_ms)
+        pipe.set(self._keys("seal", record.host), f"{record.incarnation} {seal}", px=self._lease_ms)
         pipe.sadd(self._keys("hosts"), record.host)  # a Redis that came back empty
         before, _, _ = self._scripts.reply(pipe.execute)
         other = self._read(record.host, before)
@@ -98,12 +99,21 @@ class HostTable:
         pipe.srem(self._keys("hosts"), host)
         self._scripts.reply(pipe.execute)
 
-    def seal(self, host: str) -> str:
-        """What orders to a host's agent are signed with; empty where it has none, and for whoever may not give it orders."""
-        try:
-            return self._scripts.reply(lambda: self._client.get(self._keys("seal", host))) or ""
-        except RedisForbids:
-            return ""
+    def seal(self, record: HostRecord) -> str:
+        """What orders to a host's agent are signed with; empty where it has none, and for whoever may not give it orders.
+
+        Waits a moment for that of this agent where there is another's: it is written right after the record.
+        """
+        give_up = time.monotonic() + _SEAL_TIMEOUT_S
+        while True:
+            try:
+                text = self._scripts.reply(lambda: self._client.get(self._keys("seal", record.host))) or ""
+            except (RedisForbids, redis.ResponseError):
+                return ""
+            incarnation, _, seal = text.partition(" ")
+            if incarnation == record.incarnation or time.monotonic() >= give_up:
+                return seal
+            time.sleep(_TAKE_POLL_S)
 
     def host(self, host: str) -> HostRecord | None:
         """The record of one living agent, where it can be read."""

@@ -79,6 +79,13 @@ def task_of(order: HostOrder, queue: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def record_of_agent(agent: AgentProcess) -> HostRecord:
+    """Its host's."""
+    record = agent.host()
+    assert record is not None
+    return record
+
+
 def program_of(folder: Path) -> tuple[Path, HostOrder]:
     """A file that appears where an order to start a program of the intruder's choice is obeyed, and that order."""
     ran, program, tree = folder / "ran", folder / "evil.sh", folder / "tree"
@@ -144,7 +151,7 @@ def test_an_agent_obeys_nobody_who_does_not_know_its_seal(agent: AgentProcess, i
         answer = agent.cluster.hosts.wait_answer(HOST, forged.order_id, 30)
         assert answer.error is not None and "is not signed with the seal of host pc1" in answer.error["fields"]["reason"]
     assert not ran.exists() and agent.worker(f"{HOST}-evil") is None
-    seal = agent.cluster.hosts.seal(HOST)
+    seal = agent.cluster.hosts.seal(record_of_agent(agent))
     assert len(seal) == 64 and seal not in agent.said()
     changed = replace(sign_order(replace(order, order_id="changed"), seal), verb="stop", worker="pc1-cpu")
     post_order(agent.cluster, HOST, changed)
@@ -237,7 +244,9 @@ def test_what_an_invited_host_says_of_the_workers_of_others_is_left_out(
     assert intruder.llen(f"{PREFIX}celery:host.pc2") == 0, "the order went to the host that has the worker"
 
 
-def test_a_master_that_may_not_invite_believes_invited_hosts_no_more(cluster: Cluster, servers: Servers, intruder: Any) -> None:
+def test_a_master_that_may_not_invite_believes_invited_hosts_no_more(
+    cluster: Cluster, servers: Servers, agent: AgentProcess, intruder: Any
+) -> None:
     """It knows their names, and nothing else of the invitations."""
     intruder.set(K("host", "pc2"), record_of("pc2-cpu", "pc1-cpu"))
     intruder.sadd(K("hosts"), "pc2")
@@ -352,6 +361,17 @@ def test_a_host_that_is_shut_out_leaves_nothing_that_would_hold_its_place(cluste
         servers.put(WORKER, "worker", "pc2")
 
 
+def test_an_order_that_finds_the_seal_of_the_agent_before_waits_for_the_right_one(servers: Servers, agent: AgentProcess) -> None:
+    """The record is there a moment before the seal, and a killed agent's seal outlives its record."""
+    with servers.state.client() as owner:
+        for before in ("0" * 32 + " " + "0" * 64, ""):
+            if before:
+                owner.set(K("seal", HOST), before, px=60_000)
+            else:
+                owner.delete(K("seal", HOST))
+            assert send_order(agent.cluster, HOST, order_for("config")).facts["host"] == HOST
+
+
 def test_nobody_is_invited_under_the_name_of_a_living_agent(cluster: Cluster) -> None:
     """Also while it has no worker."""
     assert cluster.invites is not None
@@ -380,7 +400,7 @@ def test_an_invited_host_sends_no_order_and_has_no_seal_to_sign_one_with(servers
     settings = read_settings(key_prefix=PREFIX, host="pc2")
     theirs = open_cluster(settings, servers.state.url_of(WORKER), servers.blobs.url_of(WORKER))
     try:
-        assert theirs.hosts.seal(HOST) == "" and [record.host for record in theirs.hosts.hosts()] in ([], ["pc2"])
+        assert theirs.hosts.seal(record_of_agent(agent)) == "" and [record.host for record in theirs.hosts.hosts()] in ([], ["pc2"])
         app = make_app(settings, servers.state.url_of(WORKER))
         with pytest.raises(Exception, match="no permissions"):
             app.send_task("tasks.host_order", args=("{}",), queue=host_queue(HOST), ignore_result=True, retry=False)
