@@ -528,6 +528,13 @@ class ClusterNotReady(ClusterUnavailable):
     sentence = "this ComfyUI is not connected to the cluster (its session is {state}); its log shows why"
 
 
+class SessionFailed(ClusterUnavailable):
+    """The node pack in ComfyUI lost its cluster for a reason that nobody foresaw."""
+
+    code = "session_failed"
+    sentence = "the connection to the cluster failed: {reason}; ComfyUI's log shows where, and it is made again by itself"
+
+
 # -- frames and blobs ---------------------------------------------------------------------------------------------------
 class FrameError(DistributedComfyError):
     """A frame cannot be read as what it claims to be."""

@@ -16,7 +16,7 @@ from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.host_workers import HostWorkers, like_this
 from distributed_comfy.comfyui.options import OptionsFile
-from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, RedisUnreachable
+from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, SessionFailed
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.settings import Settings, ignored_variables
 from tasks.cluster import Cluster, open_cluster
@@ -108,9 +108,17 @@ class Session:
                 self._tell("starting")
             except (DistributedComfyError, redis.RedisError) as error:
                 self._fail(error)
-                self._ending.wait(wait_s)
-                wait_s = min(_LONGEST_RETRY_S, wait_s * 2)
+                wait_s = self._pause(wait_s)
+            except Exception as error:  # the boundary of the thread: a fault of ours, and yet the cluster is to come back
+                log.exception("the session ended unexpectedly; please report it")
+                self._fail(error)
+                wait_s = self._pause(wait_s)
         self._tell("off")
+
+    def _pause(self, seconds: float) -> float:
+        """Wait before the next try; how long to wait before the one after that."""
+        self._ending.wait(seconds)
+        return min(_LONGEST_RETRY_S, seconds * 2)
 
     @contextmanager
     def _connected(self) -> Iterator[tuple[Cluster, Servers]]:
@@ -162,7 +170,7 @@ class Session:
             self.servers = self._cluster = None
 
     def _fail(self, error: Exception) -> None:
-        known = error if isinstance(error, DistributedComfyError) else RedisUnreachable(url="it", reason=str(error), setting="DC_REDIS_URL")
+        known = error if isinstance(error, DistributedComfyError) else SessionFailed(reason=str(error) or type(error).__name__)
         if str(known) != self.reason:
             log.warning("no cluster: %s; this ComfyUI works alone until there is one", known)
         with self._changed:
