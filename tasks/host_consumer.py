@@ -19,7 +19,7 @@ from tasks.app import host_queue, make_app
 from tasks.broker import HOST_ORDER
 from tasks.cluster import Cluster
 from tasks.reaper import queue_key
-from tasks.reconnect import Reconnection
+from tasks.reconnect import Reconnection, say_once
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class HostConsumer:
     def start(self) -> None:
         """Begin to consume; what was sent while nobody was here is too old by now, or refused as such."""
         cluster = self._cluster
+        say_once()
         app = make_app(cluster.settings, cluster.redis_url, cluster.blob_url)
         app.conf.task_queues = (host_queue(self._host),)
         app.conf.worker_enable_remote_control = False

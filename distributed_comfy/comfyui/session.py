@@ -10,14 +10,12 @@ from typing import Literal
 
 import redis
 
-from distributed_comfy.access.join import open_join, stored_token
 from distributed_comfy.agent.agent import Agent
-from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.host_workers import HostWorkers, like_this
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, SessionFailed
-from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.orchestrator.servers import Servers, cluster_servers
 from distributed_comfy.settings import Settings, ignored_variables
 from tasks.cluster import Cluster, open_cluster
 
@@ -123,8 +121,7 @@ class Session:
     @contextmanager
     def _connected(self) -> Iterator[tuple[Cluster, Servers]]:
         begun = time.monotonic()
-        with self._joined() as (settings, joined), ExitStack() as open_things:
-            servers = open_things.enter_context(agent_servers(settings, joined=joined, linger_s=_LINGER_S))
+        with cluster_servers(self.settings, linger_s=_LINGER_S) as (settings, servers), ExitStack() as open_things:
             cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
             open_things.callback(cluster.close)
             with self._changed:
@@ -133,16 +130,6 @@ class Session:
             self._tell("ready")
             log.info("connected within %.1f s: %s", time.monotonic() - begun, servers.shown)
             yield cluster, servers
-
-    @contextmanager
-    def _joined(self) -> Iterator[tuple[Settings, bool]]:
-        """The settings in the cluster that invited this host, and whether one did."""
-        token = "" if self.settings.redis_url else stored_token(self.settings)
-        if not token:
-            yield self.settings, False
-            return
-        with open_join(token, self.settings) as joined:
-            yield joined.settings, True
 
     def _wait(self, seconds: float) -> bool:
         """Wait; true once the session ends.
