@@ -97,26 +97,19 @@ class Session:
             log.warning("%s", ignored)
         wait_s = _FIRST_RETRY_S
         while not self._ending.is_set():
+            begun = time.monotonic()
             try:
                 with self._connected() as (cluster, servers):
-                    wait_s = _FIRST_RETRY_S
                     self.workers.run(cluster, servers, self._wait)
             except _ServersGone:
                 log.warning("the embedded Redis is gone; it is started again, and jobs go on from its data on disk")
                 self._tell("starting")
-            except (DistributedComfyError, redis.RedisError) as error:
+            except Exception as error:  # noqa: BLE001 - the boundary of the thread: after a fault of ours it is to come back too
                 self._fail(error)
-                wait_s = self._pause(wait_s)
-            except Exception as error:  # the boundary of the thread: a fault of ours, and yet the cluster is to come back
-                log.exception("the session ended unexpectedly; please report it")
-                self._fail(error)
-                wait_s = self._pause(wait_s)
+                wait_s = wait_s if time.monotonic() - begun < _LONGEST_RETRY_S else _FIRST_RETRY_S
+                self._ending.wait(wait_s)
+                wait_s = min(_LONGEST_RETRY_S, wait_s * 2)
         self._tell("off")
-
-    def _pause(self, seconds: float) -> float:
-        """Wait before the next try; how long to wait before the one after that."""
-        self._ending.wait(seconds)
-        return min(_LONGEST_RETRY_S, seconds * 2)
 
     @contextmanager
     def _connected(self) -> Iterator[tuple[Cluster, Servers]]:
@@ -157,6 +150,8 @@ class Session:
             self.servers = self._cluster = None
 
     def _fail(self, error: Exception) -> None:
+        if not isinstance(error, (DistributedComfyError, redis.RedisError)):
+            log.error("the session ended unexpectedly; please report it", exc_info=error)
         known = error if isinstance(error, DistributedComfyError) else SessionFailed(reason=str(error) or type(error).__name__)
         if str(known) != self.reason:
             log.warning("no cluster: %s; this ComfyUI works alone until there is one", known)

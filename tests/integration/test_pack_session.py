@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from distributed_comfy.comfyui import devices as devices_module
+from distributed_comfy.comfyui import session as session_module
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.comfyui.session import Session
-from distributed_comfy.errors import ClusterNotReady, RedisUnreachable, WorkerUnknown
+from distributed_comfy.errors import ClusterNotReady, RedisUnreachable, SessionFailed, WorkerUnknown
 from distributed_comfy.settings import Settings
 from tests.command_line import CommandLine, until
 from tests.conftest import free_port, missing_service
@@ -165,6 +166,22 @@ def test_without_a_redis_the_reason_is_told_and_raised(open_session: Callable[..
         session.cluster(30)
     assert session.state == "failed" and "is it running" in session.reason
     assert session.workers.place == "none"
+
+
+def test_after_a_fault_of_ours_the_session_comes_back(open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, faults = session_module.open_cluster, [ValueError("nobody foresaw this")]
+
+    def fail_once(*arguments: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return connect(*arguments)
+
+    monkeypatch.setattr(session_module, "open_cluster", fail_once)
+    session = open_session()
+    with pytest.raises(SessionFailed, match="nobody foresaw this"):
+        session.cluster(30)
+    until(lambda: session.state == "ready")
+    assert session.cluster(0).client.ping()
 
 
 def test_a_wrong_file_of_workers_costs_the_agent_and_not_the_cluster(open_session: Callable[..., Session], line: CommandLine) -> None:
