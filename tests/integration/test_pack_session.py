@@ -48,6 +48,7 @@ def open_session(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator
     if not any((Path(folder) / "redis-server").exists() for folder in os.environ["PATH"].split(os.pathsep)):
         missing_service("a redis-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
     monkeypatch.setattr(devices_module, "_of_torch", lambda: ())
+    monkeypatch.setattr(devices_module, "_built_for_nvidia", lambda: True)
     monkeypatch.setattr(devices_module, "_unique_id", lambda number: f"GPU-{number}")
     sessions: list[Session] = []
 
