@@ -387,6 +387,17 @@ class RedisUnreachable(ClusterUnavailable):
     sentence = "cannot reach Redis at {url}: {reason}; is it running, and is {setting} right?"
 
 
+class RedisBusy(ClusterUnavailable):
+    """Redis runs one script and does nothing else."""
+
+    code = "redis_busy"
+    retryable = True
+    sentence = (
+        "{url} runs a script that does not end and answers nobody: {reason}; the embedded Redis frees itself within a minute or two, on "
+        "another one `redis-cli SCRIPT KILL` ends the script, and a restart of the server where that answers UNKILLABLE"
+    )
+
+
 class RedisRefusesWrites(ClusterUnavailable):
     """Redis answers and takes no changes: its memory or disk is full, or it is a replica."""
 
@@ -544,6 +555,13 @@ class ClusterNotReady(ClusterUnavailable):
 
     code = "cluster_not_ready"
     sentence = "this ComfyUI is not connected to the cluster (its session is {state}); its log shows why"
+
+
+class SessionFailed(ClusterUnavailable):
+    """The node pack in ComfyUI lost its cluster for a reason that nobody foresaw."""
+
+    code = "session_failed"
+    sentence = "the connection to the cluster failed: {reason}; ComfyUI's log shows where, and it is made again by itself"
 
 
 # -- frames and blobs ---------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from distributed_comfy.engine.locate import choose_engine
 from distributed_comfy.errors import AgentRunning, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.settings import EngineName, Settings, child_environment
-from distributed_comfy.state.embedded import LINGER_S
 from distributed_comfy.state.records import HostDevice
 from distributed_comfy.state.server_process import write_secret
 from tasks.cluster import open_cluster
@@ -82,8 +82,6 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
                 on_start(check.agent)
                 while not stop.is_set() and check():
                     stop.wait(AGENT_CHECK_S)
-            if check.agent.shut_out is not None:
-                raise check.agent.shut_out
         finally:
             cluster.close()
     return 0 if stop.is_set() else 1
@@ -116,29 +114,33 @@ def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
     Args:
         agent: not started yet.
         local: who it is, from `alone_on_host`.
+    Raises:
+        InviteRefused: the cluster has shut this host out; the workers have ended.
     """
     names = ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in agent.facts.devices)
     log.info("devices of this host: %s", names)
     log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, agent.servers.shown, agent.file.path)
     consumer = HostConsumer(agent.cluster, agent.host, HostOrders(agent, local.secret).obey)
     agent.start()
-    try:
-        yield AgentCheck(agent, consumer)
-    finally:
-        consumer.stop()
-        agent.end()
+    with sweeping(agent.servers, agent.settings.key_prefix):
+        try:
+            yield AgentCheck(agent, consumer)
+        finally:
+            consumer.stop()
+            agent.end()
+    if agent.shut_out is not None:
+        raise agent.shut_out
 
 
 @contextmanager
-def agent_servers(settings: Settings, *, joined: str, linger_s: float = LINGER_S) -> Iterator[Servers]:
+def agent_servers(settings: Settings, *, joined: str) -> Iterator[Servers]:
     """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it.
 
     Args:
         settings: with the URLs; without them the embedded servers are used.
         joined: URL of an invitation, whose these are.  Through a relay they lead to a socket of this host, and yet to another's servers.
-        linger_s: see `redis_servers`.
     """
-    with redis_servers(settings, linger_s=linger_s) as servers:
+    with redis_servers(settings) as servers:
         yield replace(servers, invited_to=joined)
 
 

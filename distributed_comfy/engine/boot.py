@@ -49,7 +49,7 @@ def _keep_the_pipe(log_file: str) -> tuple[int, int]:
     """
     pipe_in, pipe_out = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.close(nothing)

@@ -1,6 +1,7 @@
 """Which Redis this process uses: the configured one, else that of the joined cluster, else an embedded one of this user or process."""
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +49,15 @@ class Servers:
 
 
 @contextmanager
-def cluster_servers(settings: Settings) -> Iterator[tuple[Settings, Servers]]:
+def cluster_servers(settings: Settings, *, linger_s: float = LINGER_S) -> Iterator[tuple[Settings, Servers]]:
     """The servers of this host's cluster for as long as the context lasts, and the settings as they are there.
 
     The configured ones; else those of the cluster that this host has joined (`access.join`), whose host name and key prefix hold then;
     else the embedded ones of this user.
 
+    Args:
+        settings: of this process.
+        linger_s: see `redis_servers`.
     Raises:
         InviteRefused: the joined cluster does not let this host in any more.
         ClusterUnavailable: none is configured or joined and none can be embedded, or the joined one cannot be reached.
@@ -61,7 +65,7 @@ def cluster_servers(settings: Settings) -> Iterator[tuple[Settings, Servers]]:
     """
     token = joined_token(settings)
     if token is None:
-        with redis_servers(settings) as servers:
+        with redis_servers(settings, linger_s=linger_s) as servers:
             yield settings, servers
     else:
         with open_joined(token, settings) as joined:
@@ -99,7 +103,7 @@ def redis_servers(settings: Settings, *, private: bool = False, linger_s: float 
         refuse_plaintext(settings.redis_url, "DC_REDIS_URL", allowed=settings.allow_plaintext)
         refuse_plaintext(blob_url, "DC_BLOB_URL", allowed=settings.allow_plaintext)
         if not settings.blob_url:
-            log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
+            _advise("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
         yield Servers(settings.redis_url, blob_url, embedded=False)
         return
     embedded = start_embedded(settings.runtime_folder, private=private, linger_s=linger_s)
@@ -108,6 +112,12 @@ def redis_servers(settings: Settings, *, private: bool = False, linger_s: float 
         yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)
     finally:
         embedded.stop()
+
+
+@functools.cache
+def _advise(text: str) -> None:
+    """Once in a process, which may connect again and again."""
+    log.info("%s", text)
 
 
 def _renew(folder: Path) -> None:
