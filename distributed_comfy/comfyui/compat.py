@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 from aiohttp import web
 
-from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, fields_of, option_change
+from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, device_of, fields_of, option_change
 from distributed_comfy.comfyui.queueing import post_prompt
 from distributed_comfy.comfyui.routes import BadRequest, Handler, Routes, body_of, number_of, text_of
 from distributed_comfy.errors import DistributedComfyError, WorkerUnknown
@@ -65,7 +65,7 @@ class CompatibleRoutes:
         if not any(isinstance(node, dict) and node.get("class_type") in (COLLECTOR_CLASS, UPSCALE_CLASS) for node in prompt.values()):
             return 0
         try:
-            names = {worker["name"] for worker in self._control.workers()["cluster"] if not worker["drained"]}
+            names = {worker["name"] for worker in self._control.workers()["cluster"] if not worker["drained"] and not worker["guest"]}
         except DistributedComfyError:
             return 0
         return len(names if wanted is None else names & wanted)
@@ -78,7 +78,8 @@ class CompatibleRoutes:
     def _configuration(self) -> dict[str, Any]:
         record = self._pack.session.workers.record()
         try:
-            others = [worker for worker in self._control.workers()["cluster"] if record is None or worker["host"] != record.host]
+            found = self._control.workers()["cluster"]
+            others = [worker for worker in found if not worker["guest"] and (record is None or worker["host"] != record.host)]
         except DistributedComfyError:
             others = []
         master = {"name": socket.gethostname(), "host": "", "port": self._pack.host.server.port}
@@ -95,7 +96,7 @@ class CompatibleRoutes:
     def _update_worker(self, name: str, fields: dict[str, Any], enabled: bool | None) -> None:
         """Change a worker, or add it; being enabled starts it as little as it does there."""
         if not self._control.kept(name):
-            self._control.add_worker(name, {**fields, "enabled": False})
+            self._control.add_worker(name, {"device": device_of(None), **fields, "enabled": False})
             fields = {}
         elif enabled is False:
             self._control.order("disable", name)

@@ -48,7 +48,7 @@ def fields_of(worker: Mapping[str, Any], *, socket_names: Collection[str]) -> tu
         reason = "a worker of another host is invited: `distributed-comfy invite` prints the command to run there"
         raise OptionWrong(name="host", reason=reason)
     fields: dict[str, Any] = {}
-    if "cuda_device" in worker:
+    if worker.get("cuda_device") is not None:
         fields["device"] = device_of(worker["cuda_device"])
     if "extra_args" in worker:
         fields["comfyui_args"] = arguments_of(worker["extra_args"])[0]

@@ -20,6 +20,8 @@ from tasks.host_orders import order_for, send_order
 VERBS: tuple[HostVerb, ...] = ("start", "stop", "restart", "enable", "disable", "drain", "resume", "clear-memory", "edit", "remove")
 """What a worker can be told through a route; `add` has one of its own."""
 MOST_LINES = 10_000
+MASTER = "comfyui"
+"""Starter of what a ComfyUI with the pack is itself, while it takes part in its own jobs: no worker for others."""
 _WAIT_S = 5.0
 _ORDER_S = 15.0
 
@@ -173,6 +175,7 @@ def _shown_worker(worker: WorkerState) -> dict[str, Any]:
     return {
         "name": facts.name, "host": facts.host, "device": facts.device, "engine": facts.engine, "engine_version": facts.engine_version,
         "state": worker.state, "items": list(worker.claims), "drained": worker.drained, "tags": list(facts.tags),
+        "guest": facts.started_by == MASTER,
     }  # fmt: skip
 
 

@@ -199,7 +199,7 @@ async def body_of(request: web.Request, limit_bytes: int = LONGEST_BODY_BYTES) -
         raise BadRequest(f"the body has more than {limit_bytes} bytes")
     try:
         found = await request.json() if request.body_exists else {}
-    except ValueError as error:
+    except (ValueError, LookupError, RecursionError) as error:  # not JSON, in no known encoding, or too deep
         raise BadRequest("the body is no JSON") from error
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object")

@@ -28,7 +28,8 @@ export function showItemValues(nodeType) {
 
 async function countParticipants() {
   try {
-    participants = Math.min(Math.max((await read("/distributed_comfy/workers")).cluster.length, 1), MOST);
+    const { cluster } = await read("/distributed_comfy/workers");
+    participants = Math.min(Math.max(cluster.filter((worker) => !worker.guest).length, 1), MOST);
   } catch {
     // no cluster yet: a field for one more, and for those that have a value
   }
