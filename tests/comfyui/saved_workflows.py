@@ -132,3 +132,16 @@ def valued(values: Sequence[Any]) -> Workflow:
     ]
     nodes[1]["inputs"][0]["widget"] = {"name": "text"}
     return workflow(nodes, [(1, 1, 0, 2, 0, "*")])
+
+
+def chosen(values: Sequence[Any]) -> Workflow:
+    """A value for each item at a list of choices."""
+    nodes = [
+        saved_node(1, "DistributedValue", values=list(values), outputs=["value *"]),
+        saved_node(
+            2, "KSampler", values=[0, "fixed", 2, 3.0, "euler", "simple", 1.0], outputs=["LATENT LATENT"],
+            inputs=["model MODEL", "positive CONDITIONING", "negative CONDITIONING", "latent_image LATENT", "sampler_name COMBO"],
+        ),
+    ]  # fmt: skip
+    nodes[1]["inputs"][4]["widget"] = {"name": "sampler_name"}
+    return workflow(nodes, [(1, 1, 0, 2, 4, "*")])

@@ -10,9 +10,9 @@ import pytest
 
 from tests.comfyui.browser import ComfyPage, comfy_page
 from tests.comfyui.comfy_process import Comfy
-from tests.comfyui.saved_workflows import OLD_COLLECTOR, UPSCALE_INPUTS, UPSCALE_VALUES, collected, sampled, upscaled, valued
+from tests.comfyui.saved_workflows import OLD_COLLECTOR, UPSCALE_INPUTS, UPSCALE_VALUES, chosen, collected, sampled, upscaled, valued
 from tests.comfyui.server_rig import ComfyServer
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, slow
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,15 @@ def test_a_field_writes_into_the_stored_json_and_an_empty_one_takes_it_out(page:
     assert page.prompt()["1"]["inputs"] == inputs
 
 
+def test_a_value_for_a_list_is_chosen_from_it_and_kept_with_its_type(page: ComfyPage) -> None:
+    page.load(chosen(["euler", '{"1": "dpmpp_2m", "_type": "COMBO"}']))
+    assert page.node(1, "node.widgets.slice(2, 4).map((widget) => [widget.type, widget.value])") == [["combo", "euler"], ["combo", "dpmpp_2m"]]
+    page.node(1, "(() => { const widget = node.widgets[3]; widget.value = 'heun'; widget.callback('heun'); })()")
+    prompt = page.prompt()
+    assert json.loads(prompt["1"]["inputs"]["worker_values"]) == {"1": "heun", "_type": "COMBO"}
+    assert prompt["2"]["inputs"]["sampler_name"] == ["1", 0]
+
+
 def test_a_dividers_outputs_follow_its_parts_and_connected_ones_stay(page: ComfyPage) -> None:
     page.load(collected(OLD_COLLECTOR, divided=3))
     turn = "(() => {{ const widget = node.widgets[0]; widget.value = {0}; widget.callback({0}); return node.outputs.length; }})()"
@@ -132,9 +141,13 @@ def test_a_model_name_shows_its_text_and_saves_one_value(running: ComfyServer, p
     page.load(valued(["some/model.safetensors", "{}"]))
     page.run()
     page.page.wait_for_function("() => window.app.graph.getNodeById(2).widgets.some((widget) => widget.value === 'some/model.safetensors')")
+    page.close_dialogs()
+    visible = "(each) => each.readOnly && each.checkVisibility()"
+    shown = f"() => [...document.querySelectorAll('textarea')].filter({visible}).map((each) => each.value)"
+    running.until(lambda: _pumped(page) and page.page.evaluate(shown) == ["some/model.safetensors"], 20.0)
     saved = page.saved()
     assert len(saved["nodes"][_place(saved, 2)]["widgets_values"]) == 1
-    page.page.screenshot(path=str(running.line.folder / "page.png"))
+    assert page.prompt()["2"]["inputs"] == {"text": ["1", 0]}
 
 
 def test_the_debug_option_is_switched_in_the_dialog_and_logs_in_the_console(running: ComfyServer, page: ComfyPage) -> None:
@@ -142,6 +155,15 @@ def test_the_debug_option_is_switched_in_the_dialog_and_logs_in_the_console(runn
     running.until(lambda: running.status()["options"]["debug"] is True)
     running.until(lambda: _pumped(page) and any("session" in line and "ready" in line for line in page.console), 20.0)
     assert any(line.startswith("[distributed-comfy] debug: detailed logs are on") for line in page.console)
+    added = running.line.run("workers", "add", "pc1-cpu", "--device", "cpu", "--engine", "builtin")
+    assert added.status == 0, added.err
+    running.until(lambda: _pumped(page) and any("] worker pc1-cpu" in line and "idle" in line for line in page.console))
+    job = running.line.start("run", running.line.write("slow.json", slow(1500)), "--items", "4", "--out", running.line.folder / "out")
+    try:
+        running.until(lambda: _pumped(page) and {"job", "distribution", "traffic"} <= _kinds(page) and job.poll() is not None)
+    finally:
+        finished = running.line.finish(job)
+    assert finished.status == 0, finished.err
     page.page.evaluate("() => window.app.extensionManager.setting.set('DistributedComfy.debug', false)")
     running.until(lambda: _pumped(page) and running.status()["options"]["debug"] is False)
     assert [fault for fault in page.faults if "distributed" in fault.lower()] == []
@@ -151,6 +173,11 @@ def _pumped(page: ComfyPage) -> bool:
     """Lets the page's events reach this process."""
     page.page.wait_for_timeout(100)
     return True
+
+
+def _kinds(page: ComfyPage) -> set[str]:
+    """What the page's lines in the console are about."""
+    return {words[1] for line in page.console if (words := line.split(" ", 2))[0] == "[distributed-comfy]"}
 
 
 def _place(saved: dict[str, Any], number: int) -> int:

@@ -14,7 +14,7 @@ let participants = 1;
 /** Give all nodes of its type that behaviour. */
 export function showItemValues(nodeType) {
   chain(nodeType.prototype, "onNodeCreated", function () {
-    for (const name of ["default_value", "worker_values"]) stored(this, name).hidden = true;
+    for (const name of ["default_value", "worker_values"]) hide(this, name);
     build(this);
     countParticipants().then(() => build(this));
   });
@@ -33,6 +33,13 @@ async function countParticipants() {
   } catch {
     // no cluster yet: a field for one more, and for those that have a value
   }
+}
+
+/** Out of sight, and without a row of its own; an input that somebody has linked stays linked. */
+function hide(node, name) {
+  const widget = stored(node, name);
+  widget.hidden = true;
+  widget.computeSize = () => [0, -4];
 }
 
 function stored(node, name) {

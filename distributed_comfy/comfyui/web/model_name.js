@@ -1,4 +1,6 @@
-// DistributedModelName shows the text that it handed on, in a field that is not saved.
+// DistributedModelName shows the text that it handed on, in a field that nobody can edit and that is not saved.
+import { app } from "../../scripts/app.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
 import { chain } from "./dividers.js";
 
 const FIELD = "shown";
@@ -15,8 +17,11 @@ export function showModelName(nodeType) {
 }
 
 function addField(node) {
-  const field = node.addWidget("text", FIELD, "", () => {}, { serialize: false });
+  const field = ComfyWidgets.STRING(node, FIELD, ["STRING", { multiline: true }], app).widget; // a disabled field would show no text
+  field.inputEl.readOnly = true;
   field.serialize = false;
-  field.disabled = true;
+  field.options.serialize = false;
+  const least = node.computeSize();
+  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])]);
   return field;
 }
