@@ -12,7 +12,9 @@ from tests.comfyui.browser import ComfyPage, comfy_page
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.saved_workflows import OLD_COLLECTOR, UPSCALE_INPUTS, UPSCALE_VALUES, chosen, collected, sampled, upscaled, valued
 from tests.comfyui.server_rig import ComfyServer
-from tests.command_line import CommandLine, slow
+from tests.comfyui.tiny_prompts import distributed
+from tests.command_line import CommandLine
+from tests.prompts import node, out
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,8 @@ def test_a_field_writes_into_the_stored_json_and_an_empty_one_takes_it_out(page:
 
 def test_a_value_for_a_list_is_chosen_from_it_and_kept_with_its_type(page: ComfyPage) -> None:
     page.load(chosen(["euler", '{"1": "dpmpp_2m", "_type": "COMBO"}']))
-    assert page.node(1, "node.widgets.slice(2, 4).map((widget) => [widget.type, widget.value])") == [["combo", "euler"], ["combo", "dpmpp_2m"]]
+    fields = page.node(1, "node.widgets.slice(2, 4).map((widget) => [widget.type, widget.value])")
+    assert fields == [["combo", "euler"], ["combo", "dpmpp_2m"]]
     page.node(1, "(() => { const widget = node.widgets[3]; widget.value = 'heun'; widget.callback('heun'); })()")
     prompt = page.prompt()
     assert json.loads(prompt["1"]["inputs"]["worker_values"]) == {"1": "heun", "_type": "COMBO"}
@@ -155,10 +158,11 @@ def test_the_debug_option_is_switched_in_the_dialog_and_logs_in_the_console(runn
     running.until(lambda: running.status()["options"]["debug"] is True)
     running.until(lambda: _pumped(page) and any("session" in line and "ready" in line for line in page.console), 20.0)
     assert any(line.startswith("[distributed-comfy] debug: detailed logs are on") for line in page.console)
-    added = running.line.run("workers", "add", "pc1-cpu", "--device", "cpu", "--engine", "builtin")
+    added = running.line.run("workers", "add", "pc1-cpu", "--device", "cpu", DC_HOST="pc1")
     assert added.status == 0, added.err
     running.until(lambda: _pumped(page) and any("] worker pc1-cpu" in line and "idle" in line for line in page.console))
-    job = running.line.start("run", running.line.write("slow.json", slow(1500)), "--items", "4", "--out", running.line.folder / "out")
+    prompt = distributed({"wait": node("RuleSlow", images=out("8"), milliseconds=2500)}, "wait")
+    job = running.line.start("run", running.line.write("slow.json", prompt), "--items", "3", "--out", running.line.folder / "out")
     try:
         running.until(lambda: _pumped(page) and {"job", "distribution", "traffic"} <= _kinds(page) and job.poll() is not None)
     finally:
