@@ -171,7 +171,7 @@ class ComfyServer:
         """What it wrote, since its first start."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    def until(self, what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    def until(self, what: Callable[[], Any], timeout_s: float = START_TIMEOUT_S) -> Any:
         """Wait for something true; else the log tells what happened."""
         deadline = time.monotonic() + timeout_s
         while not (found := what()):
