@@ -53,6 +53,41 @@ class BadInput(DistributedComfyError):
     exit_code = 2
 
 
+class OptionWrong(BadInput):
+    """An option of the node pack cannot be changed like this."""
+
+    code = "option_wrong"
+    sentence = "option {name}: {reason}"
+
+
+class ComfyUINotFound(BadInput):
+    """Nobody knows into which ComfyUI the door of the node pack is to be written."""
+
+    code = "comfyui_not_found"
+    sentence = "no ComfyUI in {folder}; use the folder that holds its main.py, its base directory, or its custom_nodes folder"
+
+
+class InstallRefused(BadInput):
+    """The door of the node pack cannot be written into custom_nodes, or not be removed from there."""
+
+    code = "install_refused"
+    sentence = "{path}: {reason}"
+
+
+class PackNotImportable(BadInput):
+    """ComfyUI's interpreter lacks this package, or has another version of it."""
+
+    code = "pack_not_importable"
+    sentence = "{python}, which runs ComfyUI, {reason}; run: {remedy}"
+
+
+class NodeOutsideJob(BadInput):
+    """A node class that only a plan of ours uses stands in a prompt of the user's."""
+
+    code = "node_outside_job"
+    sentence = "node {node_id} is internal to distributed-comfy and works only inside a job; remove it from the prompt"
+
+
 class SettingInvalid(BadInput):
     """A setting has a value that cannot be used."""
 
@@ -506,6 +541,20 @@ class ForeignPackage(ClusterUnavailable):
 
     code = "foreign_package"
     sentence = "the Python package {package!r} comes from {path}, not from distributed-comfy; remove it or use a clean environment"
+
+
+class ClusterNotReady(ClusterUnavailable):
+    """The node pack in ComfyUI is not connected to the cluster (yet)."""
+
+    code = "cluster_not_ready"
+    sentence = "this ComfyUI is not connected to the cluster (its session is {state}); its log shows why"
+
+
+class SessionFailed(ClusterUnavailable):
+    """The node pack in ComfyUI lost its cluster for a reason that nobody foresaw."""
+
+    code = "session_failed"
+    sentence = "the connection to the cluster failed: {reason}; ComfyUI's log shows where, and it is made again by itself"
 
 
 # -- frames and blobs ---------------------------------------------------------------------------------------------------

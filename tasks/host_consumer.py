@@ -61,7 +61,9 @@ class HostConsumer:
         app = make_app(cluster.settings, cluster.redis_url, cluster.blob_url)
         app.conf.task_queues = (host_queue(self._host),)
         app.conf.worker_enable_remote_control = False
-        app.task(name=HOST_ORDER, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(self.take)
+        # A pool thread looks for its task in the default app. Shared tasks are there too, but only the first of a name in a process.
+        app.set_default()
+        app.task(name=HOST_ORDER, shared=False, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(self.take)
         self._controller = app.WorkController(
             hostname=f"agent@{self._host}",
             pool_cls="threads",

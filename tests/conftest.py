@@ -107,15 +107,15 @@ def _pair(folder: Path) -> Iterator[RedisServer]:
     if program is None:
         missing_service("a redis-server or valkey-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
     program = os.path.abspath(program)
-    with _running(program, folder / "state", "--appendonly", "yes") as state, _running(program, folder / "blob") as blob:
+    with running_redis(program, folder / "state", "--appendonly", "yes") as state, running_redis(program, folder / "blob") as blob:
         yield RedisServer(state, blob, program)
 
 
 @contextmanager
-def _running(program: str, folder: Path, *options: str) -> Iterator[str]:
-    """One server in ``folder`` on a free loopback port; gives its URL."""
+def running_redis(program: str, folder: Path, *options: str, port: int = 0) -> Iterator[str]:
+    """One server in ``folder`` on a loopback port, a free one if none is named; gives its URL."""
     folder.mkdir()
-    port = free_port()
+    port = port or free_port()
     fixed = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--maxmemory-policy", "noeviction")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, *fixed, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import redis
 
 from distributed_comfy.access.roles import UserScope
 from distributed_comfy.access.token import JoinToken
@@ -27,6 +30,9 @@ from distributed_comfy.state.keys import Keys
 log = logging.getLogger(__name__)
 
 _SECRET_BYTES = 32
+_JOINED = re.compile(r"(\d{1,14})\|(\d{1,14})", re.ASCII)
+_OF_A_WORKER = ("lease", "starting", "memory", "status", "log")
+"""Keys that a host's user writes for its own workers alone, and may have written to last for ever."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,9 @@ class Invites:
             if names_overlap(other.name, name):
                 reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
                 raise HostNotInvitable(name=name, reason=reason)
+        for agent in sorted(self._client.smembers(self._keys("hosts")) | {name}):
+            if names_overlap(agent, name) and self._client.exists(self._keys("host", agent)):
+                raise HostNotInvitable(name=name, reason=f"it could not be told from host {agent!r}, whose agent lives")
         alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
         strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
         if strangers:
@@ -222,8 +231,16 @@ class Invites:
         for server in self._servers:
             server.remove(user_of(name))
             server.save()
+        self._client.srem(self._keys("hosts"), name)
+        self._client.delete(*self._records(name))
         self._client.hdel(self._keys("invites"), name)  # last, so that it can be revoked again where a server was away
         self._client.delete(self._keys("joined", name))
+
+    def _records(self, name: str) -> list[str]:
+        """What a host has told of itself and its workers, and the orders that it has not taken."""
+        workers = f"{self._keys('worker', '*').split('*')[0]}{name}-"
+        found = [key for key in self._client.scan_iter(f"{workers}*", count=1000) if key.rpartition(":")[2] in _OF_A_WORKER]
+        return [self._keys("host", name), self._keys("seal", name), f"{self._prefix}celery:host.{name}", *found]
 
     def _restore(self, invites: list[Invite]) -> None:
         """A server without a file for its users forgets them when it restarts."""
@@ -235,10 +252,27 @@ class Invites:
 
     def _read(self) -> Iterator[Invite]:
         stored: dict[str, str] = self._client.hgetall(self._keys("invites"))
-        for name, text in stored.items():
-            joined: Any = self._client.get(self._keys("joined", name)) or "0|0"
-            first_ms, last_ms = (int(part) for part in joined.split("|"))
-            yield Invite(**json.loads(text), joined_ms=first_ms, seen_ms=last_ms)
+        for text in stored.values():
+            invite = Invite(**json.loads(text))
+            first_ms, last_ms = self._joined(invite)
+            yield replace(invite, joined_ms=first_ms, seen_ms=last_ms)
+
+    def _joined(self, invite: Invite) -> tuple[int, int]:
+        """When a host came first and last; what it wrote itself and cannot be read says no more than that it came."""
+        try:
+            text: Any = self._client.get(self._keys("joined", invite.name))
+        except redis.ResponseError:  # no text
+            text = ""
+        found = _JOINED.fullmatch("0|0" if text is None else text)
+        return (int(found[1]), int(found[2])) if found else (invite.created_ms, invite.created_ms)
+
+
+def invited_names(client: Any, prefix: str) -> set[str]:
+    """Names of the invited hosts; none for a user who may not know them."""
+    try:
+        return set(client.hkeys(Keys(prefix)("invites")))
+    except redis.exceptions.NoPermissionError:
+        return set()
 
 
 _LIVE = ("joined_ms", "seen_ms", "connections")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -38,6 +38,8 @@ class ServerUsers:
     place: Place
     url: str
     """For messages; its password is not shown."""
+    databases: tuple[int, ...] = ()
+    """See `UserScope.selectable`."""
 
     def may_change(self) -> bool:
         """Whether this connection may change users; an invited host's never may, and is not let ask where a relay lies between."""
@@ -75,7 +77,7 @@ class ServerUsers:
             scope: whose keys.
             client: a transaction of this server that the change becomes part of.
         """
-        rules = acl_rules(role, self.place, scope)
+        rules = acl_rules(role, self.place, replace(scope, selectable=self.databases))
         (client or self.client).execute_command("ACL", "SETUSER", name, "reset", "on", f"#{secret_hash}", *rules)
 
     def remove(self, name: str) -> bool:

@@ -7,12 +7,13 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import redis
 
 from distributed_comfy import __version__
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration, shown_configuration
-from distributed_comfy.agent.launching import Launcher, Plan
+from distributed_comfy.agent.launching import Launcher, Plan, Surroundings
 from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
 from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
 from distributed_comfy.agent.resources import read_resources
@@ -31,7 +32,7 @@ from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import choose_engine
 from distributed_comfy.errors import AgentRunning, DistributedComfyError, InviteRefused, WorkerUnknown
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words
+from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words, log_size
 from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
 from tasks.admission import Admission
 from tasks.cluster import Cluster
@@ -46,6 +47,10 @@ _ENDING_POLL_S = 0.1
 _JOIN_S = 15.0
 
 
+def _as_written(configuration: HostConfiguration) -> HostConfiguration:
+    return configuration
+
+
 @dataclass(frozen=True)
 class HostFacts:
     """What an agent is told about its host; see `agent.up`."""
@@ -54,6 +59,10 @@ class HostFacts:
     topology: Topology
     survivors: Path
     """Folder for workers that outlive the agent."""
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    """What workers take over from the process that the agent is in."""
+    adjust: Callable[[HostConfiguration], HostConfiguration] = _as_written
+    """What the file says, as this agent takes it."""
 
 
 class Agent:
@@ -62,7 +71,7 @@ class Agent:
     Args:
         cluster: open connections; closed by whoever opened them.
         servers: where workers connect.
-        file: of the configuration, which exists.
+        file: of the configuration; without it the host has no workers yet.
         facts: of the host.
     """
 
@@ -74,12 +83,16 @@ class Agent:
         self.settings = cluster.settings
         self.host = self.settings.host_name
         self.incarnation = uuid.uuid4().hex
+        self.seal = secrets.token_hex(32)
+        """Signs the orders of whoever may read it in the table, see `distributed_comfy.host_messages.sign_order`."""
         self.lock = threading.RLock()
         self.configuration = HostConfiguration()
-        self._launcher = Launcher(self.settings, servers, file.path.parent, facts.survivors)
+        self._launcher = Launcher(self.settings, servers, file.path.parent, facts.survivors, facts.surroundings)
         self._workers: dict[str, SupervisedWorker] = {}
         self._plans: dict[str, Plan] = {}
         self._running_as: dict[str, Plan] = {}
+        self._said_before: dict[str, int] = {}
+        """How long each worker's log was when it was started."""
         self._leaving: set[str] = set()
         self._telling = threading.Lock()
         self._ending = threading.Event()
@@ -97,9 +110,9 @@ class Agent:
             WorkersFileWrong, SettingInvalid: the file cannot be used.
             AgentRunning: the host has an agent already.
         """
-        self.use(self.file.read())
+        self.use(self.file.read_or_empty())
         record = self.record()
-        self.cluster.hosts.take(record, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
+        self.cluster.hosts.take(record, self.seal, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
         with self.lock:
             for survivor in self._launcher.find_survivors():
                 self._adopt(survivor)
@@ -132,6 +145,13 @@ class Agent:
             with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
                 self.cluster.hosts.leave(self.host)
 
+    def stop_all(self) -> None:
+        """Let the workers give their items back and end; those that are to outlive their agent go on."""
+        with self.lock:
+            for worker in self._workers.values():
+                if not self._goes_on(worker):
+                    worker.stop(at_once=True)
+
     def end_at_once(self) -> None:
         """Give all items back and end; from a signal handler too, so it takes no lock and waits for nothing."""
         for worker in list(self._workers.values()):
@@ -161,6 +181,7 @@ class Agent:
         Raises:
             WorkersFileWrong: a worker names CPUs that are not there.
         """
+        configuration = self.facts.adjust(configuration)
         placements = self.places(configuration)
         with self.lock:
             self.configuration = configuration
@@ -223,13 +244,22 @@ class Agent:
             else:
                 worker.start()
 
+    def arguments(self, name: str) -> tuple[str, ...]:
+        """Those of ComfyUI with which a worker runs, or would be started; see `Launcher.arguments`."""
+        plan = self._running_as.get(name) or self._plans.get(name)
+        return self._launcher.arguments(plan.worker) if plan else ()
+
     def _supervise(self, name: str) -> SupervisedWorker:
         return SupervisedWorker(
-            name, lambda: self._launch(name), lambda: last_words(self._launcher.folder(name)), self.settings.drain_timeout_s
+            name,
+            lambda: self._launch(name),
+            lambda: last_words(self._launcher.folder(name), self._said_before.get(name, 0)),
+            self.settings.drain_timeout_s,
         )
 
     def _launch(self, name: str) -> Any:
         plan = self._plans[name]
+        self._said_before[name] = log_size(self._launcher.folder(name))
         process = self._launcher.launch(name, plan)
         self._running_as[name] = plan
         where = f"cores {format_cpus(plan.placement.cores)}" if plan.placement.cores else "no cores of its own"
@@ -324,7 +354,7 @@ class Agent:
                 return
             self._told = record
             self._due["renew"] = time.monotonic() + self.settings.renew_interval_s
-            if other := self.cluster.hosts.renew(record):
+            if other := self.cluster.hosts.renew(record, self.seal):
                 log.warning("%s", AgentRunning(host=other.host, pid=other.pid, user=other.user))
 
     # -- the thread ------------------------------------------------------------------------------------------------------

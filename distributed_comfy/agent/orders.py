@@ -23,7 +23,7 @@ class HostOrders:
     """Carries out orders on an agent.
 
     Args:
-        agent: of this host.
+        agent: of this host; orders from elsewhere are signed with its seal.
         secret: with which the user's own commands on this host sign theirs.
     """
 
@@ -40,12 +40,15 @@ class HostOrders:
         """Carry out one order.
 
         Raises:
-            OrderRefused: it comes from elsewhere and would change the configuration, or makes no sense now.
+            OrderRefused: nobody who may steer this host has signed it, it comes from elsewhere and would change the configuration, or it
+                makes no sense now.
             WorkerUnknown: this host has no such worker.
             WorkersFileWrong, SettingInvalid: the change, or the file, cannot be used.
         """
-        agent = self._agent
-        if order.verb in _CHANGES and not agent.remote_configuration and not is_signed(order, self._secret):
+        agent, of_own_user = self._agent, is_signed(order, self._secret)
+        if not of_own_user and not is_signed(order, agent.seal):
+            raise OrderRefused(what=f"workers {order.verb}", reason=f"it is not signed with the seal of host {agent.host}; send it again")
+        if order.verb in _CHANGES and not agent.remote_configuration and not of_own_user:
             reason = (
                 f"host {agent.host} does not let others change its configuration; do it there, or let them with "
                 f'`distributed-comfy up --remote-configuration` or "remote_configuration": true in {agent.file.path}'
@@ -121,7 +124,7 @@ class HostOrders:
     def _read_again(self, name: str) -> None:
         """Somebody may have edited the file."""
         self._agent.worker(name)
-        self._agent.use(self._agent.file.read())
+        self._agent.use(self._agent.file.read_or_empty())
         if not self._agent.configuration.workers[name].enabled:
             raise OrderRefused(what=f"worker {name}", reason="it is disabled; `distributed-comfy workers enable` starts it")
 

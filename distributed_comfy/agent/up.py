@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from tasks.names import default_worker_name
 
 log = logging.getLogger(__name__)
 
-_CONSUMER_CHECK_S = 2.0
+AGENT_CHECK_S = 2.0
+"""See `AgentCheck`."""
 _WRITING_S = 2.0
 
 
@@ -71,31 +72,64 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
         SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
         ClusterUnavailable: no Redis.
     """
-    with _alone(settings) as local, agent_servers(settings, joined=options.joined) as servers, ExitStack() as looking_after:
-        file = WorkersFile(settings.workers_path.expanduser().absolute())
+    with alone_on_host(settings) as local, agent_servers(settings, joined=options.joined) as servers:
+        file = workers_file(settings)
         devices = _prepare(settings, file, options)
-        log.info("devices of this host: %s", ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in devices))
         cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
         try:
-            facts = HostFacts(devices, read_topology(devices), _folder(settings) / settings.host_name)
-            agent = Agent(cluster, servers, file, facts)
-            consumer = HostConsumer(cluster, agent.host, HostOrders(agent, local.secret).obey)
-            log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, servers.shown, file.path)
-            agent.start()
-            looking_after.enter_context(sweeping(servers, settings.key_prefix))
-            try:
-                on_start(agent)
-                while not stop.is_set() and agent.alive and agent.shut_out is None:
-                    consumer.check()
-                    stop.wait(_CONSUMER_CHECK_S)
-            finally:
-                consumer.stop()
-                agent.end()
-            if agent.shut_out is not None:
-                raise agent.shut_out
+            facts = HostFacts(devices, read_topology(devices), survivors_folder(settings))
+            with running_agent(Agent(cluster, servers, file, facts), local) as check:
+                on_start(check.agent)
+                while not stop.is_set() and check():
+                    stop.wait(AGENT_CHECK_S)
         finally:
             cluster.close()
     return 0 if stop.is_set() else 1
+
+
+class AgentCheck:
+    """Keeps a running agent listening to orders.
+
+    Args:
+        agent: started.
+        consumer: of its orders.
+    """
+
+    def __init__(self, agent: Agent, consumer: HostConsumer) -> None:
+        self.agent = agent
+        self._consumer = consumer
+
+    def __call__(self) -> bool:
+        """To be called every `AGENT_CHECK_S`; False once the agent cannot go on."""
+        goes_on = self.agent.alive and self.agent.shut_out is None
+        if goes_on:
+            self._consumer.check()
+        return goes_on
+
+
+@contextmanager
+def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
+    """An agent that looks after its workers and obeys orders, for as long as the context lasts; errors as of `Agent.start`.
+
+    Args:
+        agent: not started yet.
+        local: who it is, from `alone_on_host`.
+    Raises:
+        InviteRefused: the cluster has shut this host out; the workers have ended.
+    """
+    names = ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in agent.facts.devices)
+    log.info("devices of this host: %s", names)
+    log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, agent.servers.shown, agent.file.path)
+    consumer = HostConsumer(agent.cluster, agent.host, HostOrders(agent, local.secret).obey)
+    agent.start()
+    with sweeping(agent.servers, agent.settings.key_prefix):
+        try:
+            yield AgentCheck(agent, consumer)
+        finally:
+            consumer.stop()
+            agent.end()
+    if agent.shut_out is not None:
+        raise agent.shut_out
 
 
 @contextmanager
@@ -156,8 +190,8 @@ def _devices_of(worker: WorkerConfiguration) -> list[str]:
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[LocalAgent]:
-    """Hold the lock of this user and host.
+def alone_on_host(settings: Settings) -> Iterator[LocalAgent]:
+    """Be this user's only agent on this host, for as long as the context lasts.
 
     Raises:
         AgentRunning: another process has it.
@@ -179,6 +213,16 @@ def _alone(settings: Settings) -> Iterator[LocalAgent]:
     finally:
         own.unlink(missing_ok=True)
         lock.release()
+
+
+def workers_file(settings: Settings) -> WorkersFile:
+    """The file of this host's workers."""
+    return WorkersFile(settings.workers_path.expanduser().absolute())
+
+
+def survivors_folder(settings: Settings) -> Path:
+    """Where it is written down which workers outlive their agent."""
+    return _folder(settings) / settings.host_name
 
 
 def _folder(settings: Settings) -> Path:

@@ -93,11 +93,12 @@ def _users(servers: Servers) -> Iterator[tuple[list[ServerUsers], int]]:
     state: Any = connect(servers.redis_url, "DC_REDIS_URL", decode_responses=True)
     blobs: Any = connect(servers.blob_url, "DC_BLOB_URL", decode_responses=True)
     try:
-        database = int(state.connection_pool.connection_kwargs.get("db") or 0)
+        numbers = tuple(int(client.connection_pool.connection_kwargs.get("db") or 0) for client in (state, blobs))
         if state.info("server")["run_id"] == blobs.info("server")["run_id"]:
-            yield [ServerUsers(state, "both", servers.redis_url)], database
+            yield [ServerUsers(state, "both", servers.redis_url, tuple(sorted(set(numbers))))], numbers[0]
         else:
-            yield [ServerUsers(state, "state", servers.redis_url), ServerUsers(blobs, "blobs", servers.blob_url)], database
+            both = ServerUsers(state, "state", servers.redis_url, numbers[:1]), ServerUsers(blobs, "blobs", servers.blob_url, numbers[1:])
+            yield list(both), numbers[0]
     finally:
         state.close()
         blobs.close()

@@ -1,6 +1,7 @@
 """Which Redis this process uses: the configured one, else that of the joined cluster, else an embedded one of this user or process."""
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from distributed_comfy.errors import ForFirstHost
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import refuse_plaintext
 from distributed_comfy.state.door import read_plan
-from distributed_comfy.state.embedded import start_embedded
+from distributed_comfy.state.embedded import LINGER_S, start_embedded
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,15 @@ class Servers:
 
 
 @contextmanager
-def cluster_servers(settings: Settings) -> Iterator[tuple[Settings, Servers]]:
+def cluster_servers(settings: Settings, *, linger_s: float = LINGER_S) -> Iterator[tuple[Settings, Servers]]:
     """The servers of this host's cluster for as long as the context lasts, and the settings as they are there.
 
     The configured ones; else those of the cluster that this host has joined (`access.join`), whose host name and key prefix hold then;
     else the embedded ones of this user.
 
+    Args:
+        settings: of this process.
+        linger_s: see `redis_servers`.
     Raises:
         InviteRefused: the joined cluster does not let this host in any more.
         ClusterUnavailable: none is configured or joined and none can be embedded, or the joined one cannot be reached.
@@ -61,7 +65,7 @@ def cluster_servers(settings: Settings) -> Iterator[tuple[Settings, Servers]]:
     """
     token = joined_token(settings)
     if token is None:
-        with redis_servers(settings) as servers:
+        with redis_servers(settings, linger_s=linger_s) as servers:
             yield settings, servers
     else:
         with open_joined(token, settings) as joined:
@@ -83,12 +87,13 @@ def refuse_where_joined(settings: Settings, command: str) -> None:
 
 
 @contextmanager
-def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Servers]:
+def redis_servers(settings: Settings, *, private: bool = False, linger_s: float = LINGER_S) -> Iterator[Servers]:
     """The configured servers, else embedded ones, for as long as the context lasts; whether this host has joined a cluster is not asked.
 
     Args:
         settings: ``redis_url`` and ``blob_url``; without the first the embedded servers are used.
         private: embedded servers of this process alone, whatever is configured.
+        linger_s: how long shared ones that this process starts outlive their last owner, should that be killed.
     Raises:
         NoRedisServer: none is configured and none can be embedded.
         SettingInvalid: a URL leads to another host in the clear.
@@ -98,15 +103,21 @@ def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Serv
         refuse_plaintext(settings.redis_url, "DC_REDIS_URL", allowed=settings.allow_plaintext)
         refuse_plaintext(blob_url, "DC_BLOB_URL", allowed=settings.allow_plaintext)
         if not settings.blob_url:
-            log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
+            _advise("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
         yield Servers(settings.redis_url, blob_url, embedded=False)
         return
-    embedded = start_embedded(settings.runtime_folder, private=private)
+    embedded = start_embedded(settings.runtime_folder, private=private, linger_s=linger_s)
     try:
         _renew(embedded.folder)
         yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)
     finally:
         embedded.stop()
+
+
+@functools.cache
+def _advise(text: str) -> None:
+    """Once in a process, which may connect again and again."""
+    log.info("%s", text)
 
 
 def _renew(folder: Path) -> None:

@@ -264,10 +264,10 @@ def test_refused_requests_are_answered_in_their_place(reached: RelayUrls) -> Non
 
 
 def test_a_refused_request_in_a_transaction_aborts_it(reached: RelayUrls, urls: dict[str, str]) -> None:
-    key = "dc:celery:unacked"
+    key = "dc:hosts"
     with redis.Redis.from_url(reached.redis_url) as client, redis.Redis.from_url(urls["DC_REDIS_URL"]) as beside:
         pipe = client.pipeline(transaction=True)
-        pipe.hset(key, "tag", "1").set("dc:secret", "1")
+        pipe.sadd(key, "pc1").set("dc:secret", "1")
         with pytest.raises(redis.exceptions.NoPermissionError, match="relay: SET"):
             pipe.execute()
         assert not beside.exists(key, "dc:secret")
@@ -417,9 +417,9 @@ def test_the_number_of_the_database_is_that_of_the_cluster(urls: dict[str, str],
     with served(tmp_path, **other) as relay, relay_urls(relay.join_url, USER, SECRET) as found:
         assert found.redis_url.endswith("?db=5") and found.blob_url.endswith("?db=0")
         with redis.Redis.from_url(found.redis_url) as client, redis.Redis.from_url(other["DC_REDIS_URL"]) as beside:
-            client.hset("dc:celery:unacked", "tag", "1")
-            assert beside.hgetall("dc:celery:unacked") == {b"tag": b"1"}
-            beside.delete("dc:celery:unacked")
+            client.sadd("dc:hosts", "pc1")
+            assert beside.smembers("dc:hosts") == {b"pc1"}
+            beside.delete("dc:hosts")
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command("SELECT", 0)
 

@@ -27,7 +27,7 @@ from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.host_messages import HostOrder, is_signed, sign_order
 from distributed_comfy.messages import dump, load
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.orchestrator.worker_command import last_words, start_worker
+from distributed_comfy.orchestrator.worker_command import last_words, log_size, start_worker
 from distributed_comfy.settings import Settings, read_settings
 from tests.command_line import until
 
@@ -184,6 +184,21 @@ def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
 def test_a_worker_that_ended_has_last_words(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "worker.log").write_text(text)
     assert last_words(tmp_path) == words
+
+
+def test_the_last_words_of_an_earlier_life_are_not_those_of_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "worker.log"
+    assert log_size(tmp_path) == 0
+    path.write_text("Traceback\nValueError: of the life before\n")
+    before = log_size(tmp_path)
+    with path.open("a") as log:
+        log.write("2026-11-28 20:05:25,739 INFO    worker pc1-cpu starts\n")
+    assert last_words(tmp_path) == "ValueError: of the life before" and last_words(tmp_path, before) == ""
+    with path.open("a") as log:
+        log.write("ImportError: of this life\n")
+    assert last_words(tmp_path, before) == "ImportError: of this life"
+    path.write_text("error: short\n")
+    assert last_words(tmp_path, before) == "short", "the log was begun anew"
 
 
 # -- orders --------------------------------------------------------------------------------------------------------------
