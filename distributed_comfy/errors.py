@@ -380,6 +380,17 @@ class RedisUnreachable(ClusterUnavailable):
     sentence = "cannot reach Redis at {url}: {reason}; is it running, and is {setting} right?"
 
 
+class RedisBusy(ClusterUnavailable):
+    """Redis runs one script and does nothing else."""
+
+    code = "redis_busy"
+    retryable = True
+    sentence = (
+        "{url} runs a script that does not end and answers nobody: {reason}; the embedded Redis frees itself within a minute or two, on "
+        "another one `redis-cli SCRIPT KILL` ends the script, and a restart of the server where that answers UNKILLABLE"
+    )
+
+
 class RedisRefusesWrites(ClusterUnavailable):
     """Redis answers and takes no changes: its memory or disk is full, or it is a replica."""
 

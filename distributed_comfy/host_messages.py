@@ -25,7 +25,7 @@ class HostOrder:
     valid_until_ms: int = 0
     """Redis time after which nobody waits for the answer, so that it must not be carried out any more."""
     signature: str = ""
-    """Proof that the sender is the agent's own user on its own host, see `sign_order`; empty from elsewhere."""
+    """Proof that the sender may steer this host's agent, see `sign_order`; without it no agent obeys."""
     version: int = MESSAGE_VERSION
 
 
@@ -45,7 +45,11 @@ class HostAnswer:
 
 
 def sign_order(order: HostOrder, secret: str) -> HostOrder:
-    """The order with its signature under a secret that only the agent and its user's other processes on the host can read."""
+    """The order with its signature under a secret of the host's agent.
+
+    There are two: one lies in a file that only the agent's own user can read, and proves that the order comes from that user on that host;
+    the other (the *seal*) lies in a key of the state Redis that only masters can read, and the host alone can write.
+    """
     return replace(order, signature=hmac.new(secret.encode(), dump(replace(order, signature="")).encode(), hashlib.sha256).hexdigest())
 
 

@@ -105,9 +105,9 @@ class Settings(BaseSettings):
     """How often a worker looks again at its models and node classes."""
     status_interval_s: float = Field(2.0, ge=0.25)
     """How often a worker tells its status; it vanishes after three times as long."""
-    log_lines: int = Field(2000, ge=10, le=100_000)
+    log_lines: int = Field(2000, ge=10, le=20_000)
     """Lines of a worker's log that `workers logs` can show, roughly."""
-    log_ttl_s: float = Field(3600.0, gt=0)
+    log_ttl_s: float = Field(3600.0, ge=0.001, le=604_800)
     """How long these lines outlive the worker."""
     refused_ttl_s: float = Field(60.0, ge=0)
     """An invited host whose user the cluster has refused for this long was shut out: its workers and its agent end."""

@@ -14,8 +14,6 @@ from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s
 from tasks.broker import RUN_ITEM, CheckedTransport
 
-_VISIBILITY_TIMEOUT_S = 7 * 86_400  # a ticket is never redelivered by the broker: leases decide who is dead
-
 _CHECKED = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
 
 TensorKind = Literal["numpy", "torch"]
@@ -127,7 +125,6 @@ def make_app(settings: Settings, redis_url: str, blob_url: str = "", tensors: Te
         broker_connection_max_retries=None,
         broker_transport_options={
             "global_keyprefix": f"{settings.key_prefix}celery:",
-            "visibility_timeout": _VISIBILITY_TIMEOUT_S,
             "socket_keepalive": True,
             # Else a connection that has silently died holds whoever sends a ticket, and Celery's loop, until the system gives it up.
             "socket_timeout": timeout_s,

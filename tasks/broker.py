@@ -2,6 +2,8 @@
 
 Whoever may put a ticket into a queue can put anything there.  A message that is none of ours is dropped and told, once a minute for each
 reason; it was never entered among those that wait for their end, so nothing is left of it.
+
+Which messages a consumer has under way is known to its own process alone, see `OwnQoS`.
 """
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from typing import Any
 
 import redis
 from kombu.transport.redis import Channel, Transport
+from kombu.transport.virtual import QoS
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +117,48 @@ def _check_task(headers: dict[str, Any], content: Any, queue: str) -> None:
         raise NotOurs("it is for another worker")
 
 
+class OwnQoS(QoS):  # type: ignore[misc]
+    """Keeps what a consumer has taken and not acknowledged in the memory of its process.
+
+    Kombu's own for Redis writes it into a hash that all consumers share, and any of them, with all its rights, puts what it finds there
+    into whatever queue is written beside it.  So whoever may write there could give orders to any host, and read those of others.  Nothing
+    is lost without it: what a process had that was killed is decided by leases, and a lost ticket is replaced by the reaper.
+    """
+
+    def restore_unacked(self) -> list[Any]:
+        """Put back what was not acknowledged, where the broker can be reached; kombu calls this when a channel ends."""
+        self._flush()
+        try:
+            while self._delivered:
+                self.channel.put_back(self._delivered.popitem()[1])
+        except self.channel.connection_errors as error:
+            log.debug("%d messages were not put back: %s", len(self._delivered) + 1, error)
+            self._delivered.clear()
+        return []
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """See kombu."""
+        message = self._delivered.get(delivery_tag)
+        if requeue and message is not None:
+            self.channel.put_back(message, leftmost=True)
+        super().reject(delivery_tag)
+
+
 class CheckedChannel(Channel):  # type: ignore[misc]
-    """Kombu's, which bears what is no JSON, and a queue that is no list."""
+    """Kombu's, which bears what is no JSON, and a queue that is no list, and reads no hash of messages under way."""
+
+    QoS = OwnQoS
+
+    def put_back(self, message: Any, *, leftmost: bool = False) -> None:
+        """Put a message that this channel took into its queue again."""
+        where = message.delivery_info
+        with self.conn_or_acquire() as client:
+            pipe = client.pipeline(transaction=False)
+            self._do_restore_message(message._raw, where["exchange"], where["routing_key"], pipe, leftmost)
+            pipe.execute()
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        self.put_back(message, leftmost=leftmost)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

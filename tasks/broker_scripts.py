@@ -2,10 +2,7 @@
 from __future__ import annotations
 
 from kombu.transport import redis as transport
-from redis.lock import Lock
 
-MUTEX_SCRIPT: str = Lock.LUA_RELEASE_SCRIPT
-"""Ends the lock under which one consumer at a time looks for tickets that were never acknowledged.  Key: the lock; argument: its token."""
 REFRESH_SCRIPT: str = getattr(transport, "REFRESH_BINDING", "")
 """A queue is bound to its exchange for a time.  Keys: bindings, deadlines; arguments: binding, exchange, milliseconds."""
 SWEEP_SCRIPT: str = getattr(transport, "SWEEP_BINDINGS", "")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import redis
 from celery import Celery
 
-from distributed_comfy.access.invites import Invites
+from distributed_comfy.access.invites import Invites, invited_names
 from distributed_comfy.access.users import ServerUsers
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
-from distributed_comfy.state.connection import answer_timeout_s, connect
+from distributed_comfy.state.connection import answer_timeout_s, connect, host_of_url
 from distributed_comfy.state.door import shut_door
 from distributed_comfy.state.embedded import shared_folder
 from distributed_comfy.state.hosts import HostTable
@@ -77,7 +77,7 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     jobs.set_byte_limit(_byte_limit(settings, blobs))
     workers = WorkerTable(scripts, matching, settings)
     invites = _invites(settings, ServerUsers(client, "state", redis_url), ServerUsers(blob_client, "blobs", blob_url))
-    hosts = HostTable(scripts, settings)
+    hosts = HostTable(scripts, settings, functools.partial(_invited, client, settings.key_prefix, redis_url))
     statuses, logs = StatusBoard(scripts), WorkerLogs(scripts)
     return Cluster(
         settings, redis_url, blob_url, client, blob_client, blobs, jobs, workers, hosts, matching, app, statuses, logs, invites
@@ -90,6 +90,11 @@ def _invites(settings: Settings, state: ServerUsers, blobs: ServerUsers) -> Invi
     folder = shared_folder(settings.runtime_folder, state.url)
     shut = functools.partial(shut_door, folder) if folder else None
     return Invites(state, None if state.url == blobs.url else blobs, settings.key_prefix, shut=shut)
+
+
+def _invited(client: redis.Redis, prefix: str, redis_url: str) -> set[str]:
+    """Names of the invited hosts, for whoever may know them; nobody of theirs is asked for."""
+    return set() if host_of_url(redis_url) else invited_names(client, prefix)
 
 
 def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:

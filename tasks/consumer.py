@@ -124,6 +124,9 @@ class _Consumer:
             threading.Thread(target=self._watch_stdin, name="stdin", daemon=True).start()
         threading.Thread(target=self._watch_failure, name="failure", daemon=True).start()
         self._controller.start()
+        if self._controller.exitcode and not self._runtime.failed:  # Celery has told its error, and then ended in good order
+            self._runtime.failed = RemoteError(original_code="celery", details="its consumer could not go on; its last error is above")
+            log.critical("worker %s ends: %s", self._runtime.name, self._runtime.failed)
         return self._runtime.failed.exit_code if self._runtime.failed else 0
 
     def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:

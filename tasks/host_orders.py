@@ -28,19 +28,19 @@ def send_order(cluster: Cluster, host: str, order: HostOrder, *, timeout_s: floa
         host: whose agent it is for.
         order: see `order_for`.
         timeout_s: how long to wait; the agent does not begin it after that.
-        secret: of the agent, where this process may read it, see `distributed_comfy.host_messages.sign_order`.
+        secret: in the agent's file, where this process may read that; else the order is signed with the host's seal
+            (`distributed_comfy.host_messages.sign_order`).
     Raises:
         NoAgent: the host has no living agent; nothing was sent.
         AgentSilent: it lives and does not answer.
         DistributedComfyError: what the agent says that kept it from obeying.
     """
-    if cluster.hosts.host(host) is None:
+    record = cluster.hosts.host(host)
+    if record is None:
         alive = ", ".join(record.host for record in cluster.hosts.hosts())
         raise NoAgent(host=host, alive=alive or "none")
     order = replace(order, valid_until_ms=cluster.hosts.now_ms() + round(timeout_s * 1000))
-    if secret:
-        order = sign_order(order, secret)
-    post_order(cluster, host, order)
+    post_order(cluster, host, sign_order(order, secret or cluster.hosts.seal(record)))
     answer = cluster.hosts.wait_answer(host, order.order_id, timeout_s)
     if answer.error is not None:
         raise from_wire(answer.error)

@@ -48,12 +48,5 @@ def queue_key(settings: Settings, queue: str) -> str:
 
 
 def clear_broker(cluster: Cluster, worker: str) -> None:
-    """Remove a gone worker's queue and its unacknowledged tickets; a ticket holds nothing that could be lost."""
-    prefix = f"{cluster.settings.key_prefix}celery:"
-    client = cluster.client
-    client.delete(queue_key(cluster.settings, f"gpu.{worker}"))
-    routing = f'"gpu.{worker}"'
-    for tag, message in client.hscan_iter(f"{prefix}unacked"):
-        if routing in message:
-            client.hdel(f"{prefix}unacked", tag)
-            client.zrem(f"{prefix}unacked_index", tag)
+    """Remove a gone worker's queue; a ticket holds nothing that could be lost."""
+    cluster.client.delete(queue_key(cluster.settings, f"gpu.{worker}"))

@@ -302,24 +302,33 @@ class WorkerRuntime:
             ConnectionLost: a question of one lease ago has no answer; who only listens would not notice a connection that died silently.
         """
         with _subscriber(self.cluster.client) as channel:
-            channel.subscribe(*(self._keys(name, self.name) for name in ("orders", "steering")))
+            steering = self._keys("steering", self.name)
+            channel.subscribe(self._keys("orders", self.name), steering)
             asked_at = heard_at = time.monotonic()
             while not self._stopped.is_set():
                 message = channel.get_message(timeout=0.2)
                 now = time.monotonic()
                 if message:
                     heard_at = now
-                    self._obey(*str(message["data"]).partition(" ")[::2])
+                    order, _, argument = str(message["data"]).partition(" ")
+                    if message["channel"] == steering:
+                        self._obey(order)
+                    elif order == "cancel":
+                        self._cancel(argument)
                 elif now - asked_at > self.settings.lease_ttl_s:
                     if heard_at < asked_at:
                         raise ConnectionLost(target="the channel for orders", reason="no answer")
                     channel.ping()
                     asked_at = now
 
-    def _obey(self, order: str, argument: str) -> None:
-        if order == "cancel" and self.held.is_running(argument):
-            self.engine.interrupt(argument)
-        elif order == "look":
+    def _cancel(self, claim_id: str) -> None:
+        """Every worker may say so, because any process may be the one that changes the table: it is believed where that is so."""
+        if not self.held.is_running(claim_id) or self.cluster.workers.has_claim(self.name, claim_id):
+            return
+        self.engine.interrupt(claim_id)
+
+    def _obey(self, order: str) -> None:
+        if order == "look":
             self.engine.describe()
         elif order == "free":
             self.engine.free()

@@ -46,13 +46,14 @@ class Door:
         return f"rediss://{bracketed(self.address)}:{self.blob_port}/0"
 
 
-def open_door(folder: Path, address: str, port: int | None = None) -> Door:
+def open_door(folder: Path, address: str, port: int | None = None, *, prefix: str = "dc:") -> Door:
     """Open the door of the embedded servers; one that is open already keeps its ports, unless certain others are asked for.
 
     Args:
         folder: of the embedded servers.
         address: of this host, that other hosts reach.
         port: of the state server, and the next one of the blob server; 0: free ones; by default as it was, else `DEFAULT_PORT`.
+        prefix: first part of the keys of the cluster that invites.
     Raises:
         SettingInvalid: no such address here, or the port is taken.
         DoorRefused: the door does not open.
@@ -66,7 +67,8 @@ def open_door(folder: Path, address: str, port: int | None = None) -> Door:
             moved = f"{before.address} port {before.state_port} to {address} port {ports[0]}"
             log.warning("the door moves from %s: hosts that were invited before must be invited again", moved)
     certificates = ensure_certificates(folder / "tls", _names(address))
-    plan = DoorPlan(address, *ports, str(certificates.certificate), str(certificates.key))
+    prefixes = " ".join(sorted({prefix, *(before.prefixes.split() if before else ())}))
+    plan = DoorPlan(address, *ports, str(certificates.certificate), str(certificates.key), prefixes)
     if plan != before:
         write_secret(door_file(folder), plan_text(plan))
     door = Door(address, *ports, certificates.ca.read_text(encoding="utf-8"), certificates.fingerprint)

@@ -2,16 +2,22 @@
 
 A host must have joined before its invitation expires; then its user lasts until it is revoked.  That it has joined is told by a key
 which only this host's user may write, so nobody has to watch.  Users of expired invitations are removed by the next `sweep`, which every
-reaper does whose connection may change users.
+reaper does whose connection may change users, and the door and the relay at the moment of the expiry.
+
+Commands may cross.  A record is marked before its user is removed, and a user is made only while an unmarked record is there: in one
+transaction with a look at the record on the state server, with a second look on the other one.
 """
 from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import redis
 
 from distributed_comfy.access.roles import UserScope
 from distributed_comfy.access.token import JoinToken
@@ -24,6 +30,9 @@ from distributed_comfy.state.keys import Keys
 log = logging.getLogger(__name__)
 
 _SECRET_BYTES = 32
+_JOINED = re.compile(r"(\d{1,14})\|(\d{1,14})", re.ASCII)
+_OF_A_WORKER = ("lease", "starting", "memory", "status", "log")
+"""Keys that a host's user writes for its own workers alone, and may have written to last for ever."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Invite:
     url: str
     """By which it was told to come; no password."""
     secret_hash: str
+    revoked: bool = False
+    """It is being shut out: its user is made no more, and its name is taken until that is done."""
     joined_ms: int = 0
     """When it came first; 0: not yet."""
     seen_ms: int = 0
@@ -106,6 +117,9 @@ class Invites:
             if names_overlap(other.name, name):
                 reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
                 raise HostNotInvitable(name=name, reason=reason)
+        for agent in sorted(self._client.smembers(self._keys("hosts")) | {name}):
+            if names_overlap(agent, name) and self._client.exists(self._keys("host", agent)):
+                raise HostNotInvitable(name=name, reason=f"it could not be told from host {agent!r}, whose agent lives")
         alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
         strangers = [worker for worker in alike if self._client.exists(self._keys("lease", worker))]
         if strangers:
@@ -127,7 +141,8 @@ class Invites:
         invite = Invite(name, now_ms, now_ms + round(expires_s * 1000), place.url, hashed(secret))
         stored = json.dumps({field: value for field, value in asdict(invite).items() if field not in _LIVE})
         self._client.hset(self._keys("invites"), name, stored)  # first, so that no user stays that nobody knows of
-        self._put(invite)
+        if not all(self._make_user(server, invite) for server in self._servers):
+            raise InviteUnknown(name=name)
         kept = [server.save() for server in self._servers]
         if not all(kept):
             log.warning("users of %s are gone when it restarts; give it an aclfile (docs/join.md)", place.url)
@@ -161,7 +176,7 @@ class Invites:
     def sweep(self) -> list[str]:
         """Remove invitations that expired before their host came; their names.  With the last invitation the door is shut."""
         invites = list(self._read())
-        waiting = [invite for invite in invites if not invite.joined_ms]
+        waiting = [invite for invite in invites if not invite.joined_ms or invite.joined_ms > invite.expires_ms]
         now_ms = self.now_ms() if waiting else 0
         expired = [invite.name for invite in waiting if invite.expires_ms <= now_ms]
         if expired and len(expired) == len(invites) and self._shut is not None:
@@ -171,37 +186,93 @@ class Invites:
             self._remove(name)
         return expired
 
+    def next_expiry_s(self) -> float:
+        """How long until an invitation that nobody has used yet expires; infinite where there is none."""
+        waiting = [invite.expires_ms for invite in self._read() if not invite.joined_ms]
+        return (min(waiting) - self.now_ms()) / 1000 if waiting else float("inf")
+
     def now_ms(self) -> int:
         """The clock of the state server."""
         seconds, micros = self._client.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _put(self, invite: Invite) -> None:
-        for server in self._servers:
-            server.put(invite.user, invite.secret_hash, "worker", UserScope(self._prefix, invite.name, self._database))
+    def _make_user(self, server: ServerUsers, invite: Invite) -> bool:
+        """Make the user of a host on one server; False where it was shut out meanwhile."""
+        scope = UserScope(self._prefix, invite.name, self._database)
+
+        def make(pipe: Any) -> bool:
+            if not self._is_valid(pipe, invite.name):
+                return False
+            pipe.multi()
+            server.put(invite.user, invite.secret_hash, "worker", scope, pipe)
+            return True
+
+        if server is self._servers[0]:
+            return bool(self._client.transaction(make, self._keys("invites"), value_from_callable=True))
+        if self._is_valid(self._client, invite.name):
+            server.put(invite.user, invite.secret_hash, "worker", scope)
+            if self._is_valid(self._client, invite.name):
+                return True
+            server.remove(invite.user)
+        return False
+
+    def _is_valid(self, client: Any, name: str) -> bool:
+        text = client.hget(self._keys("invites"), name)
+        return bool(text) and not json.loads(text).get("revoked")
+
+    def _mark(self, name: str) -> None:
+        """From here on nobody makes the user of this host."""
+        text = self._client.hget(self._keys("invites"), name)
+        if text:
+            self._client.hset(self._keys("invites"), name, json.dumps({**json.loads(text), "revoked": True}))
 
     def _remove(self, name: str) -> None:
+        self._mark(name)
         for server in self._servers:
             server.remove(user_of(name))
             server.save()
+        self._client.srem(self._keys("hosts"), name)
+        self._client.delete(*self._records(name))
         self._client.hdel(self._keys("invites"), name)  # last, so that it can be revoked again where a server was away
         self._client.delete(self._keys("joined", name))
+
+    def _records(self, name: str) -> list[str]:
+        """What a host has told of itself and its workers, and the orders that it has not taken."""
+        workers = f"{self._keys('worker', '*').split('*')[0]}{name}-"
+        found = [key for key in self._client.scan_iter(f"{workers}*", count=1000) if key.rpartition(":")[2] in _OF_A_WORKER]
+        return [self._keys("host", name), self._keys("seal", name), f"{self._prefix}celery:host.{name}", *found]
 
     def _restore(self, invites: list[Invite]) -> None:
         """A server without a file for its users forgets them when it restarts."""
         for server in self._servers:
             known = server.names()
             for invite in invites:
-                if invite.user not in known:
+                if not invite.revoked and invite.user not in known and self._make_user(server, invite):
                     log.info("host %s: its user is made again", invite.name)
-                    server.put(invite.user, invite.secret_hash, "worker", UserScope(self._prefix, invite.name, self._database))
 
     def _read(self) -> Iterator[Invite]:
         stored: dict[str, str] = self._client.hgetall(self._keys("invites"))
-        for name, text in stored.items():
-            joined: Any = self._client.get(self._keys("joined", name)) or "0|0"
-            first_ms, last_ms = (int(part) for part in joined.split("|"))
-            yield Invite(**json.loads(text), joined_ms=first_ms, seen_ms=last_ms)
+        for text in stored.values():
+            invite = Invite(**json.loads(text))
+            first_ms, last_ms = self._joined(invite)
+            yield replace(invite, joined_ms=first_ms, seen_ms=last_ms)
+
+    def _joined(self, invite: Invite) -> tuple[int, int]:
+        """When a host came first and last; what it wrote itself and cannot be read says no more than that it came."""
+        try:
+            text: Any = self._client.get(self._keys("joined", invite.name))
+        except redis.ResponseError:  # no text
+            text = ""
+        found = _JOINED.fullmatch("0|0" if text is None else text)
+        return (int(found[1]), int(found[2])) if found else (invite.created_ms, invite.created_ms)
+
+
+def invited_names(client: Any, prefix: str) -> set[str]:
+    """Names of the invited hosts; none for a user who may not know them."""
+    try:
+        return set(client.hkeys(Keys(prefix)("invites")))
+    except redis.exceptions.NoPermissionError:
+        return set()
 
 
 _LIVE = ("joined_ms", "seen_ms", "connections")

@@ -71,8 +71,9 @@ STATE_KEYS: Mapping[str, Rights] = {
     "log": Rights("", "rw", "r", own="rw"),
     # An agent says that its host is there, and answers orders to it.
     "hosts": Rights("rw", "rw", "r"),
-    "host": Rights("r", "rw", "r", host="rw"),
+    "host": Rights("", "rw", "r", host="rw"),
     "answer": Rights("", "rw", "r", host="rw"),
+    "seal": Rights("", "rw", host="w"),  # whoever can read it can give orders to the host
     # Only the owner of the server invites and revokes.
     "invites": Rights(),
     "joined": Rights(host="rw"),
@@ -95,9 +96,10 @@ _EXPIRES = ("spec", "prompts", "feeds")
 BROKER_KEYS: Mapping[str, Rights] = {
     "gpu.{}": Rights("w", "rw", "", own="rw"),  # a ticket may be sent to anybody, and taken by its worker alone
     "host.{}": Rights("", "rw", host="rw"),  # orders to a host's agent, for it to take
-    "unacked": Rights("rw", "rw", "r"),
-    "unacked_index": Rights("rw", "rw", "r"),
-    "unacked_mutex": Rights("rw", "rw"),
+    # Nobody: whoever wrote there could have any consumer put any message into any queue.  Ours use none of them (`tasks.broker`).
+    "unacked": Rights(),
+    "unacked_index": Rights(),
+    "unacked_mutex": Rights(),
     "_kombu.binding.celery.pidbox": Rights("rw", "rw", "rw"),
     "_kombu.binding.reply.celery.pidbox": Rights("rw", "rw", "rw"),
     "_kombu.binding.celeryev": Rights("w", "rw", "rw"),
@@ -126,7 +128,7 @@ _BLOB_KEYS: Mapping[str, Rights] = {
 }
 
 _SCRIPTS = ("eval", "evalsha", "script|load", "script|exists")
-_CONNECTION = ("ping", "echo", "select", "info", "time", "client|setname", "client|id", "multi", "exec", "discard", "watch", "unwatch")
+_CONNECTION = ("ping", "echo", "info", "time", "client|setname", "client|id", "multi", "exec", "discard", "watch", "unwatch")
 _READING = (
     "exists", "get", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hvals", "llen", "lrange", "mget", "pttl", "scard",
     "sismember", "smembers", "sinter", "strlen", "ttl", "zcard", "zinter", "zrange", "zrangebyscore", "zrevrange", "zrevrangebyscore",
@@ -163,6 +165,8 @@ class UserScope:
     """Of a worker's user: the host whose workers it is for; empty: of any host."""
     database: int = 0
     """Number in the state server's URL; Celery's channels contain it."""
+    selectable: tuple[int, ...] = ()
+    """Numbers of the databases that it may use on the server that the rules are for; none: ``database`` alone."""
 
 
 def acl_rules(role: Role, place: Place, scope: UserScope) -> list[str]:
@@ -176,6 +180,8 @@ def acl_rules(role: Role, place: Place, scope: UserScope) -> list[str]:
         One rule an element; a selector ``( ... )`` is one, too.
     """
     rules = ["resetkeys", "resetchannels", "clearselectors", "-@all"]
+    if role != "master":  # rules know no databases: with another number these keys would be those of another cluster
+        rules += [f"+select|{number}" for number in scope.selectable or (scope.database,)]
     if place != "blobs":
         rules += _state_rules(role, scope)
     if place != "state":
@@ -199,6 +205,8 @@ def _state_rules(role: Role, scope: UserScope) -> list[str]:
     ]
     if role == "worker":
         rules.append(f"({' '.join(f'%W~{_glob(scope.prefix + templates[name])}' for name in _EXPIRES)} +expire)")
+    else:  # which hosts were invited, and nothing else of the invitations: `state.hosts` believes those less
+        rules.append(f"(%R~{scope.prefix}{templates['invites']} +hkeys)")
     return rules
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -38,6 +38,8 @@ class ServerUsers:
     place: Place
     url: str
     """For messages; its password is not shown."""
+    databases: tuple[int, ...] = ()
+    """See `UserScope.selectable`."""
 
     def may_change(self) -> bool:
         """Whether this connection may change users; an invited host's never may, and is not let ask where a relay lies between."""
@@ -65,9 +67,18 @@ class ServerUsers:
     def _refuse(self, reason: str, remedy: str) -> None:
         raise DoorRefused(what=f"the {self.place} Redis at {redact_url(self.url)}", reason=reason, remedy=remedy)
 
-    def put(self, name: str, secret_hash: str, role: Role, scope: UserScope) -> None:
-        """Make a user, or make it anew; rules it had before are gone."""
-        self.client.execute_command("ACL", "SETUSER", name, "reset", "on", f"#{secret_hash}", *acl_rules(role, self.place, scope))
+    def put(self, name: str, secret_hash: str, role: Role, scope: UserScope, client: Any = None) -> None:
+        """Make a user, or make it anew; rules it had before are gone.
+
+        Args:
+            name: of the user.
+            secret_hash: as `hashed` gives it.
+            role: see `access.roles`.
+            scope: whose keys.
+            client: a transaction of this server that the change becomes part of.
+        """
+        rules = acl_rules(role, self.place, replace(scope, selectable=self.databases))
+        (client or self.client).execute_command("ACL", "SETUSER", name, "reset", "on", f"#{secret_hash}", *rules)
 
     def remove(self, name: str) -> bool:
         """Remove a user and end all its connections; False where there was none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
 import threading
 import time
 import uuid
@@ -31,7 +32,7 @@ from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import choose_engine
 from distributed_comfy.errors import AgentRunning, DistributedComfyError, InviteRefused, WorkerUnknown
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words
+from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words, log_size
 from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
 from tasks.admission import Admission
 from tasks.cluster import Cluster
@@ -82,12 +83,16 @@ class Agent:
         self.settings = cluster.settings
         self.host = self.settings.host_name
         self.incarnation = uuid.uuid4().hex
+        self.seal = secrets.token_hex(32)
+        """Signs the orders of whoever may read it in the table, see `distributed_comfy.host_messages.sign_order`."""
         self.lock = threading.RLock()
         self.configuration = HostConfiguration()
         self._launcher = Launcher(self.settings, servers, file.path.parent, facts.survivors, facts.surroundings)
         self._workers: dict[str, SupervisedWorker] = {}
         self._plans: dict[str, Plan] = {}
         self._running_as: dict[str, Plan] = {}
+        self._said_before: dict[str, int] = {}
+        """How long each worker's log was when it was started."""
         self._leaving: set[str] = set()
         self._telling = threading.Lock()
         self._ending = threading.Event()
@@ -107,7 +112,7 @@ class Agent:
         """
         self.use(self.file.read_or_empty())
         record = self.record()
-        self.cluster.hosts.take(record, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
+        self.cluster.hosts.take(record, self.seal, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
         with self.lock:
             for survivor in self._launcher.find_survivors():
                 self._adopt(survivor)
@@ -136,7 +141,7 @@ class Agent:
         self._ending.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        if self.shut_out is None:
+        if self.shut_out is None and not self._ailing:  # a table that hangs would be waited for
             with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
                 self.cluster.hosts.leave(self.host)
 
@@ -246,11 +251,15 @@ class Agent:
 
     def _supervise(self, name: str) -> SupervisedWorker:
         return SupervisedWorker(
-            name, lambda: self._launch(name), lambda: last_words(self._launcher.folder(name)), self.settings.drain_timeout_s
+            name,
+            lambda: self._launch(name),
+            lambda: last_words(self._launcher.folder(name), self._said_before.get(name, 0)),
+            self.settings.drain_timeout_s,
         )
 
     def _launch(self, name: str) -> Any:
         plan = self._plans[name]
+        self._said_before[name] = log_size(self._launcher.folder(name))
         process = self._launcher.launch(name, plan)
         self._running_as[name] = plan
         where = f"cores {format_cpus(plan.placement.cores)}" if plan.placement.cores else "no cores of its own"
@@ -345,7 +354,7 @@ class Agent:
                 return
             self._told = record
             self._due["renew"] = time.monotonic() + self.settings.renew_interval_s
-            if other := self.cluster.hosts.renew(record):
+            if other := self.cluster.hosts.renew(record, self.seal):
                 log.warning("%s", AgentRunning(host=other.host, pid=other.pid, user=other.user))
 
     # -- the thread ------------------------------------------------------------------------------------------------------

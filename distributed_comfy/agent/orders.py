@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from distributed_comfy.agent.agent import Agent
@@ -13,6 +14,8 @@ from tasks.names import default_worker_name
 _CHANGES = ("add", "edit", "remove")
 """These can make the host start any program."""
 
+_ASKS = ("drain", "resume", "clear-memory")
+
 Deed = Callable[[HostOrder], str]
 
 
@@ -20,7 +23,7 @@ class HostOrders:
     """Carries out orders on an agent.
 
     Args:
-        agent: of this host.
+        agent: of this host; orders from elsewhere are signed with its seal.
         secret: with which the user's own commands on this host sign theirs.
     """
 
@@ -37,18 +40,22 @@ class HostOrders:
         """Carry out one order.
 
         Raises:
-            OrderRefused: it comes from elsewhere and would change the configuration, or makes no sense now.
+            OrderRefused: nobody who may steer this host has signed it, it comes from elsewhere and would change the configuration, or it
+                makes no sense now.
             WorkerUnknown: this host has no such worker.
             WorkersFileWrong, SettingInvalid: the change, or the file, cannot be used.
         """
-        agent = self._agent
-        if order.verb in _CHANGES and not agent.remote_configuration and not is_signed(order, self._secret):
+        agent, of_own_user = self._agent, is_signed(order, self._secret)
+        if not of_own_user and not is_signed(order, agent.seal):
+            raise OrderRefused(what=f"workers {order.verb}", reason=f"it is not signed with the seal of host {agent.host}; send it again")
+        if order.verb in _CHANGES and not agent.remote_configuration and not of_own_user:
             reason = (
                 f"host {agent.host} does not let others change its configuration; do it there, or let them with "
                 f'`distributed-comfy up --remote-configuration` or "remote_configuration": true in {agent.file.path}'
             )
             raise OrderRefused(what=f"workers {order.verb}", reason=reason)
-        with agent.lock:
+        # What asks the table waits for a server that may hang, and whoever looks after the processes must not wait with it.
+        with nullcontext() if order.verb in _ASKS else agent.lock:
             text = self._deeds[order.verb](order)
             facts: dict[str, Any] = {"host": agent.host, "worker": order.worker}
             if order.verb == "config":

@@ -17,7 +17,8 @@ from typing import Protocol
 from distributed_comfy.agent.rotated_log import RotatedLog, pump
 from distributed_comfy.engine.launch import status_in_words
 from distributed_comfy.errors import InviteRefused
-from distributed_comfy.orchestrator.worker_command import WORKER_LOG, end_signal, start_worker
+from distributed_comfy.orchestrator.worker_command import GO_AHEAD, WORKER_LOG, end_signal, start_worker
+from distributed_comfy.private_file import append_privately
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class SurvivingProcess:
 
     @classmethod
     def start(cls, survivor: Survivor, environment: Mapping[str, str], folder: Path, file: Path) -> SurvivingProcess:
-        """Start one.
+        """Start one.  It waits until it is written down, and ends if this process dies before: nobody would know of it.
 
         Args:
             survivor: its pid and start are filled in here.
@@ -130,13 +131,16 @@ class SurvivingProcess:
         Raises:
             OSError: it cannot be started, or not be written down.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / WORKER_LOG).open("ab") as output:
+        with append_privately(folder / WORKER_LOG) as output:
             child = start_worker(survivor.name, environment, output, outlives=True)
-        known = Survivor(**{**asdict(survivor), "pid": child.pid, "started": process_start(child.pid) or ""})
-        partial = file.with_suffix(".part")
-        partial.write_text(json.dumps(asdict(known)), encoding="utf-8")
-        os.replace(partial, file)
+        assert child.stdin is not None
+        with child.stdin:
+            known = Survivor(**{**asdict(survivor), "pid": child.pid, "started": process_start(child.pid) or ""})
+            partial = file.with_suffix(".part")
+            partial.write_text(json.dumps(asdict(known)), encoding="utf-8")
+            os.replace(partial, file)
+            with suppress(BrokenPipeError):  # it has ended already, which the next look sees
+                os.write(child.stdin.fileno(), GO_AHEAD)
         return cls(known, file, child)
 
     @classmethod

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from distributed_comfy.private_file import append_privately
+
 LIMIT_BYTES = 10 * 2**20
 KEPT = 2
 """Files kept beside the one that is written to: ``worker.log.1`` is the one before, ``.2`` the one before that."""
@@ -21,36 +23,41 @@ class RotatedLog:
         self._path = path
         self._limit_bytes = limit_bytes
         self._kept = kept
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO | None = None
+        self._size = 0
         self._open()
 
     def write(self, data: bytes) -> None:
         """Append some bytes.
 
         Raises:
-            OSError: the disk is full, or the folder is gone.
+            OSError: the disk is full, or the folder cannot be made again; the next call tries anew.
         """
         while data:
+            file = self._file or self._open()
             room = self._limit_bytes - self._size
             part = data if len(data) <= room else data[: data.rfind(b"\n", 0, max(room, 0)) + 1]
             if not part and not self._size:
                 part = data[: self._limit_bytes]  # a line that is longer than a file
-            self._file.write(part)
+            file.write(part)
             self._size += len(part)
             data = data[len(part) :]
             if data:
-                self._file.close()
+                self.close()
                 age(self._path, self._kept)
-                os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
-                self._open()
+                with suppress(FileNotFoundError):  # somebody has tidied up
+                    os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
 
     def close(self) -> None:
-        """Write no more."""
-        self._file.close()
+        """Write no more, or into a new file."""
+        file, self._file, self._size = self._file, None, 0
+        if file is not None:
+            file.close()
 
-    def _open(self) -> None:
-        self._file: BinaryIO = self._path.open("ab", buffering=0)
-        self._size = self._file.tell()
+    def _open(self) -> BinaryIO:
+        self._file = file = append_privately(self._path)
+        self._size = file.tell()
+        return file
 
 
 def age(path: Path, kept: int = KEPT) -> None:
@@ -83,7 +90,7 @@ def pump(source: IO[bytes], target: RotatedLog, name: str) -> threading.Thread:
     def copy() -> None:
         with source:
             while data := os.read(source.fileno(), _READ_BYTES):
-                with suppress(OSError):
+                with suppress(OSError, ValueError):  # whatever becomes of its log, the worker must be able to go on printing
                     target.write(data)
         target.close()
 

@@ -18,7 +18,7 @@ _SECOND_REQUEST_S = 0.5
 Launch = Callable[[], WorkerProcess]
 """Starts the worker's process; raises `OSError`."""
 LastWords = Callable[[], str]
-"""What the worker's log says of its end."""
+"""What the worker's log says of its end, of this life of it."""
 
 
 class SupervisedWorker:
@@ -117,6 +117,7 @@ class SupervisedWorker:
         """What the table says of the worker; of another process of that name it says nothing."""
         live = state is not None and state.state != "lost" and self.process is not None and state.facts.pid == self.process.pid
         if live and self._seen is None:
+            self.reason = ""  # of the life before
             log.info("worker %s: running", self.name)
         self._seen = state if live else None
 

@@ -21,6 +21,7 @@ from distributed_comfy.engine.locate import choose_engine
 from distributed_comfy.errors import AgentRunning, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.settings import EngineName, Settings, child_environment
 from distributed_comfy.state.records import HostDevice
 from distributed_comfy.state.server_process import write_secret
@@ -121,11 +122,12 @@ def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
     log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, agent.servers.shown, agent.file.path)
     consumer = HostConsumer(agent.cluster, agent.host, HostOrders(agent, local.secret).obey)
     agent.start()
-    try:
-        yield AgentCheck(agent, consumer)
-    finally:
-        consumer.stop()
-        agent.end()
+    with sweeping(agent.servers, agent.settings.key_prefix):
+        try:
+            yield AgentCheck(agent, consumer)
+        finally:
+            consumer.stop()
+            agent.end()
     if agent.shut_out is not None:
         raise agent.shut_out
 

@@ -3,17 +3,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 200
 """Columns of a table that no terminal shows."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys instead of showing it, apart from tab and new line: names, reasons and logs come from other hosts."""
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Of these what JSON may have as it is."""
 
 
 class Output:
@@ -78,7 +84,8 @@ class Output:
     def result(self, value: Any) -> None:
         """The result as JSON; nothing where it is text."""
         if self.as_json:
-            self.results.print(Text(json.dumps(value, ensure_ascii=False)), soft_wrap=True)
+            text = _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+            self.results.print(Text(text), soft_wrap=True)
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
@@ -91,8 +98,21 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
     return table
 
 
+def shown(text: str) -> str:
+    """Text as it may be printed: what a terminal would obey has become a question mark."""
+    return _CONTROL.sub("?", text)
+
+
 class _Terminal(Console):
-    """Rich ends the thread that writes to a closed pipe, by SystemExit; whoever waits for that thread's work would wait for ever."""
+    """Prints no control characters but Rich's own, whatever is printed.
+
+    Rich ends the thread that writes to a closed pipe, by SystemExit; whoever waits for that thread's work would wait for ever.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """All that is ever printed passes here, in pieces of one style."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
 
     def on_broken_pipe(self) -> None:
         """Called while the error is handled."""

@@ -251,8 +251,9 @@ def _kept(cluster: Cluster, host: str, worker: str) -> HostWorker | None:
 
 
 def _keeper(cluster: Cluster, worker: str) -> str:
-    """The host whose agent has this worker; empty where none has."""
-    return next((record.host for record in cluster.hosts.hosts() if any(own.name == worker for own in record.workers)), "")
+    """The host whose agent has this worker; empty where none has.  Where several say so, one that the worker is called after."""
+    found = [record.host for record in cluster.hosts.hosts() if any(own.name == worker for own in record.workers)]
+    return min(found, key=lambda host: (not worker.startswith(f"{host}-"), host), default="")
 
 
 def _host_name(cluster: Cluster, host: str | None) -> str:

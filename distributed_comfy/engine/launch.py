@@ -12,6 +12,7 @@ from typing import Any
 from distributed_comfy.engine.boot import NEEDED
 from distributed_comfy.engine.locate import device_environment
 from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.private_file import append_privately, make_private_folder
 
 BOOT_FILE = Path(__file__).with_name("boot.py")
 _PACKAGE = Path(__file__).parents[1]
@@ -27,8 +28,8 @@ def spawn(options: EngineOptions) -> subprocess.Popen[bytes]:
         OSError: the interpreter cannot be started.
         SettingInvalid: the device is not there.
     """
-    options.folder.mkdir(parents=True, exist_ok=True)
-    with options.log_file.open("ab") as log:
+    make_private_folder(options.folder)
+    with append_privately(options.log_file) as log:
         return subprocess.Popen(
             [options.python, str(BOOT_FILE), str(options.log_file), *import_folders()],
             stdin=subprocess.PIPE,

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from distributed_comfy.log_lines import plain
+from distributed_comfy.private_file import make_private_folder
 
 LOG_LIMIT_BYTES = 5 * 2**20
 """A longer log is put aside when the engine starts."""
@@ -20,7 +21,7 @@ class EngineLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
             os.replace(path, path.with_name(path.name + ".1"))
         self._start = path.stat().st_size if path.exists() else 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from distributed_comfy.errors import DistributedComfyError, RemoteError, RunInterrupted, from_wire
 from distributed_comfy.log_lines import plain
+from distributed_comfy.private_file import append_privately, make_private_folder
 from distributed_comfy.settings import Settings, child_environment
 
 _POLL_S = 0.05
@@ -44,12 +45,12 @@ def start_detached(settings: Settings, arguments: Sequence[str], stop: threading
         RunInterrupted: ``stop`` was set.
     """
     folder = settings.runtime_folder / "detached"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     _remove_old_logs(folder)
     name = secrets.token_hex(6)
     log_file, announcement = folder / f"{name}.log", folder / f"{name}.json"
     command = [sys.executable, "-m", "distributed_comfy", "run", *arguments, "--announce", str(announcement)]
-    with log_file.open("wb") as log:
+    with append_privately(log_file) as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(settings), start_new_session=True
         )

@@ -70,11 +70,22 @@ def invites_of(settings: Settings) -> Iterator[tuple[Invites, Servers]]:
         ClusterUnavailable: no Redis, or one whose users this process may not change.
     """
     refuse_where_joined(settings, "distributed-comfy invite")
-    with redis_servers(settings) as servers, _users(servers) as (users, database):
-        shut = functools.partial(shut_door, servers.folder) if servers.folder else None
-        invites = Invites(users[0], users[1] if len(users) > 1 else None, settings.key_prefix, database=database, shut=shut)
-        invites.check()
+    with redis_servers(settings) as servers, invites_at(servers, settings.key_prefix) as invites:
         yield invites, servers
+
+
+@contextmanager
+def invites_at(servers: Servers, prefix: str) -> Iterator[Invites]:
+    """The invited hosts of the cluster at these servers.
+
+    Raises:
+        ClusterUnavailable: no Redis, or one whose users this process may not change.
+    """
+    with _users(servers) as (users, database):
+        shut = functools.partial(shut_door, servers.folder) if servers.folder else None
+        invites = Invites(users[0], users[1] if len(users) > 1 else None, prefix, database=database, shut=shut)
+        invites.check()
+        yield invites
 
 
 @contextmanager
@@ -82,11 +93,12 @@ def _users(servers: Servers) -> Iterator[tuple[list[ServerUsers], int]]:
     state: Any = connect(servers.redis_url, "DC_REDIS_URL", decode_responses=True)
     blobs: Any = connect(servers.blob_url, "DC_BLOB_URL", decode_responses=True)
     try:
-        database = int(state.connection_pool.connection_kwargs.get("db") or 0)
+        numbers = tuple(int(client.connection_pool.connection_kwargs.get("db") or 0) for client in (state, blobs))
         if state.info("server")["run_id"] == blobs.info("server")["run_id"]:
-            yield [ServerUsers(state, "both", servers.redis_url)], database
+            yield [ServerUsers(state, "both", servers.redis_url, tuple(sorted(set(numbers))))], numbers[0]
         else:
-            yield [ServerUsers(state, "state", servers.redis_url), ServerUsers(blobs, "blobs", servers.blob_url)], database
+            both = ServerUsers(state, "state", servers.redis_url, numbers[:1]), ServerUsers(blobs, "blobs", servers.blob_url, numbers[1:])
+            yield list(both), numbers[0]
     finally:
         state.close()
         blobs.close()
@@ -168,7 +180,7 @@ def _place(settings: Settings, options: InviteOptions, servers: Servers) -> Invi
             reason="it ends with this command, for nothing else uses it",
             remedy="start `distributed-comfy up` (or a worker) first and leave it running, or set DC_REDIS_URL to a server that stays",
         )
-    door: Door = open_door(servers.folder, options.bind or lan_address(), options.port)
+    door: Door = open_door(servers.folder, options.bind or lan_address(), options.port, prefix=settings.key_prefix)
     return InvitePlace(door.url, door.blob_url, door.ca)
 
 

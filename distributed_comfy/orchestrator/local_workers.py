@@ -17,6 +17,7 @@ from distributed_comfy.engine.locate import choose_devices, choose_engine, defau
 from distributed_comfy.errors import EngineStartFailed, RunInterrupted
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import WORKER_LOG, log_tail, start_worker, worker_folder
+from distributed_comfy.private_file import append_privately
 from distributed_comfy.settings import child_environment, read_settings
 from tasks.cluster import Cluster
 
@@ -118,8 +119,8 @@ class LocalWorkers:
         prefix = self._options.name or f"{self._settings.host_name}-run{os.getpid()}"
         name = f"{prefix}-{number + 1}"
         folder = worker_folder(self._settings, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / WORKER_LOG).open("wb") as output:
+        (folder / WORKER_LOG).unlink(missing_ok=True)
+        with append_privately(folder / WORKER_LOG) as output:
             process = start_worker(name, self._environment(device), output)
         return LocalWorker(name, process, folder)
 

@@ -14,6 +14,16 @@ from distributed_comfy.settings import Settings
 
 WORKER_LOG = "worker.log"
 ENGINE_LOG = "engine.log"
+GO_AHEAD = b"."
+_AFTER_GO_AHEAD = """
+import os, sys
+if not os.read(0, 1):
+    sys.exit(1)
+nothing = os.open(os.devnull, os.O_RDONLY)
+os.dup2(nothing, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Becomes the worker, with the same process id; without the byte it ends."""
 _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
@@ -34,14 +44,15 @@ def start_worker(name: str, environment: Mapping[str, str], output: int | IO[byt
         name: under which it registers.
         environment: its settings.
         output: takes what it says.
-        outlives: it goes on when this process ends; otherwise it ends when its standard input closes, however that comes about.
+        outlives: it goes on when this process ends, once it was sent `GO_AHEAD` by its standard input; otherwise it ends when that
+            closes, however that comes about.
     Raises:
         OSError: no process can be started.
     """
     command = [sys.executable, "-m", "distributed_comfy", "worker", "--name", name]
     return subprocess.Popen(
-        command if outlives else [*command, "--end-with-stdin"],
-        stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
+        [sys.executable, "-I", "-S", "-c", _AFTER_GO_AHEAD, *command] if outlives else [*command, "--end-with-stdin"],
+        stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
         env=dict(environment),
@@ -66,9 +77,22 @@ def log_tail(folder: Path) -> list[str]:
     return [line for name in (WORKER_LOG, ENGINE_LOG) for line in map(plain, _last_lines(folder / name))]
 
 
-def last_words(folder: Path) -> str:
-    """Why a worker says it ended: its last complaint, else its last line that tells of no other thing; empty where there is none."""
-    lines = [(_level(line), plain(line)) for line in _last_lines(folder / WORKER_LOG) if line.strip()]
+def log_size(folder: Path) -> int:
+    """How long a worker's log is now, for `last_words`."""
+    try:
+        return (folder / WORKER_LOG).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def last_words(folder: Path, since: int = 0) -> str:
+    """Why a worker says it ended: its last complaint, else its last line that tells of no other thing; empty where there is none.
+
+    Args:
+        folder: of the worker.
+        since: `log_size` when it was started; what was there before, an earlier life has said.
+    """
+    lines = [(_level(line), plain(line)) for line in _last_lines(folder / WORKER_LOG, since) if line.strip()]
     complaints = [text for _, text in lines if text.startswith(_COMPLAINT)]
     others = [text for level, text in lines if level not in _HARMLESS]
     return _LOGGED.sub("", (complaints or others or [""])[-1]).removeprefix(_COMPLAINT)
@@ -80,10 +104,11 @@ def _level(line: str) -> str:
     return found[1] if found else ""
 
 
-def _last_lines(path: Path) -> list[str]:
+def _last_lines(path: Path, since: int = 0) -> list[str]:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            size = path.stat().st_size
+            file.seek(max(since if since <= size else 0, size - _TAIL_BYTES))  # a shorter one was begun anew since
             return file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
     except FileNotFoundError:
         return []

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MOST_ARGUMENTS = 2**20
-LARGEST_ARGUMENT_BYTES = 512 * 2**20
-"""As the server has it by default (``proto-max-bulk-len``)."""
+LARGEST_ARGUMENT_BYTES = 65 * 2**20
+"""A little above the largest DC_CHUNK_BYTES.  A server makes room for an argument as soon as its length is announced."""
 _LONGEST_HEADER_BYTES = 16
 _HEADER = re.compile(rb"[*$](?:0|[1-9]\d{0,9})")
 

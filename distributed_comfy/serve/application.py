@@ -1,6 +1,7 @@
 """The HTTP application of `distributed-comfy serve`, and its server in a thread or in the foreground."""
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,11 +13,13 @@ from aiohttp import web
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.relay.address import is_loopback
+from distributed_comfy.relay.rules import Judge
 from distributed_comfy.relay.wire import Database
+from distributed_comfy.serve.guarded import HEAD_TIMEOUT_S, Guard, tell_guard
 from distributed_comfy.serve.host_rules import host_judge
 from distributed_comfy.serve.redis_door import redis_address
 from distributed_comfy.serve.relay import Relay
-from distributed_comfy.serve.rules import Judge
+from distributed_comfy.state.door import allow_open_files
 
 RELAY = web.AppKey("relay", Relay)
 
@@ -50,7 +53,7 @@ def make_relay(servers: Servers, prefix: str, *, allow_plain: bool = False) -> R
 
 def make_application(relay: Relay) -> web.Application:
     """An application with the relay's routes alone; others may be added before it starts."""
-    application = web.Application()
+    application = web.Application(middlewares=[tell_guard])
     application[RELAY] = relay
     application.add_routes(relay.routes())
     application.on_shutdown.append(_end_relay)
@@ -69,19 +72,26 @@ async def listening(application: web.Application, options: ServeOptions) -> Asyn
         SettingInvalid: cannot listen there, or the certificate cannot be used.
     """
     context = _tls_context(options)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=3.0)
+    runner, guard = web.AppRunner(application, access_log=None, shutdown_timeout=3.0), Guard()
     await runner.setup()
+    listener: asyncio.Server | None = None
     try:
-        site = web.TCPSite(runner, options.host, options.port, ssl_context=context, reuse_address=True)
+        server, shake_s = runner.server, HEAD_TIMEOUT_S if context else None
+        assert server is not None
+        allow_open_files()
         try:
-            await site.start()
+            listener = await asyncio.get_running_loop().create_server(
+                lambda: guard.handler(server), options.host, options.port, ssl=context, ssl_handshake_timeout=shake_s, reuse_address=True
+            )
         except OSError as error:
             name = "--port" if is_loopback(options.host) or options.host in ("0.0.0.0", "::") else "--host"
             raise SettingInvalid(name=name, reason=f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from error
-        port = runner.addresses[0][1]
+        port = listener.sockets[0].getsockname()[1]
         shown = f"[{options.host}]" if ":" in options.host else options.host
         yield f"{'https' if context else 'http'}://{shown}:{port}"
     finally:
+        if listener is not None:
+            listener.close()
         await runner.cleanup()
 
 

@@ -7,21 +7,23 @@ Wider than the host itself, each for a reason:
 
 - Jobs, items, prompts and feeds are read by whoever runs them, and which these are is decided by the table, not here.
 - Tickets may be put into every worker's queue: a script says whom to call, and the caller sends the tickets.
-- Every worker is the reaper at times.  It removes queues of workers that are gone and their unacknowledged tickets; a ticket that is lost
-  so costs one tick of the reaper.
+- Every worker is the reaper at times.  It removes queues of workers that are gone; a ticket that is lost so costs one tick of the reaper.
 """
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 
+from distributed_comfy import __version__
+from distributed_comfy.relay.rules import Form, FormJudge, connection_forms, form, gather
 from distributed_comfy.relay.wire import Database
-from distributed_comfy.serve.rules import Form, FormJudge, connection_forms, form, gather
 from distributed_comfy.state.connection import HOST_USER
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.scripts import script_source
 from distributed_comfy.transport.blobs import BlobKeys
-from tasks.broker_scripts import MUTEX_SCRIPT, REFRESH_SCRIPT, SWEEP_SCRIPT
+from tasks.broker_scripts import REFRESH_SCRIPT, SWEEP_SCRIPT
 
 OF_WORKER = ("claim", "complete", "give_back", "register", "renew", "status", "log")
 """Scripts whose first argument is the worker that calls."""
@@ -29,6 +31,9 @@ OF_ALL = ("reap", "serve")
 """Scripts that name no caller: any process may be the reaper or match capabilities."""
 STEERS_ITSELF = ("suspend", "leave")
 """Orders of `steer` that a worker gives itself."""
+
+_ONLY_OURS = f" (only the scripts of distributed-comfy {__version__} pass, as this end has them, so a worker needs the same version)"
+_HINTS = dict.fromkeys((b"EVAL", b"EVALSHA", b"SCRIPT"), _ONLY_OURS)
 
 _NUMBER = re.compile(rb"\d{1,20}")
 _SECONDS = re.compile(rb"\d{1,4}(\.\d{1,6})?")
@@ -53,11 +58,23 @@ def host_judge(prefix: str, database: Database, database_number: int, user: str,
         user: as which Redis knows it.
         secret: with which the connection was opened.
     """
+    return judge_of_prefixes((prefix,), database, database_number, user, secret)
+
+
+def judge_of_prefixes(
+    prefixes: Iterable[str], database: Database, database_number: int, user: str, secret: str
+) -> FormJudge | None:
+    """The same, where it is not known which of some prefixes the host's cluster has; keys of the others are not for its user anyway."""
     host = host_of(user)
     if not host:
         return None
-    special = _blob_forms(prefix) if database == "blobs" else _StateForms(prefix, host).all()
-    return FormJudge(gather([*connection_forms(user, secret, database_number), *special]))
+    special = [entry for prefix in prefixes for entry in _special_forms(prefix, database, host)]
+    return FormJudge(gather([*connection_forms(user, secret, database_number), *special]), _HINTS)
+
+
+@lru_cache(maxsize=256)
+def _special_forms(prefix: str, database: Database, host: str) -> tuple[tuple[str, Form], ...]:
+    return tuple(_blob_forms(prefix) if database == "blobs" else _StateForms(prefix, host).all())
 
 
 def _blob_forms(prefix: str) -> list[tuple[str, Form]]:
@@ -86,7 +103,7 @@ class _StateForms:
 
     def all(self) -> list[tuple[str, Form]]:
         """Everything."""
-        return [*self._scripts(), *self._table(), *self._tickets(), *self._unacknowledged(), *self._remote_control(), *self._agent()]
+        return [*self._scripts(), *self._table(), *self._tickets(), *self._remote_control(), *self._agent()]
 
     def _scripts(self) -> list[tuple[str, Form]]:
         own = re.compile(self._own)
@@ -110,7 +127,6 @@ class _StateForms:
         deadlines = self._broker(rb"_kombu\.binding_deadlines")
         prefixes = [self._broker(rb"_kombu\.binding" + part) for part in (rb"\.", rb"_permanent\.")]
         return [
-            (MUTEX_SCRIPT, form("1", self._broker(rb"unacked_mutex"), open_end=True)),
             (REFRESH_SCRIPT, form("2", self._bindings(), deadlines, self._bound(), "celery.pidbox", _NUMBER, open_end=True)),
             (SWEEP_SCRIPT, form("1", deadlines, *prefixes, open_end=True)),
         ]
@@ -130,6 +146,7 @@ class _StateForms:
             ("SMEMBERS", form(self._keys("workers"))),
             ("HGETALL", form(one[0])),
             ("HVALS", form(one[1])),
+            ("HEXISTS", form(self._of_table("claims", self._own), re.compile(_ID))),  # whether an item was taken away, as a message says
             ("PTTL", form(one[2])),
             ("GET", form(one[3])),
             ("HGETALL", form(self._keys("sigs"))),
@@ -155,14 +172,6 @@ class _StateForms:
             ("DEL", form(self._broker(rb"gpu\." + _NAME))),
         ]
 
-    def _unacknowledged(self) -> list[tuple[str, Form]]:
-        held, index = self._broker(rb"unacked"), self._broker(rb"unacked_index")
-        return [
-            *[(name, form(held, open_end=True)) for name in ("HSET", "HDEL", "HGET", "HSCAN", "WATCH")],
-            *[(name, form(index, open_end=True)) for name in ("ZADD", "ZREM", "ZRANGE", "ZREVRANGEBYSCORE")],
-            ("SET", form(self._broker(rb"unacked_mutex"), re.compile(rb"[0-9a-f]{32}"), "NX", "PX", _NUMBER)),
-        ]
-
     def _remote_control(self) -> list[tuple[str, Form]]:
         """A worker hears orders and answers them; it gives none, so nothing goes out on the channel that reaches all workers."""
         box, answers = self._broker(self._box() + _PRIORITY), rb"[0-9a-f-]{36}\.reply\.celery\.pidbox"
@@ -183,12 +192,13 @@ class _StateForms:
         own = self._broker(rb"host\." + self._host + _PRIORITY)
         record = self._of_table("host", self._host)
         answer = re.compile(_like_pair(self._keys("answer", "*", "+").encode(), self._host, _ID))
-        name, joined = re.compile(self._host), self._of_table("joined", self._host)
+        name, joined, seal = re.compile(self._host), self._of_table("joined", self._host), self._of_table("seal", self._host)
         return [
             *[("SET", form(key, open_end=True)) for key in (record, answer)],
             *[("GET", form(key)) for key in (record, answer)],
             ("PUBLISH", form(answer, open_end=True)),
-            ("DEL", form(record)),
+            ("SET", form(seal, re.compile(rb"[0-9a-f]{32} [0-9a-f]{64}"), "PX", _NUMBER)),
+            *[("DEL", form(key)) for key in (record, seal)],
             *[(change, form(self._keys("hosts"), name)) for change in ("SADD", "SREM")],
             ("GET", form(joined)),  # when it came first, and last
             ("SET", form(joined, re.compile(rb"[0-9|]{1,60}"))),

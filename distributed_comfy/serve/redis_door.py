@@ -14,6 +14,9 @@ from distributed_comfy.relay.wire import HANDSHAKE_S, MESSAGE_BYTES, CloseCode
 
 _WRONG_LOGIN = re.compile(rb"-(WRONGPASS|NOAUTH|ERR (invalid|AUTH|Client sent AUTH))", re.IGNORECASE)
 
+_ALIVE = re.compile(rb"\+PONG|-(NOAUTH|NOPERM|DENIED)\b")
+"""Not BUSY, LOADING, MASTERDOWN and the like: it does nothing for anybody then."""
+
 
 class LoginRefused(Exception):
     """Redis does not know the user, or not with this secret."""
@@ -33,6 +36,8 @@ class RedisAddress:
     """Of its Unix socket, where it has one."""
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     database: int = 0
+    login: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Of whoever serves: user and secret, or a secret alone, only to ask the server whether it works; who has not logged in is not told."""
 
     @property
     def shown(self) -> str:
@@ -64,14 +69,17 @@ class RedisAddress:
         return stream
 
     async def answers(self) -> bool:
-        """Whether something there speaks as Redis does, to whoever asks."""
+        """Whether there is a Redis that works."""
         try:
             stream = await self._connect()
         except RedisAway:
             return False
         try:
+            if self.login:
+                stream.writer.write(make_request(b"AUTH", *(part.encode() for part in self.login)))
+                await asyncio.wait_for(stream.reader.readline(), HANDSHAKE_S / 4)  # a wrong one is told by the next answer
             stream.writer.write(make_request(b"PING"))
-            return (await asyncio.wait_for(stream.reader.readline(), HANDSHAKE_S / 4))[:1] in (b"+", b"-")
+            return _ALIVE.match(await asyncio.wait_for(stream.reader.readline(), HANDSHAKE_S / 4)) is not None
         except (OSError, TimeoutError, asyncio.TimeoutError):
             return False
         finally:
@@ -91,14 +99,15 @@ class RedisAddress:
 
 
 def redis_address(url: str) -> RedisAddress:
-    """The address in a ``redis://``, ``rediss://`` or ``unix://`` URL; its user and secret are left out."""
+    """The address in a ``redis://``, ``rediss://`` or ``unix://`` URL; its user and secret are for `RedisAddress.login` alone."""
     parts = urlsplit(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    login = tuple(unquote(part) for part in (parts.username, parts.password) if part)
     if parts.scheme == "unix":
-        return RedisAddress(path=unquote(parts.path), database=int(query.get("db", 0)))
+        return RedisAddress(path=unquote(parts.path), database=int(query.get("db", 0)), login=login)
     database = parts.path.strip("/") or query.get("db", "0")
     tls = _tls_context(query) if parts.scheme == "rediss" else None
-    return RedisAddress(parts.hostname or "localhost", parts.port or 6379, tls=tls, database=int(database))
+    return RedisAddress(parts.hostname or "localhost", parts.port or 6379, tls=tls, database=int(database), login=login)
 
 
 def _tls_context(query: dict[str, str]) -> ssl.SSLContext:

@@ -13,6 +13,8 @@ from aiohttp import web
 
 from distributed_comfy import __version__
 from distributed_comfy.relay.carrying import Stream, Traffic, carry
+from distributed_comfy.relay.gate import Gate, Refusals, Replies
+from distributed_comfy.relay.rules import Judge, JudgeOf
 from distributed_comfy.relay.wire import (
     DATABASES,
     HANDSHAKE_S,
@@ -24,9 +26,7 @@ from distributed_comfy.relay.wire import (
     Database,
 )
 from distributed_comfy.serve.doorman import Attempts, Login, Refused, accepted_protocols, address_of, check_way, login_of
-from distributed_comfy.serve.gate import Gate, Refusals, Replies
 from distributed_comfy.serve.redis_door import LoginRefused, RedisAddress, RedisAway
-from distributed_comfy.serve.rules import Judge, JudgeOf
 
 log = logging.getLogger(__name__)
 

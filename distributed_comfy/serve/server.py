@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.relay.address import is_loopback
 from distributed_comfy.serve.application import ServeOptions, listening, make_application, make_relay
 from distributed_comfy.serve.tunnel import open_tunnel
@@ -41,7 +42,7 @@ def serve_relay(settings: Settings, options: ServeOptions, ready: Callable[[Serv
     Raises:
         SettingInvalid, ClusterUnavailable, TunnelMissing: at the start.
     """
-    with redis_servers(settings) as servers:
+    with redis_servers(settings) as servers, sweeping(servers, settings.key_prefix):
         asyncio.run(_serve(servers, settings.key_prefix, options, ready, stop))
 
 

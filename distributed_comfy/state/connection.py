@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -12,6 +13,7 @@ from redis.retry import Retry
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
+    RedisBusy,
     RedisForbids,
     RedisRefused,
     RedisRefusesWrites,
@@ -30,6 +32,8 @@ OLDEST_SERVER = (6, 2)
 
 _FORBIDDEN_IN_SCRIPT = "user executing the script can't"
 _UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+_BUSY = re.compile(r"(^|: )BUSY ")
+"""Alone, or behind what redis-py says of a pipeline."""
 _RETRIES = 4
 _RETRIES_AT_FIRST = 1
 """A server that was never reached is more likely absent than restarting; nobody should wait long to hear it."""
@@ -67,6 +71,7 @@ def connect(url: str, setting: str, *, decode_responses: bool = False, socket_ti
         client = redis.Redis.from_url(
             url,
             decode_responses=decode_responses,
+            encoding_errors="replace",  # other hosts write there, too: what is no text must not end who reads it
             protocol=2,  # what the parsers of replies here are written for, whatever redis-py's default becomes
             socket_timeout=socket_timeout_s,
             # No health_check_interval: its PING has retries of its own, inside those of the command (25 tries instead of 5).
@@ -95,6 +100,8 @@ def in_our_words(error: redis.RedisError, url: str, setting: str) -> ClusterUnav
     text = str(error)
     if isinstance(error, redis.exceptions.NoPermissionError) or _FORBIDDEN_IN_SCRIPT in text:
         return RedisForbids(url=url, reason=text)
+    if isinstance(error, redis.ResponseError) and _BUSY.search(text):
+        return RedisBusy(url=url, reason=text)
     if isinstance(error, _UNWRITABLE) or (isinstance(error, redis.ResponseError) and text.startswith(("MISCONF", "OOM", "READONLY"))):
         return RedisRefusesWrites(url=url, reason=text)
     # Also where it does not know the user any more: it may just have started, and is worth another try (`tasks.admission` counts these).
@@ -154,6 +161,7 @@ def check_server(client: redis.Redis, url: str, setting: str) -> None:
     Raises:
         RedisUnreachable: nobody answers, or something that is not Redis, or one that is still loading its data.
         RedisRefused: it does not accept the user or password, or does not allow this user to ask.
+        RedisBusy: it runs a script that does not end.
         RedisTooOld: its version is below `OLDEST_SERVER`.
         SettingInvalid: it accepts the user but not the rest of the URL, such as the database number.
     """
@@ -165,6 +173,8 @@ def check_server(client: redis.Redis, url: str, setting: str) -> None:
     except (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse) as error:
         raise RedisUnreachable(url=shown, reason=str(error).rstrip(".") or type(error).__name__, setting=setting) from error
     except redis.ResponseError as error:
+        if told := in_our_words(error, shown, setting):
+            raise told from error
         raise SettingInvalid(name=setting, reason=f"{error} (it is {shown})") from error
     version = str(server.get("redis_version", "unknown"))
     if not is_recent_enough(version):

@@ -1,6 +1,8 @@
 """One connection through the door: TLS to whoever came, plain to the server behind; two threads, one for each way.  Standard library only.
 
-    visitor == TLS ==> records --> memory BIO --> SSL object --> plain bytes ==> server        the other way likewise
+    visitor == TLS ==> records --> memory BIO --> SSL object --> plain bytes --> what may pass ==> server     the other way likewise
+
+First it logs in (`state.door_login`).
 
 Through memory, so that one system call moves many records of 16 KiB (a socket with TLS of its own takes two to read each), and neither way
 ever waits for the other: what blocks is always a plain socket.  The interpreter's lock is free during all of that.
@@ -12,43 +14,129 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
+
+from distributed_comfy.relay.requests import NotARequest
+from distributed_comfy.state.door_login import LOGIN_TIMEOUT_S, Admission, BytesLike, JudgeOf, NotLetIn, Passes, Talk, log_in
 
 log = logging.getLogger(__name__)
 
-_HANDSHAKE_TIMEOUT_S = 10.0
-_CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 2**18
 """What is read at once.  Measured: smaller ones cost more calls, larger ones no longer fit the processor's caches."""
 _RECORD_BYTES = 2**14
 """The most that TLS gives at once."""
+_NO_ROOM = b"-ERR max number of clients reached\r\n"
 
 
-def visit(outer: socket.socket, context: ssl.SSLContext, target: int) -> None:
+@dataclass(frozen=True)
+class Reception:
+    """How one of the door's two ports treats whoever comes."""
+
+    context: ssl.SSLContext
+    target: int
+    """Loopback port of the server behind."""
+    judge_of: JudgeOf
+    on_refused: Callable[[str, str, str], None]
+    """Told user, command and reason."""
+    place_of: Callable[[str], AbstractContextManager[None]]
+    """A place among those who have come in, for a user; `NotLetIn` where there is none."""
+
+
+def visit(outer: socket.socket, reception: Reception, come_in: Callable[[], None]) -> None:
     """Carry one connection until either side ends it; closes it.
 
     Args:
         outer: just accepted.
-        context: of the door.
-        target: loopback port of the server behind.
+        reception: see there.
+        come_in: called when it has logged in.
     """
-    with ExitStack() as ending, suppress(OSError):  # how a visitor leaves is nothing to tell; SSLError is one of them
+    with ExitStack() as ending, suppress(OSError, NotLetIn):  # how a visitor leaves is nothing to tell; SSLError is one of them
         ending.callback(outer.close)
         _prepare(outer)
-        tls = _Tls(context)
-        _shake_hands(outer, tls)
+        tls = _Tls(reception.context)
+        give_up = time.monotonic() + LOGIN_TIMEOUT_S
+        _shake_hands(outer, tls, give_up)
+        beginning = _Beginning(outer, tls, reception.target, give_up)
+        ending.callback(beginning.close)
+        admission = log_in(beginning.talk, reception.judge_of, reception.on_refused)
         try:
-            inner = socket.create_connection(("127.0.0.1", target), _CONNECT_TIMEOUT_S)
-        except OSError as error:
-            log.warning("the server behind does not answer: %s", error)
-            return
-        ending.callback(inner.close)
-        _prepare(inner)
-        back = threading.Thread(target=_carry_out, args=(inner, tls, outer), daemon=True)
-        back.start()
-        _carry_in(outer, tls, inner)
-        back.join()
+            ending.enter_context(reception.place_of(admission.user))
+        except NotLetIn:
+            beginning.talk.say(_NO_ROOM)
+            raise
+        come_in()
+        assert beginning.inner is not None
+        _carry(outer, tls, beginning.inner, admission)
+
+
+def _carry(outer: socket.socket, tls: _Tls, inner: socket.socket, admission: Admission) -> None:
+    for side in (outer, inner):
+        side.settimeout(None)
+    outer.sendall(tls.encrypt(admission.greeting))
+    back = threading.Thread(target=_carry_out, args=(inner, tls, outer, admission.to_visitor), daemon=True)
+    back.start()
+    try:
+        _carry_in(outer, tls, inner, admission)
+    except NotARequest as error:
+        log.warning("%s sends what is no request: %s", admission.user, error)
+    _end(outer, inner)
+    back.join()
+
+
+class _Beginning:
+    """The first words of a visitor, before `give_up`; connects to the server when there is something to ask it."""
+
+    def __init__(self, outer: socket.socket, tls: _Tls, target: int, give_up: float) -> None:
+        self.inner: socket.socket | None = None
+        self.talk = Talk(self._hear, self._say, self._ask)
+        self._outer = outer
+        self._tls = tls
+        self._target = target
+        self._give_up = give_up
+        self._records = memoryview(bytearray(_RECORD_BYTES))
+        self._plain = memoryview(bytearray(2 * _RECORD_BYTES))
+        self._size_bytes = 0
+
+    def close(self) -> None:
+        """End the connection to the server, where there is one."""
+        if self.inner is not None:
+            self.inner.close()
+
+    def _hear(self) -> bytes:
+        while True:  # what came with the end of the handshake lies in the TLS object already
+            found, more = self._tls.decrypt(self._records[: self._size_bytes], self._plain)
+            self._size_bytes = 0
+            if found or not more:
+                return bytes(self._plain[:found])
+            self._outer.settimeout(_left_s(self._give_up))
+            self._size_bytes = self._outer.recv_into(self._records)
+            if not self._size_bytes:
+                return b""
+
+    def _say(self, words: BytesLike) -> None:
+        self._outer.settimeout(_left_s(self._give_up))
+        self._outer.sendall(self._tls.encrypt((words,)))
+
+    def _ask(self, request: bytes) -> bytes:
+        if self.inner is None:
+            try:
+                self.inner = socket.create_connection(("127.0.0.1", self._target), _left_s(self._give_up))
+            except OSError as error:
+                log.warning("the server behind does not answer: %s", error)
+                raise
+            _prepare(self.inner)
+        self.inner.settimeout(_left_s(self._give_up))
+        self.inner.sendall(request)
+        reply = b""
+        while b"\n" not in reply:
+            part = self.inner.recv(_RECORD_BYTES)
+            if not part:
+                return b""
+            reply += part
+        return reply
 
 
 class _Tls:
@@ -87,10 +175,12 @@ class _Tls:
                 return size_bytes, False
         return size_bytes, True
 
-    def encrypt(self, content: memoryview) -> bytes:
+    def encrypt(self, pieces: Iterable[BytesLike]) -> bytes:
         """Records with these bytes."""
         with self._turn:
-            self._tls.write(content)
+            for piece in pieces:
+                if piece:
+                    self._tls.write(piece)
             return self._goes.read()
 
     def farewell(self) -> bytes:
@@ -101,48 +191,66 @@ class _Tls:
             return self._goes.read()
 
 
+def _left_s(give_up: float) -> float:
+    """
+    Raises:
+        TimeoutError: it is over; whoever sends a byte now and then gains nothing by it.
+    """
+    left_s = give_up - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
 def _prepare(connection: socket.socket) -> None:
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else one whose host lost its power stays for good
 
 
-def _shake_hands(outer: socket.socket, tls: _Tls) -> None:
+def _shake_hands(outer: socket.socket, tls: _Tls, give_up: float) -> None:
     """
     Raises:
         OSError: it did not come to an end, or not in time.
     """
-    give_up = time.monotonic() + _HANDSHAKE_TIMEOUT_S
     room, done = memoryview(bytearray(_RECORD_BYTES)), False
     while not done:
-        outer.settimeout(max(0.001, give_up - time.monotonic()))
+        outer.settimeout(_left_s(give_up))
         size_bytes = outer.recv_into(room)
         if not size_bytes:
             raise ConnectionResetError("it left during the handshake")
         done, answer = tls.shake(room[:size_bytes])
         outer.sendall(answer)
-    outer.settimeout(None)
 
 
-def _carry_in(outer: socket.socket, tls: _Tls, inner: socket.socket) -> None:
-    """From the visitor to the server."""
+def _carry_in(outer: socket.socket, tls: _Tls, inner: socket.socket, admission: Admission) -> None:
+    """From the visitor to the server.
+
+    Raises:
+        NotARequest: see `Admission`.
+    """
     records, plain = memoryview(bytearray(_PIECE_BYTES)), memoryview(bytearray(_PIECE_BYTES + _RECORD_BYTES))
-    size_bytes, more = 0, True  # the first requests may have come in one piece with the end of the handshake
+    size_bytes, more = 0, True
     with suppress(OSError):
+        _send(inner, admission.into_server(admission.early))
         while more:
             found, more = tls.decrypt(records[:size_bytes], plain)
-            inner.sendall(plain[:found])
+            _send(inner, admission.into_server(plain[:found]))
             size_bytes = outer.recv_into(records) if more else 0
             more = more and size_bytes > 0
-    _end(outer, inner)
 
 
-def _carry_out(inner: socket.socket, tls: _Tls, outer: socket.socket) -> None:
+def _send(connection: socket.socket, pieces: Iterable[BytesLike]) -> None:
+    for piece in pieces:
+        connection.sendall(piece)
+
+
+def _carry_out(inner: socket.socket, tls: _Tls, outer: socket.socket, passes: Passes) -> None:
     """From the server to the visitor."""
     plain = memoryview(bytearray(_PIECE_BYTES))
-    with suppress(OSError):
+    with suppress(OSError, NotARequest):
         while size_bytes := inner.recv_into(plain):
-            outer.sendall(tls.encrypt(plain[:size_bytes]))
+            outer.sendall(tls.encrypt(passes(plain[:size_bytes])))
         outer.sendall(tls.farewell())
     _end(outer, inner)
 

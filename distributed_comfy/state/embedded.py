@@ -38,6 +38,9 @@ LINGER_S = 600.0
 _LOCK_TIMEOUT_S = 150.0
 """A start holds the lock while the server loads its data."""
 _END_TIMEOUT_S = 15.0
+_LEAST_STATE_BYTES = 2**29
+_BOUNDS_CLIENTS = 7
+"""First version that knows ``maxmemory-clients``."""
 _PROBES = 5
 _PROBE_INTERVAL_S = 0.2
 _FOLDER = "redis"
@@ -100,6 +103,8 @@ def start_embedded(
         provider="",
         private=private,
         blob_memory_bytes=blob_memory_bytes or default_blob_memory_bytes(),
+        state_memory_bytes=max(_memory_bytes() // 2, _LEAST_STATE_BYTES),
+        bounds_clients=False,  # `_launch` knows the program
         linger_s=linger_s,
     )
     try:
@@ -243,7 +248,8 @@ def _launch(wanted: Order, providers: Sequence[ServerProvider]) -> tuple[subproc
             tried.append(f"{program}: {unusable}")
             continue
         try:
-            return _run_keeper(replace(wanted, program=str(program), provider=provider.name))
+            bounds_clients = int(program_version(program).split(".")[0]) >= _BOUNDS_CLIENTS
+            return _run_keeper(replace(wanted, program=str(program), provider=provider.name, bounds_clients=bounds_clients))
         except ServerStartFailed as error:
             tried.append(str(error))
     raise NoRedisServer(tried="; ".join(tried) or "no provider", remedy=install_remedy())

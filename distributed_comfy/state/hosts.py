@@ -2,16 +2,24 @@
 
 A record is at the same time the sign of life: it vanishes with the lease.  An answer is kept for a while under the id of its order, so
 that one that is delivered twice gets the same one; whoever waits also hears of it on a channel of the same name.
+
+An invited host writes its own record, and could name workers of other hosts there to be sent their orders: what it says of any but its
+own is left out.
 """
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, Literal
 
-from distributed_comfy.errors import AgentRunning, AgentSilent
+import redis
+
+from distributed_comfy.errors import AgentRunning, AgentSilent, RedisForbids
 from distributed_comfy.host_messages import HostAnswer
 from distributed_comfy.messages import dump, load
 from distributed_comfy.settings import Settings
+from distributed_comfy.state.readable import ReadableRecords
 from distributed_comfy.state.records import HostRecord
 from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.workers import to_ms
@@ -20,21 +28,34 @@ _ANSWER_KEPT_S = 600
 _LOOK_S = 0.5
 """How often whoever waits looks for an answer of which the message was lost."""
 _TAKE_POLL_S = 0.1
+_SEAL_TIMEOUT_S = 2.0
 
 
 class HostTable:
-    """Access to records and answers of agents; safe to use from several threads."""
+    """Access to records and answers of agents; safe to use from several threads.
 
-    def __init__(self, scripts: Scripts, settings: Settings) -> None:
+    Args:
+        scripts: of the state server.
+        settings: of this process.
+        invited: names of the hosts that were invited; nothing where this process may not know them.
+    """
+
+    def __init__(self, scripts: Scripts, settings: Settings, invited: Callable[[], Collection[str]] = tuple) -> None:
         self._scripts = scripts
         self._keys = scripts.keys
         self._client = scripts.client
         self._lease_ms = to_ms(settings.lease_ttl_s)
+        self._invited = invited
+        self._readable = ReadableRecords()
 
     # -- agents ----------------------------------------------------------------------------------------------------------
-    def take(self, record: HostRecord, timeout_s: float) -> None:
+    def take(self, record: HostRecord, seal: str, timeout_s: float) -> None:
         """Become the agent of a host; one that was killed holds its place for one lease.
 
+        Args:
+            record: of the host.
+            seal: what orders to this agent are signed with.
+            timeout_s: how long to wait for another one's end.
         Raises:
             AgentRunning: another one lives.
         """
@@ -44,35 +65,60 @@ class HostTable:
             other = self.host(record.host)
             if other is not None and other.incarnation == record.incarnation:
                 break  # the answer to the first try was lost
-            if other is not None and time.monotonic() > give_up:
-                raise AgentRunning(host=record.host, pid=other.pid, user=other.user)
+            if time.monotonic() > give_up:
+                pid, user = (other.pid, other.user) if other is not None else ("?", "?")  # of another version
+                raise AgentRunning(host=record.host, pid=pid, user=user)
             time.sleep(_TAKE_POLL_S)
-        self._scripts.reply(lambda: self._client.sadd(self._keys("hosts"), record.host))
+        pipe = self._client.pipeline(transaction=False)
+        pipe.set(self._keys("seal", record.host), f"{record.incarnation} {seal}", px=self._lease_ms)
+        pipe.sadd(self._keys("hosts"), record.host)
+        self._scripts.reply(pipe.execute)
 
-    def renew(self, record: HostRecord) -> HostRecord | None:
+    def renew(self, record: HostRecord, seal: str) -> HostRecord | None:
         """Say that the agent lives, and how its host is.
 
+        Args:
+            record: of the host.
+            seal: see `take`.
         Returns:
             The record of another agent that has just said the same of this host: two machines have one name.
         """
         pipe = self._client.pipeline(transaction=False)
         pipe.set(self._keys("host", record.host), dump(record), px=self._lease_ms, get=True)
+        pipe.set(self._keys("seal", record.host), f"{record.incarnation} {seal}", px=self._lease_ms)
         pipe.sadd(self._keys("hosts"), record.host)  # a Redis that came back empty
-        before, _ = self._scripts.reply(pipe.execute)
-        other = load(HostRecord, before) if before else None
+        before, _, _ = self._scripts.reply(pipe.execute)
+        other = self._read(record.host, before)
         return other if other is not None and other.incarnation != record.incarnation else None
 
     def leave(self, host: str) -> None:
         """The agent ends."""
         pipe = self._client.pipeline(transaction=False)
-        pipe.delete(self._keys("host", host))
+        for name in ("host", "seal"):
+            pipe.delete(self._keys(name, host))
         pipe.srem(self._keys("hosts"), host)
         self._scripts.reply(pipe.execute)
 
+    def seal(self, record: HostRecord) -> str:
+        """What orders to a host's agent are signed with; empty where it has none, and for whoever may not give it orders.
+
+        Waits a moment for that of this agent where there is another's: it is written right after the record.
+        """
+        give_up = time.monotonic() + _SEAL_TIMEOUT_S
+        while True:
+            try:
+                text = self._scripts.reply(lambda: self._client.get(self._keys("seal", record.host))) or ""
+            except (RedisForbids, redis.ResponseError):
+                return ""
+            incarnation, _, seal = text.partition(" ")
+            if incarnation == record.incarnation or time.monotonic() >= give_up:
+                return seal
+            time.sleep(_TAKE_POLL_S)
+
     def host(self, host: str) -> HostRecord | None:
-        """The record of one living agent."""
-        text = self._scripts.reply(lambda: self._client.get(self._keys("host", host)))
-        return load(HostRecord, text) if text else None
+        """The record of one living agent, where it can be read."""
+        (found,) = self._of([host])
+        return found if isinstance(found, HostRecord) else None
 
     def hosts(self) -> list[HostRecord]:
         """The records of all living agents, by host; those that died leave the list."""
@@ -86,13 +132,39 @@ class HostTable:
         return self._look()[0]
 
     def _look(self) -> tuple[list[HostRecord], list[str]]:
-        """Records of the living, and the names of those that died."""
+        """Records of the living, apart from those that this process cannot read or may not see; and the names of those that died."""
         names = sorted(self._scripts.reply(lambda: self._client.smembers(self._keys("hosts"))))
-        if not names:
-            return [], []
-        texts = self._scripts.reply(lambda: self._client.mget([self._keys("host", name) for name in names]))
-        found = {name: load(HostRecord, text) for name, text in zip(names, texts, strict=True) if text}
-        return list(found.values()), [name for name in names if name not in found]
+        found = dict(zip(names, self._of(names), strict=True))
+        living = [record for record in found.values() if isinstance(record, HostRecord)]
+        return living, [name for name, record in found.items() if record is None]
+
+    def _of(self, names: list[str]) -> list[HostRecord | Literal["hidden"] | None]:
+        """Of each host its record; None where its agent does not live."""
+        pipe = self._client.pipeline(transaction=False)
+        for name in names:
+            pipe.get(self._keys("host", name))
+        texts = self._scripts.reply(lambda: _unless_failed(pipe.execute(raise_on_error=False)))
+        invited = self._invited() if names else ()
+        return [self._believed(name, text, is_guest=name in invited) for name, text in zip(names, texts, strict=True)]
+
+    def _believed(self, name: str, text: Any, *, is_guest: bool) -> HostRecord | Literal["hidden"] | None:
+        if text is None:
+            return None
+        record = self._read(name, text)
+        if record is None:
+            return "hidden"
+        if not is_guest:
+            return record
+        own = tuple(worker for worker in record.workers if worker.name.startswith(f"{name}-"))
+        others = sorted({worker.name for worker in record.workers} - {worker.name for worker in own})
+        if others:
+            reason = f"the host was invited for workers called {name}-something, and names {others[0]!r}"
+            self._readable.leave_out(f"what host {name} says of the workers of others", reason)
+        return replace(record, workers=own)
+
+    def _read(self, host: str, text: Any) -> HostRecord | None:
+        """None where this process may not see it, or cannot read it."""
+        return self._readable.read(f"host {host}", lambda: _record_of(host, text)) if isinstance(text, str) else None
 
     def now_ms(self) -> int:
         """The clock of Redis."""
@@ -131,3 +203,18 @@ class HostTable:
                 if left_s <= 0:
                     raise AgentSilent(host=host, seconds=f"{timeout_s:g}")
                 self._scripts.reply(lambda: channel.get_message(timeout=min(_LOOK_S, left_s)))  # noqa: B023 - called at once
+
+
+def _record_of(host: str, text: str) -> HostRecord:
+    record = load(HostRecord, text)
+    if record.host != host:
+        raise ValueError(f"it says that it is {record.host!r}")
+    return record
+
+
+def _unless_failed(replies: list[Any]) -> list[Any]:
+    """Replies of which some may be refusals: of what this process may not see, and of what is no record at all."""
+    for reply in replies:
+        if isinstance(reply, redis.RedisError) and not (isinstance(reply, redis.exceptions.NoPermissionError) or "WRONGTYPE" in str(reply)):
+            raise reply
+    return replies

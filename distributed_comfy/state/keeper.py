@@ -30,12 +30,16 @@ from typing import Any
 
 from distributed_comfy.errors import ServerStartFailed
 from distributed_comfy.file_lock import FileLock
+from distributed_comfy.relay.requests import LARGEST_ARGUMENT_BYTES
 from distributed_comfy.state.door import DoorProcess
 from distributed_comfy.state.server_process import ServerProcess, write_secret
+from distributed_comfy.state.stuck_server import LOOK_INTERVAL_S, StuckServerWatch
 
 _POLL_INTERVAL_S = 0.1
 _OWNERS_INTERVAL_S = 1.0
 _STDIN = 0
+_SHARE_OF_CLIENTS = 4
+"""The part of a server's memory that the buffers of all its connections may have; whoever has most is cut off then."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Order:
     private: bool
     """End with the owner and remove the folder; else live on until no owner was seen for ``linger_s``."""
     blob_memory_bytes: int
+    """What the blob server may use."""
+    state_memory_bytes: int
+    """The same of the state server; it refuses new jobs then, instead of taking this system's last memory."""
+    bounds_clients: bool
+    """Whether the program knows ``maxmemory-clients``, which came with Redis 7."""
     linger_s: float
 
 
@@ -79,11 +88,15 @@ class Keeper:
         self._parent_pid = os.getppid()
         self._last_owner_s = time.monotonic()
         shared = not order.private
-        state = {"appendonly": "yes", "appendfsync": "everysec"}
-        blobs = {"appendonly": "no", "maxmemory": str(order.blob_memory_bytes)}
+        state = {"appendonly": "yes", "appendfsync": "everysec", **_bounds(order, order.state_memory_bytes)}
+        blobs = {"appendonly": "no", **_bounds(order, order.blob_memory_bytes)}
         self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared)
         self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False)
         self._door: DoorProcess | None = None
+        self._watches = [
+            StuckServerWatch(server, name, self._is_given_up) for server, name in ((self._state, "state"), (self._blobs, "blob"))
+        ]
+        self._looked_s = time.monotonic()
 
     def start(self) -> Runtime:
         """Start both servers and write the runtime file.
@@ -95,12 +108,27 @@ class Keeper:
             server.start(self._is_given_up)
         if self._is_given_up():
             raise ServerStartFailed(program=self._order.program, reason="the process that asked for it is gone")
+        runtime = self._write_runtime()
+        self._last_owner_s = time.monotonic()
+        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port, (self._state.url, self._blobs.url))
+        return runtime
+
+    def _write_runtime(self) -> Runtime:
         pids = (os.getpid(), self._state.pid, self._blobs.pid)
         runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
         write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
-        self._last_owner_s = time.monotonic()
-        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port)
         return runtime
+
+    def _free_servers(self) -> None:
+        """See `StuckServerWatch`."""
+        if time.monotonic() - self._looked_s < LOOK_INTERVAL_S:
+            return
+        self._looked_s = time.monotonic()
+        before = (self._state.pid, self._blobs.pid)
+        for watch in self._watches:
+            watch.look()
+        if before != (self._state.pid, self._blobs.pid) and runtime_file(self._folder).exists():
+            self._write_runtime()
 
     def watch(self) -> None:
         """Return when the servers are to end: asked for, without owners, or one of the two is gone (half a pair is of no use)."""
@@ -109,6 +137,7 @@ class Keeper:
                 return
             if self._door:
                 self._door.tend()
+            self._free_servers()
             if self._is_given_up() if self._order.private else self._nobody_came_back():
                 return
 
@@ -148,6 +177,14 @@ class Keeper:
             return False
         finally:
             lock.release()
+
+
+def _bounds(order: Order, memory_bytes: int) -> dict[str, str]:
+    """Options that keep what is stored, and what clients have under way, from taking all memory."""
+    bounds = {"maxmemory": str(memory_bytes), "proto-max-bulk-len": str(LARGEST_ARGUMENT_BYTES)}
+    if order.bounds_clients:
+        bounds["maxmemory-clients"] = str(max(memory_bytes // _SHARE_OF_CLIENTS, 4 * LARGEST_ARGUMENT_BYTES))
+    return bounds
 
 
 def runtime_file(folder: Path) -> Path:

@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed_comfy.messages import Capability, Requirement, load
+from distributed_comfy.state.readable import ReadableRecords
 from distributed_comfy.state.scripts import Scripts
 
 _BATCH = 1000  # arguments of one script call
+
+T = TypeVar("T")
 
 Matches = Callable[[Requirement, Capability], bool]
 """Whether a worker of this capability can run what needs this; injected, because planning knows the rule."""
@@ -21,6 +24,7 @@ class Matching:
         self._matches = matches
         self._known: dict[str, Capability] = {}
         """What was read before, by hash; a real ComfyUI's are large, and a hash always means the same content."""
+        self._readable = ReadableRecords()
 
     def capabilities(self) -> dict[str, Capability]:
         """Every capability that a registered worker has, by hash."""
@@ -55,21 +59,26 @@ class Matching:
         self._store(self._ask("hgetall", "sigs"), {name: capability}, compared=[])
 
     def _capabilities(self, names: list[str]) -> dict[str, Capability]:
-        """Those of the table under these hashes; one that has just gone is left out."""
+        """Those of the table under these hashes; one that has just gone, or is of another version, is left out."""
         known = self._known
         missing = [name for name in names if name not in known]
         if missing:
             texts = self._ask("hmget", "caps", missing)
-            known = {**known, **{name: load(Capability, text) for name, text in zip(missing, texts, strict=True) if text is not None}}
+            known = {**known, **self._read(Capability, "capability", dict(zip(missing, texts, strict=True)))}
         self._known = {name: known[name] for name in names if name in known}
         return dict(self._known)
+
+    def _read(self, kind: type[T], called: str, texts: Mapping[str, str | None]) -> dict[str, T]:
+        """Those records that are there, and of this version."""
+        found = {name: self._readable.read(f"{called} {name}", lambda: load(kind, text)) for name, text in texts.items() if text}  # noqa: B023
+        return {name: record for name, record in found.items() if record is not None}
 
     def _ask(self, command: str, key: str, *args: object) -> Any:
         name = self._scripts.keys(key)
         return self._scripts.reply(lambda: getattr(self._scripts.client, command)(name, *args))
 
     def _store(self, requirements: dict[str, str], capabilities: dict[str, Capability], compared: list[str]) -> None:
-        pairs = self._pairs({sig: load(Requirement, text) for sig, text in requirements.items()}, capabilities)
+        pairs = self._pairs(self._read(Requirement, "what jobs need as", requirements), capabilities)
         for start in range(0, len(pairs), _BATCH):
             self._scripts.transition("serve", 0, *pairs[start : start + _BATCH])
         if compared:

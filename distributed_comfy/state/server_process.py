@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +58,14 @@ class ServerProcess:
         """With the password."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
+    def is_stuck(self) -> bool:
+        """Whether it answers that it does something else: runs a script for more than five seconds, by default."""
+        return probe(self._port, self._password) == "busy"
+
+    def end_script(self) -> None:
+        """See `end_script`."""
+        end_script(self._port, self._password)
+
     @property
     def port(self) -> int:
         """On loopback; 0 before the start."""
@@ -74,8 +83,10 @@ class ServerProcess:
             ServerStartFailed: it ended, or does not answer, or ``given_up()`` became true.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        for _ in range(_STARTS):
+        for number in range(_STARTS):
             lock = end_leftover(self.folder)
+            if number or not self._port:
+                self._port = _free_port()
             try:
                 self._launch(lock)
             finally:
@@ -83,6 +94,17 @@ class ServerProcess:
             if self._wait_until_ready(given_up):
                 return
         raise self._failed(f"it ended with status {self._process.returncode if self._process else None}")
+
+    def restart(self, given_up: Callable[[], bool]) -> None:
+        """End it by force and start it again at its port with its password; what its disk has not heard of is lost.
+
+        Raises:
+            ServerStartFailed: see `start`.
+        """
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self.start(given_up)
 
     def is_running(self) -> bool:
         """Whether the process is there."""
@@ -100,7 +122,6 @@ class ServerProcess:
             self._process.wait()
 
     def _launch(self, lock: FileLock) -> None:
-        self._port = _free_port()
         write_secret(self.folder / "redis.conf", self._config())
         write_secret(self.folder / "users.acl", self._users())
         (self.folder / "server.pid").unlink(missing_ok=True)
@@ -179,6 +200,13 @@ def end_leftover(folder: Path) -> FileLock:
         if lock.acquire(_END_TIMEOUT_S):
             return lock
     raise ServerStartFailed(program="the server", reason=f"one of an earlier run still works in {folder} and cannot be ended")
+
+
+def end_script(port: int, password: str) -> None:
+    """End the script that a busy server runs, where that has changed nothing yet; else, and where it runs none, without effect."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+        connection.sendall(b"AUTH %b\r\nSCRIPT KILL\r\n" % password.encode())
+        connection.recv(1024)
 
 
 def probe(port: int, password: str) -> Literal["gone", "busy", "ready"]:

@@ -5,13 +5,14 @@ import json
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from distributed_comfy.errors import DistributedComfyError, WorkerLost, WorkerNameTaken
 from distributed_comfy.messages import Capability, ItemResult, dump, item_id, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.matching import Matching
+from distributed_comfy.state.readable import ReadableRecords
 from distributed_comfy.state.records import Claim, DeviceMemory, WorkerFacts, WorkerState
 from distributed_comfy.state.scripts import Scripts
 
@@ -54,6 +55,7 @@ class WorkerTable:
         self._scripts = scripts
         self._matching = matching
         self._settings = settings
+        self._readable = ReadableRecords()
 
     # -- life ----------------------------------------------------------------------------------------------------------
     def register(self, facts: WorkerFacts, incarnation: str, capability_hash: str, capability: Capability) -> None:
@@ -142,6 +144,11 @@ class WorkerTable:
         return bool(self._scripts.reply(lambda: client.publish(channel, order)))
 
     # -- items ---------------------------------------------------------------------------------------------------------
+    def has_claim(self, name: str, claim_id: str) -> bool:
+        """Whether the table knows of this claim of a worker."""
+        client, key = self._scripts.client, self._scripts.keys("claims", name)
+        return bool(self._scripts.reply(lambda: client.hexists(key, claim_id)))
+
     def claim(self, name: str, incarnation: str, claim_id: str) -> Claim | None:
         """The next item for this worker, or None; the same claim id gets the same answer.
 
@@ -239,8 +246,13 @@ class WorkerTable:
             pipe.pttl(keys("lease", name))
             pipe.get(keys("memory", name))
         replies = self._scripts.reply(pipe.execute)
-        rows = zip(*(replies[first::4] for first in range(4)), strict=True)
-        return [_worker_state(*row) for row in rows if "facts" in row[0] and row[0].get("left") != "1"]
+        rows = zip(names, *(replies[first::4] for first in range(4)), strict=True)
+        found = (self._worker_state(*row) for row in rows if "facts" in row[1] and row[1].get("left") != "1")
+        return [state for state in found if state is not None]
+
+    def _worker_state(self, name: str, *row: Any) -> WorkerState | None:
+        """None where it cannot be read: a worker of another version is no reason to see none of the others."""
+        return self._readable.read(f"worker {name}", lambda: _worker_state(name, *row))
 
 
 def _lost_worker(name: str) -> tuple[str, str]:
@@ -254,7 +266,10 @@ def _counted(parts: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(parts[1 : 1 + count]), list(parts[1 + count :])
 
 
-def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int, memory: str | None) -> WorkerState:
+def _worker_state(name: str, fields: dict[str, str], claims: Sequence[str], lease_ms: int, memory: str | None) -> WorkerState:
+    facts = load(WorkerFacts, fields["facts"])
+    if facts.name != name:
+        raise ValueError(f"it says that it is {facts.name!r}")
     state: Literal["idle", "ticketed", "busy", "drained", "down", "lost"] = "idle"
     if lease_ms < 0:
         state = "lost"
@@ -268,7 +283,7 @@ def _worker_state(fields: dict[str, str], claims: Sequence[str], lease_ms: int, 
         state = "ticketed"
     items = tuple(item_id(*_split(where)) for where in claims)
     return WorkerState(
-        load(WorkerFacts, fields["facts"]),
+        facts,
         state,
         items,
         fields.get("cap", ""),

@@ -5,9 +5,11 @@ import tracemalloc
 
 import pytest
 
-from distributed_comfy.relay.requests import FirstRequest, NotARequest, RequestParser, make_request
-from distributed_comfy.serve.gate import Gate, Refusals, Replies
-from distributed_comfy.serve.rules import LARGEST_LOOK_BYTES, FormJudge, form, gather
+from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.relay.gate import Gate, Refusals, Replies
+from distributed_comfy.relay.requests import LARGEST_ARGUMENT_BYTES, FirstRequest, NotARequest, RequestParser, make_request
+from distributed_comfy.relay.rules import LARGEST_LOOK_BYTES, FormJudge, form, gather
+from distributed_comfy.settings import read_settings
 from tests.relay_requests import events
 
 JUDGE = FormJudge(gather([("SET", form(b"key", open_end=True)), ("EXISTS", form(each=None, last=None)), ("UNLINK", form(open_end=False))]))
@@ -104,7 +106,15 @@ def test_arguments_that_must_be_looked_at_are_bounded() -> None:
 def test_a_long_name_of_a_command_is_not_collected() -> None:
     refusals = Refusals(lambda name, reason: None)
     gate = Gate(JUDGE, refusals)
-    assert b"".join(map(bytes, gate.pass_on(b"*1\r\n$500000000\r\n"))) == make_request(refusals.token)
+    assert b"".join(map(bytes, gate.pass_on(b"*1\r\n$50000000\r\n"))) == make_request(refusals.token)
+
+
+def test_an_argument_for_which_a_server_would_make_too_much_room_ends_the_connection_before_it_is_announced() -> None:
+    gate = Gate(FormJudge(gather([("SET", form(open_end=True))])), Refusals(lambda name, reason: None))
+    with pytest.raises(NotARequest, match="an argument of 536870912 bytes"):
+        gate.pass_on(b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$536870912\r\n")
+    with pytest.raises(SettingInvalid):
+        read_settings(chunk_bytes=LARGEST_ARGUMENT_BYTES)
 
 
 def test_the_first_request_must_be_short() -> None:

@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from distributed_comfy.errors import NoRedisServer, SettingInvalid
+from distributed_comfy.relay.requests import LARGEST_ARGUMENT_BYTES
 from distributed_comfy.state.connection import connect
 from distributed_comfy.state.embedded import EmbeddedRedis, default_blob_memory_bytes, start_embedded
 from distributed_comfy.state.providers import PROVIDERS, ServerProvider
@@ -119,8 +120,8 @@ def test_every_provider_gives_a_state_server_that_keeps_and_a_blob_server_that_d
     with start_embedded(tmp_path, private=True, providers=[provider], blob_memory_bytes=50 * 2**20) as embedded:
         assert embedded.provider == provider.name
         state, blobs = client(embedded.state_url), client(embedded.blob_url)
-        kept = {name: state.config_get(name)[name] for name in ("appendonly", "appendfsync", "save", "maxmemory-policy", "maxmemory")}
-        assert kept == {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction", "maxmemory": "0"}
+        kept = {name: state.config_get(name)[name] for name in ("appendonly", "appendfsync", "save", "maxmemory-policy")}
+        assert kept == {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
         passing = {name: blobs.config_get(name)[name] for name in ("appendonly", "save", "maxmemory-policy", "maxmemory")}
         assert passing == {"appendonly": "no", "save": "", "maxmemory-policy": "noeviction", "maxmemory": str(50 * 2**20)}
         assert state.eval("redis.call('SET', 'a', redis.call('TIME')[1]) return redis.call('LMOVE', 'x', 'y', 'LEFT', 'RIGHT')", 0) is None
@@ -418,3 +419,14 @@ def test_a_folder_that_cannot_be_used_names_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingInvalid, match="DC_RUNTIME_DIR"):
         start_embedded(tmp_path / "file", private=False)
+
+
+def test_the_embedded_servers_are_bounded(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=True, blob_memory_bytes=2**30) as embedded:
+        for url in (embedded.state_url, embedded.blob_url):
+            with redis.Redis.from_url(url, decode_responses=True) as client:
+                said = {name: int(value) for name, value in client.config_get("*max*").items() if value.isdigit()}
+                assert said["proto-max-bulk-len"] == LARGEST_ARGUMENT_BYTES
+                assert said["maxmemory"] > 0 and client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+                if int(str(client.info("server")["redis_version"]).split(".")[0]) >= 7:
+                    assert 0 < said["maxmemory-clients"] < said["maxmemory"]

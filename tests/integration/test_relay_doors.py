@@ -4,9 +4,12 @@ from __future__ import annotations
 import base64
 import os
 import re
+import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.relay.client import RelayOptions, RelayUrls, relay_urls
 from distributed_comfy.relay.requests import make_request
+from distributed_comfy.serve.guarded import HEAD_TIMEOUT_S
+from distributed_comfy.state.embedded import start_embedded
 from tests.command_line import until
 from tests.relay_rig import SECRET, USER, ServeProcess, ask, basic, health, make_user, served, upgrade
 
@@ -118,6 +123,69 @@ def test_health_tells_strangers_nothing_of_use(relay: ServeProcess, urls: dict[s
     assert set(found) == {"service", "version", "servers", "databases"}
 
 
+def test_a_server_that_is_busy_with_a_script_is_not_called_alive(tmp_path: Path) -> None:
+    """It asks who has not logged in for a password, busy or not."""
+    with ExitStack() as ending:
+        servers = ending.enter_context(start_embedded(tmp_path, private=True))
+        relay = ending.enter_context(served(tmp_path, DC_REDIS_URL=servers.state_url, DC_BLOB_URL=servers.blob_url))
+        busy, owner = (ending.enter_context(redis.Redis.from_url(servers.state_url, retry=None)) for _ in range(2))
+        assert ask(f"{relay.url}/distributed/v2/health").status == 200
+        owner.config_set("lua-time-limit", 50)
+        loop = threading.Thread(target=_run_for_ever, args=(busy,))
+        loop.start()
+        try:
+            until(lambda: ask(f"{relay.url}/distributed/v2/health").status == 503)
+        finally:
+            until(lambda: _ends_script(owner))
+            loop.join()
+        until(lambda: ask(f"{relay.url}/distributed/v2/health").status == 200)
+
+
+def _run_for_ever(client: Any) -> None:
+    with suppress(redis.ResponseError):  # until it is killed
+        client.eval("while true do end", 0)
+
+
+def _ends_script(owner: Any) -> bool:
+    try:
+        return bool(owner.script_kill())
+    except redis.ResponseError:  # not busy yet
+        return False
+
+
+def test_half_a_request_is_not_waited_for(relay: ServeProcess) -> None:
+    head = b"GET /distributed/v2/health HTTP/1.1\r\nHost: x\r\n"
+    for half in (b"", head + b"X-Slow: ", head + b"\r\nGET /di"):
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=3 * HEAD_TIMEOUT_S) as slow:
+            slow.sendall(half)
+            began = time.monotonic()
+            with suppress(ConnectionResetError):
+                while slow.recv(4096):
+                    pass
+            assert time.monotonic() - began < HEAD_TIMEOUT_S + 5
+    with relay_urls(relay.join_url, USER, SECRET) as found, redis.Redis.from_url(found.redis_url) as client:
+        assert client.ping()
+        time.sleep(HEAD_TIMEOUT_S + 1)
+        assert client.connection_pool.get_connection().is_connected, "whoever is in may be silent"
+        assert client.ping()
+
+
+def test_crowds_that_say_nothing_do_not_silence_the_health(urls: dict[str, str], tmp_path: Path) -> None:
+    """From another address than loopback, where a proxy may stand for many."""
+    address = own_address()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as crowd:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            relay = crowd.enter_context(served(tmp_path, "--host", "0.0.0.0", **urls))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(400):
+            silent = crowd.enter_context(socket.create_connection((address, relay.port), timeout=30))
+            silent.sendall(b"GET / HTTP/1.1\r\n")
+        assert health(f"http://{address}:{relay.port}")["servers"] == {"state": True, "blobs": True}
+
+
 def test_plain_connections_of_other_hosts_need_an_explicit_word(urls: dict[str, str], tmp_path: Path) -> None:
     address = own_address()
     with served(tmp_path, "--host", "0.0.0.0", **urls) as strict:
@@ -196,10 +264,10 @@ def test_refused_requests_are_answered_in_their_place(reached: RelayUrls) -> Non
 
 
 def test_a_refused_request_in_a_transaction_aborts_it(reached: RelayUrls, urls: dict[str, str]) -> None:
-    key = "dc:celery:unacked"
+    key = "dc:hosts"
     with redis.Redis.from_url(reached.redis_url) as client, redis.Redis.from_url(urls["DC_REDIS_URL"]) as beside:
         pipe = client.pipeline(transaction=True)
-        pipe.hset(key, "tag", "1").set("dc:secret", "1")
+        pipe.sadd(key, "pc1").set("dc:secret", "1")
         with pytest.raises(redis.exceptions.NoPermissionError, match="relay: SET"):
             pipe.execute()
         assert not beside.exists(key, "dc:secret")
@@ -349,9 +417,9 @@ def test_the_number_of_the_database_is_that_of_the_cluster(urls: dict[str, str],
     with served(tmp_path, **other) as relay, relay_urls(relay.join_url, USER, SECRET) as found:
         assert found.redis_url.endswith("?db=5") and found.blob_url.endswith("?db=0")
         with redis.Redis.from_url(found.redis_url) as client, redis.Redis.from_url(other["DC_REDIS_URL"]) as beside:
-            client.hset("dc:celery:unacked", "tag", "1")
-            assert beside.hgetall("dc:celery:unacked") == {b"tag": b"1"}
-            beside.delete("dc:celery:unacked")
+            client.sadd("dc:hosts", "pc1")
+            assert beside.smembers("dc:hosts") == {b"pc1"}
+            beside.delete("dc:hosts")
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command("SELECT", 0)
 

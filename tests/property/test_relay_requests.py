@@ -6,9 +6,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distributed_comfy.relay.gate import Gate, Refusals, Replies
 from distributed_comfy.relay.requests import FirstRequest, make_request
-from distributed_comfy.serve.gate import Gate, Refusals, Replies
-from distributed_comfy.serve.rules import FormJudge, form, gather
+from distributed_comfy.relay.rules import FormJudge, form, gather
 from tests.relay_requests import ARGUMENTS, REQUESTS, cuts, parsed, stream_of
 
 PASSES = re.compile(rb"[^x]*", re.DOTALL)

@@ -2,25 +2,34 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 from distributed_comfy.agent.back_off import HEALTHY_S, BackOff
 from distributed_comfy.agent.configuration import WorkerConfiguration
 from distributed_comfy.agent.launching import Launcher, Plan
+from distributed_comfy.agent.orders import HostOrders
 from distributed_comfy.agent.placement import Placement
-from distributed_comfy.agent.processes import process_start
+from distributed_comfy.agent.processes import SurvivingProcess, Survivor, process_start
 from distributed_comfy.agent.rotated_log import RotatedLog, cut_if_long, pump
 from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.host_messages import HostOrder, is_signed, sign_order
 from distributed_comfy.messages import dump, load
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.orchestrator.worker_command import last_words
+from distributed_comfy.orchestrator.worker_command import last_words, log_size, start_worker
 from distributed_comfy.settings import Settings, read_settings
+from tests.command_line import until
 
 
 def test_waits_double_up_to_a_minute_and_begin_anew_after_a_healthy_run() -> None:
@@ -79,6 +88,77 @@ def test_a_log_takes_turns_while_a_program_writes_through_a_pipe(tmp_path: Path)
     assert 200_000 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 300_000
 
 
+def test_a_log_whose_folder_is_cleared_away_comes_back_and_its_program_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    reading, writing = os.pipe()
+    thread = pump(os.fdopen(reading, "rb", 0), RotatedLog(folder / "worker.log", limit_bytes=1000), "one")
+    os.write(writing, b"a" * 99 + b"\n")
+    until(lambda: (folder / "worker.log").stat().st_size == 100)
+    shutil.rmtree(folder)
+    folder.write_bytes(b"not even a folder can be made")
+    for _ in range(30):
+        os.write(writing, b"b" * 99 + b"\n")  # would be EPIPE if nobody drained it
+        time.sleep(0.005)
+    folder.unlink()
+    for _ in range(30):
+        os.write(writing, b"c" * 99 + b"\n")
+        time.sleep(0.005)
+    os.close(writing)
+    thread.join(10)
+    assert (folder / "worker.log").read_bytes().endswith(b"c" * 99 + b"\n")
+
+
+def test_logs_and_their_folders_are_for_this_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "old.log").touch(mode=0o644)
+    before = os.umask(0o022)
+    try:
+        for path in (tmp_path / "workers" / "one" / "worker.log", tmp_path / "old.log"):
+            RotatedLog(path).close()
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "workers" / "one").stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_worker_that_was_not_written_down_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "log").open("wb") as output:
+        child = start_worker("one", dict(os.environ), output, outlives=True)
+    assert child.stdin is not None
+    assert child.poll() is None and not (tmp_path / "log").read_bytes()
+    child.stdin.close()  # as the kernel does it for an agent that is killed
+    assert child.wait(20) == 1 and not (tmp_path / "log").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        SurvivingProcess.start(Survivor("two", 0, "", "here"), dict(os.environ), tmp_path / "two", tmp_path / "two.json")
+    until(lambda: not [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE and "two" in one.cmdline()])
+
+
+@pytest.mark.parametrize("verb", ["drain", "resume", "clear-memory"])
+def test_orders_that_ask_a_server_hold_no_lock_while_it_hangs(verb: str) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> bool:
+        asked.set()
+        return answer.wait(20)
+
+    table = SimpleNamespace(drain=hang, free=hang)
+    agent: Any = SimpleNamespace(
+        lock=threading.RLock(), host="pc1", remote_configuration=True, cluster=SimpleNamespace(jobs=table, workers=table),
+        worker=lambda name: None, tell=lambda: None,
+    )  # fmt: skip
+    order = sign_order(HostOrder("1", verb, "one", {}, 5), "secret")  # type: ignore[arg-type]
+    ordering = threading.Thread(target=HostOrders(agent, "secret").obey, args=(order,))
+    ordering.start()
+    assert asked.wait(20) and agent.lock.acquire(timeout=5)
+    agent.lock.release()
+    answer.set()
+    ordering.join(20)
+
+
 def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
     path = tmp_path / "engine.log"
     with path.open("ab", buffering=0) as engine:
@@ -105,6 +185,21 @@ def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
 def test_a_worker_that_ended_has_last_words(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "worker.log").write_text(text)
     assert last_words(tmp_path) == words
+
+
+def test_the_last_words_of_an_earlier_life_are_not_those_of_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "worker.log"
+    assert log_size(tmp_path) == 0
+    path.write_text("Traceback\nValueError: of the life before\n")
+    before = log_size(tmp_path)
+    with path.open("a") as log:
+        log.write("2026-11-28 20:05:25,739 INFO    worker pc1-cpu starts\n")
+    assert last_words(tmp_path) == "ValueError: of the life before" and last_words(tmp_path, before) == ""
+    with path.open("a") as log:
+        log.write("ImportError: of this life\n")
+    assert last_words(tmp_path, before) == "ImportError: of this life"
+    path.write_text("error: short\n")
+    assert last_words(tmp_path, before) == "short", "the log was begun anew"
 
 
 # -- orders --------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Parts of the command line that need no cluster: help, logs, errors in words, signals, devices of own workers."""
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -15,6 +16,8 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import ColorSystem, Group
+from rich.text import Text
 
 from distributed_comfy import __version__
 from distributed_comfy.cli.cluster import ago, out_or_default
@@ -96,6 +99,40 @@ def test_a_log_line_has_time_and_level_and_no_password(capsys: pytest.CaptureFix
     logging.getLogger("x").info("connected to %s", "redis://user:geheim@host:6379/0")
     line = capsys.readouterr().err
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    connected to redis://user:\*\*\*@host:6379/0\n", line)
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[31mfake\x1b[0m\r\x9b31m\x7f\u202eend\ttab"
+HARMLESS = "?]0;title?[2J?[31mfake?[0m?31m??end"
+"""Rich leaves out some by itself."""
+
+
+def test_what_other_hosts_say_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.say(HOSTILE)
+    output.table(["name"], [[HOSTILE]])
+    output.results.print(Group(Text(HOSTILE), HOSTILE))
+    for write in (output.remark, output.warn, output.complain, output.line):
+        write(HOSTILE)
+    set_up_logging(read_settings(), output, audience="supervisor")
+    logging.getLogger("x").warning("worker %s", HOSTILE)
+    shown = capsys.readouterr()
+    assert shown.out.count("?]0;title") == 4 and shown.err.count("?]0;title") == 5
+    assert HARMLESS in shown.out and HARMLESS in shown.err
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown.out + shown.err)
+
+
+def test_what_other_hosts_say_is_whole_in_json_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).result({"message": HOSTILE})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"message": HOSTILE} and not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out)
+
+
+def test_colours_of_our_own_are_still_shown() -> None:
+    terminal = Output().results
+    terminal._force_terminal, terminal._color_system = True, ColorSystem.STANDARD
+    with terminal.capture() as captured:
+        terminal.print(Text(HOSTILE, "red"))
+    assert captured.get().startswith("\x1b[31m?]0;title")
 
 
 def test_passwords_in_tracebacks_are_taken_out_too() -> None:

@@ -5,11 +5,12 @@ import hashlib
 from typing import Any
 
 import pytest
+from redis.lock import Lock
 
+from distributed_comfy.relay.rules import FormJudge
 from distributed_comfy.serve.host_rules import OF_ALL, OF_WORKER, host_judge, host_of
-from distributed_comfy.serve.rules import FormJudge
 from distributed_comfy.state.scripts import SCRIPTS, script_source
-from tasks.broker_scripts import MUTEX_SCRIPT, REFRESH_SCRIPT, SWEEP_SCRIPT
+from tasks.broker_scripts import REFRESH_SCRIPT, SWEEP_SCRIPT
 
 USER, SECRET = "dc-host-pc1", "s3cret"
 BOX = "dc:celery:pc1-cuda0@pc1.celery.pidbox"
@@ -43,24 +44,23 @@ def refusal(request: tuple[Any, ...], database: str = "state") -> str:
 PASSES = [
     ("PING",), ("ping",), ("HELLO", "3"), ("HELLO", 3, "AUTH", USER, SECRET), ("HELLO", 2, "auth", USER, SECRET, "SETNAME", "x"),
     ("AUTH", USER, SECRET), ("SELECT", 0), ("CLIENT", "SETINFO", "LIB-NAME", "redis-py"), ("CLIENT", "SETNAME", "w"),
-    ("INFO", "server"), ("MULTI",), ("EXEC",), ("DISCARD",), ("WATCH", "dc:celery:unacked"),
+    ("INFO", "server"), ("MULTI",), ("EXEC",), ("DISCARD",),
     *[("EVALSHA", sha(script(name)), 0, "pc1-cuda0", "incarnation", "claim", "job", 3, "x" * 999) for name in OF_WORKER],
     ("EVALSHA", sha(script("claim")), 0, "pc1-x", "i", "c", 1),
     *[("EVALSHA", sha(script(name)), 0, "anything") for name in OF_ALL],
     ("EVALSHA", sha(script("steer")), 0, "leave", "pc1-cuda0", "i"),
     ("EVAL", script("renew"), 0, "pc1-cuda0", "i"),
-    ("SCRIPT", "LOAD", script("claim")), ("SCRIPT", "LOAD", MUTEX_SCRIPT), ("SCRIPT", "EXISTS", "a" * 40),
-    ("EVALSHA", sha(MUTEX_SCRIPT), 1, "dc:celery:unacked_mutex", "token"),
+    ("SCRIPT", "LOAD", script("claim")), ("SCRIPT", "EXISTS", "a" * 40),
     ("SUBSCRIBE", "dc:orders:pc1-cuda0", "dc:steering:pc1-cuda0"), ("PUBLISH", "dc:progress:abc123", "{}"),
     ("BRPOP", "dc:celery:gpu.pc1-cuda0", "dc:celery:gpu.pc1-cuda0\x06\x163", 1), ("LLEN", "dc:celery:gpu.pc1-cuda0"),
     ("LPUSH", "dc:celery:gpu.pc2-cuda0", "a ticket"), ("RPUSH", "dc:celery:gpu.pc1-cuda0", "its own, given back"),
-    ("HSET", "dc:celery:unacked", "tag", "message"), ("ZADD", "dc:celery:unacked_index", 1.5, "tag"),
     ("PSUBSCRIBE", "dc:celery:/0.celery.pidbox"), ("PUBLISH", "dc:celery:/0.celeryev/worker.online", "{}"),
     ("SREM", "dc:celery:_kombu.binding.celery.pidbox", BOUND), ("LLEN", BOX), ("DEL", BOX),
     ("LPUSH", "dc:celery:0a1b2c3d-0000-1111-2222-333344445555.reply.celery.pidbox", "an answer"),
     ("SET", "dc:worker:pc1-cuda0:starting", 1, "NX", "PX", 30000), ("HGETALL", "dc:job:abc:prompts"), ("HGET", "dc:job:abc:feeds", 3),
     ("BRPOP", "dc:celery:host.pc1", 1), ("SET", "dc:host:pc1", "{}", "PX", 6000, "GET"), ("SADD", "dc:hosts", "pc1"),
-    ("DEL", "dc:host:pc1"),
+    ("DEL", "dc:host:pc1"), ("SET", "dc:seal:pc1", f"{'a' * 32} {'b' * 64}", "PX", 6000), ("DEL", "dc:seal:pc1"),
+    ("HEXISTS", "dc:worker:pc1-cuda0:claims", "0a1b"),
     ("SET", "dc:host:pc1:answer:0a1b", "{}", "EX", 600), ("PUBLISH", "dc:host:pc1:answer:0a1b", ""), ("GET", "dc:host:pc1:answer:0a1b"),
     ("TIME",),
 ]  # fmt: skip
@@ -79,7 +79,12 @@ REFUSED = [
     *[("EVALSHA", sha(script("steer")), 0, what, "pc1-cuda0", "") for what in ("cancel", "drain", "priority", "retry")],
     ("EVALSHA", sha(script("steer")), 0, "leave", "pc2-cuda0", "i"),
     ("EVAL", "return redis.call('FLUSHALL')", 0), ("EVAL", script("claim") + " ", 0, "pc1-cuda0"), ("EVAL_RO", "return 1", 0),
-    ("SCRIPT", "LOAD", "return 1"), ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"), ("EVALSHA", sha(MUTEX_SCRIPT), 1, "dc:worker:pc2:lease", "t"),
+    ("SCRIPT", "LOAD", "return 1"), ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"),
+    ("EVALSHA", sha(Lock.LUA_RELEASE_SCRIPT), 1, "dc:celery:unacked_mutex", "t"), ("SET", "dc:celery:unacked_mutex", "a" * 32, "NX"),
+    ("HSET", "dc:celery:unacked", "tag", "message"), ("ZADD", "dc:celery:unacked_index", 1, "tag"), ("HGETALL", "dc:celery:unacked"),
+    ("HSCAN", "dc:celery:unacked", 0), ("HGET", "dc:celery:unacked", "tag"), ("WATCH", "dc:celery:unacked"),
+    ("HEXISTS", "dc:worker:pc2-cuda0:claims", "c"), ("GET", "dc:seal:pc2"), ("SET", "dc:seal:pc2", f"{'a' * 32} {'b' * 64}", "PX", 6000),
+    ("GET", "dc:seal:pc1"), ("SET", "dc:seal:pc1", "a short one", "PX", 6000), ("HKEYS", "dc:invites"),
     ("SUBSCRIBE", "dc:orders:pc2-cuda0"), ("SUBSCRIBE", "dc:orders:pc1-cuda0", "dc:orders:pc2-cuda0"), ("PSUBSCRIBE", "*"),
     ("SUBSCRIBE", "dc:orders:pc1-cuda0", "dc:steering:pc2-cuda0"), ("PUBLISH", "dc:steering:pc1-cuda0", "end"),
     ("PUBLISH", "dc:orders:pc2-cuda0", "cancel x"), ("PUBLISH", "dc:celery:/0.celery.pidbox", "shutdown"),

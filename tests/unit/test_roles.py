@@ -24,7 +24,7 @@ def may(role: Role, access: str, key: str, place: Place = "state") -> bool:
     """Whether the user's own part gives this access to a key."""
     kinds = {"~": "rw", "%R~": "r", "%W~": "w", "%RW~": "rw"}
     given = (re.match(r"(~|%\w+~)(.*)", rule) for rule in plain_rules(role, place))
-    return any(match and access in kinds[match[1]] and fnmatch.fnmatchcase(key, match[2]) for match in given)
+    return any(match and access in kinds[match[1]] and fnmatch.fnmatchcase(key, match[2].replace("[^", "[!")) for match in given)
 
 
 def test_every_key_and_channel_of_the_table_has_a_decision() -> None:
@@ -81,6 +81,26 @@ def test_nobody_but_the_owner_of_the_server_touches_invitations_and_no_worker_a_
         and may("worker", "r", "dc:celery:host.pc2")
         and may("master", "w", "dc:celery:host.pc3")
     )
+
+
+def test_nobody_writes_or_reads_what_consumers_would_put_back_for_each_other() -> None:
+    for role in ROLES:
+        assert not any(may(role, access, f"dc:celery:unacked{part}") for access in "rw" for part in ("", "_index", "_mutex"))
+
+
+def test_a_hosts_seal_and_record_are_for_masters_and_itself() -> None:
+    assert may("worker", "w", "dc:seal:pc2") and not may("worker", "r", "dc:seal:pc2")
+    assert not may("worker", "w", "dc:seal:pc3") and not may("worker", "r", "dc:seal:pc3")
+    assert may("master", "r", "dc:seal:pc3") and not may("monitor", "r", "dc:seal:pc3")
+    assert may("worker", "r", "dc:host:pc2") and not may("worker", "r", "dc:host:pc3")
+    assert not may("worker", "r", "dc:host:pc3:answer:x") and not may("worker", "r", "dc:host:pc22")
+
+
+def test_a_database_of_another_number_is_nobodys_but_a_masters() -> None:
+    for role in ROLES:
+        selects = [rule for rule in acl_rules(role, "state", UserScope("dc:", database=3)) if rule.startswith("+select")]
+        assert selects == ([] if role == "master" else ["+select|3"])
+    assert "+select|5" in acl_rules("worker", "blobs", UserScope("dc:", "pc2", 3, (5,)))
 
 
 def test_a_monitor_changes_nothing_of_the_table() -> None:

@@ -93,6 +93,19 @@ def test_it_waits_after_a_failure_and_gives_up_on_bad_input(tmp_path: Path) -> N
     assert worker.phase(enabled=True) == "stopped" and worker.reason == ""
 
 
+def test_the_reason_of_an_earlier_end_is_forgotten_once_it_runs(tmp_path: Path) -> None:
+    worker = supervise(tmp_path, "raise SystemExit(0)", WAIT)
+    worker.start()
+    until(worker, lambda: worker.restarts)
+    assert worker.reason == "it ended with exit status 0: last words"
+    until(worker, lambda: worker.process)
+    assert worker.reason and worker.process is not None, "it has only been started"
+    worker.see(registered(worker.process.pid))
+    assert (worker.phase(enabled=True), worker.reason, worker.restarts) == ("running", "", 1)
+    worker.stop()
+    until(worker, lambda: worker.process is None)
+
+
 def test_what_cannot_even_be_started_waits_too(tmp_path: Path) -> None:
     def refuse() -> Program:
         raise OSError("no more processes")

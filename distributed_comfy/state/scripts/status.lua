@@ -8,7 +8,8 @@ local known = facts[1] == inc
 local drained = known and facts[2] == '1' and '1' or '0'
 if holder and holder ~= inc then return {'taken', digits(NOW), drained} end
 if known and facts[3] == '1' then return {'left', digits(NOW), drained} end
-redis.pcall('SET', K.status(name), ARGV[3], 'PX', ARGV[4]) -- refused where the server is full, which is no matter
+local MOST_MS = 604800000 -- as in log.lua
+redis.pcall('SET', K.status(name), ARGV[3], 'PX', math.max(1, math.min(num(ARGV[4]), MOST_MS))) -- refused where the server is full, which is no matter
 call('PUBLISH', K.statuses(name), ARGV[3])
-call('PEXPIRE', K.log(name), ARGV[5])
+call('PEXPIRE', K.log(name), math.max(1, math.min(num(ARGV[5]), MOST_MS)))
 return {'ok', digits(NOW), drained}

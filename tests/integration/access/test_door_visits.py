@@ -1,4 +1,4 @@
-"""The door as a process of its own, before a server that is not Redis: what comes in goes out, whole and in order, whoever ends first."""
+"""The door as a process of its own, before a server that lets everybody log in: what comes in goes out, in order, whoever ends first."""
 from __future__ import annotations
 
 import os
@@ -6,6 +6,7 @@ import resource
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,12 +15,17 @@ from pathlib import Path
 import pytest
 
 from distributed_comfy.access.certificates import DoorCertificates, ensure_certificates
+from distributed_comfy.relay.requests import make_request
 from distributed_comfy.state.door import DoorPlan, DoorProcess, door_file, plan_text
+from distributed_comfy.state.door_login import LOGIN_TIMEOUT_S
+from distributed_comfy.state.waiting_room import MOST_OF_ADDRESS
 from tests.command_line import until
 from tests.conftest import free_port
 
 MANY_BYTES = 9 * 2**20 + 17
 """No multiple of a record, nor of what the door reads at once."""
+LOGIN, OTHER_LOGIN = (make_request(b"AUTH", user, b"secret") for user in (b"master", b"second"))
+WELCOME = b"+OK\r\n"
 Serve = Callable[[socket.socket], None]
 
 
@@ -32,8 +38,15 @@ class Door:
     inside: list[socket.socket] = field(default_factory=list)
     """Connections that the server behind has, or had."""
 
-    def enter(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLSocket:
-        """Come in as a client of another host does."""
+    def enter(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, *, login: bytes = b"") -> ssl.SSLSocket:
+        """Come in as a user of no invited host, of whom all passes."""
+        visitor = self.knock(version)
+        visitor.sendall(login or LOGIN)
+        assert visitor.recv(len(WELCOME)) == WELCOME
+        return visitor
+
+    def knock(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLSocket:
+        """Come to the door as a client of another host does, and say nothing yet."""
         context = ssl.create_default_context(cafile=str(self.certificates.ca))
         context.maximum_version = version
         return context.wrap_socket(socket.create_connection(("127.0.0.1", self.port), timeout=30), server_hostname="127.0.0.1")
@@ -63,7 +76,16 @@ def _accept(server: socket.socket, serve: Serve, inside: list[socket.socket]) ->
         except OSError:
             return
         inside.append(connection)
-        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+        threading.Thread(target=_welcome, args=(connection, serve), daemon=True).start()
+
+
+def _welcome(connection: socket.socket, serve: Serve) -> None:
+    said = b""
+    while len(said) < len(LOGIN):
+        said += connection.recv(len(LOGIN) - len(said))
+    assert said in (LOGIN, OTHER_LOGIN)
+    connection.sendall(WELCOME)
+    serve(connection)
 
 
 def _listens(port: int) -> bool:
@@ -85,7 +107,7 @@ def read(connection: ssl.SSLSocket, size_bytes: int) -> bytes:
     return bytes(found)
 
 
-def over_memory(door: Door, early: bytes) -> bytes:
+def over_memory(door: Door, early: bytes, expected_bytes: int) -> bytes:
     """What comes back for bytes that are sent in one piece with the last word of the handshake."""
     came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context(cafile=str(door.certificates.ca))
@@ -100,11 +122,13 @@ def over_memory(door: Door, early: bytes) -> bytes:
                 came.write(plain.recv(65_536))
         tls.write(early)
         plain.sendall(goes.read())
-        while True:
+        back = b""
+        while len(back) < expected_bytes:
             try:
-                return tls.read(65_536)
+                back += tls.read(65_536)
             except ssl.SSLWantReadError:
                 came.write(plain.recv(65_536))
+    return back
 
 
 def test_a_lot_comes_back_whole_and_in_order_on_many_connections_at_once(tmp_path: Path) -> None:
@@ -131,7 +155,7 @@ def test_a_lot_comes_back_whole_and_in_order_on_many_connections_at_once(tmp_pat
 
 def test_what_comes_in_one_piece_with_the_handshake_is_not_left_lying(tmp_path: Path) -> None:
     with door_before(echo, tmp_path) as door:
-        assert over_memory(door, b"the first request") == b"the first request"
+        assert over_memory(door, LOGIN + b"the first request", len(WELCOME) + 17) == WELCOME + b"the first request"
 
 
 def test_a_server_that_sends_and_leaves_is_heard_to_the_end(tmp_path: Path) -> None:
@@ -203,6 +227,41 @@ def test_a_version_of_tls_before_1_3_is_refused(tmp_path: Path) -> None:
         door.enter(ssl.TLSVersion.TLSv1_2)
 
 
+@pytest.mark.parametrize(
+    "words", [b"*1\r\n$4\r\nPING\r\n", b"PING\r\n", make_request(b"EVAL", b"return 1", b"0"), make_request(b"AUTH"), b"*1\r\n$99999999\r\n"]
+)
+def test_who_does_not_log_in_reaches_no_server(tmp_path: Path, words: bytes) -> None:
+    with door_before(echo, tmp_path) as door, door.knock() as stranger:
+        stranger.sendall(5 * words)
+        said = read(stranger, 4096)
+        assert said in (b"", *(number * b"-NOAUTH Authentication required.\r\n" for number in (1, 2, 3)))
+        assert door.inside == []
+
+
+def test_who_says_nothing_has_to_go_and_a_byte_now_and_then_gains_no_time(tmp_path: Path) -> None:
+    with door_before(echo, tmp_path) as door, door.knock() as silent, door.knock() as slow, door.enter() as guest:
+        began = time.monotonic()
+        with suppress(OSError):
+            for byte in LOGIN:
+                slow.sendall(bytes([byte]))
+                time.sleep(0.5)
+        assert LOGIN_TIMEOUT_S - 2 < time.monotonic() - began < LOGIN_TIMEOUT_S + 5
+        assert silent.recv(1) == b""
+        guest.sendall(b"whoever is in may be silent")
+        assert read(guest, 27) == b"whoever is in may be silent"
+
+
+def test_strangers_who_wait_in_crowds_keep_nobody_out(tmp_path: Path) -> None:
+    with ExitStack() as crowd, door_before(echo, tmp_path) as door:
+        first = crowd.enter_context(door.knock())
+        for _ in range(MOST_OF_ADDRESS + 20):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=30))
+        with door.enter() as guest:
+            guest.sendall(b"let in")
+            assert read(guest, 6) == b"let in"
+        assert first.recv(1) == b"", "it waited longest"
+
+
 def test_more_connections_pass_than_a_process_may_open_files_by_default(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 4096:
@@ -211,7 +270,7 @@ def test_more_connections_pass_than_a_process_may_open_files_by_default(tmp_path
     try:
         with ExitStack() as visitors, door_before(echo, tmp_path) as door:
             resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
-            all_of_them = [visitors.enter_context(door.enter()) for _ in range(600)]
+            all_of_them = [visitors.enter_context(door.enter(login=(LOGIN, OTHER_LOGIN)[number % 2])) for number in range(600)]
             for number, visitor in enumerate(all_of_them):
                 visitor.sendall(b"%4d" % number)
             assert [read(visitor, 4) for visitor in all_of_them] == [b"%4d" % number for number in range(600)]

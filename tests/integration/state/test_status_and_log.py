@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.messages import dump
+from distributed_comfy.settings import read_settings
 from distributed_comfy.state.status import WorkerStatus
 from distributed_comfy.state.status_board import StatusAnswer, StatusBoard
 from distributed_comfy.state.worker_log import LogLine, WorkerLogs
@@ -16,6 +18,7 @@ from tests.state_cluster import Cluster
 
 pytestmark = pytest.mark.redis
 MINUTE_MS = 60_000
+WEEK_MS = 604_800_000
 
 
 def status_of(name: str, **facts: Any) -> WorkerStatus:
@@ -147,3 +150,25 @@ def test_a_log_lives_as_long_as_the_worker_tells_its_status_and_then_a_while(clu
     tell(cluster, status_of("v"))
     assert cluster.client.pttl(key) > MINUTE_MS - 5000
     assert WorkerLogs(cluster.scripts).names() == ["v"]
+
+
+@pytest.mark.parametrize("number", ["999999999", "1e300", "inf", "nan", "-5", "x"])
+def test_the_bounds_of_a_log_are_not_its_callers(cluster: Cluster, number: str) -> None:
+    cluster.scripts.run("log", "v", "b" * 1000, number, number, "engine", "INFO", "y" * 100_000)
+    key = cluster.key("log", "v")
+    assert cluster.client.pttl(key) <= WEEK_MS
+    for entry in cluster.client.xrange(key):
+        assert sum(map(len, entry[1].values())) < 10_000
+    assert StatusBoard(cluster.scripts).publish(status_of("v"), "life", ttl_ms=10**12, log_ttl_ms=10**12).entered
+    assert cluster.client.pttl(key) <= WEEK_MS and cluster.client.pttl(cluster.key("status", "v")) <= WEEK_MS
+
+
+def test_a_caller_that_asks_for_a_stream_without_end_gets_what_the_settings_allow(cluster: Cluster) -> None:
+    for batch in range(50):
+        lines = ["engine", "INFO", "x"] * 500
+        cluster.scripts.run("log", "v", str(batch), 10**9, MINUTE_MS, *lines)
+    assert cluster.client.xlen(cluster.key("log", "v")) <= 20_100
+    with pytest.raises(SettingInvalid):
+        read_settings(log_lines=20_001)
+    with pytest.raises(SettingInvalid):
+        read_settings(log_ttl_s=WEEK_MS / 1000 + 1)

@@ -67,6 +67,8 @@ class FormJudge:
     """A `Judge` over forms by command name."""
 
     forms: Mapping[bytes, Sequence[Form]]
+    hints: Mapping[bytes, str] = field(default_factory=dict)
+    """What to add to a refusal, by command name."""
     _looks: dict[bytes, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,7 +85,8 @@ class FormJudge:
         name, *rest = arguments
         if any(form.fits(rest) for form in self.forms.get(name.upper(), ())):
             return ""
-        return f"{shown(name.upper())} with these arguments is not for this user"
+        hint = self.hints.get(name.upper(), "")
+        return f"{shown(name.upper())} with these arguments is not for this user{hint}"
 
 
 def form(

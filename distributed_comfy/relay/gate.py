@@ -11,12 +11,13 @@ import secrets
 from collections.abc import Callable, Iterator
 
 from distributed_comfy.relay.requests import Argument, ArgumentEnd, Begin, Event, NotARequest, Piece, RequestParser, make_request
-from distributed_comfy.serve.rules import LARGEST_LOOK_BYTES, Judge, shown
+from distributed_comfy.relay.rules import LARGEST_LOOK_BYTES, Judge, shown
 
 BytesLike = bytes | memoryview
 
 _LONGEST_NAME_BYTES = 64
 _LONGEST_LINE_BYTES = 2**16
+_LOOK_BYTES = 2**10
 _COUNTED = re.compile(rb"[$=!](\d{1,12})")
 """Replies whose bytes follow their line: bulk strings, verbatim strings, bulk errors."""
 
@@ -24,11 +25,13 @@ _COUNTED = re.compile(rb"[$=!](\d{1,12})")
 class Refusals:
     """Requests that were refused and whose turn to be answered has not come."""
 
-    def __init__(self, on_refused: Callable[[str, str], None]) -> None:
+    def __init__(self, on_refused: Callable[[str, str], None], place: str = "relay") -> None:
         """
         Args:
             on_refused: told the command's name and the reason.
+            place: where it is refused, for the answers.
         """
+        self._place = place
         self.token = b"relay:" + secrets.token_hex(16).encode()
         self.count = 0
         self._reasons: list[str] = []
@@ -43,7 +46,7 @@ class Refusals:
 
     def answer(self) -> bytes:
         """The reply whose turn it is."""
-        return f"-NOPERM relay: {self._reasons.pop(0)}\r\n".encode()
+        return f"-NOPERM {self._place}: {self._reasons.pop(0)}\r\n".encode()
 
 
 class Gate:
@@ -60,7 +63,7 @@ class Gate:
         self._parser = RequestParser()
         self._request: _Request | None = None
 
-    def pass_on(self, data: bytes) -> list[BytesLike]:
+    def pass_on(self, data: BytesLike) -> list[BytesLike]:
         """What of these bytes goes to Redis, in order; no request goes in part before it has been judged.
 
         Raises:
@@ -99,7 +102,7 @@ class _Request:
         if self._verdict is None:
             self._room -= size_bytes
             if self._room < 0:
-                yield self._refuse(f"{shown(self._name.upper()) or 'a command'} has more to look at than the relay will")
+                yield self._refuse(f"{shown(self._name.upper()) or 'a command'} has more to look at than passes")
         elif self._verdict:
             yield b"$%d\r\n" % size_bytes
 
@@ -153,7 +156,7 @@ class Replies:
         self._line = bytearray()
         self._bytes_left = 0
 
-    def pass_on(self, data: bytes) -> list[BytesLike]:
+    def pass_on(self, data: BytesLike) -> list[BytesLike]:
         """What goes to the worker.
 
         Raises:
@@ -167,7 +170,7 @@ class Replies:
                 self._bytes_left -= len(piece)
                 passed.append(piece)
             else:
-                piece = self._line_part(data, len(data) - len(view))
+                piece = self._line_part(view)
                 self._line += piece
                 if self._line.endswith(b"\n"):
                     passed.append(self._end_line())
@@ -177,8 +180,9 @@ class Replies:
         return passed
 
     @staticmethod
-    def _line_part(data: bytes, start: int) -> memoryview:
-        return memoryview(data)[start : data.find(b"\n", start) + 1 or len(data)]
+    def _line_part(view: memoryview) -> memoryview:
+        near = bytes(view[:_LOOK_BYTES])
+        return view[: near.find(b"\n") + 1 or len(near)]
 
     def _end_line(self) -> bytes:
         line = bytes(self._line)
