@@ -113,8 +113,11 @@ def _class_remedy(workers: Iterable[str], live: Live) -> str:
     """What gives workers a node class: those of the built-in engine have the few it is made of, and take no packs."""
     builtin = [worker for worker in workers if live[worker].engine == "builtin"]
     others = [worker for worker in workers if worker not in builtin]
-    remedies = [f"{', '.join(builtin)} needs engine comfyui for it: the built-in one has a few nodes only and takes no packs"] if builtin else []
-    remedies += [f"install its node pack on {_names(others, live)} and restart the worker"] if others else []
+    remedies = []
+    if builtin:
+        remedies.append(f"{', '.join(builtin)} needs engine comfyui for it: the built-in one has a few nodes only and takes no packs")
+    if others:
+        remedies.append(f"install its node pack on {', '.join(others)} and restart the worker")
     return "; ".join(remedies)
 
 

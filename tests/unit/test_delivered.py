@@ -28,7 +28,7 @@ def test_json_names_what_was_blocked_item_by_item(tmp_path: Path, capsys: pytest
     assert [item["blocked"] for item in items] == [["collect"], [], ["collect", "size~1"]]
 
 
-@pytest.mark.parametrize(("early", "said"), [(2, "the 2 files of finished items stay then"), (1, "the file that is here stays then"), (0, "")])
+@pytest.mark.parametrize(("early", "said"), [(2, "the 2 files of finished items stay"), (1, "the file that is here stays"), (0, "")])
 def test_files_that_stand_for_those_of_a_last_stage_are_told_before_it_saves_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], early: int, said: str
 ) -> None:

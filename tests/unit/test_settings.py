@@ -134,7 +134,7 @@ def test_the_renewal_comes_several_times_within_a_lease() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("PC 1.local", "pc-1-local"), ("__ok__", "__ok__"), ("Büro", "buro"), ("Straße", "strasse"), ("Łódź", "odz"), ("日本", ""), ("...", "")],
+    [("PC 1.local", "pc-1-local"), ("__ok__", "__ok__"), ("Büro", "buro"), ("Straße", "strasse"), ("Łódź", "odz"), ("...", "")],
 )
 def test_a_slug_has_only_characters_of_queue_names(text: str, expected: str) -> None:
     assert slug(text) == expected
