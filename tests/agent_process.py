@@ -78,9 +78,8 @@ class AgentProcess:
         return found
 
     def host(self) -> HostRecord | None:
-        """The agent's record, once it has read its configuration; before that it only holds its place."""
-        found = self.cluster.hosts.host(HOST)
-        return found if found and found.workers else None
+        """The agent's record."""
+        return self.cluster.hosts.host(HOST)
 
     def worker(self, name: str) -> HostWorker | None:
         """One worker as the agent tells it."""
