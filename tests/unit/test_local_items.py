@@ -73,7 +73,7 @@ def test_item_zero_is_what_the_prompt_itself_would_make() -> None:
 
 
 def test_item_zero_is_cloned_where_the_job_has_another_seed_than_the_prompt() -> None:
-    assert CLONES <= set(expanded(txt2img(), 0, seed=7).nodes)
+    assert set(expanded(txt2img(), 0, seed=7).nodes) >= CLONES
 
 
 def test_clones_are_shown_at_the_users_nodes_and_captures_at_the_collector() -> None:
