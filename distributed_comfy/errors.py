@@ -806,6 +806,13 @@ class JobFailed(JobError):
     sentence = "job {job_id} failed: item {index} on worker {worker}: {last}"
 
 
+class WorkerNodeFailed(JobError):
+    """What failed on a worker, for the node in ComfyUI that waited for it: node, exception and traceback there."""
+
+    code = "worker_node_failed"
+    sentence = "{summary}\n{worker_traceback}"
+
+
 class JobCancelled(JobError):
     """The job was cancelled."""
 

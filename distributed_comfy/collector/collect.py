@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distributed_comfy.collector.assemble import BatchCheck
 from distributed_comfy.collector.fed_item import FedItem
 from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed, plan_prepare_feed
@@ -126,6 +129,11 @@ class Collector:
     def missing(self) -> dict[int, DistributedComfyError]:
         """Items that the job goes on without, and why each failed."""
         return {index: from_wire(self._states[index].error or {}) for index in sorted(self._gone)}
+
+    @property
+    def canvas(self) -> NDArray[np.float32] | None:
+        """The upscaled image [F, H, W, C], once every tile is in it."""
+        return self._tiles.canvas if self._tiles is not None and self._tiles.done else None
 
     def stop(self) -> None:
         """Let `run` end within a second or so, whatever the servers do; what lies in the spool stays there.  From any thread."""

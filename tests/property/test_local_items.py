@@ -36,7 +36,8 @@ class Outer(Machine):
 def planned(prompt: Prompt, items: int) -> tuple[JobPlan, tuple[str, ...]]:
     outputs = tuple(node_id for node_id, one in prompt.items() if one["class_type"] in OUTPUTS)
     used = Graph(prompt).upstream(outputs)
-    live = [one for one in Graph(prompt).of_class("DistributedCollector") if one in used and prompt[one]["inputs"].get("pass_through") is not True]
+    collecting = [one for one in Graph(prompt).of_class("DistributedCollector") if prompt[one]["inputs"].get("pass_through") is not True]
+    live = [one for one in collecting if one in used]
     assume(live)
     try:
         return plan_job(parsed(prompt), PlanOptions(items=items, outer_outputs=outputs), [WORKER]), tuple(live)

@@ -1,0 +1,72 @@
+"""The jobs of the prompts that this ComfyUI has accepted, by prompt."""
+from __future__ import annotations
+
+import logging
+import threading
+
+from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
+
+log = logging.getLogger(__name__)
+
+
+class MasterJobs:
+    """One per process; safe to use from several threads.
+
+    Args:
+        host: this ComfyUI.
+        places: shared by all jobs.
+    """
+
+    def __init__(self, host: ComfyHost, places: JobPlaces) -> None:
+        self._host = host
+        self._places = places
+        self._jobs: dict[str, MasterJob] = {}
+        self._lock = threading.Lock()
+        self._last_content = ""
+        """Of the prompt that ComfyUI ran last to its success."""
+        self.watch = QueueWatch(host, self._end, self._cached)
+
+    def accept(self, accepted: AcceptedPrompt) -> MasterJob | None:
+        """Queue the prompt's job; None where no node of it wants one.
+
+        One that ComfyUI has just run is queued only when a node asks: ComfyUI will take all of it from its cache.
+        """
+        if not accepted.job_nodes:
+            return None
+        job = MasterJob(accepted, self._places)
+        with self._lock:
+            self._jobs[accepted.prompt_id] = job
+            deferred = accepted.content == self._last_content and len(self._jobs) == 1
+        self.watch.follow(accepted.prompt_id)
+        if not deferred:
+            job.start()
+        return job
+
+    def of_node(self, node_id: str) -> MasterJob | None:
+        """The job that a node of the prompt that runs now belongs to; None where it is to work as if we were not here."""
+        prompt_id, _ = self._host.executing()
+        with self._lock:
+            job = self._jobs.get(prompt_id)
+        return job if job is not None and node_id in job.accepted.job_nodes else None
+
+    def of_prompt(self, prompt_id: str) -> MasterJob | None:
+        """The job of a prompt that is not over."""
+        with self._lock:
+            return self._jobs.get(prompt_id)
+
+    def _cached(self, prompt_id: str, nodes: frozenset[str]) -> None:
+        """ComfyUI has the results of these nodes already: a job that only they would ask for runs in vain."""
+        job = self.of_prompt(prompt_id)
+        if job is not None and job.accepted.job_nodes <= nodes:
+            job.cancel("ComfyUI has its results in the cache")
+
+    def _end(self, prompt_id: str, ending: Ending) -> None:
+        with self._lock:
+            job = self._jobs.pop(prompt_id, None)
+            if job is not None:
+                self._last_content = job.accepted.content if ending == "success" else ""
+        if job is not None:
+            job.end(ending)

@@ -1,0 +1,75 @@
+"""A master for tests: a real ComfyUI with the pack on the servers of a rig, whose workers run what its prompts ask for."""
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from tests.cluster_rig import Rig
+from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.server_rig import ComfyServer, Prompt
+from tests.command_line import CommandLine
+from tests.prompts import node, out
+
+
+class Master:
+    """A running server, and the workers beside it."""
+
+    def __init__(self, server: ComfyServer, rig: Rig) -> None:
+        self.server = server
+        self.rig = rig
+
+    def dumped(self, prompt: Prompt, collector: str = "9", slot: int = 0) -> tuple[Prompt, Path]:
+        """The prompt with a node that writes what a collector gives as float32, and where."""
+        name = f"dump-{uuid.uuid4().hex[:8]}"
+        dump = node("TinyDump", images=out(collector, slot), filename_prefix=name)
+        return {**prompt, name: dump}, self.server.base / "output" / f"{name}.npy"
+
+    def images(self, prompt: Prompt, collector: str = "9", **more: Any) -> NDArray[numpy.float32]:
+        """What the collector of a prompt gives, [B, H, W, C], bit for bit."""
+        whole, path = self.dumped(prompt, collector)
+        self.server.execute(whole, **more)
+        array: NDArray[numpy.float32] = numpy.load(path)
+        return array
+
+    def jobs(self) -> dict[str, Any]:
+        """All jobs that the table knows, oldest first."""
+        return self.rig.cluster.jobs.jobs()
+
+    def last_job(self) -> str:
+        """Id of the job that was submitted last."""
+        return list(self.jobs())[-1]
+
+    def workers_of(self, job_id: str) -> list[str]:
+        """Who made each item."""
+        return [state.worker for state in self.rig.cluster.jobs.item_states(job_id).values()]
+
+    def spools(self) -> list[Path]:
+        """Spools that lie in the master's folder."""
+        return [path for path in (self.server.line.folder / "cache" / "comfyui-jobs" / ".distributed-comfy").glob("*") if path.is_dir()]
+
+
+@contextmanager
+def open_master(
+    comfy: Comfy, python: str, base_directory: Path, folder: Path, rig: Rig, *arguments: str, options: dict[str, Any] | None = None,
+    **environment: str,
+) -> Iterator[Master]:  # fmt: skip
+    """Start one; ``options`` are those of the pack."""
+    server = ComfyServer(comfy, python, base_directory, CommandLine(folder))
+    (folder / "comfyui.json").write_text(json.dumps(options or {}))
+    ours = {
+        "DC_REDIS_URL": rig.cluster.redis_url, "DC_BLOB_URL": rig.cluster.blob_url, "DC_KEY_PREFIX": rig.cluster.settings.key_prefix,
+        "DC_WORKERS_FILE": str(folder / "workers.json"), **environment,
+    }  # fmt: skip
+    try:
+        server.start(*arguments, **ours)
+        server.wait_ready()
+        yield Master(server, rig)
+    finally:
+        server.close()
