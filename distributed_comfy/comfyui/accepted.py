@@ -34,16 +34,21 @@ class AcceptedPrompt:
     @cached_property
     def job_nodes(self) -> frozenset[str]:
         """Collectors that collect, and the upscale."""
-        graph = Graph(self.needed)
-        upscales = graph.of_class(UPSCALE_CLASS)
-        behind = graph.downstream(upscales)
-        collectors = (one for one in graph.of_class(COLLECTOR_CLASS) if one not in behind)
-        return frozenset([*upscales, *(one for one in collectors if _collects(graph.prompt[one]["inputs"]))])
+        return job_nodes_of(self.needed)
 
     @cached_property
     def content(self) -> str:
         """Equal for prompts of which ComfyUI has the second one in its cache."""
         return content_hash({"nodes": self.needed, "outputs": sorted(self.outputs)})
+
+
+def job_nodes_of(prompt: Prompt) -> frozenset[str]:
+    """Collectors that collect, and the upscale; one behind an upscale passes through."""
+    graph = Graph(prompt)
+    upscales = graph.of_class(UPSCALE_CLASS)
+    behind = graph.downstream(upscales)
+    collectors = (one for one in graph.of_class(COLLECTOR_CLASS) if one not in behind)
+    return frozenset([*upscales, *(one for one in collectors if _collects(graph.prompt[one]["inputs"]))])
 
 
 def _collects(inputs: dict[str, Any]) -> bool:

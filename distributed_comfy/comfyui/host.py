@@ -48,6 +48,11 @@ class ComfyHost:
         if show is not None and self.server.client_id is not None:
             show(text, node_id, self.server.client_id)
 
+    def device(self) -> str:
+        """What it computes on, as a worker would be told: ``cuda:0``, ``cpu``."""
+        found = self.model_management.get_torch_device()
+        return str(found) if found.index is not None or found.type == "cpu" else f"{found.type}:0"
+
     @property
     def folders(self) -> dict[str, Path]:
         """``input``, ``output`` and ``temp``."""

@@ -2,22 +2,37 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import redis
 from aiohttp import web
 
+from distributed_comfy import __version__
+from distributed_comfy.comfyui import foreign
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
+from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.jobs import MasterJobs
+from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
 from distributed_comfy.comfyui.master_job import JobPlaces
-from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector
+from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
 from distributed_comfy.comfyui.pack import Pack
+from distributed_comfy.comfyui.participation import Participation
+from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.launch import tree_commit
+from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import Prompt
 from distributed_comfy.nodes.cut import bind
+from distributed_comfy.state.records import WorkerFacts
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
+from distributed_comfy.workflow.parse import parse_prompt
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +54,64 @@ def install_intake(pack: Pack) -> None:
         engine_version=f"{host.version} ({commit})" if commit else host.version,
         takes_part=lambda: pack.options.participate,
     )
-    jobs = MasterJobs(host, places)
-    nodes = JobNodes(host, jobs)
-    pack.classes[COLLECTOR_CLASS] = bind(MasterCollector, nodes=nodes)
+    participation = _participation(pack, places)
+    jobs = MasterJobs(host, places, participation.drop)
+    nodes = JobNodes(host, jobs, participation)
+    _register(pack, nodes)
     pack.jobs = jobs
+    _let_pass(pack)
     host.server.app.middlewares.append(intake(jobs))
+
+
+def _register(pack: Pack, nodes: JobNodes) -> None:
+    ours = {
+        COLLECTOR_CLASS: MasterCollector, UPSCALE_CLASS: MasterUpscale, CAPTURE_CLASS: DistributedLocalCapture,
+        END_CLASS: DistributedLocalEnd,
+    }  # fmt: skip
+    for name, node_class in ours.items():
+        sampling = {"sampling": pack.host.sampling()} if name == UPSCALE_CLASS else {}
+        pack.classes[name] = bind(node_class, nodes=nodes, **sampling)
+    pack.classes.update({foreign.VALUE_CLASS: foreign.DistributedForeignValue, foreign.NODE_CLASS: foreign.DistributedForeignNode})
+    for name in (CAPTURE_CLASS, END_CLASS, foreign.VALUE_CLASS, foreign.NODE_CLASS):
+        pack.display_names[name] = f"{name} (internal)"
+
+
+def _let_pass(pack: Pack) -> None:
+    """Let ComfyUI accept prompts that name what only workers have."""
+    values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS, lambda: pack.session.cluster(0.0).matching.live().values())
+
+    def replace(posted: dict[str, Any]) -> dict[str, Any]:
+        prompt = posted.get("prompt")
+        if not isinstance(prompt, dict) or not any(isinstance(node, dict) and node.get("class_type") in _OURS for node in prompt.values()):
+            return posted
+        try:
+            parsed = parse_prompt(prompt).prompt
+            changed = values.replace(parsed)
+            return posted if changed is parsed else {**posted, "prompt": changed}
+        except (DistributedComfyError, redis.RedisError) as error:  # ComfyUI says what is wrong with it
+            log.debug("a prompt is validated as it is: %s", error)
+            return posted
+
+    pack.host.server.add_on_prompt_handler(replace)
+
+
+def _participation(pack: Pack, places: JobPlaces) -> Participation:
+    host, settings = pack.host, pack.settings
+    device = pack.host.device
+
+    @functools.cache
+    def its_class() -> str:
+        folder = places.folder
+        options = EngineOptions(
+            "comfyui", "", sys.executable, folder, folder, "", device=device(), comfyui_args=tuple(sys.argv[1:])
+        )
+        return device_class(options, places.engine_version, sys.modules["torch"])
+
+    facts = WorkerFacts(
+        f"{settings.host_name}-master", settings.host_name, "", "comfyui", places.engine_version, pid=os.getpid(),
+        package_version=__version__, started_by="comfyui",
+    )  # fmt: skip
+    return Participation(Guest(facts), its_class, places.takes_part, host.nodes.NODE_CLASS_MAPPINGS)
 
 
 def intake(jobs: MasterJobs) -> Any:
@@ -77,8 +145,11 @@ def accept(jobs: MasterJobs, prompt_id: str, planned: Prompt) -> None:
     _, _, running, extra_data, outputs = entry[:5]
     extra = extra_data.get("extra_pnginfo")
     jobs.accept(
-        AcceptedPrompt(prompt_id, planned, copy.deepcopy(running), tuple(map(str, outputs)), extra if isinstance(extra, dict) else {})
-    )
+        AcceptedPrompt(
+            prompt_id, planned, copy.deepcopy(running), tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
+            foreign.foreign_in(running),
+        )
+    )  # fmt: skip
 
 
 def _ours(body: bytes) -> Prompt | None:

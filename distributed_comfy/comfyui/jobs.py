@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.host import ComfyHost
@@ -18,10 +19,12 @@ class MasterJobs:
     Args:
         host: this ComfyUI.
         places: shared by all jobs.
+        on_end: called in a thread of its own when the prompt of a job is over.
     """
 
-    def __init__(self, host: ComfyHost, places: JobPlaces) -> None:
+    def __init__(self, host: ComfyHost, places: JobPlaces, on_end: Callable[[MasterJob], None]) -> None:
         self._host = host
+        self._on_end = on_end
         self._places = places
         self._jobs: dict[str, MasterJob] = {}
         self._lock = threading.Lock()
@@ -69,4 +72,5 @@ class MasterJobs:
             if job is not None:
                 self._last_content = job.accepted.content if ending == "success" else ""
         if job is not None:
+            threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()
             job.end(ending)

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
+from distributed_comfy.comfyui.participation import Participation
 from distributed_comfy.errors import JobFailed, WorkerNodeFailed
 from distributed_comfy.nodes.collector import DistributedCollector
+from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, COLLECTOR_SLOTS, PASS_THROUGH_INPUT
 from distributed_comfy.workflow.graph import as_link
 
@@ -25,22 +27,24 @@ class JobNodes:
     Args:
         host: this ComfyUI.
         jobs: of its prompts.
+        participation: its own part in them.
     """
 
-    def __init__(self, host: ComfyHost, jobs: MasterJobs) -> None:
+    def __init__(self, host: ComfyHost, jobs: MasterJobs, participation: Participation) -> None:
         self.host = host
         self.jobs = jobs
+        self.participation = participation
 
     def distributes(self, node_id: str) -> bool:
         """Whether a node gets what it gives from a job."""
         job = self.jobs.of_node(node_id)
         return job is not None and job.phase != "absent"
 
-    async def wait(self, job: MasterJob, node_id: str, alone: dict[str, Any]) -> Any:
-        """What the node gives, when it is here; shows how far the job is.
+    async def wait(self, job: MasterJob, node_id: str, alone: dict[str, Any] | None) -> Any:
+        """What the node gives, when it is here, or nodes that ComfyUI is to add before: an item to run.  Shows how far the job is.
 
         Args:
-            alone: what to give where there is no job after all: nodes that ComfyUI is to add.
+            alone: what to give where there is no job after all; None: it then fails with the reason.
         Raises:
             The error with which the job failed; ComfyUI's own where the prompt was interrupted.
         """
@@ -55,14 +59,16 @@ class JobNodes:
                 return found
             await asyncio.sleep(POLL_S)
 
-    def _look(self, job: MasterJob, node_id: str, alone: dict[str, Any]) -> Any:
+    def _look(self, job: MasterJob, node_id: str, alone: dict[str, Any] | None) -> Any:
         if job.phase == "absent":
+            if alone is None and job.error is not None:
+                raise job.error
             return alone
         if job.running is not None and job.running.has(node_id):
             return job.values(node_id)
         if job.phase == "failed":
             raise _as_comfyui_shows_it(job)
-        return None
+        return self.participation.begin(job, node_id, len(COLLECTOR_SLOTS))
 
 
 class _View:
@@ -147,3 +153,36 @@ def _alone(node_id: str, inputs: dict[str, Any]) -> dict[str, Any]:
     inner = f"{node_id}~alone"
     node = {"class_type": COLLECTOR_CLASS, "inputs": {**links, PASS_THROUGH_INPUT: True}, "override_display_id": node_id}
     return {"result": tuple([inner, slot] for slot in range(len(COLLECTOR_SLOTS))), "expand": {inner: node}}
+
+
+class MasterUpscale(UltimateSDUpscaleDistributed):
+    """Gives the image that the job of this prompt upscaled; its links are lazy, so no model loads here."""
+
+    nodes: ClassVar[JobNodes]
+    """Set in the subclass that `bind` makes."""
+
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The upscale's own; the links are lazy."""
+        declared = super().INPUT_TYPES()
+        links = {name: kind[0] for name, kind in declared["required"].items() if len(kind) == 1 and isinstance(kind[0], str)}
+        lazy = {name: (kind, {"lazy": True}) for name, kind in links.items()}
+        hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID"}
+        return {**declared, "required": {**declared["required"], **lazy}, "hidden": hidden}
+
+    def check_lazy_status(self, **inputs: Any) -> list[str]:
+        """Nothing is ever asked for."""
+        return []
+
+    async def upscale(self, unique_id: str, **inputs: Any) -> Any:
+        """The upscaled image.
+
+        Raises:
+            UpscaleUndistributed: there is no job: another node made this one, or the cluster could not be reached.
+        """
+        job = self.nodes.jobs.of_node(unique_id)
+        if job is None:
+            return self.run(**inputs)
+        return await self.nodes.wait(job, unique_id, None)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from tests.cluster_rig import Rig
+from tests.cluster_rig import Rig, seeds_of
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.server_rig import ComfyServer, Prompt
 from tests.command_line import CommandLine
@@ -28,6 +28,7 @@ class Master:
     def dumped(self, prompt: Prompt, collector: str = "9", slot: int = 0) -> tuple[Prompt, Path]:
         """The prompt with a node that writes what a collector gives as float32, and where."""
         name = f"dump-{uuid.uuid4().hex[:8]}"
+        (self.server.base / "output").mkdir(exist_ok=True)
         dump = node("TinyDump", images=out(collector, slot), filename_prefix=name)
         return {**prompt, name: dump}, self.server.base / "output" / f"{name}.npy"
 
@@ -37,6 +38,26 @@ class Master:
         self.server.execute(whole, **more)
         array: NDArray[numpy.float32] = numpy.load(path)
         return array
+
+    def recorded(self, label: str) -> list[int]:
+        """The seeds that the RuleRecord of this label was given, in order."""
+        found = json.loads((self.server.base / "output" / f"{label}.json").read_text())
+        return seeds_of(numpy.array(found["images"]))
+
+    def ran_here(self) -> list[str]:
+        """Rule nodes that ran in the master's own process so far."""
+        path = self.server.line.folder / "rule_log"
+        return [line.split(" ")[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def state(self, job_id: str) -> str:
+        """Of a job."""
+        return str(self.rig.cluster.jobs.job_state(job_id).state)
+
+    def job_of(self, before: list[str]) -> str:
+        """Id of the one job that was submitted since ``before`` was `jobs`."""
+        found: list[str] = self.server.until(lambda: [job for job in self.jobs() if job not in before], 20.0)
+        assert len(found) == 1, found
+        return found[0]
 
     def jobs(self) -> dict[str, Any]:
         """All jobs that the table knows, oldest first."""
@@ -65,7 +86,7 @@ def open_master(
     (folder / "comfyui.json").write_text(json.dumps(options or {}))
     ours = {
         "DC_REDIS_URL": rig.cluster.redis_url, "DC_BLOB_URL": rig.cluster.blob_url, "DC_KEY_PREFIX": rig.cluster.settings.key_prefix,
-        "DC_WORKERS_FILE": str(folder / "workers.json"), **environment,
+        "DC_WORKERS_FILE": str(folder / "workers.json"), "RULE_LOG": str(folder / "rule_log"), **environment,
     }  # fmt: skip
     try:
         server.start(*arguments, **ours)

@@ -1,17 +1,22 @@
 """A real ComfyUI with the pack that only orchestrates, driven as a script does that knows nothing of us."""
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 
 from tests.cluster_rig import Rig
 from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.master_prompts import pictures, plain_work
 from tests.comfyui.master_rig import Master, open_master
 from tests.comfyui.plain_comfyui import PlainComfyUI
+from tests.comfyui.test_cluster_exactness import VARIANTS
 from tests.comfyui.tiny_prompts import distributed, plain_item
+from tests.prompts import node, out
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +28,181 @@ def master(
         yield found
 
 
-def test_the_batch_is_what_plain_comfyui_makes_of_each_seed(master: Master, plain: PlainComfyUI) -> None:
-    ours = master.images(distributed(seed=100))
-    theirs = numpy.concatenate([plain.images(plain_item(seed=100 + index), "8") for index in range(2)])
-    assert ours.dtype == numpy.float32
-    assert ours.tobytes() == theirs.tobytes()
+# -- what comes out --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_batch_is_what_plain_comfyui_makes_of_each_seed(master: Master, plain: PlainComfyUI, variant: str) -> None:
+    tail = VARIANTS[variant]
+    end = "end" if tail else "8"
+    ours = master.images(distributed(tail, end, seed=100))
     assert set(master.workers_of(master.last_job())) <= {"one", "two"}
+    theirs = numpy.concatenate([plain.images(plain_item(tail, end, seed=100 + index), end) for index in range(2)])
+    assert ours.dtype == numpy.float32 and ours.shape == theirs.shape
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_items_run_in_order_of_seeds_however_many_and_nothing_before_the_collector_runs_here(master: Master) -> None:
+    before = master.ran_here()
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(pictures("many", items=7, seed=40), client_id=listener.client_id)
+        listener.wait_end(prompt_id)
+    assert master.recorded("many") == [40, 41, 42, 43, 44, 45, 46]
+    assert master.ran_here() == [*before, "RuleRecord"]
+    executed = {event["data"]["node"] for event in listener.of("executing", prompt_id=prompt_id)}
+    assert executed == {"9", "show", None}
+
+
+def test_by_default_there_is_one_item_for_each_worker(master: Master) -> None:
+    master.server.execute(pictures("default", items=0, seed=5))
+    assert master.recorded("default") == [5, 6]
+
+
+def test_a_masks_latents_and_sound_collector_gives_all_of_them(master: Master) -> None:
+    prompt: dict[str, Any] = {
+        **pictures("slots", items=3, seed=9),
+        "mask": node("RuleMask", images=out("image")),
+        "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=2),
+    }
+    prompt["9"]["inputs"] |= {"masks": out("mask"), "latents": out("latent")}
+    prompt["show"]["inputs"] |= {"mask": out("9", 3), "latent": out("9", 2), "audio": out("9", 1)}
+    master.server.execute(prompt)
+    assert master.recorded("slots") == [9, 10, 11]
+
+
+def test_the_metadata_of_a_saved_image_holds_the_users_prompt(master: Master) -> None:
+    from PIL import Image
+
+    entry = master.server.execute(distributed(seed=700), extra_data={"extra_pnginfo": {"workflow": {"mine": True}}})
+    image = entry["outputs"]["10"]["images"][0]
+    with Image.open(master.server.base / "output" / image["filename"]) as picture:
+        assert '"DistributedSeed"' in picture.info["prompt"]
+        assert picture.info["workflow"] == '{"mine": true}'
+
+
+# -- how it goes -----------------------------------------------------------------------------------------------------------
+def test_the_node_shows_how_many_items_are_done_and_who_works(master: Master) -> None:
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(pictures("progress", items=6, steps=30), client_id=listener.client_id)
+        listener.wait_end(prompt_id)
+    shown = [(event["data"]["value"], event["data"]["max"]) for event in listener.of("progress", prompt_id=prompt_id)]
+    assert {most for _, most in shown} == {6}
+    assert shown[-1] == (6, 6) and shown == sorted(shown)
+    texts = [message[8 + message[7]:].decode() for message in listener.binary if message[:4] == b"\0\0\0\3"]
+    assert any(text.startswith("2 of 6 items") for text in texts), texts
+    assert any("one " in text and "/30" in text for text in texts), texts
+
+
+def test_items_run_while_an_earlier_prompt_keeps_the_master_busy(master: Master) -> None:
+    first = master.server.queue(plain_work("busy", steps=500))  # 10 s
+    before = list(master.jobs())
+    second = master.server.queue(pictures("meanwhile", items=4, steps=25))
+    job = master.job_of(before)
+    master.server.until(lambda: master.state(job) == "done", 9.0)
+    assert master.server.history(first) is None
+    began = time.monotonic()
+    assert master.server.wait(first)["status"]["status_str"] == "success"
+    assert master.server.wait(second)["status"]["status_str"] == "success"
+    assert time.monotonic() - began < 12
+    assert master.recorded("meanwhile") == [100, 101, 102, 103]
+
+
+def test_a_second_run_comes_from_the_cache_and_no_worker_runs_anything(master: Master) -> None:
+    prompt = pictures("cached", items=3, seed=60)
+    master.server.execute(prompt)
+    before = list(master.jobs())
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(prompt, client_id=listener.client_id)
+        listener.wait_end(prompt_id)
+    assert "9" in listener.of("execution_cached", prompt_id=prompt_id)[0]["data"]["nodes"]
+    time.sleep(0.5)
+    assert list(master.jobs()) == before
+
+
+def test_a_cached_collector_with_other_nodes_behind_it_ends_its_job_at_once(master: Master) -> None:
+    prompt = pictures("first look", items=3, seed=61, steps=5)
+    master.server.execute(prompt)
+    before = list(master.jobs())
+    master.server.execute({**prompt, "show": node("RuleRecord", images=out("9"), label="second look")})
+    assert master.recorded("second look") == [61, 62, 63]
+    assert master.recorded("first look") == [61, 62, 63]
+    job = master.job_of(before)
+    master.server.until(lambda: master.state(job) == "cancelled", 5.0)
+
+
+def test_two_tabs_get_each_their_own(master: Master) -> None:
+    with master.server.listen() as one, master.server.listen() as two:
+        ids = [
+            master.server.queue(pictures(f"tab{number}", items=3, seed=1000 * number, steps=10), client_id=tab.client_id)
+            for number, tab in ((1, one), (2, two))
+        ]
+        one.wait_end(ids[0])
+        two.wait_end(ids[1])
+    assert master.recorded("tab1") == [1000, 1001, 1002]
+    assert master.recorded("tab2") == [2000, 2001, 2002]
+    assert {event["data"]["prompt_id"] for event in one.of("progress")} == {ids[0]}
+    assert {event["data"]["prompt_id"] for event in two.of("progress")} == {ids[1]}
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------------
+def test_interrupt_reaches_the_engines_of_this_job_within_two_seconds_and_no_other(master: Master) -> None:
+    before = list(master.jobs())
+    running = master.server.queue(pictures("interrupted", items=2, seed=70, steps=2000))
+    job = master.job_of(before)
+    master.server.until(lambda: master.workers_of(job) == ["one", "two"] or sorted(master.workers_of(job)) == ["one", "two"])
+    waiting = master.server.queue(pictures("goes on", items=2, seed=80, steps=5))
+    master.server.until(lambda: len(master.jobs()) == len(before) + 2)
+    time.sleep(0.5)  # the engines are at it
+    began = time.monotonic()
+    master.server.post("/interrupt")
+    master.server.until(lambda: master.state(job) == "cancelled", 2.0)
+    entry = master.server.wait(running)
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    assert master.server.wait(waiting, 20)["status"]["status_str"] == "success"
+    assert time.monotonic() - began < 6
+    assert master.recorded("goes on") == [80, 81]
+
+
+@pytest.mark.parametrize("how", ["delete", "clear"])
+def test_a_prompt_that_leaves_the_queue_takes_its_job_with_it(master: Master, how: str) -> None:
+    busy = master.server.queue(plain_work(f"busy for {how}", steps=150))
+    before = list(master.jobs())
+    prompt_id = master.server.queue(pictures("never", items=2, seed=90, steps=2000))
+    job = master.job_of(before)
+    master.server.post("/queue", {"clear": True} if how == "clear" else {"delete": [prompt_id]})
+    master.server.until(lambda: master.state(job) == "cancelled", 2.0)
+    assert master.server.wait(busy)["status"]["status_str"] == "success"
+    assert master.server.history(prompt_id) is None
+    master.server.until(lambda: not [path for path in master.spools() if path.name == job], 5.0)
+
+
+# -- what fails ------------------------------------------------------------------------------------------------------------
+def test_a_failed_item_fails_the_node_with_the_workers_own_error(master: Master) -> None:
+    prompt = pictures("failed", items=3, seed=20)
+    prompt["bad"] = node("RuleFail", images=out("work"), seed=out("seed"), bad_seed=21)
+    prompt["9"]["inputs"]["images"] = out("bad")
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and facts["node_id"] == "9"
+    message = facts["exception_message"]
+    assert "item 1 on worker" in message and "node bad (RuleFail) raised ValueError: seed 21 brings no luck" in message
+    assert 'rule_nodes.py", line' in message
+
+
+def test_what_cannot_be_planned_fails_the_node_with_the_reason(master: Master) -> None:
+    prompt = pictures("unplanned", items=4)
+    prompt["image"]["inputs"]["seed"] = 3
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and facts["node_id"] == "9"
+    assert "DistributedSeed" in facts["exception_message"]
+
+
+def test_a_collector_that_another_node_made_passes_through(master: Master) -> None:
+    prompt = {
+        "image": node("RuleImage", seed=3, width=16, height=16, batch_size=1, channels=3),
+        "expand": node("ProbeCollectorExpand", images=out("image")),
+        "show": node("RuleRecord", images=out("expand"), label="expanded"),
+    }
+    before = list(master.jobs())
+    master.server.execute(prompt)
+    assert master.recorded("expanded") == [3]
+    assert list(master.jobs()) == before

@@ -1,0 +1,227 @@
+"""This ComfyUI's part in its own jobs: it takes an item when its node waits, runs it as nodes added to the prompt, and hands it in.
+
+claim -> `expansion` -> ComfyUI runs the nodes -> captures -> spool -> the table is told -> the next claim.  The result never leaves the
+process, and it lies in the spool before the table knows of it, as with every other worker's.
+"""
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
+from distributed_comfy.comfyui.guest import Guest
+from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
+from distributed_comfy.engine.catalogue import listed_choices
+from distributed_comfy.engine.comfyui.choices import input_declarations
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError
+from distributed_comfy.messages import Capture, ItemResult, ItemSpec, apply_patches, item_id
+from distributed_comfy.planning.requirements import matches
+from distributed_comfy.state.records import Claim
+from distributed_comfy.transport.memory_blobs import MemoryBlobStore
+from distributed_comfy.transport.values import store_value
+from distributed_comfy.workflow.classes import SINK_CLASS
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 2.0
+"""How often the live workers are looked at."""
+_TRY_S = 0.5
+"""How often an item is asked for while there was none."""
+
+
+@dataclass
+class LocalRun:
+    """An item that runs here."""
+
+    job: MasterJob
+    running: RunningJob
+    node_id: str
+    """Of the prompt: who waits for the job."""
+    claim: Claim
+    sinks: tuple[str, ...]
+    began: float = field(default_factory=time.monotonic)
+    captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
+    """Sink, slot, position in the list, value."""
+
+
+class Participation:
+    """One per process; safe to use from several threads.
+
+    Args:
+        guest: this ComfyUI in the table.
+        device_class: of its device, for the results.
+        takes_part: the user's choice, as it is now.
+        node_classes: ComfyUI's own, by name.
+    """
+
+    def __init__(
+        self, guest: Guest, device_class: Callable[[], str], takes_part: Callable[[], bool], node_classes: dict[str, Any]
+    ) -> None:
+        self._guest = guest
+        self._device_class = device_class
+        self._takes_part = takes_part
+        self._node_classes = node_classes
+        self._runs: dict[str, LocalRun] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._others: dict[str, tuple[float, bool]] = {}
+        """Job -> when the live workers were looked at, and whether one of them can run it."""
+        self._tried: dict[str, float] = defaultdict(float)
+        self._unfit: set[str] = set()
+        """Jobs of which nothing (more) can run here."""
+
+    # -- for whoever waits
+    def begin(self, job: MasterJob, node_id: str, outputs: int) -> dict[str, Any] | None:
+        """Take an item, if there is one for this ComfyUI: what the node gives ComfyUI to run it.
+
+        Args:
+            outputs: of the node.
+        """
+        running = job.running
+        if running is None or job.phase != "running" or not self._is_due(running) or not self._may_take(job, running):
+            return None
+        try:
+            claim = self._guest.claim(running.cluster, running.record.job_id)
+        except (ClusterUnavailable, redis.RedisError) as error:
+            log.debug("no item for this ComfyUI: %s", error)
+            return None
+        if claim is None:
+            return None
+        spec = _spec(running, claim)
+        if spec is None or not self._has_all(running, spec):
+            self._unfit.add(claim.job_id)
+            self._guest.give_back(running.cluster, claim, "release")
+            return None
+        return self._expand(LocalRun(job, running, node_id, claim, _sinks(running, spec)), spec, outputs)
+
+    def _expand(self, run: LocalRun, spec: ItemSpec, outputs: int) -> dict[str, Any]:
+        accepted, claim = run.job.accepted, run.claim
+        prompt = apply_patches(dict(run.running.plan.prompts[spec.prompt_hash]), spec.patches)
+        item = LocalItem(prompt, spec.targets, claim.claim_id, run.node_id)
+        prefix = f"{run.node_id}~{next(self._numbers)}:"
+        expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running), prefix)
+        with self._lock:
+            self._runs[claim.claim_id] = run
+        log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), spec.seed or "-")
+        return {"result": tuple([expansion.end, slot] for slot in range(outputs)), "expand": expansion.nodes}
+
+    # -- for the nodes of an item
+    def capture(self, claim_id: str, sink: str, slot: str, values: list[Any]) -> None:
+        """Keep what reached a sink; an item that is over takes nothing."""
+        with self._lock:
+            run = self._runs.get(claim_id)
+        if run is not None:
+            run.captures += [(sink, slot, position, value) for position, value in enumerate(values) if value is not None]
+
+    def finish(self, claim_id: str) -> LocalRun | None:
+        """Hand in an item whose nodes have run; None where its prompt is over."""
+        with self._lock:
+            run = self._runs.pop(claim_id, None)
+        if run is None:
+            return None
+        job_id, index = run.claim.job_id, run.claim.index
+        store = MemoryBlobStore()
+        result = self._result(run, store)
+        run.running.spool.add(index, claim_id, result, store)
+        try:
+            taken = self._guest.complete(run.running.cluster, run.claim, result)
+        except (ClusterUnavailable, redis.RedisError) as error:  # it lies in the spool: the collector tells the table when it answers
+            log.warning("item %s is done, and the table does not answer: %s", item_id(job_id, index), error)
+        else:
+            elsewhere = "" if taken else "; it was done elsewhere, too"
+            log.info("item %s is done here in %.2f s%s", item_id(job_id, index), result.seconds, elsewhere)
+        self._tried[job_id] = 0.0
+        return run
+
+    def drop(self, job: MasterJob) -> None:
+        """The job's prompt is over: what runs of it here does not any more."""
+        with self._lock:
+            runs = [run for run in self._runs.values() if run.job is job]
+            for run in runs:
+                del self._runs[run.claim.claim_id]
+        for run in runs:
+            self._guest.give_back(run.running.cluster, run.claim, "release")
+        running = job.running
+        if running is not None:
+            job_id = running.record.job_id
+            self._unfit.discard(job_id)
+            self._others.pop(job_id, None)
+            self._tried.pop(job_id, None)
+
+    def _result(self, run: LocalRun, store: MemoryBlobStore) -> ItemResult:
+        job_id, limit_bytes = run.claim.job_id, run.running.cluster.settings.blob_limit_bytes
+        seconds = time.monotonic() - run.began
+
+        def stored() -> Iterator[Capture]:
+            for number, (sink, slot, position, value) in enumerate(run.captures):
+                name = f"{job_id}:{run.claim.index}:{run.claim.claim_id}:value{number}"
+                yield Capture(sink, slot, position, store_value(store, name, value, job_id=job_id, limit_bytes=limit_bytes))
+
+        captures = tuple(stored())
+        reached = {capture.node_id for capture in captures}
+        return ItemResult(
+            captures=captures,
+            blocked=tuple(sink for sink in run.sinks if sink not in reached),
+            worker=self._guest.name,
+            device_class=self._device_class(),
+            engine="comfyui",
+            seconds=seconds,
+        )
+
+    # -- whether to
+    def _is_due(self, running: RunningJob) -> bool:
+        job_id, now = running.record.job_id, time.monotonic()
+        if job_id in self._unfit or now - self._tried[job_id] < _TRY_S:
+            return False
+        self._tried[job_id] = now
+        return True
+
+    def _may_take(self, job: MasterJob, running: RunningJob) -> bool:
+        """What the user wants; and where no worker is left, this ComfyUI makes all of it."""
+        need = running.record.requirement
+        if not job.can_run_here or (need is not None and need.device_class not in ("", self._device_class())):
+            return False
+        return self._takes_part() or not self._others_can(running)
+
+    def _others_can(self, running: RunningJob) -> bool:
+        job_id, now = running.record.job_id, time.monotonic()
+        looked_at, could = self._others.get(job_id, (float("-inf"), True))
+        if now - looked_at < _LOOK_S:
+            return could
+        try:
+            live, need = running.cluster.matching.live().values(), running.record.requirement
+        except (DistributedComfyError, redis.RedisError):
+            return True
+        can = any(need is None or matches(need, one) for one in live)
+        if could and not can:
+            log.info("job %s: no live worker can run it; this ComfyUI runs all of it until one can", job_id)
+        self._others[job_id] = (now, can)
+        return can
+
+    def _has_all(self, running: RunningJob, spec: ItemSpec) -> bool:
+        """Whether ComfyUI lists each value that this item alone has; the others were in the prompt that it accepted."""
+        prompt = running.plan.prompts[spec.prompt_hash]
+        for patch in spec.patches:
+            declared = input_declarations(self._node_classes.get(prompt[patch.node_id]["class_type"])).get(patch.input)
+            listed = listed_choices(declared) if declared is not None and isinstance(patch.value, str) else None
+            if listed is not None and patch.value not in listed:
+                return False
+        return True
+
+
+def _spec(running: RunningJob, claim: Claim) -> ItemSpec | None:
+    """The item's, where it is one that this ComfyUI can run."""
+    return running.plan.items[claim.index] if claim.index < running.record.generated else None
+
+
+def _sinks(running: RunningJob, spec: ItemSpec) -> tuple[str, ...]:
+    prompt = running.plan.prompts[spec.prompt_hash]
+    return tuple(target for target in spec.targets if prompt[target]["class_type"] == SINK_CLASS)
