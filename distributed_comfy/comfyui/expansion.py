@@ -74,7 +74,7 @@ def expand_item(item: LocalItem, outer: OuterPrompt, prefix: str) -> Expansion:
     def place(link: Link) -> list[Any]:
         return [link.node_id if link.node_id in shared else prefix + link.node_id, link.slot]
 
-    nodes = {prefix + node_id: _clone(node_id, graph, outer, place) for node_id in item.prompt if node_id in needed}
+    nodes = {prefix + node_id: _clone(node_id, graph, outer, place, item.asking) for node_id in item.prompt if node_id in needed}
     before = ""
     for number, sink in enumerate(sinks):
         links = {name: place(link) for name, link in graph.links[sink].items()}
@@ -125,7 +125,7 @@ def _is_equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _clone(node_id: str, graph: Graph, outer: OuterPrompt, place: Callable[[Link], list[Any]]) -> dict[str, Any]:
+def _clone(node_id: str, graph: Graph, outer: OuterPrompt, place: Callable[[Link], list[Any]], asking: str) -> dict[str, Any]:
     """A node of the item with links to where its feeders run, and literals as ComfyUI's validation left them where they are the user's."""
     node, links = graph.prompt[node_id], graph.links[node_id]
     planned, running = (prompt.get(node_id, {"inputs": {}})["inputs"] for prompt in (outer.planned, outer.running))
@@ -135,4 +135,5 @@ def _clone(node_id: str, graph: Graph, outer: OuterPrompt, place: Callable[[Link
         return converted if _is_equal(value, planned.get(name, _NOTHING)) and as_link(converted) is None else value
 
     inputs = {name: place(links[name]) if name in links else literal(name, value) for name, value in node["inputs"].items()}
-    return {"class_type": node["class_type"], "inputs": inputs, "override_display_id": node_id}
+    shown = node_id if node_id in outer.running else asking
+    return {"class_type": node["class_type"], "inputs": inputs, "override_display_id": shown}

@@ -18,7 +18,7 @@ from distributed_comfy.errors import OnlyWorkersHave
 from distributed_comfy.messages import Capability, Prompt
 from distributed_comfy.nodes.any_type import AnyType
 from distributed_comfy.planning.requirements import normalise, offers
-from distributed_comfy.workflow.graph import Graph
+from distributed_comfy.workflow.graph import Graph, as_link
 
 log = logging.getLogger(__name__)
 
@@ -126,3 +126,24 @@ def foreign_in(running: Prompt) -> tuple[str, ...]:
     values = [node["inputs"].get("text") for node in running.values() if node["class_type"] == VALUE_CLASS]
     classes = [node["inputs"].get("foreign_class") for node in running.values() if node["class_type"] == NODE_CLASS]
     return (*(f"model {value!r}" for value in dict.fromkeys(values)), *(f"node class {name}" for name in dict.fromkeys(classes)))
+
+
+def original_of(running: Prompt) -> Prompt:
+    """The prompt before `ForeignValues.replace`; the same object where nothing was replaced."""
+    if not any(node["class_type"] in (VALUE_CLASS, NODE_CLASS) for node in running.values()):
+        return running
+    texts = {node_id: node["inputs"].get("text") for node_id, node in running.items() if node["class_type"] == VALUE_CLASS}
+
+    def before(node: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(node["inputs"])
+        class_type = inputs.pop("foreign_class", "") if node["class_type"] == NODE_CLASS else node["class_type"]
+        links = {name: link for name, value in inputs.items() if (link := as_link(value)) and link.node_id in texts}
+        return {**node, "class_type": class_type, "inputs": {**inputs, **{name: texts[link.node_id] for name, link in links.items()}}}
+
+    return {node_id: before(node) for node_id, node in running.items() if node_id not in texts}
+
+
+def restore_in_metadata(dynamic_prompt: Any) -> None:
+    """Let nodes that write the prompt into their files see the user's."""
+    running = dynamic_prompt.get_original_prompt
+    dynamic_prompt.get_original_prompt = lambda self: original_of(running(self))

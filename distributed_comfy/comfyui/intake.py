@@ -20,7 +20,7 @@ from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
 from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
-from distributed_comfy.comfyui.master_job import JobPlaces
+from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.participation import Participation
@@ -58,6 +58,7 @@ def install_intake(pack: Pack) -> None:
     jobs = MasterJobs(host, places, participation.drop)
     nodes = JobNodes(host, jobs, participation)
     _register(pack, nodes)
+    pack.context.inner = participation
     pack.jobs = jobs
     _let_pass(pack)
     host.server.app.middlewares.append(intake(jobs))
@@ -93,11 +94,11 @@ def _let_pass(pack: Pack) -> None:
             return posted
 
     pack.host.server.add_on_prompt_handler(replace)
+    foreign.restore_in_metadata(pack.host.execution.DynamicPrompt)
 
 
 def _participation(pack: Pack, places: JobPlaces) -> Participation:
-    host, settings = pack.host, pack.settings
-    device = pack.host.device
+    settings, device = pack.settings, pack.host.device
 
     @functools.cache
     def its_class() -> str:
@@ -111,7 +112,7 @@ def _participation(pack: Pack, places: JobPlaces) -> Participation:
         f"{settings.host_name}-master", settings.host_name, "", "comfyui", places.engine_version, pid=os.getpid(),
         package_version=__version__, started_by="comfyui",
     )  # fmt: skip
-    return Participation(Guest(facts), its_class, places.takes_part, host.nodes.NODE_CLASS_MAPPINGS)
+    return Participation(Guest(facts), its_class, places)
 
 
 def intake(jobs: MasterJobs) -> Any:
@@ -123,28 +124,30 @@ def intake(jobs: MasterJobs) -> Any:
             return await handler(request)
         planned = _ours(await request.read())
         answer = await handler(request)
-        if planned is not None and answer.status == web.HTTPOk.status_code and isinstance(answer, web.Response):
-            try:
-                accept(jobs, _prompt_id(answer), planned)
-            except Exception:  # the prompt is queued: it runs as if we were not here
-                log.exception("a prompt is not distributed; please report it")
+        if answer.status != web.HTTPOk.status_code or not isinstance(answer, web.Response):
+            return answer
+        try:
+            if planned is None or accept(jobs, _prompt_id(answer), planned) is None:
+                jobs.others_come_between()
+        except Exception:  # the prompt is queued: it runs as if we were not here
+            log.exception("a prompt is not distributed; please report it")
         return answer
 
     return take
 
 
-def accept(jobs: MasterJobs, prompt_id: str, planned: Prompt) -> None:
-    """Make a job of a prompt that is in ComfyUI's queue.
+def accept(jobs: MasterJobs, prompt_id: str, planned: Prompt) -> MasterJob | None:
+    """Make a job of a prompt that is in ComfyUI's queue; None where there is nothing to distribute.
 
     Args:
         planned: as the user gave it.
     """
     entry = jobs.watch.entry(prompt_id)
     if entry is None:  # it has run already: there was nothing to wait for
-        return
+        return None
     _, _, running, extra_data, outputs = entry[:5]
     extra = extra_data.get("extra_pnginfo")
-    jobs.accept(
+    return jobs.accept(
         AcceptedPrompt(
             prompt_id, planned, copy.deepcopy(running), tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
             foreign.foreign_in(running),

@@ -28,25 +28,31 @@ class MasterJobs:
         self._places = places
         self._jobs: dict[str, MasterJob] = {}
         self._lock = threading.Lock()
-        self._last_content = ""
-        """Of the prompt that ComfyUI ran last to its success."""
+        self._latest: AcceptedPrompt | None = None
+        """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
         self.watch = QueueWatch(host, self._end, self._cached)
 
     def accept(self, accepted: AcceptedPrompt) -> MasterJob | None:
         """Queue the prompt's job; None where no node of it wants one.
 
-        One that ComfyUI has just run is queued only when a node asks: ComfyUI will take all of it from its cache.
+        One that is like the one before is queued only when a node asks: ComfyUI will take all of it from its cache.
         """
         if not accepted.job_nodes:
             return None
         job = MasterJob(accepted, self._places)
         with self._lock:
             self._jobs[accepted.prompt_id] = job
-            deferred = accepted.content == self._last_content and len(self._jobs) == 1
+            deferred = self._latest is not None and self._latest.content == accepted.content
+            self._latest = accepted
         self.watch.follow(accepted.prompt_id)
         if not deferred:
             job.start()
         return job
+
+    def others_come_between(self) -> None:
+        """ComfyUI has accepted a prompt of another sort: its cache will be of that one."""
+        with self._lock:
+            self._latest = None
 
     def of_node(self, node_id: str) -> MasterJob | None:
         """The job that a node of the prompt that runs now belongs to; None where it is to work as if we were not here."""
@@ -69,8 +75,8 @@ class MasterJobs:
     def _end(self, prompt_id: str, ending: Ending) -> None:
         with self._lock:
             job = self._jobs.pop(prompt_id, None)
-            if job is not None:
-                self._last_content = job.accepted.content if ending == "success" else ""
+            if ending != "success" and self._latest is not None and self._latest.prompt_id == prompt_id:
+                self._latest = None
         if job is not None:
             threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()
             job.end(ending)

@@ -36,7 +36,7 @@ class DistributedLocalCapture:
     def capture(self, claim_id: list[str], sink: list[str], after: Any = None, **slots: list[Any]) -> tuple[str]:
         """Hand each slot's list on."""
         for slot, values in slots.items():
-            self.nodes.participation.capture(claim_id[0], sink[0], slot, values)
+            self.nodes.participation.take(claim_id[0], sink[0], slot, values)
         return (claim_id[0],)
 
 
@@ -66,4 +66,4 @@ class DistributedLocalEnd:
         run = await asyncio.to_thread(self.nodes.participation.finish, claim_id)
         if run is None:
             raise NodeOutsideJob(node_id=unique_id)
-        return await self.nodes.wait(run.job, run.node_id, None)
+        return await self.nodes.wait(run.job, run.node_id, run.outputs, None)

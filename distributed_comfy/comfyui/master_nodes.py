@@ -40,10 +40,11 @@ class JobNodes:
         job = self.jobs.of_node(node_id)
         return job is not None and job.phase != "absent"
 
-    async def wait(self, job: MasterJob, node_id: str, alone: dict[str, Any] | None) -> Any:
+    async def wait(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
         """What the node gives, when it is here, or nodes that ComfyUI is to add before: an item to run.  Shows how far the job is.
 
         Args:
+            outputs: of the node.
             alone: what to give where there is no job after all; None: it then fails with the reason.
         Raises:
             The error with which the job failed; ComfyUI's own where the prompt was interrupted.
@@ -53,13 +54,13 @@ class JobNodes:
         while True:
             self.host.model_management.throw_exception_if_processing_interrupted()
             view.show(job)
-            found = await asyncio.to_thread(self._look, job, node_id, alone)
+            found = await asyncio.to_thread(self._look, job, node_id, outputs, alone)
             if found is not None:
                 view.show(job)
                 return found
             await asyncio.sleep(POLL_S)
 
-    def _look(self, job: MasterJob, node_id: str, alone: dict[str, Any] | None) -> Any:
+    def _look(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
         if job.phase == "absent":
             if alone is None and job.error is not None:
                 raise job.error
@@ -68,7 +69,7 @@ class JobNodes:
             return job.values(node_id)
         if job.phase == "failed":
             raise _as_comfyui_shows_it(job)
-        return self.participation.begin(job, node_id, len(COLLECTOR_SLOTS))
+        return self.participation.begin(job, node_id, outputs)
 
 
 class _View:
@@ -82,6 +83,8 @@ class _View:
     def show(self, job: MasterJob) -> None:
         """Send what has changed."""
         look = job.progress.look()
+        if not look.total:
+            return
         if self._bar is None:
             self._bar = self._host.progress_bar(look.total, self._node_id)
         state = (look.done, look.total, look.text)
@@ -144,7 +147,8 @@ class MasterCollector(DistributedCollector):
         job = self.nodes.jobs.of_node(unique_id)
         if job is None or (job.phase == "absent" and any(inputs.get(slot) is not None for slot in COLLECTOR_SLOTS)):
             return self.run(**inputs)
-        return await self.nodes.wait(job, unique_id, _alone(unique_id, dynprompt.get_node(unique_id)["inputs"]))
+        alone = _alone(unique_id, dynprompt.get_node(unique_id)["inputs"])
+        return await self.nodes.wait(job, unique_id, len(COLLECTOR_SLOTS), alone)
 
 
 def _alone(node_id: str, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -185,4 +189,4 @@ class MasterUpscale(UltimateSDUpscaleDistributed):
         job = self.nodes.jobs.of_node(unique_id)
         if job is None:
             return self.run(**inputs)
-        return await self.nodes.wait(job, unique_id, None)
+        return await self.nodes.wait(job, unique_id, 1, None)

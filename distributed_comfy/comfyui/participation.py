@@ -18,16 +18,19 @@ import redis
 
 from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
 from distributed_comfy.comfyui.guest import Guest
-from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
+from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob, RunningJob
 from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError
-from distributed_comfy.messages import Capture, ItemResult, ItemSpec, apply_patches, item_id
+from distributed_comfy.engine.context import GraphContext
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob
+from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import Claim
+from distributed_comfy.state.specs import unpack_spec
+from distributed_comfy.transport.feed_names import Feed, bind_feed
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 from distributed_comfy.transport.values import store_value
-from distributed_comfy.workflow.classes import SINK_CLASS
+from distributed_comfy.workflow.classes import CLAIM_INPUT, KEPT_MARK, SINK_CLASS, SOURCE_CLASS
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ _LOOK_S = 2.0
 """How often the live workers are looked at."""
 _TRY_S = 0.5
 """How often an item is asked for while there was none."""
+FEED_TIMEOUT_S = 600.0
+"""How long a fed item waits for a value, as in the engine of a worker."""
 
 
 @dataclass
@@ -46,29 +51,49 @@ class LocalRun:
     node_id: str
     """Of the prompt: who waits for the job."""
     claim: Claim
-    sinks: tuple[str, ...]
+    spec: ItemSpec
+    prompt: Prompt
+    """Its stage's, with its patches."""
+    prefix: str
+    """Of the ids of its nodes."""
+    fed: GraphContext
+    """What its sources supply."""
+    outputs: int
+    """Of the node that waits."""
     began: float = field(default_factory=time.monotonic)
     captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
     """Sink, slot, position in the list, value."""
 
+    @property
+    def sinks(self) -> list[str]:
+        """Those of its targets that are to give something."""
+        return [target for target in self.spec.targets if self.prompt[target]["class_type"] == SINK_CLASS]
+
+    def placed(self) -> Prompt:
+        """The prompt with the claim in its sources, as `engine.inputs.place_inputs` puts it there for ComfyUI's cache."""
+
+        def place(node: dict[str, Any]) -> dict[str, Any]:
+            if node["class_type"] != SOURCE_CLASS or str(node["inputs"].get(CLAIM_INPUT)).startswith(KEPT_MARK):
+                return node
+            return {**node, "inputs": {**node["inputs"], CLAIM_INPUT: self.claim.claim_id}}
+
+        return {node_id: place(node) for node_id, node in self.prompt.items()}
+
 
 class Participation:
-    """One per process; safe to use from several threads.
+    """One per process; safe to use from several threads.  It is the `NodeContext` of the nodes of local items.
 
     Args:
         guest: this ComfyUI in the table.
         device_class: of its device, for the results.
-        takes_part: the user's choice, as it is now.
-        node_classes: ComfyUI's own, by name.
+        places: shared by all jobs.
     """
 
-    def __init__(
-        self, guest: Guest, device_class: Callable[[], str], takes_part: Callable[[], bool], node_classes: dict[str, Any]
-    ) -> None:
+    def __init__(self, guest: Guest, device_class: Callable[[], str], places: JobPlaces) -> None:
         self._guest = guest
         self._device_class = device_class
-        self._takes_part = takes_part
-        self._node_classes = node_classes
+        self._takes_part = places.takes_part
+        self._host = places.host
         self._runs: dict[str, LocalRun] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -95,26 +120,58 @@ class Participation:
             return None
         if claim is None:
             return None
-        spec = _spec(running, claim)
-        if spec is None or not self._has_all(running, spec):
+        try:
+            run = self._run(job, running, (node_id, outputs), claim)
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.warning("item %s cannot run here: %s", item_id(claim.job_id, claim.index), error)
+            run = None
+        if run is None or not self._has_all(run):
             self._unfit.add(claim.job_id)
             self._guest.give_back(running.cluster, claim, "release")
             return None
-        return self._expand(LocalRun(job, running, node_id, claim, _sinks(running, spec)), spec, outputs)
+        return self._expand(run)
 
-    def _expand(self, run: LocalRun, spec: ItemSpec, outputs: int) -> dict[str, Any]:
+    def _run(self, job: MasterJob, running: RunningJob, asking: tuple[str, int], claim: Claim) -> LocalRun:
+        """All that is known about a claimed item, for the node that asks (its id and the number of its outputs)."""
+        spec = _spec(running, claim)
+        prompt = apply_patches(dict(running.plan.prompts[spec.prompt_hash]), spec.patches)
+        text = running.cluster.jobs.feed(claim.job_id, claim.index) if spec.kind in FED_KINDS else ""
+        request = RunRequest(
+            claim.claim_id, claim.job_id, claim.index, spec.kind, prompt, spec.targets, job.accepted.planned,
+            feed=bind_feed(load(Feed, text), claim.claim_id) if text else {},
+        )  # fmt: skip
+        fed = GraphContext(running.cluster.blobs, feed_timeout_s=FEED_TIMEOUT_S)
+        fed.begin(request, check=self._host.model_management.throw_exception_if_processing_interrupted)
+        node_id, outputs = asking
+        return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}:", fed, outputs)
+
+    def _expand(self, run: LocalRun) -> dict[str, Any]:
         accepted, claim = run.job.accepted, run.claim
-        prompt = apply_patches(dict(run.running.plan.prompts[spec.prompt_hash]), spec.patches)
-        item = LocalItem(prompt, spec.targets, claim.claim_id, run.node_id)
-        prefix = f"{run.node_id}~{next(self._numbers)}:"
-        expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running), prefix)
+        item = LocalItem(run.placed(), run.spec.targets, claim.claim_id, run.node_id)
+        expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running), run.prefix)
         with self._lock:
             self._runs[claim.claim_id] = run
-        log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), spec.seed or "-")
-        return {"result": tuple([expansion.end, slot] for slot in range(outputs)), "expand": expansion.nodes}
+        log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), run.spec.seed or "-")
+        return {"result": tuple([expansion.end, slot] for slot in range(run.outputs)), "expand": expansion.nodes}
 
     # -- for the nodes of an item
-    def capture(self, claim_id: str, sink: str, slot: str, values: list[Any]) -> None:
+    def supply(self, node_id: str, slot: str) -> list[Any]:
+        """See `nodes.context.NodeContext.supply`."""
+        with self._lock:
+            run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
+        if run is None:
+            raise NodeOutsideJob(node_id=node_id)
+        return run.fed.supply(node_id.removeprefix(run.prefix), slot)
+
+    def capture(self, node_id: str, slot: str, values: list[Any]) -> None:
+        """See `nodes.context.NodeContext.capture`: no item here has a sink.
+
+        Raises:
+            NodeOutsideJob: always.
+        """
+        raise NodeOutsideJob(node_id=node_id)
+
+    def take(self, claim_id: str, sink: str, slot: str, values: list[Any]) -> None:
         """Keep what reached a sink; an item that is over takes nothing."""
         with self._lock:
             run = self._runs.get(claim_id)
@@ -206,22 +263,19 @@ class Participation:
         self._others[job_id] = (now, can)
         return can
 
-    def _has_all(self, running: RunningJob, spec: ItemSpec) -> bool:
+    def _has_all(self, run: LocalRun) -> bool:
         """Whether ComfyUI lists each value that this item alone has; the others were in the prompt that it accepted."""
-        prompt = running.plan.prompts[spec.prompt_hash]
-        for patch in spec.patches:
-            declared = input_declarations(self._node_classes.get(prompt[patch.node_id]["class_type"])).get(patch.input)
+        classes = self._host.nodes.NODE_CLASS_MAPPINGS
+        for patch in run.spec.patches:
+            declared = input_declarations(classes.get(run.prompt[patch.node_id]["class_type"])).get(patch.input)
             listed = listed_choices(declared) if declared is not None and isinstance(patch.value, str) else None
             if listed is not None and patch.value not in listed:
                 return False
         return True
 
 
-def _spec(running: RunningJob, claim: Claim) -> ItemSpec | None:
-    """The item's, where it is one that this ComfyUI can run."""
-    return running.plan.items[claim.index] if claim.index < running.record.generated else None
-
-
-def _sinks(running: RunningJob, spec: ItemSpec) -> tuple[str, ...]:
-    prompt = running.plan.prompts[spec.prompt_hash]
-    return tuple(target for target in spec.targets if prompt[target]["class_type"] == SINK_CLASS)
+def _spec(running: RunningJob, claim: Claim) -> ItemSpec:
+    if claim.index < len(running.plan.items):
+        return running.plan.items[claim.index]
+    _, templates = running.cluster.jobs.prompts(claim.job_id)
+    return unpack_spec(templates, claim.index, claim.packed_spec)

@@ -17,7 +17,7 @@ class Shown:
 
     done: int
     total: int
-    """Items; at least 1."""
+    """Items; 0 while that is not known."""
     text: str
     """``3 of 8 items; pc1-cuda0 5/20``."""
     preview: bytes = field(default=b"", repr=False)
@@ -70,8 +70,9 @@ class JobProgress:
         """How it is now; a preview is given once."""
         with self._lock:
             preview, self._preview = self._preview, b""
-            total = max(self._total, 1)
+            total = self._total
             workers = [f"{name} {step.value}/{step.maximum}" for name, step in sorted(self._steps.items()) if step.maximum]
             more = [f"{len(workers) - _SHOWN_WORKERS} more"] if len(workers) > _SHOWN_WORKERS else []
-            parts = [f"{len(self._done)} of {total} items", *workers[:_SHOWN_WORKERS], *more, *([self._note] if self._note else [])]
+            items = [f"{len(self._done)} of {total} items"] if total else []
+            parts = [*items, *workers[:_SHOWN_WORKERS], *more, *([self._note] if self._note else [])]
             return Shown(len(self._done), total, "; ".join(parts), preview)

@@ -19,10 +19,10 @@ def pictures(label: str, items: int = 4, *, seed: int = 100, steps: int = 1, sid
     }
 
 
-def plain_work(label: str, steps: int) -> Prompt:
-    """A prompt without a collector that keeps ComfyUI busy."""
+def plain_work(label: str, steps: int, salt: int = 1) -> Prompt:
+    """A prompt without a collector that keeps ComfyUI busy; of the same salt and steps, once."""
     return {
         "image": node("RuleImage", seed=7, width=8, height=8, batch_size=1, channels=3),
-        "work": node("ProbeSteps", images=out("image"), steps=steps, stubborn=False, salt=1),
+        "work": node("ProbeSteps", images=out("image"), steps=steps, stubborn=False, salt=salt),
         "show": node("RuleRecord", images=out("work"), label=label),
     }

@@ -21,9 +21,15 @@ from tests.prompts import node, out
 class Master:
     """A running server, and the workers beside it."""
 
-    def __init__(self, server: ComfyServer, rig: Rig) -> None:
+    def __init__(self, server: ComfyServer, rig: Rig, environment: dict[str, str]) -> None:
         self.server = server
         self.rig = rig
+        self._environment = environment
+
+    def restart(self) -> None:
+        """Start it again after its end."""
+        self.server.start(**self._environment)
+        self.server.wait_ready()
 
     def dumped(self, prompt: Prompt, collector: str = "9", slot: int = 0) -> tuple[Prompt, Path]:
         """The prompt with a node that writes what a collector gives as float32, and where."""
@@ -78,11 +84,14 @@ class Master:
 
 @contextmanager
 def open_master(
-    comfy: Comfy, python: str, base_directory: Path, folder: Path, rig: Rig, *arguments: str, options: dict[str, Any] | None = None,
-    **environment: str,
+    comfy: Comfy, python: str, base_directory: Path, folder: Path, rig: Rig, *arguments: str, models: bool = True,
+    options: dict[str, Any] | None = None, **environment: str,
 ) -> Iterator[Master]:  # fmt: skip
-    """Start one; ``options`` are those of the pack."""
+    """Start one; without ``models`` it has none, and ``options`` are those of the pack."""
     server = ComfyServer(comfy, python, base_directory, CommandLine(folder))
+    if not models:
+        for path in (server.base / "models").rglob("*.safetensors"):
+            path.unlink()
     (folder / "comfyui.json").write_text(json.dumps(options or {}))
     ours = {
         "DC_REDIS_URL": rig.cluster.redis_url, "DC_BLOB_URL": rig.cluster.blob_url, "DC_KEY_PREFIX": rig.cluster.settings.key_prefix,
@@ -91,6 +100,6 @@ def open_master(
     try:
         server.start(*arguments, **ours)
         server.wait_ready()
-        yield Master(server, rig)
+        yield Master(server, rig, ours)
     finally:
         server.close()

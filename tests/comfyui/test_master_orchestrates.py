@@ -1,6 +1,10 @@
-"""A real ComfyUI with the pack that only orchestrates, driven as a script does that knows nothing of us."""
+"""A real ComfyUI with the pack that only orchestrates, driven as a script does that knows nothing of us.
+
+It has none of the models that its prompts name: only workers do.
+"""
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +28,7 @@ def master(
     comfy: Comfy, packed_python: str, base_directory: Path, comfyui_rig: Rig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Master]:
     folder = tmp_path_factory.mktemp("master")
-    with open_master(comfy, packed_python, base_directory, folder, comfyui_rig, options={"participate": False}) as found:
+    with open_master(comfy, packed_python, base_directory, folder, comfyui_rig, models=False, options={"participate": False}) as found:
         yield found
 
 
@@ -74,7 +78,12 @@ def test_the_metadata_of_a_saved_image_holds_the_users_prompt(master: Master) ->
     entry = master.server.execute(distributed(seed=700), extra_data={"extra_pnginfo": {"workflow": {"mine": True}}})
     image = entry["outputs"]["10"]["images"][0]
     with Image.open(master.server.base / "output" / image["filename"]) as picture:
-        assert '"DistributedSeed"' in picture.info["prompt"]
+        saved = json.loads(picture.info["prompt"])
+        assert {node_id: one["class_type"] for node_id, one in saved.items()} == {
+            node_id: one["class_type"] for node_id, one in distributed().items()
+        }
+        assert saved["1"]["inputs"]["unet_name"] == "tiny_mmdit.safetensors"
+        assert saved["6"]["inputs"]["seed"] == 700
         assert picture.info["workflow"] == '{"mine": true}'
 
 
@@ -98,10 +107,8 @@ def test_items_run_while_an_earlier_prompt_keeps_the_master_busy(master: Master)
     job = master.job_of(before)
     master.server.until(lambda: master.state(job) == "done", 9.0)
     assert master.server.history(first) is None
-    began = time.monotonic()
     assert master.server.wait(first)["status"]["status_str"] == "success"
     assert master.server.wait(second)["status"]["status_str"] == "success"
-    assert time.monotonic() - began < 12
     assert master.recorded("meanwhile") == [100, 101, 102, 103]
 
 
@@ -124,8 +131,24 @@ def test_a_cached_collector_with_other_nodes_behind_it_ends_its_job_at_once(mast
     master.server.execute({**prompt, "show": node("RuleRecord", images=out("9"), label="second look")})
     assert master.recorded("second look") == [61, 62, 63]
     assert master.recorded("first look") == [61, 62, 63]
-    job = master.job_of(before)
+    time.sleep(1.0)  # it may have been known before the job was queued
+    assert [master.state(job) for job in master.jobs() if job not in before] in ([], ["cancelled"])
+
+
+def test_a_prompt_like_one_that_failed_is_queued_at_once(master: Master) -> None:
+    prompt = pictures("never twice", items=2, seed=65, steps=500)
+    first = master.server.queue(prompt)
+    job = master.server.until(lambda: [job for job, state in master.jobs().items() if state.state == "running"])[-1]
+    master.server.post("/interrupt")
     master.server.until(lambda: master.state(job) == "cancelled", 5.0)
+    master.server.wait(first)
+    busy = master.server.queue(plain_work("busy before", 100, salt=2))
+    before = list(master.jobs())
+    second = master.server.queue(prompt)
+    assert master.job_of(before)
+    assert master.server.history(busy) is None
+    master.server.post("/queue", {"delete": [second]})
+    master.server.wait(busy)
 
 
 def test_two_tabs_get_each_their_own(master: Master) -> None:
@@ -154,16 +177,16 @@ def test_interrupt_reaches_the_engines_of_this_job_within_two_seconds_and_no_oth
     began = time.monotonic()
     master.server.post("/interrupt")
     master.server.until(lambda: master.state(job) == "cancelled", 2.0)
+    assert time.monotonic() - began < 2
     entry = master.server.wait(running)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
     assert master.server.wait(waiting, 20)["status"]["status_str"] == "success"
-    assert time.monotonic() - began < 6
     assert master.recorded("goes on") == [80, 81]
 
 
 @pytest.mark.parametrize("how", ["delete", "clear"])
 def test_a_prompt_that_leaves_the_queue_takes_its_job_with_it(master: Master, how: str) -> None:
-    busy = master.server.queue(plain_work(f"busy for {how}", steps=150))
+    busy = master.server.queue(plain_work(f"busy for {how}", steps=200, salt=len(how)))
     before = list(master.jobs())
     prompt_id = master.server.queue(pictures("never", items=2, seed=90, steps=2000))
     job = master.job_of(before)
@@ -185,6 +208,14 @@ def test_a_failed_item_fails_the_node_with_the_workers_own_error(master: Master)
     message = facts["exception_message"]
     assert "item 1 on worker" in message and "node bad (RuleFail) raised ValueError: seed 21 brings no luck" in message
     assert 'rule_nodes.py", line' in message
+
+
+def test_a_model_that_nobody_has_is_refused_in_comfyuis_own_words(master: Master) -> None:
+    prompt = distributed()
+    prompt["1"]["inputs"]["unet_name"] = "nobody_has_it.safetensors"
+    status, answer = master.server.post("/prompt", {"prompt": prompt})
+    assert status == 400
+    assert answer["node_errors"]["1"]["errors"][0]["type"] == "value_not_in_list"
 
 
 def test_what_cannot_be_planned_fails_the_node_with_the_reason(master: Master) -> None:
