@@ -1,6 +1,7 @@
 """HTTP routes of the pack on ComfyUI's own server, all below ``/distributed_comfy``."""
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -13,13 +14,13 @@ def install_routes(pack: Pack) -> None:
     """Add them; ComfyUI offers each below ``/api`` too."""
 
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(pack_status(pack))
+        return web.json_response(await asyncio.to_thread(pack_status, pack))  # it may ask another process
 
     pack.host.server.routes.get("/distributed_comfy/status")(status)
 
 
 def pack_status(pack: Pack) -> dict[str, Any]:
-    """How the pack is, without secrets and without asking anybody."""
+    """How the pack is, without secrets."""
     session = pack.session
     return {
         "version": __version__,
@@ -27,4 +28,5 @@ def pack_status(pack: Pack) -> dict[str, Any]:
         "reason": session.reason,
         "servers": session.servers.shown if session.servers else "",
         "options": pack.options.model_dump(),
+        "host": session.workers.shown(),
     }
