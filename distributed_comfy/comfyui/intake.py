@@ -73,8 +73,6 @@ def _register(pack: Pack, nodes: JobNodes) -> None:
         sampling = {"sampling": pack.host.sampling()} if name == UPSCALE_CLASS else {}
         pack.classes[name] = bind(node_class, nodes=nodes, **sampling)
     pack.classes.update({foreign.VALUE_CLASS: foreign.DistributedForeignValue, foreign.NODE_CLASS: foreign.DistributedForeignNode})
-    for name in (CAPTURE_CLASS, END_CLASS, foreign.VALUE_CLASS, foreign.NODE_CLASS):
-        pack.display_names[name] = f"{name} (internal)"
 
 
 def _let_pass(pack: Pack) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.comfyui.tiny_prompts import distributed
 from tests.prompts import node, out
 
 Prompt = dict[str, Any]
@@ -26,3 +27,19 @@ def plain_work(label: str, steps: int, salt: int = 1) -> Prompt:
         "work": node("ProbeSteps", images=out("image"), steps=steps, stubborn=False, salt=salt),
         "show": node("RuleRecord", images=out("work"), label=label),
     }
+
+
+def upscale(items: int, *, seed: int = 100, side: int = 200, tile: int = 128) -> Prompt:
+    """The tiny model -> collector -> enlarged -> upscale (node ``up``); what was collected is saved, too."""
+    prompt = distributed(seed=seed, side=64)
+    prompt["5"]["inputs"]["batch_size"] = 1
+    prompt["9"]["inputs"]["items"] = items
+    return {
+        **prompt,
+        "big": node("ImageScale", image=out("9"), upscale_method="bicubic", width=side, height=side, crop="disabled"),
+        "up": node(
+            "UltimateSDUpscaleDistributed", upscaled_image=out("big"), model=out("1"), positive=out("3"), negative=out("4"), vae=out("2"),
+            seed=3, steps=2, cfg=3.0, sampler_name="euler", scheduler="simple", denoise=0.4, tile_width=tile, tile_height=tile, padding=16,
+            mask_blur=8, force_uniform_tiles=True, tiled_decode=False,
+        ),
+    }  # fmt: skip

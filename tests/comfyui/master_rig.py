@@ -45,6 +45,13 @@ class Master:
         array: NDArray[numpy.float32] = numpy.load(path)
         return array
 
+    def headless(self, prompt: Prompt, node_id: str) -> NDArray[numpy.float32]:
+        """What the command line makes of the same prompt on the same workers, at this node."""
+        whole = {**prompt, "array": node("ProbeArrayOut", images=out(node_id), name="array.npy")}
+        report = self.rig.run(whole)
+        array: NDArray[numpy.float32] = numpy.load(next(file.path for file in report.done.files if file.ref.name.endswith("array.npy")))
+        return array
+
     def recorded(self, label: str) -> list[int]:
         """The seeds that the RuleRecord of this label was given, in order."""
         found = json.loads((self.server.base / "output" / f"{label}.json").read_text())

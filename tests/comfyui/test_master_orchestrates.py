@@ -15,7 +15,7 @@ import pytest
 
 from tests.cluster_rig import Rig
 from tests.comfyui.comfy_process import Comfy
-from tests.comfyui.master_prompts import pictures, plain_work
+from tests.comfyui.master_prompts import pictures, plain_work, upscale
 from tests.comfyui.master_rig import Master, open_master
 from tests.comfyui.plain_comfyui import PlainComfyUI
 from tests.comfyui.test_cluster_exactness import VARIANTS
@@ -85,6 +85,14 @@ def test_the_metadata_of_a_saved_image_holds_the_users_prompt(master: Master) ->
         assert saved["1"]["inputs"]["unet_name"] == "tiny_mmdit.safetensors"
         assert saved["6"]["inputs"]["seed"] == 700
         assert picture.info["workflow"] == '{"mine": true}'
+
+
+def test_an_upscale_is_what_the_command_line_makes_and_no_model_loads_here(master: Master) -> None:
+    prompt = upscale(2, seed=500)
+    ours = master.images(prompt, "up")
+    assert ours.shape == (2, 200, 200, 3)
+    assert ours.tobytes() == master.headless(prompt, "up").tobytes()
+    assert "Requested to load" not in master.server.log()
 
 
 # -- how it goes -----------------------------------------------------------------------------------------------------------
