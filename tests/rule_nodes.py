@@ -208,6 +208,19 @@ class RuleSlow(Rule):
         return (images,)
 
 
+class MasterLacksMemory(Rule):
+    """Needs more memory than a ComfyUI has that is told so by the variable of this name."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        if os.environ.get("MASTER_LACKS_MEMORY"):
+            raise MemoryError("no room for another picture")
+        return (images,)
+
+
 class RuleRecord(Rule):
     """Writes all it is given into a JSON file; of images, the seeds that they show."""
 
@@ -245,6 +258,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleBroken, RuleNarrowVae, RuleSlow, RuleRecord,
+        MasterLacksMemory,
     )
 }  # fmt: skip
 

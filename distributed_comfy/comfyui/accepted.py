@@ -37,6 +37,12 @@ class AcceptedPrompt:
         return job_nodes_of(self.needed)
 
     @cached_property
+    def runs_anyway(self) -> frozenset[str]:
+        """Nodes that ComfyUI runs for output nodes that no collector and no upscale lies before."""
+        ends = {node_id: {**node, "inputs": {}} if node_id in self.job_nodes else node for node_id, node in self.needed.items()}
+        return frozenset(Graph(ends).upstream(one for one in self.outputs if one in ends)) - self.job_nodes
+
+    @cached_property
     def content(self) -> str:
         """Equal for prompts of which ComfyUI has the second one in its cache."""
         return content_hash({"nodes": self.needed, "outputs": sorted(self.outputs)})

@@ -33,6 +33,8 @@ class OuterPrompt:
     """As the user gave it."""
     running: Prompt
     """As ComfyUI runs it: its validation has made numbers of texts, and the like."""
+    runs_anyway: frozenset[str] = frozenset()
+    """Nodes that ComfyUI runs also where no item runs here: item 0 takes what they give, where that is its own."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +94,25 @@ def _shared_nodes(graph: Graph, outer: OuterPrompt) -> set[str]:
     """Those that give what the outer prompt's node of the same id gives."""
     shared: set[str] = set()
     for node_id in graph.order():
-        if node_id in outer.running and _is_same(graph.prompt[node_id], outer.planned.get(node_id), outer.planned, shared):
+        if node_id in outer.running and _is_same(node_id, graph.prompt[node_id], outer, shared):
             shared.add(node_id)
     return shared
 
 
-def _is_same(node: Mapping[str, Any], planned: Mapping[str, Any] | None, prompt: Prompt, shared: set[str]) -> bool:
+def _is_same(node_id: str, node: Mapping[str, Any], outer: OuterPrompt, shared: set[str]) -> bool:
+    planned = outer.planned.get(node_id)
     if planned is None or planned["class_type"] != node["class_type"]:
         return False
+    seeds = outer.planned if node_id in outer.runs_anyway else {}
     names = set(node["inputs"]) | (set(planned["inputs"]) - LEGACY_INPUTS)
-    return all(_gives_same(node["inputs"].get(name, _NOTHING), planned["inputs"].get(name, _NOTHING), prompt, shared) for name in names)
+    return all(_gives_same(node["inputs"].get(name, _NOTHING), planned["inputs"].get(name, _NOTHING), seeds, shared) for name in names)
 
 
-def _gives_same(value: Any, planned: Any, prompt: Prompt, shared: set[str]) -> bool:
+def _gives_same(value: Any, planned: Any, seeds: Prompt, shared: set[str]) -> bool:
     link = as_link(value)
     if link is not None:
         return link == as_link(planned) and link.node_id in shared
-    return _is_equal(value, _seed_behind(planned, prompt))
+    return _is_equal(value, _seed_behind(planned, seeds))
 
 
 def _seed_behind(value: Any, prompt: Prompt) -> Any:

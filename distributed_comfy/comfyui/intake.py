@@ -19,6 +19,7 @@ from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
 from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.jobs import MasterJobs
+from distributed_comfy.comfyui.local_failures import watch_execution
 from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
@@ -59,6 +60,7 @@ def install_intake(pack: Pack) -> None:
     nodes = JobNodes(host, jobs, participation)
     _register(pack, nodes)
     pack.context.inner = participation
+    watch_execution(host, participation.fails)
     pack.jobs = jobs
     _let_pass(pack)
     host.server.app.middlewares.append(intake(jobs))

@@ -237,7 +237,10 @@ class MasterJob:
         manifest = SpoolManifest(record.job_id, record.resume_key)
         spool = queued.resumed.spool if queued.resumed else Spool(spool_folder(folder, record.job_id), manifest)
         place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(folder.absolute()))
-        cluster.jobs.note_spool(record.job_id, place)
+        try:
+            cluster.jobs.note_spool(record.job_id, place)
+        except (ClusterUnavailable, redis.RedisError) as error:  # the collector waits for a table that comes back
+            log.warning("job %s: the table is not told where its spool lies: %s", record.job_id, error)
         tiles = TileLimits(
             blob_bytes=cluster.settings.blob_limit_bytes,
             workers=CapableWorkers(cluster, record),

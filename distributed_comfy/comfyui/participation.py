@@ -21,8 +21,9 @@ from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob, RunningJob
 from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations
+from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob, OutOfMemory
 from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import Claim
@@ -63,6 +64,8 @@ class LocalRun:
     began: float = field(default_factory=time.monotonic)
     captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
     """Sink, slot, position in the list, value."""
+    error: OutOfMemory | None = None
+    """Why it is to run elsewhere."""
 
     @property
     def sinks(self) -> list[str]:
@@ -102,6 +105,8 @@ class Participation:
         self._tried: dict[str, float] = defaultdict(float)
         self._unfit: set[str] = set()
         """Jobs of which nothing (more) can run here."""
+        self._too_large: set[str] = set()
+        """Jobs of which an item ran out of memory here: they are left to workers, where there are any."""
 
     # -- for whoever waits
     def begin(self, job: MasterJob, node_id: str, outputs: int) -> dict[str, Any] | None:
@@ -148,7 +153,7 @@ class Participation:
     def _expand(self, run: LocalRun) -> dict[str, Any]:
         accepted, claim = run.job.accepted, run.claim
         item = LocalItem(run.placed(), run.spec.targets, claim.claim_id, run.node_id)
-        expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running), run.prefix)
+        expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running, accepted.runs_anyway), run.prefix)
         with self._lock:
             self._runs[claim.claim_id] = run
         log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), run.spec.seed or "-")
@@ -178,13 +183,32 @@ class Participation:
         if run is not None:
             run.captures += [(sink, slot, position, value) for position, value in enumerate(values) if value is not None]
 
+    def fails(self, node_id: str, error: Exception) -> bool:
+        """Whether a failed node's item is to be tried elsewhere, so that the prompt goes on."""
+        with self._lock:
+            run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
+        if run is None or not is_out_of_memory(self._host.model_management, error):
+            return False
+        log.warning("item %s ran out of memory here: %s", item_id(run.claim.job_id, run.claim.index), error)
+        inner = node_id.removeprefix(run.prefix)
+        run.error = OutOfMemory(
+            device=self._guest.name, node_id=inner, class_type=run.prompt[inner]["class_type"] if inner in run.prompt else "",
+            exception_type=type(error).__name__, exception_message=str(error), traceback="",
+        )  # fmt: skip
+        self._host.model_management.unload_all_models()
+        return True
+
     def finish(self, claim_id: str) -> LocalRun | None:
-        """Hand in an item whose nodes have run; None where its prompt is over."""
+        """Hand in an item whose nodes have run, or give it back; None where its prompt is over."""
         with self._lock:
             run = self._runs.pop(claim_id, None)
         if run is None:
             return None
         job_id, index = run.claim.job_id, run.claim.index
+        if run.error is not None:
+            self._too_large.add(job_id)
+            self._guest.give_back(run.running.cluster, run.claim, "retry", run.error)
+            return run
         store = MemoryBlobStore()
         result = self._result(run, store)
         run.running.spool.add(index, claim_id, result, store)
@@ -210,6 +234,7 @@ class Participation:
         if running is not None:
             job_id = running.record.job_id
             self._unfit.discard(job_id)
+            self._too_large.discard(job_id)
             self._others.pop(job_id, None)
             self._tried.pop(job_id, None)
 
@@ -246,7 +271,7 @@ class Participation:
         need = running.record.requirement
         if not job.can_run_here or (need is not None and need.device_class not in ("", self._device_class())):
             return False
-        return self._takes_part() or not self._others_can(running)
+        return (self._takes_part() and running.record.job_id not in self._too_large) or not self._others_can(running)
 
     def _others_can(self, running: RunningJob) -> bool:
         job_id, now = running.record.job_id, time.monotonic()

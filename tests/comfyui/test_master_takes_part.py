@@ -22,7 +22,7 @@ def master(
     comfy: Comfy, packed_python: str, base_directory: Path, comfyui_rig: Rig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Master]:
     folder = tmp_path_factory.mktemp("master")
-    with open_master(comfy, packed_python, base_directory, folder, comfyui_rig, DC_HOST="here") as found:
+    with open_master(comfy, packed_python, base_directory, folder, comfyui_rig, DC_HOST="here", MASTER_LACKS_MEMORY="1") as found:
         yield found
 
 
@@ -92,6 +92,16 @@ def test_an_item_that_fails_here_fails_the_prompt_and_ends_the_job(master: Maste
     assert "seed 25 brings no luck" in facts["exception_message"]
     job = master.last_job()
     master.server.until(lambda: master.state(job) in ("failed", "cancelled"), 5.0)
+
+
+def test_an_item_that_runs_out_of_memory_here_is_made_elsewhere(master: Master) -> None:
+    prompt = pictures("too large", items=8, seed=70, steps=15)
+    prompt["large"] = node("MasterLacksMemory", images=out("work"))
+    prompt["9"]["inputs"]["images"] = out("large")
+    master.server.execute(prompt)
+    assert master.recorded("too large") == list(range(70, 78))
+    assert set(master.workers_of(master.last_job())) == {"one", "two"}
+    assert master.server.log().count("ran out of memory here") == 1
 
 
 def test_interrupt_ends_what_runs_here_and_on_workers(master: Master) -> None:

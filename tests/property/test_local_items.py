@@ -68,7 +68,9 @@ def test_an_item_gives_here_what_it_gives_on_a_worker(prompt: Prompt, items: int
         worker = Machine(stage)
         for target in item.targets:
             worker.run(target)
-        expansion = expand_item(LocalItem(stage, item.targets, f"claim {item.index}", "n0"), OuterPrompt(prompt, prompt), f"i{item.index}:")
+        anyway = frozenset(prompt) if item.index % 2 == 0 else frozenset()
+        local = LocalItem(stage, item.targets, f"claim {item.index}", "n0")
+        expansion = expand_item(local, OuterPrompt(prompt, prompt, anyway), f"i{item.index}:")
         assert set(expansion.nodes).isdisjoint(outer.prompt)
         outer.prompt |= expansion.nodes
         outer.run(expansion.end)
@@ -80,12 +82,12 @@ def test_an_item_gives_here_what_it_gives_on_a_worker(prompt: Prompt, items: int
 
 @settings(max_examples=300)
 @given(prompts(), st.integers(2, 3))
-def test_what_does_not_depend_on_the_item_is_shared_and_everything_of_item_zero_is(prompt: Prompt, items: int) -> None:
+def test_what_does_not_depend_on_the_item_is_shared_and_all_of_item_zero_that_runs_anyway(prompt: Prompt, items: int) -> None:
     job, _ = planned(prompt, items)
     varying = Graph(prompt).downstream(Graph(prompt).of_class("DistributedSeed"))
     for item in job.items:
         stage = apply_patches(dict(job.prompts[item.prompt_hash]), item.patches)
-        expansion = expand_item(LocalItem(stage, item.targets, "c", "n0"), OuterPrompt(prompt, prompt), "x:")
+        expansion = expand_item(LocalItem(stage, item.targets, "c", "n0"), OuterPrompt(prompt, prompt, frozenset(prompt)), "x:")
         inner = set(stage) - set(item.targets)
         assert expansion.shared >= (inner if item.index == 0 else inner - varying)
         for node_id, one in expansion.nodes.items():

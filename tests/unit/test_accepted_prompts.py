@@ -74,6 +74,12 @@ def test_what_no_wanted_output_needs_is_no_part_of_the_content() -> None:
     assert accepted(txt2img(seed=1)).content != accepted(txt2img()).content
 
 
+def test_what_a_look_before_the_collector_needs_runs_anyway() -> None:
+    assert accepted(txt2img()).runs_anyway == {"save"}
+    prompt = {**txt2img(), "look": node("PreviewImage", images=out("decode"))}
+    assert accepted(prompt, "save", "look").runs_anyway == {"save", "look", "ckpt", "pos", "neg", "latent", "seed", "sample", "decode"}
+
+
 # -- names that only workers know ------------------------------------------------------------------------------------------
 def test_a_model_that_only_a_worker_has_becomes_a_link() -> None:
     changed = values().replace(txt2img())

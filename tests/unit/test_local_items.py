@@ -17,11 +17,13 @@ def plan(prompt: Prompt, items: int = 3, outputs: tuple[str, ...] = ("save",), *
     return plan_job(parsed(prompt), PlanOptions(items=items, outer_outputs=outputs, **options), [capability()])
 
 
-def expanded(prompt: Prompt, index: int, running: Prompt | None = None, **options: Any) -> Expansion:
+def expanded(
+    prompt: Prompt, index: int, running: Prompt | None = None, runs_anyway: frozenset[str] = frozenset(), **options: Any
+) -> Expansion:
     job = plan(prompt, **options)
     item = job.items[index]
     stage = apply_patches(dict(job.prompts[item.prompt_hash]), item.patches)
-    return expand_item(LocalItem(stage, item.targets, "claim", "collect"), OuterPrompt(prompt, running or prompt), "x:")
+    return expand_item(LocalItem(stage, item.targets, "claim", "collect"), OuterPrompt(prompt, running or prompt, runs_anyway), "x:")
 
 
 # -- the plan ------------------------------------------------------------------------------------------------------------
@@ -66,14 +68,19 @@ def test_only_what_depends_on_the_seed_is_cloned() -> None:
     assert found.nodes["x:decode"]["inputs"] == {"samples": ["x:sample", 0], "vae": ["ckpt", 2]}
 
 
-def test_item_zero_is_what_the_prompt_itself_would_make() -> None:
-    found = expanded(txt2img(), 0)
+def test_item_zero_takes_what_the_prompt_itself_makes_anyway() -> None:
+    found = expanded(txt2img(), 0, runs_anyway=frozenset({"sample", "decode"}))
     assert set(found.nodes) == ENDS
     assert found.nodes["x:~capture0"]["inputs"]["images"] == ["decode", 0]
 
 
+def test_item_zero_is_cloned_like_all_others_where_the_prompt_would_not_run_it() -> None:
+    """An item that fails here is given back; a node of the prompt itself that fails ends the prompt."""
+    assert set(expanded(txt2img(), 0).nodes) == CLONES | ENDS
+
+
 def test_item_zero_is_cloned_where_the_job_has_another_seed_than_the_prompt() -> None:
-    assert set(expanded(txt2img(), 0, seed=7).nodes) >= CLONES
+    assert set(expanded(txt2img(), 0, seed=7, runs_anyway=frozenset({"sample", "decode"})).nodes) >= CLONES
 
 
 def test_clones_are_shown_at_the_users_nodes_and_captures_at_the_collector() -> None:
@@ -119,7 +126,7 @@ def test_what_an_old_pack_wrote_into_a_node_does_not_make_it_another_one() -> No
     prompt = txt2img()
     prompt["empty"] = node("DistributedCollector", images=out("decode"), pass_through=True, multi_job_id="old")
     prompt["collect"]["inputs"]["images"] = out("empty")
-    assert "empty" in expanded(prompt, 0).shared
+    assert "empty" in expanded(prompt, 0, runs_anyway=frozenset({"sample", "decode", "empty"})).shared
 
 
 def test_nothing_of_the_prompt_is_changed() -> None:
