@@ -78,5 +78,5 @@ class MasterJobs:
             if ending != "success" and self._latest is not None and self._latest.prompt_id == prompt_id:
                 self._latest = None
         if job is not None:
-            threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()
             job.end(ending)
+            threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()

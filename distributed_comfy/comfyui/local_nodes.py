@@ -1,7 +1,6 @@
 """The two internal nodes of an item that runs in the master's ComfyUI: one captures, one ends the item and goes on waiting."""
 from __future__ import annotations
 
-import asyncio
 from typing import Any, ClassVar
 
 from distributed_comfy.comfyui.expansion import AFTER_INPUT, SINK_INPUT
@@ -63,7 +62,7 @@ class DistributedLocalEnd:
         Raises:
             NodeOutsideJob: it stands in a prompt of the user's, or the job's prompt is over.
         """
-        run = await asyncio.to_thread(self.nodes.participation.finish, claim_id)
+        run = await self.nodes.unless_interrupted(self.nodes.participation.finish, claim_id)
         if run is None:
             raise NodeOutsideJob(node_id=unique_id)
         return await self.nodes.wait(run.job, run.node_id, run.outputs, None)

@@ -134,6 +134,11 @@ class MasterJob:
         """Whether this ComfyUI could run an item itself."""
         return not self.accepted.foreign
 
+    @property
+    def over(self) -> bool:
+        """Whether its prompt is."""
+        return self._over.is_set()
+
     # -- for whoever follows the prompt
     def end(self, ending: Ending) -> None:
         """The prompt is over: what is under way is cancelled; what is finished waits for the same prompt, if this one failed."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from typing import Any, ClassVar
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
 
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.jobs import MasterJobs
@@ -19,6 +21,10 @@ from distributed_comfy.workflow.graph import as_link
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+THREADS = 8
+"""Nodes of one prompt that ask at the same time; others take their turn."""
+
+T = TypeVar("T")
 
 
 class JobNodes:
@@ -34,6 +40,7 @@ class JobNodes:
         self.host = host
         self.jobs = jobs
         self.participation = participation
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="distributed-comfy nodes")
 
     def distributes(self, node_id: str) -> bool:
         """Whether a node gets what it gives from a job."""
@@ -52,13 +59,24 @@ class JobNodes:
         job.start()
         view = _View(self.host, node_id)
         while True:
-            self.host.model_management.throw_exception_if_processing_interrupted()
             view.show(job)
-            found = await asyncio.to_thread(self._look, job, node_id, outputs, alone)
+            found = await self.unless_interrupted(self._look, job, node_id, outputs, alone)
             if found is not None:
                 view.show(job)
                 return found
             await asyncio.sleep(POLL_S)
+
+    async def unless_interrupted(self, call: Callable[..., T], *args: Any) -> T:
+        """What a call gives that may take long, as servers do that are away: ComfyUI's interrupt does not wait for it.
+
+        Not in the loop's own threads, for whose end ComfyUI would wait.
+        """
+        running = asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+        while not running.done():
+            self.host.model_management.throw_exception_if_processing_interrupted()
+            await asyncio.wait([running], timeout=POLL_S)
+        self.host.model_management.throw_exception_if_processing_interrupted()
+        return running.result()
 
     def _look(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
         if job.phase == "absent":

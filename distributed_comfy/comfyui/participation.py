@@ -102,6 +102,8 @@ class Participation:
         self._lock = threading.Lock()
         self._others: dict[str, tuple[float, bool]] = {}
         """Job -> when the live workers were looked at, and whether one of them can run it."""
+        self._alone = False
+        """No worker could run the last job that was looked at."""
         self._tried: dict[str, float] = defaultdict(float)
         self._unfit: set[str] = set()
         """Jobs of which nothing (more) can run here."""
@@ -150,12 +152,17 @@ class Participation:
         node_id, outputs = asking
         return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}:", fed, outputs)
 
-    def _expand(self, run: LocalRun) -> dict[str, Any]:
+    def _expand(self, run: LocalRun) -> dict[str, Any] | None:
         accepted, claim = run.job.accepted, run.claim
         item = LocalItem(run.placed(), run.spec.targets, claim.claim_id, run.node_id)
         expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running, accepted.runs_anyway), run.prefix)
         with self._lock:
-            self._runs[claim.claim_id] = run
+            over = run.job.over
+            if not over:
+                self._runs[claim.claim_id] = run
+        if over:  # while the table was asked
+            self._guest.give_back(run.running.cluster, claim, "release")
+            return None
         log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), run.spec.seed or "-")
         return {"result": tuple([expansion.end, slot] for slot in range(run.outputs)), "expand": expansion.nodes}
 
@@ -271,7 +278,8 @@ class Participation:
         need = running.record.requirement
         if not job.can_run_here or (need is not None and need.device_class not in ("", self._device_class())):
             return False
-        return (self._takes_part() and running.record.job_id not in self._too_large) or not self._others_can(running)
+        wanted = self._takes_part() and running.record.job_id not in self._too_large
+        return not self._others_can(running) or wanted
 
     def _others_can(self, running: RunningJob) -> bool:
         job_id, now = running.record.job_id, time.monotonic()
@@ -283,8 +291,9 @@ class Participation:
         except (DistributedComfyError, redis.RedisError):
             return True
         can = any(need is None or matches(need, one) for one in live)
-        if could and not can:
-            log.info("job %s: no live worker can run it; this ComfyUI runs all of it until one can", job_id)
+        if not can and not self._alone:
+            log.info("job %s: no live worker can run it; this ComfyUI runs all of it until one can, and so with what follows", job_id)
+        self._alone = not can
         self._others[job_id] = (now, can)
         return can
 

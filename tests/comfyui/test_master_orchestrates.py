@@ -4,6 +4,8 @@ It has none of the models that its prompts name: only workers do.
 """
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from typing import Any
 
 import numpy
 import pytest
+from PIL import Image
 
+from distributed_comfy.state.keys import Keys
 from tests.cluster_rig import Rig
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.master_prompts import pictures, plain_work, upscale
@@ -73,8 +77,6 @@ def test_a_masks_latents_and_sound_collector_gives_all_of_them(master: Master) -
 
 
 def test_the_metadata_of_a_saved_image_holds_the_users_prompt(master: Master) -> None:
-    from PIL import Image
-
     entry = master.server.execute(distributed(seed=700), extra_data={"extra_pnginfo": {"workflow": {"mine": True}}})
     image = entry["outputs"]["10"]["images"][0]
     with Image.open(master.server.base / "output" / image["filename"]) as picture:
@@ -106,6 +108,22 @@ def test_the_node_shows_how_many_items_are_done_and_who_works(master: Master) ->
     texts = [message[8 + message[7]:].decode() for message in listener.binary if message[:4] == b"\0\0\0\3"]
     assert any(text.startswith("2 of 6 items") for text in texts), texts
     assert any("one " in text and "/30" in text for text in texts), texts
+
+
+def test_previews_of_workers_reach_the_client_that_queued_the_prompt(master: Master) -> None:
+    """What a worker publishes; with the models of tests no sampler has a preview."""
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(png, "PNG")
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(pictures("previews", items=2, seed=210, steps=150), client_id=listener.client_id)
+        job = master.server.until(lambda: [job for job, state in master.jobs().items() if state.state == "running"])[-1]
+        cluster = master.rig.cluster
+        channel = Keys(cluster.settings.key_prefix)("progress", job)
+        step = {"index": 0, "worker": "one", "node": "work", "preview": base64.b64encode(png.getvalue()).decode()}
+        master.server.until(lambda: cluster.client.publish(channel, json.dumps(step)) and [one for one in listener.binary if one[3] == 1])
+        listener.wait_end(prompt_id)
+    shown = next(message for message in listener.binary if message[:4] == b"\0\0\0\1")
+    assert Image.open(io.BytesIO(shown[8:])).size == (8, 8)
 
 
 def test_items_run_while_an_earlier_prompt_keeps_the_master_busy(master: Master) -> None:
