@@ -16,6 +16,8 @@ from distributed_comfy.comfyui.host import ComfyHost
 log = logging.getLogger(__name__)
 
 _NEEDED = ("current_item", "caches", "dynprompt")
+_OTHER_CACHE = "CacheEntry"
+"""Of versions whose cache holds outputs in a form of its own."""
 
 
 def watch_execution(host: ComfyHost, takes: Callable[[str, Exception], bool]) -> None:
@@ -27,7 +29,7 @@ def watch_execution(host: ComfyHost, takes: Callable[[str, Exception], bool]) ->
     """
     execution, execute = host.execution, host.execution.execute
     signature = inspect.signature(execute)
-    if not all(name in signature.parameters for name in _NEEDED):
+    if hasattr(execution, _OTHER_CACHE) or not all(name in signature.parameters for name in _NEEDED):
         log.info("this version of ComfyUI executes nodes otherwise: an item that runs out of memory in it fails its prompt")
         return
 

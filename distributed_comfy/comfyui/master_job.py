@@ -29,6 +29,7 @@ from distributed_comfy.errors import (
     JobUnknown,
     NoCapableWorker,
     NoWorker,
+    OnlyWorkersHave,
     RunInterrupted,
 )
 from distributed_comfy.log_lines import subject
@@ -180,7 +181,7 @@ class MasterJob:
             self._run(self._places.cluster(CLUSTER_WAIT_S))
             self.phase = "here"
         except (ClusterUnavailable, redis.RedisError) as error:
-            self._fail("failed" if self.running or isinstance(error, (NoWorker, NoCapableWorker)) else "absent", error)
+            self._fail("failed" if self.running or isinstance(error, NoCapableWorker) else "absent", error)
         except DistributedComfyError as error:
             self._fail("failed", error)
         except Exception as error:  # the thread's boundary: the node that waits must learn of it
@@ -229,6 +230,8 @@ class MasterJob:
         options = SubmitOptions(resume_in=self._places.folder, outer=outer)
         try:
             queued = submit_prompt(cluster, given, options, self._stop)
+        except NoWorker as error:
+            raise OnlyWorkersHave(what=", ".join(self.accepted.foreign)) from error
         except NoCapableWorker as error:
             raise NoCapableWorker(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {', '.join(self.accepted.foreign)}") from error
         self.progress.begin(queued.record)
