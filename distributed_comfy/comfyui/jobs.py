@@ -5,6 +5,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from distributed_comfy.collector.adopt import mark_left, remove_ended
+from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
@@ -31,6 +33,7 @@ class MasterJobs:
         self._latest: AcceptedPrompt | None = None
         """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
         self.watch = QueueWatch(host, self._end, self._cached)
+        threading.Thread(target=self._sweep, name="distributed-comfy spools", daemon=True).start()
 
     def accept(self, accepted: AcceptedPrompt) -> MasterJob | None:
         """Queue the prompt's job; None where no node of it wants one.
@@ -65,6 +68,12 @@ class MasterJobs:
         """The job of a prompt that is not over."""
         with self._lock:
             return self._jobs.get(prompt_id)
+
+    def _sweep(self) -> None:
+        """What a ComfyUI left that was killed waits for its prompt, but not for ever."""
+        spools = self._places.folder / SPOOL_FOLDER
+        mark_left(spools)
+        remove_ended(spools)
 
     def _cached(self, prompt_id: str, nodes: frozenset[str]) -> None:
         """ComfyUI has the results of these nodes already: a job that only they would ask for runs in vain."""
