@@ -32,7 +32,9 @@ def master(
     comfy: Comfy, packed_python: str, base_directory: Path, comfyui_rig: Rig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Master]:
     folder = tmp_path_factory.mktemp("master")
-    with open_master(comfy, packed_python, base_directory, folder, comfyui_rig, models=False, options={"participate": False}) as found:
+    with open_master(
+        comfy, packed_python, base_directory, folder, comfyui_rig, models=False, options={"participate": False}, MASTER_LACKS_CLASS="1"
+    ) as found:
         yield found
 
 
@@ -243,6 +245,17 @@ def test_a_model_that_nobody_has_is_refused_in_comfyuis_own_words(master: Master
     status, answer = master.server.post("/prompt", {"prompt": prompt})
     assert status == 400
     assert answer["node_errors"]["1"]["errors"][0]["type"] == "value_not_in_list"
+
+
+def test_a_class_that_only_workers_have_is_accepted_and_runs_there(master: Master) -> None:
+    prompt = pictures("foreign class", items=3, seed=33)
+    prompt["strange"] = node("RuleForeign", images=out("work"))
+    prompt["9"]["inputs"]["images"] = out("strange")
+    master.server.execute(prompt)
+    assert master.recorded("foreign class") == [33, 34, 35]
+    behind = {**prompt, "after": node("RuleForeign", images=out("9")), "show": node("RuleRecord", images=out("after"), label="x")}
+    status, answer = master.server.post("/prompt", {"prompt": behind})
+    assert status == 400 and "RuleForeign" in str(answer)
 
 
 def test_what_cannot_be_planned_fails_the_node_with_the_reason(master: Master) -> None:
