@@ -33,7 +33,10 @@ class ComfyHost:
 
     def executing(self) -> tuple[str, str]:
         """Ids of the prompt and the node that run in this context; the node's is empty where ComfyUI does not tell it."""
-        context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        try:
+            context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        except (ImportError, AttributeError):  # an older version
+            context = None
         if context is not None:
             return str(context.prompt_id), str(context.node_id)
         return str(getattr(self.server, "last_prompt_id", "")), ""

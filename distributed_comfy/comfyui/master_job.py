@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -47,6 +48,9 @@ log = logging.getLogger(__name__)
 
 CLUSTER_WAIT_S = 20.0
 """How long a prompt's job waits for the pack's connection to the cluster."""
+SUBMIT_S = 15.0
+"""How long servers that went away may take to come back before a prompt is not distributed."""
+SUBMIT_PAUSE_S = 1.0
 CANCEL_S = 5.0
 """How long a cancelled job may take to come to its end before it is left to its lease."""
 
@@ -227,9 +231,8 @@ class MasterJob:
         outer = OuterRun(
             self.accepted.outputs, self._places.engine_version, self._places.host.folders, self.can_run_here, takes_part
         )
-        options = SubmitOptions(resume_in=self._places.folder, outer=outer)
         try:
-            queued = submit_prompt(cluster, given, options, self._stop)
+            queued = self._patiently(cluster, given, SubmitOptions(resume_in=self._places.folder, outer=outer))
         except NoWorker as error:
             raise OnlyWorkersHave(what=", ".join(self.accepted.foreign)) from error
         except NoCapableWorker as error:
@@ -239,6 +242,22 @@ class MasterJob:
             log.warning("prompt %s: %s", self.accepted.prompt_id, warning)
         log.info("prompt %s is job %s: %d items", self.accepted.prompt_id, queued.record.job_id, queued.record.items)
         return queued
+
+    def _patiently(self, cluster: Cluster, given: GivenPrompt, options: SubmitOptions) -> QueuedJob:
+        """Submit, and again for a while where the servers do not answer: run here alone, the prompt would give one item instead of all.
+
+        A job whose submission was not answered has no owner; it ends by itself.
+        """
+        give_up_at = time.monotonic() + SUBMIT_S
+        while True:
+            try:
+                return submit_prompt(cluster, given, options, self._stop)
+            except NoWorker:
+                raise
+            except (ClusterUnavailable, redis.RedisError) as error:
+                if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(SUBMIT_PAUSE_S):
+                    raise
+                log.info("prompt %s: %s; it is tried again", self.accepted.prompt_id, error)
 
     def _begin(self, cluster: Cluster, queued: QueuedJob) -> RunningJob:
         record, folder = queued.record, self._places.folder

@@ -123,7 +123,7 @@ def test_a_master_that_was_killed_goes_on_where_it_stopped_when_the_prompt_comes
         second = master.last_job()
         assert second != job and master.state(job) in ("cancelled", "done")  # workers went on for as long as its owner's lease
         assert len(rig.executions(second)) <= 5
-        assert not master.spools()
+        master.server.until(lambda: not master.spools(), 10.0)
 
 
 def test_the_state_server_may_go_away_while_the_node_waits(
