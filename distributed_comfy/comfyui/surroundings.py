@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ _NOT_FOR_WORKERS = (
     # the server and its browser
     "--listen", "--port", "--tls-keyfile", "--tls-certfile", "--enable-cors-header", "--max-upload-size", "--auto-launch",
     "--disable-auto-launch", "--dont-print-server", "--multi-user", "--front-end-version", "--front-end-root", "--windows-standalone-build",
-    "--enable-compress-response-body", "--log-stdout", "--quick-test-for-ci",
+    "--enable-compress-response-body", "--log-stdout", "--quick-test-for-ci", "--enable-manager", "--enable-manager-legacy-ui",
+    "--disable-manager-ui",
     # what a worker has for itself
     "--output-directory", "--input-directory", "--temp-directory", "--database-url",
     # what its device decides
@@ -37,6 +39,8 @@ def read_surroundings(args: Any, argv: Sequence[str]) -> Surroundings:
     for name in _VISIBLE:  # what ComfyUI wrote there itself is also what it finds after a restart within its process
         if environment.get(name) in _written(args):
             del environment[name]
+    if sys.flags.no_user_site:  # python -s, as the portable build has it
+        environment["PYTHONNOUSERSITE"] = "1"
     return Surroundings(environment, (*_paths(args), *for_workers(argv)))
 
 
