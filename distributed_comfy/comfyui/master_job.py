@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -168,14 +167,7 @@ class MasterJob:
     def _cancel(self) -> None:
         running = self.running
         assert running is not None
-        try:
-            running.cluster.jobs.cancel(running.record.job_id, self._reason)
-            log.info("job %s is cancelled: %s", running.record.job_id, self._reason)
-        except (JobStateInvalid, JobUnknown):  # it has ended by itself
-            pass
-        except (DistributedComfyError, redis.RedisError) as error:
-            log.warning("job %s could not be cancelled (%s); it is parked once its owner lease runs out", running.record.job_id, error)
-            running.collector.stop()
+        self._cancel_now(running.cluster, running.record.job_id, self._reason)
         self._thread.join(CANCEL_S)
         running.collector.stop()
 
@@ -209,20 +201,30 @@ class MasterJob:
             self.running = self._begin(cluster, queued)
             self.phase = "running"
             if self._stop.is_set():  # while it was being submitted
-                self._cancel_now(cluster, record.job_id)
+                self._cancel_now(cluster, record.job_id, self._reason)
             try:
                 self.running.collector.run()
             except CancelledError:
                 raise RunInterrupted(when="before all of the job was here") from None
+            except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
+                self._cancel_now(cluster, record.job_id, str(error))
+                raise
             finally:
                 self._settle(cluster, record.job_id)
 
     def _listening(self, cluster: Cluster, job_id: str) -> ProgressListener:
         return ProgressListener(cluster, job_id, self.progress.step)
 
-    def _cancel_now(self, cluster: Cluster, job_id: str) -> None:
-        with suppress(JobStateInvalid, JobUnknown):
-            cluster.jobs.cancel(job_id, self._reason)
+    def _cancel_now(self, cluster: Cluster, job_id: str, reason: str) -> None:
+        try:
+            cluster.jobs.cancel(job_id, reason)
+            log.info("job %s is cancelled: %s", job_id, reason)
+        except (JobStateInvalid, JobUnknown):  # it has ended by itself
+            pass
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.warning("job %s could not be cancelled (%s); it is parked once its owner lease runs out", job_id, error)
+            if self.running is not None:
+                self.running.collector.stop()
 
     def _submit(self, cluster: Cluster) -> QueuedJob:
         parsed = replace(parse_prompt(self.accepted.needed), extra_pnginfo=self.accepted.extra_pnginfo)

@@ -239,6 +239,17 @@ def test_a_failed_item_fails_the_node_with_the_workers_own_error(master: Master)
     assert 'rule_nodes.py", line' in message
 
 
+def test_sizes_that_differ_fail_the_node_and_end_the_job(master: Master) -> None:
+    prompt = pictures("sizes", items=8, seed=120, steps=25)
+    prompt["image"]["inputs"]["grow"] = 5
+    before = list(master.jobs())
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and "21 x 16" in facts["exception_message"] and "16 x 16" in facts["exception_message"]
+    job = master.job_of(before)
+    master.server.until(lambda: master.state(job) == "cancelled", 5.0)
+
+
 def test_a_model_that_nobody_has_is_refused_in_comfyuis_own_words(master: Master) -> None:
     prompt = distributed()
     prompt["1"]["inputs"]["unet_name"] = "nobody_has_it.safetensors"
