@@ -60,10 +60,10 @@ def install_intake(pack: Pack) -> None:
     nodes = JobNodes(host, jobs, participation)
     _register(pack, nodes)
     pack.context.inner = participation
-    watch_execution(host, participation.fails)
     pack.jobs = jobs
-    _let_pass(pack)
     host.server.app.middlewares.append(intake(jobs))
+    _let_pass(pack)
+    watch_execution(host, participation.fails)
 
 
 def _register(pack: Pack, nodes: JobNodes) -> None:

@@ -27,9 +27,9 @@ def watch_execution(host: ComfyHost, takes: Callable[[str, Exception], bool]) ->
         host: this ComfyUI.
         takes: given the node and its exception; true where the prompt is to go on without what the node gives.
     """
-    execution, execute = host.execution, host.execution.execute
-    signature = inspect.signature(execute)
-    if hasattr(execution, _OTHER_CACHE) or not all(name in signature.parameters for name in _NEEDED):
+    execution, execute = host.execution, getattr(host.execution, "execute", None)
+    signature = inspect.signature(execute or watch_execution)
+    if execute is None or hasattr(execution, _OTHER_CACHE) or not all(name in signature.parameters for name in _NEEDED):
         log.info("this version of ComfyUI executes nodes otherwise: an item that runs out of memory in it fails its prompt")
         return
 
