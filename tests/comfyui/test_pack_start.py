@@ -101,6 +101,7 @@ def test_without_its_redis_comfyui_works_alone_and_joins_when_that_comes(server:
         server.stop()
 
 
+@pytest.mark.comfyui_long
 def test_an_embedded_redis_that_was_killed_is_started_again(server: ComfyServer) -> None:
     server.start()
     before = server.wait_ready()["servers"]
@@ -111,6 +112,7 @@ def test_an_embedded_redis_that_was_killed_is_started_again(server: ComfyServer)
     server.until(lambda: server.status()["host"]["agent"] == "here")
 
 
+@pytest.mark.comfyui_long
 def test_a_restart_within_the_process_leaves_no_worker_of_before(server: ComfyServer) -> None:
     (server.base / "custom_nodes" / "reboot.py").write_text(
         "import os, sys, threading\nfrom server import PromptServer\nNODE_CLASS_MAPPINGS = {}\n"
