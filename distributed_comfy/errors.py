@@ -901,6 +901,20 @@ class JobFailed(JobError):
     sentence = "job {job_id} failed: item {index} on worker {worker}: {last}"
 
 
+class OnlyWorkersHave(JobError):
+    """Something that this ComfyUI lacks has come to run in it."""
+
+    code = "only_workers_have"
+    sentence = "this ComfyUI does not have {what}; only workers do, and none of them runs this prompt now; start one, or install it here"
+
+
+class WorkerNodeFailed(JobError):
+    """What failed on a worker, for the node in ComfyUI that waited for it: node, exception and traceback there."""
+
+    code = "worker_node_failed"
+    sentence = "{summary}\n{worker_traceback}"
+
+
 class JobCancelled(JobError):
     """The job was cancelled."""
 

@@ -210,6 +210,30 @@ class RuleSlow(Rule):
         return (images,)
 
 
+class MasterLacksMemory(Rule):
+    """Needs more memory than a ComfyUI has that is told so by the variable of this name."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        if os.environ.get("MASTER_LACKS_MEMORY"):
+            raise MemoryError("no room for another picture")
+        return (images,)
+
+
+class RuleForeign(Rule):
+    """Is not there in a ComfyUI that is told so."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        return (images,)
+
+
 class RuleRecord(Rule):
     """Writes all it is given into a JSON file; of images, the seeds that they show."""
 
@@ -247,8 +271,11 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleBroken, RuleNarrowVae, RuleSlow, RuleRecord,
+        MasterLacksMemory, RuleForeign,
     )
 }  # fmt: skip
+if os.environ.get("MASTER_LACKS_CLASS"):
+    del NODE_CLASS_MAPPINGS["RuleForeign"]
 
 
 def node_classes(context, *, nothing=()):

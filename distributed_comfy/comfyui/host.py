@@ -31,6 +31,38 @@ class ComfyHost:
         """The class that lists ``SAMPLERS`` and ``SCHEDULERS``, those of node packs among them."""
         return importlib.import_module("comfy.samplers").KSampler
 
+    def executing(self) -> tuple[str, str]:
+        """Ids of the prompt and the node that run in this context; the node's is empty where ComfyUI does not tell it."""
+        try:
+            context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        except (ImportError, AttributeError):  # an older version
+            context = None
+        if context is not None:
+            return str(context.prompt_id), str(context.node_id)
+        return str(getattr(self.server, "last_prompt_id", "")), ""
+
+    def progress_bar(self, total: int, node_id: str) -> Any:
+        """A bar at a node; its `update_absolute` raises where the prompt was interrupted."""
+        return importlib.import_module("comfy.utils").ProgressBar(total, node_id=node_id)
+
+    def show_text(self, text: str, node_id: str) -> None:
+        """Write a line at a node, for the client whose prompt runs."""
+        show = getattr(self.server, "send_progress_text", None)
+        if show is not None and self.server.client_id is not None:
+            show(text, node_id, self.server.client_id)
+
+    def device(self) -> str:
+        """What it computes on, as a worker would be told: ``cuda:0``, ``cpu``."""
+        found = self.model_management.get_torch_device()
+        return str(found) if found.index is not None or found.type == "cpu" else f"{found.type}:0"
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """``input``, ``output`` and ``temp``."""
+        paths = self.folder_paths
+        found = {"input": paths.get_input_directory(), "output": paths.get_output_directory(), "temp": paths.get_temp_directory()}
+        return {name: Path(folder) for name, folder in found.items()}
+
 
 def read_host() -> ComfyHost:
     """The ComfyUI of this process, which is loading its custom nodes or has done so.
