@@ -71,6 +71,14 @@ class SubmitOptions:
     """What every collector makes of items that fail for good; None: as in the prompt."""
     frames: FrameOption | None = None
     """How the job's tensors travel; None: as DC_FRAMES says."""
+    outputs: tuple[str, ...] | None = None
+    """The output nodes to run; None: every one of the prompt."""
+    folders: Mapping[str, Path] | None = None
+    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: see `input_folders`."""
+    echoes: bool = False
+    """As `JobRecord.echoes`."""
+    job_id: str = ""
+    """12 hexadecimal digits, made up by a submitter who listens to the job before it runs; empty: a new one."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +158,11 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
-    job_id, owner = secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
+    job_id, owner = options.job_id or secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
     resumed = None
     try:
-        input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
+        input_files = inputs.add(plan.input_files, _folders(given, options))
         record = _record(cluster, given, plan, options, input_files)
         record = replace(record, job_id=job_id, frames=frames, resume_key=_resume_key(plan, live, input_files, frames))
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
@@ -167,6 +175,12 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
             cluster.blobs.drop_job(job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
+
+
+def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
+    if options.folders is not None:
+        return {name: [folder] for name, folder in options.folders.items()}
+    return input_folders(given.folder, options.comfyui_path)
 
 
 def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> FramePlan:
@@ -206,6 +220,7 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
         host=cluster.settings.host_name,
         title=given.title,
         results=options.results,
+        echoes=options.echoes,
     )
 
 
@@ -240,7 +255,9 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
 
 def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capability]) -> JobPlan:
     """By default one item for each live worker that can run it; for all of them while none can."""
-    wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)), options.on_missing)
+    wanted = PlanOptions(
+        options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)), options.on_missing, options.outputs
+    )  # fmt: skip
     plan = _in_one_class(plan_job(parsed, wanted, live), live)
     capable = sum(matches(plan.requirement, capability) for capability in live)
     return plan if capable in (0, len(live)) else _in_one_class(plan_job(parsed, replace(wanted, participants=capable), live), live)

@@ -62,6 +62,8 @@ class PlanOptions:
     """Workers that take part by default, plus the master if it does."""
     on_missing: OnMissing | None = None
     """What every collector makes of items that fail for good; None: as in the prompt."""
+    outputs: tuple[str, ...] | None = None
+    """The output nodes to run; None: every one of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
     """
     original = parsed.prompt if options.seed is None else with_seed(parsed.prompt, options.seed)
     facts = ClassFacts(capabilities, options.engine)
-    stages = _stages(original, facts)
+    stages = _stages(original, facts, options.outputs)
     if options.seed is not None and not stages.seeds.uses:
         raise NothingToVary(option="--seed", needed=SEED_CLASS)
     count = _item_count(original, options, stages)
@@ -155,10 +157,10 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
     return _assemble(original, stages, count, options, facts)
 
 
-def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
+def _stages(original: Prompt, facts: ClassFacts, wanted: Sequence[str] | None) -> _Stages:
     whole = Graph(_without_legacy_inputs(original))
     whole.order()
-    outputs = [node_id for node_id in whole.prompt if facts.is_output(whole.class_of(node_id))]
+    outputs = [node_id for node_id in whole.prompt if (facts.is_output(whole.class_of(node_id)) if wanted is None else node_id in wanted)]
     upscale = find_upscale(whole, outputs)
     whole = Graph(upscale.prompt)
     collectors, warnings = _usable_collectors(whole, outputs)

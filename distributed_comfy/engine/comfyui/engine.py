@@ -12,6 +12,7 @@ from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
 from distributed_comfy.engine.comfyui.capability import CapabilityReader
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.engine.comfyui.device import device_class
+from distributed_comfy.engine.comfyui.echo import history_of, with_words
 from distributed_comfy.engine.comfyui.failures import FailureWatch
 from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
@@ -100,7 +101,7 @@ class ComfyUIEngine:
     def run(self, request: RunRequest, sink: Sink) -> RunOutcome:
         """See `Engine.run`."""
         self._scope.begin(request.claim_id, request.targets, request.original_prompt)
-        self._listener.begin(sink)
+        self._listener.begin(sink, echoes=request.echoes)
         self._failures.begin()
         try:
             self._require_wanted(request, self._latch.begin(request.claim_id))
@@ -150,7 +151,7 @@ class ComfyUIEngine:
         error = self._failures.failure(event, facts, self._options.device)
         if isinstance(error, OutOfMemory):
             self.free()
-        raise error
+        raise with_words(error, event, facts) if request.echoes else error
 
     def _outcome(self, request: RunRequest, captures: list[CapturedValue]) -> RunOutcome:
         history = self._tree.executor.history_result
@@ -162,6 +163,7 @@ class ComfyUIEngine:
             files=take_files(outputs, self._folders, request.claim_id),
             outputs=outputs,
             blocked=blocked,
+            history=history_of(self._tree.executor) if request.echoes else None,
         )
 
     def _blocked(self, request: RunRequest, filled: set[str]) -> tuple[str, ...]:
