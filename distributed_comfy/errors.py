@@ -53,6 +53,20 @@ class BadInput(DistributedComfyError):
     exit_code = 2
 
 
+class OptionWrong(BadInput):
+    """An option of the node pack cannot be changed like this."""
+
+    code = "option_wrong"
+    sentence = "option {name}: {reason}"
+
+
+class NodeOutsideJob(BadInput):
+    """A node class that only a plan of ours uses stands in a prompt of the user's."""
+
+    code = "node_outside_job"
+    sentence = "node {node_id} is internal to distributed-comfy and works only inside a job; take it out of the prompt"
+
+
 class SettingInvalid(BadInput):
     """A setting has a value that cannot be used."""
 
@@ -484,6 +498,13 @@ class ForeignPackage(ClusterUnavailable):
 
     code = "foreign_package"
     sentence = "the Python package {package!r} comes from {path}, not from distributed-comfy; remove it or use a clean environment"
+
+
+class ClusterNotReady(ClusterUnavailable):
+    """The node pack in ComfyUI is not connected to the cluster (yet)."""
+
+    code = "cluster_not_ready"
+    sentence = "this ComfyUI is not connected to the cluster (it is {state}) within {timeout_s:g} s; see its log"
 
 
 # -- frames and blobs ---------------------------------------------------------------------------------------------------

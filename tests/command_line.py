@@ -102,6 +102,10 @@ class CommandLine:
         """Command lines of processes that commands of this test have left."""
         return [" ".join(command) for process in psutil.process_iter() if (command := self._command_of(process))]
 
+    def processes(self) -> list[psutil.Process]:
+        """These processes themselves."""
+        return [process for process in psutil.process_iter() if self._command_of(process)]
+
     def left_lying(self) -> list[str]:
         """What commands have left in the folder for temporary files."""
         return [path.name for path in (self.folder / "temporary").iterdir()]

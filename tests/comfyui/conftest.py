@@ -12,6 +12,8 @@ from distributed_comfy.engine.options import EngineOptions
 from tests.cluster_fixtures import THREADS
 from tests.comfyui.comfy_process import Comfy, EngineClient
 from tests.comfyui.plain_comfyui import PlainComfyUI, plain_comfyui
+from tests.comfyui.server_rig import ComfyServer, pack_python
+from tests.command_line import CommandLine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,3 +68,17 @@ def plain(comfy: Comfy, base_directory: Path, tmp_path_factory: pytest.TempPathF
     """ComfyUI's own server over the same base directory."""
     with plain_comfyui(comfy.root, comfy.python, base_directory, tmp_path_factory.mktemp("plain"), threads=THREADS) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def packed_python(comfy: Comfy) -> str:
+    """ComfyUI's interpreter with this project installed."""
+    return pack_python(comfy)
+
+
+@pytest.fixture
+def server(comfy: Comfy, packed_python: str, base_directory: Path, tmp_path: Path) -> Iterator[ComfyServer]:
+    """A ComfyUI with our pack that is not started yet."""
+    server = ComfyServer(comfy, packed_python, base_directory, CommandLine(tmp_path))
+    yield server
+    server.close()

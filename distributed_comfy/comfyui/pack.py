@@ -1,0 +1,67 @@
+"""The pack of this process: its parts, each of which may fail without keeping ComfyUI from starting."""
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from typing import Any
+
+from distributed_comfy.comfyui.context import PackContext
+from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.options import Options, options_file
+from distributed_comfy.comfyui.session import Session
+from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
+from distributed_comfy.nodes.registry import DISPLAY_NAMES, node_classes
+from distributed_comfy.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_PARTS = (
+    ("distributed_comfy.comfyui.intake", "install_intake"),
+    ("distributed_comfy.comfyui.ordinary", "install_ordinary"),
+    ("distributed_comfy.comfyui.routes", "install_routes"),
+)
+"""Module and function of each part; the function gets the `Pack`, while ComfyUI loads its custom nodes."""
+
+
+class Pack:
+    """One per process.
+
+    Args:
+        settings: of this process.
+        host: the ComfyUI of this process.
+    """
+
+    def __init__(self, settings: Settings, host: ComfyHost) -> None:
+        self.settings = settings
+        self.host = host
+        self.session = Session(settings, host)
+        self.context = PackContext()
+        self.jobs: Any = None
+        """Jobs of prompts that this ComfyUI accepted."""
+        self.ordinary: Any = None
+        """Prompts without distributed nodes that run on workers."""
+        self.classes = node_classes(self.context, nothing=[host.blocker()], cropper=ComfyTileCropper(), sampling=host.sampling())
+        """class_type -> class for ComfyUI; a part may put its own in place of one."""
+        self.display_names = {name: DISPLAY_NAMES[name] for name in self.classes}
+        self.web_directory: str | None = None
+        self._options = options_file(settings)
+
+    @property
+    def options(self) -> Options:
+        """As they are now."""
+        return self._options.current
+
+    def change(self, name: str, value: Any) -> Options:
+        """Change an option; see `OptionsFile.change`."""
+        return self._options.change(name, value)
+
+    def install_parts(self) -> None:
+        """Let each part put itself into ComfyUI; one that cannot is told in the log and left out."""
+        for module, function in _PARTS:
+            if importlib.util.find_spec(module) is None:
+                continue
+            try:
+                getattr(importlib.import_module(module), function)(self)
+            except Exception:  # whatever is wrong with us, ComfyUI is to start
+                log.exception("%s of distributed-comfy does not work with ComfyUI %s; please report it", function, self.host.version)

@@ -1,0 +1,30 @@
+"""HTTP routes of the pack on ComfyUI's own server, all below ``/distributed_comfy``."""
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from distributed_comfy import __version__
+from distributed_comfy.comfyui.pack import Pack
+
+
+def install_routes(pack: Pack) -> None:
+    """Add them; ComfyUI offers each below ``/api`` too."""
+
+    async def status(_request: web.Request) -> web.Response:
+        return web.json_response(pack_status(pack))
+
+    pack.host.server.routes.get("/distributed_comfy/status")(status)
+
+
+def pack_status(pack: Pack) -> dict[str, Any]:
+    """How the pack is, without secrets and without asking anybody."""
+    session = pack.session
+    return {
+        "version": __version__,
+        "session": session.state,
+        "reason": session.reason,
+        "servers": session.servers.shown if session.servers else "",
+        "options": pack.options.model_dump(),
+    }
