@@ -21,7 +21,7 @@ from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
 from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
-from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer, TakenPrompt, why_unfit
+from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer, TakenPrompt
 from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.file_lock import FileLock
@@ -127,6 +127,8 @@ class OrdinaryPrompts:
         option = self._pack.options.ordinary
         if option is False:
             return self._tell("off")
+        if reason := self._queue.why_unfit():
+            return self._tell("unfit", reason)
         wanted = bool(option) and self._queue.is_queued()
         if not wanted and not self._unsettled and time.monotonic() < self._look_at:
             return None
@@ -241,40 +243,19 @@ class OrdinaryPrompts:
             log.info("%d worker(s) could run ordinary prompts too, beside this ComfyUI; switch it on with the option `ordinary`", workers)
         elif state == "paused":
             log.warning("ordinary prompts run in this ComfyUI alone for now: %s", reason)
+        elif state == "unfit":
+            log.warning("ordinary prompts run in this ComfyUI alone: %s", reason)
         elif "on" in (state, before.state):
             log.info("ordinary prompts %s", "run on any free worker" if state == "on" else "run in this ComfyUI alone")
-
-
-class _Unfit:
-    """Stands where the feature cannot be had."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def status(self) -> OrdinaryStatus:
-        """Why."""
-        return OrdinaryStatus("unfit", self._reason)
-
-    def interrupt(self, prompt_id: str | None) -> bool:
-        """Nothing runs."""
-        return False
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def install_ordinary(pack: Pack) -> None:
     """Put it into ComfyUI, while that loads its custom nodes."""
     host = pack.host
-    queue = host.server.prompt_queue
-    if reason := why_unfit(queue):
-        log.warning("ordinary prompts run in this ComfyUI alone: %s", reason)
-        pack.ordinary = _Unfit(reason)
-        return
     folders = ComfyFolders(host.folder_paths)
     placer = FilePlacer(SaveWatch(host.folder_paths, host), folders.__getitem__)
     around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders)
-    ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(queue), around)
+    ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
     host.server.app.middlewares.append(interrupt_middleware(ordinary.interrupt))
     _sweep(folders["output"] / SPOOL_FOLDER)
     ordinary.start()

@@ -121,7 +121,7 @@ class PromptEvents:
     def _whose(self, node_id: str) -> dict[str, Any]:
         with self._lock:
             states = [state for state in self._now.states.values() if state.get("real_node_id") == node_id]
-        state = next((state for state in reversed(states) if state.get("state") == "running"), {})
+        state: dict[str, Any] = next((state for state in reversed(states) if state.get("state") == "running"), {})
         return {
             "node_id": state.get("node_id", node_id),
             "prompt_id": self._prompt_id,

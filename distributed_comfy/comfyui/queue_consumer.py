@@ -60,12 +60,16 @@ class QueueConsumer:
     """Takes prompts out of one queue; safe to use from several threads.
 
     Args:
-        queue: ComfyUI's ``PromptQueue``; `why_unfit` found nothing wrong with it.
+        queue: ComfyUI's ``PromptQueue``; nothing else is to be called while `why_unfit` finds something wrong with it.
     """
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
         self._ours: set[int] = set()
+
+    def why_unfit(self) -> str:
+        """See the function; a pack may put something else in the place of a method at any time."""
+        return why_unfit(self._queue)
 
     def waiting(self) -> tuple[Item, ...]:
         """What the master does not take next by itself, in ComfyUI's order: an idle master is about to take the first."""

@@ -1,6 +1,7 @@
 """HTTP routes of the pack on ComfyUI's own server, all below ``/distributed_comfy``."""
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -27,4 +28,5 @@ def pack_status(pack: Pack) -> dict[str, Any]:
         "reason": session.reason,
         "servers": session.servers.shown if session.servers else "",
         "options": pack.options.model_dump(),
+        "ordinary": asdict(pack.ordinary.status()) if pack.ordinary is not None else None,
     }

@@ -179,7 +179,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 # -- what nodes show ----------------------------------------------------------------------------------------------------
 def test_what_nodes_show_names_the_files_as_they_are_called_here(place: Place) -> None:
     file = {"filename": "x_00001_.png", "subfolder": "a", "type": "output"}
-    ui = {"images": [file, {**file, "filename": "gone.png"}], "text": ["words"], "animated": (True,), "gifs": [{**file, "fullpath": "/w/x"}]}
+    clip = {**file, "fullpath": "/w/x"}
+    ui = {"images": [file, {**file, "filename": "gone.png"}], "text": ["words"], "animated": (True,), "gifs": [clip]}
     placed = {("output", "a/x_00001_.png"): place.folders["output"] / "b" / "x_00005_.png"}
     shown = with_places(ui, placed, place.folders.__getitem__)
     here = {"filename": "x_00005_.png", "subfolder": "b", "type": "output"}
