@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 UNENCODED_PREVIEW, PREVIEW_WITH_METADATA = 2, 4
 """ComfyUI's numbers for pictures that its server encodes: for clients of the old kind, and for those that know whose they are."""
 
-_TO_EVERYBODY = frozenset({"progress", "progress_state"})
+_STEPS = frozenset({"progress", "progress_state"})
 """Messages that ComfyUI sends to all clients where a prompt has none."""
 
 SendSync = Callable[[Any, Any, Any], None]
@@ -42,6 +42,8 @@ class _Execution:
     states: dict[str, Any] = field(default_factory=dict)
     announced: set[str] = field(default_factory=set)
     """Nodes whose ui result was told."""
+    held: list[tuple[str, dict[str, Any]]] | None = None
+    """Steps that came after a node had named files, for as long as no other node begins: ComfyUI tells the files first."""
 
 
 class PromptEvents:
@@ -85,17 +87,29 @@ class PromptEvents:
             self._tell_cached(facts.get("nodes", ()))
         elif event == "executing":
             now.started.append(str(facts.get("node")))
+            self._tell_held()
             self._tell(event, facts)
+        elif event == "executed" and names_files(facts.get("output")):
+            now.held = now.held or []
         elif event == "executed":
-            if not names_files(facts.get("output")):
-                now.announced.add(str(facts.get("node")))
+            now.announced.add(str(facts.get("node")))
+            self._tell(event, facts)
+        elif event in _STEPS:
+            self._note_states(event, facts)
+            if now.held is None:
                 self._tell(event, facts)
-        elif event == "progress_state":
-            now.states = {node_id: state for node_id, state in facts.get("nodes", {}).items() if isinstance(state, dict)}
-            now.finished = {node_id for node_id, state in now.states.items() if state.get("state") == "finished"}
+            else:
+                now.held.append((event, facts))
+
+    def _note_states(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "progress_state":
+            self._now.states = {node_id: state for node_id, state in facts.get("nodes", {}).items() if isinstance(state, dict)}
+            self._now.finished = {node_id for node_id, state in self._now.states.items() if state.get("state") == "finished"}
+
+    def _tell_held(self) -> None:
+        for event, facts in self._now.held or ():
             self._tell(event, facts)
-        elif event == "progress":
-            self._tell(event, facts)
+        self._now.held = None
 
     def preview(self, step: Step, *, with_metadata: bool) -> None:
         """A worker shows a picture; only the prompt's own client gets it.
@@ -149,6 +163,7 @@ class PromptEvents:
             for node_id, ui in outputs.items():
                 if node_id not in self._now.announced and (node_id in self._now.started or names_files(ui)):
                     self._tell("executed", {"node": node_id, "display_node": meta[node_id]["display_node"], "output": ui, **self._id})
+            self._tell_held()
             self._note("execution_success", {})
         return {"outputs": dict(outputs), "meta": meta}
 
@@ -221,7 +236,7 @@ class PromptEvents:
             self._send_sync(event, message, self._client_id)
 
     def _tell(self, event: str, facts: dict[str, Any]) -> None:
-        if self._client_id is not None or event in _TO_EVERYBODY:
+        if self._client_id is not None or event in _STEPS:
             self._send_sync(event, facts, self._client_id)
 
 

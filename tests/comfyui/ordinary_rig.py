@@ -24,6 +24,21 @@ from tests.prompts import node, out, without
 
 WORKERS = ("one", "two")
 START_TIMEOUT_S = 180.0
+MASTER_ONLY = '''
+class MasterOnly:
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "testing", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        return {}
+
+
+NODE_CLASS_MAPPINGS = {"MasterOnly": MasterOnly}
+'''
+"""A node pack that no worker has."""
 
 
 class Crowd:
@@ -38,13 +53,14 @@ class Crowd:
     """
 
     def __init__(self, comfy: Comfy, python: str, models: Path, folder: Path, *, ordinary: bool | None = True) -> None:
-        self._comfy, self._models = comfy, models
+        self._comfy, self.models = comfy, models
         self._logs = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.server = ComfyServer(comfy, python, models, CommandLine(folder))
         (folder / "config").mkdir()
         (folder / "config" / "comfyui.json").write_text(json.dumps({"ordinary": ordinary}))
         self.server.environment["DC_WORKERS_FILE"] = str(folder / "config" / "workers.json")
+        (self.server.base / "custom_nodes" / "master_only.py").write_text(MASTER_ONLY)
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -65,7 +81,7 @@ class Crowd:
         """A worker with a real ComfyUI and previews."""
         command = ["-m", "distributed_comfy", "worker", "--engine", "comfyui", "--device", "cpu", "--name", name]
         comfyui = {
-            "COMFYUI_PATH": str(self._comfy.root), "DC_COMFYUI_PYTHON": self._comfy.python, "DC_COMFYUI_BASE_DIRECTORY": str(self._models),
+            "COMFYUI_PATH": str(self._comfy.root), "DC_COMFYUI_PYTHON": self._comfy.python, "DC_COMFYUI_BASE_DIRECTORY": str(self.models),
         }  # fmt: skip
         with (self._logs / f"{name}.log").open("ab") as log:
             self.workers[name] = subprocess.Popen(
@@ -135,7 +151,7 @@ def blocker(seconds: float = 120.0) -> Prompt:
     return {
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("ProbeSteps", images=out("1"), steps=int(seconds * 50), stubborn=False, salt=time.monotonic_ns() % 2**50),
-        "3": node("SaveImageWebsocket", images=out("2")),
+        "3": node("MasterOnly", images=out("2")),
     }
 
 
@@ -164,9 +180,9 @@ def texts(path: Path) -> dict[str, str]:
 
 
 def saved(entry: dict[str, Any], base: Path) -> list[Path]:
-    """The files that a history entry names, in order."""
+    """The files that a history entry names, by node."""
     folders = {"output": base / "output", "temp": base / "temp"}
     return [
         folders[file["type"]] / file["subfolder"] / file["filename"]
-        for ui in entry["outputs"].values() for files in ui.values() for file in files if isinstance(file, dict) and "filename" in file
+        for _, ui in sorted(entry["outputs"].items()) for files in ui.values() for file in files if isinstance(file, dict) and "filename" in file
     ]  # fmt: skip

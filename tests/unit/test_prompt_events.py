@@ -69,6 +69,21 @@ def test_a_prompt_is_told_from_start_to_end_in_the_order_of_comfyui() -> None:
     assert history["meta"]["9"] == {"node_id": "9", "display_node": "9", "parent_node": None, "real_node_id": "9"}
 
 
+def test_steps_after_a_file_wait_for_it_but_not_longer_than_until_the_next_node_begins() -> None:
+    client = Client()
+    client.runs("9")
+    client.says("executed", node="9", display_node="9", output={"images": [FILE]})
+    client.states(_9="finished")
+    assert client.heard() == ["executing"]
+    client.runs("8")
+    client.states(_9="finished", _8="running")
+    assert client.heard() == ["executing", "progress_state", "executing", "progress_state"]
+    client.says("executed", node="8", display_node="8", output={"images": [FILE]})
+    client.states(_9="finished", _8="finished")
+    client.events.succeed(ItemResult(), {"9": {"images": [HERE]}, "8": {"images": [HERE]}})
+    assert client.heard()[4:] == ["execution_cached", "executed", "executed", "progress_state", "execution_success"]
+
+
 def test_the_workers_id_of_a_prompt_never_reaches_the_client() -> None:
     client = Client()
     client.states(_7="running")
