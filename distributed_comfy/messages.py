@@ -122,7 +122,7 @@ class FileRef:
     folder: Literal["input", "output", "temp"] = "output"
     """Which of ComfyUI's folders it belongs to."""
     node_id: str = ""
-    """The output node that wrote it; empty for an input."""
+    """The output node that wrote it; empty for an input, and where no node names it."""
 
 
 @dataclass(frozen=True)

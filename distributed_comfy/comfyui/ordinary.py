@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class OrdinaryStatus:
 
 @dataclass(frozen=True)
 class _Judged:
-    workers: frozenset[str]
+    live: Mapping[str, Capability]
     verdict: Suitable | str
 
 
@@ -75,6 +76,7 @@ class OrdinaryPrompts:
     def __init__(self, pack: Pack, queue: QueueConsumer, around: Surroundings) -> None:
         self._pack, self._queue, self._around = pack, queue, around
         self._runs: dict[str, OrdinaryRun] = {}
+        self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._returns: Counter[str] = Counter()
@@ -107,12 +109,14 @@ class OrdinaryPrompts:
         self._ended.set()
         self._around.placer.stop.set()
         with self._lock:
-            runs = list(self._runs.values())
+            runs, threads = list(self._runs.values()), list(self._threads)
         for run in runs:
             run.give_up("ComfyUI ends")
         give_up = time.monotonic() + _END_S
-        while self._runs and time.monotonic() < give_up:
-            time.sleep(_TICK_S / 2)
+        for thread in threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+        with suppress(OSError):  # another job has its spool there
+            (self._around.folders["output"] / SPOOL_FOLDER).rmdir()
 
     # -- the thread that takes prompts
     def _work(self) -> None:
@@ -167,8 +171,8 @@ class OrdinaryPrompts:
         if self._returns[prompt_id] > RETURNS:
             return ""
         judged = self._judged.get(prompt_id)
-        if judged is None or judged.workers != live.keys():
-            judged = self._judged[prompt_id] = _Judged(frozenset(live), self._judge(item, live))
+        if judged is None or judged.live != live:
+            judged = self._judged[prompt_id] = _Judged(live, self._judge(item, live))
             if isinstance(judged.verdict, str):
                 log.info("prompt %s stays in this ComfyUI: %s", prompt_id, judged.verdict)
         if isinstance(judged.verdict, str):
@@ -187,9 +191,11 @@ class OrdinaryPrompts:
     # -- one prompt
     def _begin(self, cluster: Cluster, taken: TakenPrompt) -> None:
         run = OrdinaryRun(cluster, taken, self._around)
+        thread = threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True)
         with self._lock:
             self._runs[taken.prompt_id] = run
-        threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True).start()
+            self._threads.add(thread)
+        thread.start()
 
     def _run(self, run: OrdinaryRun) -> None:
         try:
@@ -197,15 +203,22 @@ class OrdinaryPrompts:
         except Exception:  # whatever is wrong with us, the prompt is not lost
             log.exception("prompt %s: please report this", run.taken.prompt_id)
             ending = Ending("back", "an error of ours", here=True)
-        self._end(run, ending)
         with self._lock:
             self._runs.pop(run.taken.prompt_id, None)
             self._done += ending.kind == "done"
             self._unsettled.append(run)
-        self._settle_quietly()
+        try:
+            self._end(run, ending)
+        finally:
+            run.close()
+            self._settle_quietly()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
 
     def _end(self, run: OrdinaryRun, ending: Ending) -> None:
-        """Tell ComfyUI's queue."""
+        """Tell ComfyUI's queue, which is gone where ComfyUI ends."""
+        if self._ended.is_set():
+            return
         taken = run.taken
         if ending.kind == "back":
             self._returns[taken.prompt_id] += RETURNS + 1 if ending.here else 1

@@ -97,6 +97,7 @@ class OrdinaryRun:
         self._over = threading.Event()
         self._stopped = threading.Event()
         self._why: Ending | None = None
+        self._closing = ExitStack()
 
     def interrupt(self) -> None:
         """The user wants it to end; from any thread."""
@@ -107,7 +108,7 @@ class OrdinaryRun:
         self._end(Ending("back", reason))
 
     def run(self) -> Ending:
-        """Run the prompt to its end on the cluster; its files are placed and its messages told when this returns."""
+        """Run the prompt to its end on the cluster; its files are placed and its messages told when this returns.  Then call `close`."""
         self.events.start()
         try:
             return self._run()
@@ -123,6 +124,10 @@ class OrdinaryRun:
             return self._back(Ending("back", str(error), here=not isinstance(error, (ClusterUnavailable, redis.RedisError))))
         finally:
             self._over.set()
+
+    def close(self) -> None:
+        """Let go of what `run` has opened; takes long where the servers do not answer, so nobody should wait for it."""
+        self._closing.close()
 
     def forget(self) -> None:
         """Nothing of the job stays on the servers, and no worker goes on with it.
@@ -144,16 +149,16 @@ class OrdinaryRun:
 
     # -- the way there
     def _run(self) -> Ending:
-        with ExitStack() as closing:
-            listener = closing.enter_context(ProgressListener(self._cluster, self.job_id, self._on_step, self._on_said))
-            listener.catch_up(_CATCH_UP_S)  # so that it hears the first word
-            job = self._submit()
-            closing.enter_context(Ownership(self._cluster, self.job_id, job.owner))
-            spool = Spool(self._spool_folder(), SpoolManifest(self.job_id))
-            closing.callback(spool.remove)
-            self._collect(job, spool)
-            listener.catch_up(_CATCH_UP_S)
-            return self._deliver(spool)
+        closing = self._closing
+        listener = closing.enter_context(ProgressListener(self._cluster, self.job_id, self._on_step, self._on_said))
+        listener.catch_up(_CATCH_UP_S)  # so that it hears the first word
+        job = self._submit()
+        closing.enter_context(Ownership(self._cluster, self.job_id, job.owner))
+        spool = Spool(self._spool_folder(), SpoolManifest(self.job_id))
+        closing.callback(spool.remove)
+        self._collect(job, spool)
+        listener.catch_up(_CATCH_UP_S)
+        return self._deliver(spool)
 
     def _submit(self) -> QueuedJob:
         taken = self.taken
@@ -198,7 +203,15 @@ class OrdinaryRun:
                 self.give_up(f"no worker has taken it within {UNCLAIMED_S:.0f} s")
             if self._stopped.is_set():
                 collector.stop()
+                self._cancel_quietly()
                 return
+
+    def _cancel_quietly(self) -> None:
+        """At once, because its user waits for the worker to stop; `forget` makes sure of it."""
+        try:
+            self._cluster.jobs.cancel(self.job_id, "its ComfyUI needs it no more")
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.debug("job %s is not cancelled yet: %s", self.job_id, error)
 
     # -- the end
     def _deliver(self, spool: Spool) -> Ending:

@@ -134,6 +134,15 @@ class Crowd:
         lines = [line for line in self.server.log().splitlines() if mark in line]
         return lines[-1].split(mark)[1].split(" ")[0] if lines else ""
 
+    def log_of(self, name: str) -> str:
+        """What a worker and its engine wrote."""
+        return (self._logs / f"{name}.log").read_text(errors="replace")
+
+    def redis_pids(self) -> list[int]:
+        """Of the embedded servers."""
+        commands = [(process.pid, " ".join(process.cmdline())) for process in self.server.line.processes()]
+        return [pid for pid, command in commands if "redis-server" in command.split(" ")[0] or "valkey-server" in command.split(" ")[0]]
+
     def close(self) -> None:
         """End everything."""
         for process in self.workers.values():
@@ -182,7 +191,5 @@ def texts(path: Path) -> dict[str, str]:
 def saved(entry: dict[str, Any], base: Path) -> list[Path]:
     """The files that a history entry names, by node."""
     folders = {"output": base / "output", "temp": base / "temp"}
-    return [
-        folders[file["type"]] / file["subfolder"] / file["filename"]
-        for _, ui in sorted(entry["outputs"].items()) for files in ui.values() for file in files if isinstance(file, dict) and "filename" in file
-    ]  # fmt: skip
+    shown = [one for _, ui in sorted(entry["outputs"].items()) for many in ui.values() for one in many if isinstance(one, dict)]
+    return [folders[file["type"]] / file["subfolder"] / file["filename"] for file in shown if file.get("type") in folders]

@@ -103,6 +103,8 @@ class ComfyUIEngine:
         self._scope.begin(request.claim_id, request.targets, request.original_prompt)
         self._listener.begin(sink, echoes=request.echoes)
         self._failures.begin()
+        if request.echoes:
+            self._folders.empty_output()
         try:
             self._require_wanted(request, self._latch.begin(request.claim_id))
             prompt = copy.deepcopy(request.prompt)  # ComfyUI converts values and leaves marks in it
@@ -160,7 +162,7 @@ class ComfyUIEngine:
         outputs = plain_outputs(history, cached_nodes(self._tree.executor.status_messages), self._folders)
         return RunOutcome(
             captures=[capture for capture in captures if capture.value is not None],
-            files=take_files(outputs, self._folders, request.claim_id),
+            files=take_files(outputs, self._folders, request.claim_id, unnamed=request.echoes),
             outputs=outputs,
             blocked=blocked,
             history=history_of(self._tree.executor) if request.echoes else None,
