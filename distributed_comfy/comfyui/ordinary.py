@@ -201,7 +201,8 @@ class OrdinaryPrompts:
         try:
             ending = run.run()
         except Exception:  # whatever is wrong with us, the prompt is not lost
-            log.exception("prompt %s: please report this", run.taken.prompt_id)
+            if threading.main_thread().is_alive():  # otherwise ComfyUI has ended, and Python begins nothing any more
+                log.exception("prompt %s: please report this", run.taken.prompt_id)
             ending = Ending("back", "an error of ours", here=True)
         with self._lock:
             self._runs.pop(run.taken.prompt_id, None)
@@ -217,7 +218,7 @@ class OrdinaryPrompts:
 
     def _end(self, run: OrdinaryRun, ending: Ending) -> None:
         """Tell ComfyUI's queue, which is gone where ComfyUI ends."""
-        if self._ended.is_set():
+        if self._ended.is_set() or not threading.main_thread().is_alive():
             return
         taken = run.taken
         if ending.kind == "back":

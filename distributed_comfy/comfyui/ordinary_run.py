@@ -112,12 +112,10 @@ class OrdinaryRun:
         self.events.start()
         try:
             return self._run()
-        except RunInterrupted:
-            return self._asked()
-        except CancelledError:
+        except (RunInterrupted, CancelledError):
             return self._asked()
         except JobCancelled as error:
-            return self._interrupted(str(error))
+            return self._asked() if self._stopped.is_set() else self._interrupted(str(error))
         except JobFailed as error:
             return self._failed(from_wire(error.error))
         except (DistributedComfyError, redis.RedisError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -140,8 +141,8 @@ class Crowd:
 
     def redis_pids(self) -> list[int]:
         """Of the embedded servers."""
-        commands = [(process.pid, " ".join(process.cmdline())) for process in self.server.line.processes()]
-        return [pid for pid, command in commands if "redis-server" in command.split(" ")[0] or "valkey-server" in command.split(" ")[0]]
+        programs = [process for process in psutil.process_iter() if process.name().startswith(("redis-server", "valkey-server"))]
+        return [process.pid for process in programs if Path(process.cwd()).is_relative_to(self.server.line.folder)]
 
     def close(self) -> None:
         """End everything."""
