@@ -60,11 +60,32 @@ class OptionWrong(BadInput):
     sentence = "option {name}: {reason}"
 
 
+class ComfyUINotFound(BadInput):
+    """Nobody knows into which ComfyUI the door of the node pack is to be written."""
+
+    code = "comfyui_not_found"
+    sentence = "no ComfyUI in {folder}; use the folder that holds its main.py, its base directory, or its custom_nodes folder"
+
+
+class InstallRefused(BadInput):
+    """The door of the node pack cannot be written into custom_nodes, or not be removed from there."""
+
+    code = "install_refused"
+    sentence = "{path}: {reason}"
+
+
+class PackNotImportable(BadInput):
+    """ComfyUI's interpreter lacks this package, or has another version of it."""
+
+    code = "pack_not_importable"
+    sentence = "{python}, which runs ComfyUI, {reason}; run: {remedy}"
+
+
 class NodeOutsideJob(BadInput):
     """A node class that only a plan of ours uses stands in a prompt of the user's."""
 
     code = "node_outside_job"
-    sentence = "node {node_id} is internal to distributed-comfy and works only inside a job; take it out of the prompt"
+    sentence = "node {node_id} is internal to distributed-comfy and works only inside a job; remove it from the prompt"
 
 
 class SettingInvalid(BadInput):
@@ -504,7 +525,7 @@ class ClusterNotReady(ClusterUnavailable):
     """The node pack in ComfyUI is not connected to the cluster (yet)."""
 
     code = "cluster_not_ready"
-    sentence = "this ComfyUI is not connected to the cluster (it is {state}) within {timeout_s:g} s; see its log"
+    sentence = "this ComfyUI is not connected to the cluster (its session is {state}); its log shows why"
 
 
 # -- frames and blobs ---------------------------------------------------------------------------------------------------

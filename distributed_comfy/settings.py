@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -295,16 +295,32 @@ def ignored_variables() -> str:
     return " ".join(told)
 
 
-def child_environment(settings: Settings, **changes: object) -> dict[str, str]:
+def child_environment(settings: Settings, inherited: Mapping[str, str] | None = None, /, **changes: object) -> dict[str, str]:
     """The environment of a program of ours that this one starts: its own, the settings that were given, and changes to those.
 
     Args:
         settings: of this process, however they were given.
+        inherited: variables in place of this process's own.
         changes: fields of `Settings` with other values for the child.
     """
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     ours = {variable(name): str(value) for name, value in {**given, **changes}.items() if value is not None}
-    return {**os.environ, **ours}
+    return {**(os.environ if inherited is None else inherited), **ours}
+
+
+def environment_at_start(names: Collection[str]) -> dict[str, str]:
+    """This process's variables, but some of them as they were when it started, because it changed them itself for libraries.
+
+    Args:
+        names: of those; where the system does not tell how they were (Windows, macOS), they are left out.
+    """
+    now = {name: value for name, value in os.environ.items() if name not in names}
+    try:
+        began = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape").split("\0")
+    except OSError:
+        return now
+    then = dict(entry.split("=", 1) for entry in began if "=" in entry)
+    return {**now, **{name: then[name] for name in names if name in then}}
 
 
 def _shown(field: str, value: object) -> str:

@@ -1,4 +1,4 @@
-"""Writes docs/errors.md, docs/settings.md and the tables of docs/agent.md from the code, so that they cannot disagree; tests compare."""
+"""Writes docs/errors.md, docs/settings.md, the tables of docs/agent.md and docs/comfyui.md from the code; tests compare."""
 from __future__ import annotations
 
 import ast
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration  # noqa: E402
+from distributed_comfy.comfyui.options import Options  # noqa: E402
 from distributed_comfy.errors import DistributedComfyError, all_errors  # noqa: E402
 from distributed_comfy.settings import Settings  # noqa: E402
 
@@ -93,12 +94,23 @@ def variable(field: str) -> str:
 
 
 def agent_page(page: str) -> str:
-    """docs/agent.md with the tables of fields as they should be.
+    """docs/agent.md with the tables of fields as they should be; see `page_with_tables`."""
+    return page_with_tables(page, HostConfiguration, WorkerConfiguration)
+
+
+def comfyui_page(page: str) -> str:
+    """docs/comfyui.md with the table of options as it should be; see `page_with_tables`."""
+    return page_with_tables(page, Options)
+
+
+def page_with_tables(page: str, *models: type[BaseModel]) -> str:
+    """A page with the tables of fields as they should be.
 
     Args:
-        page: the page as it is; a table stands below a comment that names its class.
+        page: as it is; a table stands below a comment that names its class.
+        models: those classes.
     """
-    for model in (HostConfiguration, WorkerConfiguration):
+    for model in models:
         head = f"<!-- {model.__name__} -->\n| Field | Default | Meaning |\n|---|---|---|\n"
         table = head + "".join(f"{row}\n" for row in field_rows(model))
         before, after = re.split(rf"<!-- {model.__name__} -->\n(?:\|.*\n)*", page)
@@ -156,8 +168,9 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Write the pages."""
-    agent = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
-    for name, page in (("errors", errors_page()), ("settings", settings_page()), ("agent", agent_page(agent))):
+    agent, comfyui = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("agent", "comfyui"))
+    pages = {"errors": errors_page(), "settings": settings_page(), "agent": agent_page(agent), "comfyui": comfyui_page(comfyui)}
+    for name, page in pages.items():
         path = ROOT / "docs" / f"{name}.md"
         path.write_text(page, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

@@ -99,12 +99,12 @@ def _pair(folder: Path) -> Iterator[RedisServer]:
     if program is None:
         missing_service("a redis-server or valkey-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
     program = os.path.abspath(program)
-    with _running(program, folder / "state", "--appendonly", "yes") as state, _running(program, folder / "blob") as blob:
+    with running_redis(program, folder / "state", "--appendonly", "yes") as state, running_redis(program, folder / "blob") as blob:
         yield RedisServer(state, blob, program)
 
 
 @contextmanager
-def _running(program: str, folder: Path, *options: str) -> Iterator[str]:
+def running_redis(program: str, folder: Path, *options: str) -> Iterator[str]:
     """One server in ``folder`` on a free loopback port; gives its URL."""
     folder.mkdir()
     port = free_port()

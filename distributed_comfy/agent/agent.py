@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import redis
 
 from distributed_comfy import __version__
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration, shown_configuration
-from distributed_comfy.agent.launching import Launcher, Plan
+from distributed_comfy.agent.launching import Launcher, Plan, Surroundings
 from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
 from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
 from distributed_comfy.agent.rotated_log import cut_if_long
@@ -44,6 +44,10 @@ _ENDING_POLL_S = 0.1
 _JOIN_S = 15.0
 
 
+def _as_written(configuration: HostConfiguration) -> HostConfiguration:
+    return configuration
+
+
 @dataclass(frozen=True)
 class HostFacts:
     """What an agent is told about its host; see `agent.up`."""
@@ -52,6 +56,10 @@ class HostFacts:
     topology: Topology
     survivors: Path
     """Folder for workers that outlive the agent."""
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    """What workers take over from the process that the agent is in."""
+    adjust: Callable[[HostConfiguration], HostConfiguration] = _as_written
+    """What the file says, as this agent takes it."""
 
 
 class Agent:
@@ -60,7 +68,7 @@ class Agent:
     Args:
         cluster: open connections; closed by whoever opened them.
         servers: where workers connect.
-        file: of the configuration, which exists.
+        file: of the configuration; without it the host has no workers yet.
         facts: of the host.
     """
 
@@ -74,7 +82,7 @@ class Agent:
         self.incarnation = uuid.uuid4().hex
         self.lock = threading.RLock()
         self.configuration = HostConfiguration()
-        self._launcher = Launcher(self.settings, servers, file.path.parent, facts.survivors)
+        self._launcher = Launcher(self.settings, servers, file.path.parent, facts.survivors, facts.surroundings)
         self._workers: dict[str, SupervisedWorker] = {}
         self._plans: dict[str, Plan] = {}
         self._running_as: dict[str, Plan] = {}
@@ -94,7 +102,7 @@ class Agent:
             WorkersFileWrong, SettingInvalid: the file cannot be used.
             AgentRunning: the host has an agent already.
         """
-        self.use(self.file.read())
+        self.use(self.file.read_or_empty())
         record = self.record()
         self.cluster.hosts.take(record, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
         with self.lock:
@@ -125,6 +133,13 @@ class Agent:
         with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
             self.cluster.hosts.leave(self.host)
 
+    def stop_all(self) -> None:
+        """Let the workers give their items back and end; those that are to outlive their agent go on."""
+        with self.lock:
+            for worker in self._workers.values():
+                if not self._goes_on(worker):
+                    worker.stop(at_once=True)
+
     def end_at_once(self) -> None:
         """Give all items back and end; from a signal handler too, so it takes no lock and waits for nothing."""
         for worker in list(self._workers.values()):
@@ -149,6 +164,7 @@ class Agent:
         Raises:
             WorkersFileWrong: a worker names CPUs that are not there.
         """
+        configuration = self.facts.adjust(configuration)
         placements = self.places(configuration)
         with self.lock:
             self.configuration = configuration
@@ -203,6 +219,11 @@ class Agent:
                 worker.restart()
             else:
                 worker.start()
+
+    def arguments(self, name: str) -> tuple[str, ...]:
+        """Those of ComfyUI with which a worker runs, or would be started; see `Launcher.arguments`."""
+        plan = self._running_as.get(name) or self._plans.get(name)
+        return self._launcher.arguments(plan.worker) if plan else ()
 
     def _supervise(self, name: str) -> SupervisedWorker:
         return SupervisedWorker(

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfi
 from distributed_comfy.agent.placement import Placement
 from distributed_comfy.agent.processes import OwnedProcess, SurvivingProcess, Survivor, WorkerProcess
 from distributed_comfy.cpu_list import format_cpus
-from distributed_comfy.orchestrator.arguments import join_arguments
+from distributed_comfy.orchestrator.arguments import join_arguments, split_arguments
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import worker_folder
 from distributed_comfy.settings import Settings, child_environment, redact_url
@@ -32,6 +33,16 @@ class Plan:
     """It goes on when the agent ends."""
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What workers take over from the process that their agent is in."""
+
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
+    """Variables; None: those of the process. They may hold secrets."""
+    arguments: tuple[str, ...] = ()
+    """Of ComfyUI, before a worker's own; for workers that run the agent's own ComfyUI."""
+
+
 class Launcher:
     """Starts workers, and takes back those that outlived an agent.
 
@@ -40,13 +51,17 @@ class Launcher:
         servers: where workers connect.
         config_folder: from which relative paths in the configuration are meant.
         survivors: folder for what is written down about workers that outlive the agent.
+        surroundings: of the agent.
     """
 
-    def __init__(self, settings: Settings, servers: Servers, config_folder: Path, survivors: Path) -> None:
+    def __init__(
+        self, settings: Settings, servers: Servers, config_folder: Path, survivors: Path, surroundings: Surroundings = Surroundings()
+    ) -> None:
         self._settings = settings
         self._servers = servers
         self._config_folder = config_folder
         self._survivors = survivors
+        self._surroundings = surroundings
         where = "embedded" if servers.embedded else redact_url(servers.redis_url)
         self._cluster = f"{where} {settings.key_prefix}"
 
@@ -61,6 +76,8 @@ class Launcher:
             OSError: it cannot be started.
         """
         environment = self.environment(plan)
+        if words := self.arguments(plan.worker):
+            log.info("worker %s: its ComfyUI gets the arguments %s", name, join_arguments(words))
         if not plan.outlives:
             return OwnedProcess(name, environment, self.folder(name))
         self._survivors.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,6 +99,7 @@ class Launcher:
         One that outlives the agent must find an embedded Redis by itself, as one of its owners, because that ends with the last of them.
         """
         worker = relative_to(plan.worker, self._config_folder)
+        arguments = self.arguments(worker)
         changes: dict[str, Any] = {
             "device": worker.device,
             "threads": plan.placement.threads or self._settings.threads,
@@ -92,14 +110,21 @@ class Launcher:
             "engine": worker.engine,
             "comfyui_path": worker.comfyui_path,
             "comfyui_python": worker.comfyui_python,
-            "comfyui_args": join_arguments(worker.comfyui_args),
+            "comfyui_args": join_arguments(arguments),
             "worker_tags": ",".join(worker.tags),
             "log_level": "DEBUG" if plan.debug else "",
         }
         changes.update({name: value for name, value in optional.items() if value})
         if not (plan.outlives and self._servers.embedded):
             changes.update(redis_url=self._servers.redis_url, blob_url=self._servers.blob_url)
-        return {**_CUDA_ORDER, **child_environment(self._settings, **changes), **worker.environment}
+        inherited = child_environment(self._settings, self._surroundings.environment, **changes)
+        return {**_CUDA_ORDER, **inherited, **worker.environment}
+
+    def arguments(self, worker: WorkerConfiguration) -> tuple[str, ...]:
+        """Those of a worker's ComfyUI, apart from what every worker's has; its own come last and win."""
+        if worker.comfyui_path or not self._surroundings.arguments:
+            return worker.comfyui_args
+        return (*self._surroundings.arguments, *(worker.comfyui_args or split_arguments(self._settings.comfyui_args)))
 
     def _file(self, name: str) -> Path:
         return self._survivors / f"{name}.json"

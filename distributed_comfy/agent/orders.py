@@ -117,7 +117,7 @@ class HostOrders:
     def _read_again(self, name: str) -> None:
         """Somebody may have edited the file."""
         self._agent.worker(name)
-        self._agent.use(self._agent.file.read())
+        self._agent.use(self._agent.file.read_or_empty())
         if not self._agent.configuration.workers[name].enabled:
             raise OrderRefused(what=f"worker {name}", reason="it is disabled; `distributed-comfy workers enable` starts it")
 

@@ -22,6 +22,7 @@ from distributed_comfy.errors import AgentRunning, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.settings import EngineName, Settings, child_environment
+from distributed_comfy.state.embedded import LINGER_S
 from distributed_comfy.state.records import HostDevice
 from distributed_comfy.state.server_process import write_secret
 from tasks.cluster import open_cluster
@@ -30,7 +31,8 @@ from tasks.names import default_worker_name
 
 log = logging.getLogger(__name__)
 
-_CONSUMER_CHECK_S = 2.0
+AGENT_CHECK_S = 2.0
+"""See `AgentCheck`."""
 _WRITING_S = 2.0
 
 
@@ -69,39 +71,70 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
         SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
         ClusterUnavailable: no Redis.
     """
-    with _alone(settings) as local, agent_servers(settings, joined=options.joined) as servers:
-        file = WorkersFile(settings.workers_path.expanduser().absolute())
+    with alone_on_host(settings) as local, agent_servers(settings, joined=options.joined) as servers:
+        file = workers_file(settings)
         devices = _prepare(settings, file, options)
-        log.info("devices of this host: %s", ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in devices))
         cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
         try:
-            facts = HostFacts(devices, read_topology(devices), _folder(settings) / settings.host_name)
-            agent = Agent(cluster, servers, file, facts)
-            consumer = HostConsumer(cluster, agent.host, HostOrders(agent, local.secret).obey)
-            log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, servers.shown, file.path)
-            agent.start()
-            try:
-                on_start(agent)
-                while not stop.is_set() and agent.alive:
-                    consumer.check()
-                    stop.wait(_CONSUMER_CHECK_S)
-            finally:
-                consumer.stop()
-                agent.end()
+            facts = HostFacts(devices, read_topology(devices), survivors_folder(settings))
+            with running_agent(Agent(cluster, servers, file, facts), local) as check:
+                on_start(check.agent)
+                while not stop.is_set() and check():
+                    stop.wait(AGENT_CHECK_S)
         finally:
             cluster.close()
     return 0 if stop.is_set() else 1
 
 
+class AgentCheck:
+    """Keeps a running agent listening to orders.
+
+    Args:
+        agent: started.
+        consumer: of its orders.
+    """
+
+    def __init__(self, agent: Agent, consumer: HostConsumer) -> None:
+        self.agent = agent
+        self._consumer = consumer
+
+    def __call__(self) -> bool:
+        """To be called every `AGENT_CHECK_S`; False once the agent cannot go on."""
+        if self.agent.alive:
+            self._consumer.check()
+        return self.agent.alive
+
+
 @contextmanager
-def agent_servers(settings: Settings, *, joined: bool) -> Iterator[Servers]:
+def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
+    """An agent that looks after its workers and obeys orders, for as long as the context lasts; errors as of `Agent.start`.
+
+    Args:
+        agent: not started yet.
+        local: who it is, from `alone_on_host`.
+    """
+    names = ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in agent.facts.devices)
+    log.info("devices of this host: %s", names)
+    log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, agent.servers.shown, agent.file.path)
+    consumer = HostConsumer(agent.cluster, agent.host, HostOrders(agent, local.secret).obey)
+    agent.start()
+    try:
+        yield AgentCheck(agent, consumer)
+    finally:
+        consumer.stop()
+        agent.end()
+
+
+@contextmanager
+def agent_servers(settings: Settings, *, joined: bool, linger_s: float = LINGER_S) -> Iterator[Servers]:
     """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it.
 
     Args:
         settings: with the URLs; without them the embedded servers are used.
         joined: the URLs are those of an invitation.  Through a relay they lead to a socket of this host, and yet to another's servers.
+        linger_s: see `redis_servers`.
     """
-    with redis_servers(settings) as servers:
+    with redis_servers(settings, linger_s=linger_s) as servers:
         yield replace(servers, foreign=joined)
 
 
@@ -151,8 +184,8 @@ def _devices_of(worker: WorkerConfiguration) -> list[str]:
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[LocalAgent]:
-    """Hold the lock of this user and host.
+def alone_on_host(settings: Settings) -> Iterator[LocalAgent]:
+    """Be this user's only agent on this host, for as long as the context lasts.
 
     Raises:
         AgentRunning: another process has it.
@@ -174,6 +207,16 @@ def _alone(settings: Settings) -> Iterator[LocalAgent]:
     finally:
         own.unlink(missing_ok=True)
         lock.release()
+
+
+def workers_file(settings: Settings) -> WorkersFile:
+    """The file of this host's workers."""
+    return WorkersFile(settings.workers_path.expanduser().absolute())
+
+
+def survivors_folder(settings: Settings) -> Path:
+    """Where it is written down which workers outlive their agent."""
+    return _folder(settings) / settings.host_name
 
 
 def _folder(settings: Settings) -> Path:

@@ -50,6 +50,10 @@ class WorkersFile:
         found = parse_object(self.path, text, variable=VARIABLE, page="docs/agent.md", example=_EXAMPLE)
         return parse_configuration(found, str(self.path))
 
+    def read_or_empty(self) -> HostConfiguration:
+        """What it says; a host without the file has no workers.  Errors as of `read`."""
+        return self.read() if self.exists() else HostConfiguration()
+
     def write(self, configuration: HostConfiguration) -> None:
         """Replace it; only this user can read it, because an environment may hold secrets.
 
@@ -85,7 +89,7 @@ class WorkersFile:
             WorkersFileWrong: the file was wrong already, or would be; it stays as it was.
             SettingInvalid: it cannot be read or written.
         """
-        plain = plain_configuration(self.read())
+        plain = plain_configuration(self.read_or_empty())
         alter(plain)
         changed = parse_configuration(plain, source)
         check(changed)

@@ -91,11 +91,18 @@ def _serve() -> click.Command:
     return serve
 
 
+def _comfyui() -> click.Command:
+    from distributed_comfy.cli.comfyui import comfyui
+
+    return comfyui
+
+
 _COMMANDS = {
     "demo": (_demo, "Eight pictures on two workers of its own; needs no GPU and no ComfyUI."),
     "run": (_run, "Run a prompt on all workers and save what it makes."),
     "worker": (_worker, "Serve one GPU (or the CPU) until it is stopped."),
     "up": (_up, "Run this host's workers: one on each GPU, started again when they end."),
+    "comfyui": (_comfyui, "Make your own ComfyUI the master: install the node pack there, remove it, look at it."),
     "hosts": (_hosts, "List hosts with their devices, workers and configuration."),
     "workers": (_workers, "List and show workers, read their logs; add, edit, start, stop and drain them, on any host."),
     "models": (_models, "What a prompt needs and which workers lack it; all model files."),

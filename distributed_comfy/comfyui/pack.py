@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from typing import Any
 
+from distributed_comfy.comfyui.clash import keep_classes, must_yield
 from distributed_comfy.comfyui.context import PackContext
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.options import Options, options_file
@@ -35,7 +36,8 @@ class Pack:
     def __init__(self, settings: Settings, host: ComfyHost) -> None:
         self.settings = settings
         self.host = host
-        self.session = Session(settings, host)
+        self._options = options_file(settings)
+        self.session = Session(settings, host, self._options)
         self.context = PackContext()
         self.jobs: Any = None
         """Jobs of prompts that this ComfyUI accepted."""
@@ -43,9 +45,12 @@ class Pack:
         """Prompts without distributed nodes that run on workers."""
         self.classes = node_classes(self.context, nothing=[host.blocker()], cropper=ComfyTileCropper(), sampling=host.sampling())
         """class_type -> class for ComfyUI; a part may put its own in place of one."""
-        self.display_names = {name: DISPLAY_NAMES[name] for name in self.classes}
         self.web_directory: str | None = None
-        self._options = options_file(settings)
+
+    @property
+    def display_names(self) -> dict[str, str]:
+        """class_type -> name in ComfyUI's editor."""
+        return {name: DISPLAY_NAMES[name] for name in self.classes if name in DISPLAY_NAMES}
 
     @property
     def options(self) -> Options:
@@ -53,8 +58,19 @@ class Pack:
         return self._options.current
 
     def change(self, name: str, value: Any) -> Options:
-        """Change an option; see `OptionsFile.change`."""
-        return self._options.change(name, value)
+        """Change an option, and act by it from now on; see `OptionsFile.change`."""
+        changed = self._options.change(name, value)
+        self.session.workers.options_changed()
+        return changed
+
+    def open(self) -> bool:
+        """Put everything into ComfyUI and begin to connect; false where another pack has our classes already."""
+        if must_yield(self.host, self.classes):
+            return False
+        self.install_parts()
+        keep_classes(self.host, self.classes)
+        self.session.start()
+        return True
 
     def install_parts(self) -> None:
         """Let each part put itself into ComfyUI; one that cannot is told in the log and left out."""

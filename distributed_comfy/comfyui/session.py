@@ -10,10 +10,15 @@ from typing import Literal
 
 import redis
 
+from distributed_comfy.access.join import open_join, stored_token
+from distributed_comfy.agent.agent import Agent
+from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.comfyui.host import ComfyHost
-from distributed_comfy.errors import ClusterNotReady, DistributedComfyError
-from distributed_comfy.orchestrator.servers import Servers, redis_servers
-from distributed_comfy.settings import Settings
+from distributed_comfy.comfyui.host_workers import HostWorkers, like_this
+from distributed_comfy.comfyui.options import OptionsFile
+from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, RedisUnreachable
+from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.settings import Settings, ignored_variables
 from tasks.cluster import Cluster, open_cluster
 
 log = logging.getLogger(__name__)
@@ -22,7 +27,15 @@ SessionState = Literal["off", "starting", "ready", "failed"]
 
 _FIRST_RETRY_S = 2.0
 _LONGEST_RETRY_S = 30.0
-_END_S = 20.0
+_LOOK_S = 2.0
+_MISSES = 3
+_LINGER_S = 20.0
+"""An embedded Redis of ours outlives a killed ComfyUI for so long, in case that is started again at once; jobs are on disk in any case."""
+_END_S = 30.0
+
+
+class _ServersGone(Exception):
+    """The embedded Redis ended; another one has another address."""
 
 
 class Session:
@@ -31,20 +44,29 @@ class Session:
     Args:
         settings: of this process.
         host: the ComfyUI of this process.
+        options: of the user.
     """
 
-    def __init__(self, settings: Settings, host: ComfyHost) -> None:
-        self.settings = settings
-        self.host = host
+    def __init__(self, settings: Settings, host: ComfyHost, options: OptionsFile) -> None:
+        self.settings = like_this(settings, host)
         self.state: SessionState = "off"
         self.reason = ""
         """Why it is not ready, in words; empty where there is nothing to say."""
         self.servers: Servers | None = None
+        self.workers = HostWorkers(host, options)
+        """The workers of this host."""
         self._cluster: Cluster | None = None
         self._error: DistributedComfyError | None = None
         self._changed = threading.Condition()
         self._ending = threading.Event()
+        self._misses = 0
+        self._look_at = 0.0
         self._thread: threading.Thread | None = None
+
+    @property
+    def agent(self) -> Agent | None:
+        """The agent of this host, where it is in this process."""
+        return self.workers.agent
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -64,21 +86,26 @@ class Session:
                 return self._cluster
             if self._error is not None:
                 raise self._error
-            raise ClusterNotReady(state=self.state, timeout_s=timeout_s)
+            raise ClusterNotReady(state=self.state)
 
     def end(self) -> None:
-        """Close everything; an embedded Redis that nobody else uses ends."""
+        """End the workers and close everything; an embedded Redis that nobody else uses ends."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join(_END_S)
 
     def _work(self) -> None:
+        if ignored := ignored_variables():
+            log.warning("%s", ignored)
         wait_s = _FIRST_RETRY_S
         while not self._ending.is_set():
             try:
-                with self._connected():
+                with self._connected() as (cluster, servers):
                     wait_s = _FIRST_RETRY_S
-                    self._ending.wait()
+                    self.workers.run(cluster, servers, self._wait)
+            except _ServersGone:
+                log.warning("the embedded Redis is gone; it is started again, and jobs go on from its data on disk")
+                self._tell("starting")
             except (DistributedComfyError, redis.RedisError) as error:
                 self._fail(error)
                 self._ending.wait(wait_s)
@@ -86,26 +113,58 @@ class Session:
         self._tell("off")
 
     @contextmanager
-    def _connected(self) -> Iterator[None]:
-        with ExitStack() as open_things:
-            begun = time.monotonic()
-            servers = open_things.enter_context(redis_servers(self.settings))
-            cluster = open_cluster(self.settings, servers.redis_url, servers.blob_url)
+    def _connected(self) -> Iterator[tuple[Cluster, Servers]]:
+        begun = time.monotonic()
+        with self._joined() as (settings, joined), ExitStack() as open_things:
+            servers = open_things.enter_context(agent_servers(settings, joined=joined, linger_s=_LINGER_S))
+            cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
             open_things.callback(cluster.close)
-            self.servers, self._cluster, self._error = servers, cluster, None
+            with self._changed:
+                self.servers, self._cluster, self._error = servers, cluster, None
             open_things.callback(self._forget)
             self._tell("ready")
-            log.info("ready after %.1f s: %s", time.monotonic() - begun, servers.shown)
-            yield
+            log.info("connected within %.1f s: %s", time.monotonic() - begun, servers.shown)
+            yield cluster, servers
+
+    @contextmanager
+    def _joined(self) -> Iterator[tuple[Settings, bool]]:
+        """The settings in the cluster that invited this host, and whether one did."""
+        token = "" if self.settings.redis_url else stored_token(self.settings)
+        if not token:
+            yield self.settings, False
+            return
+        with open_join(token, self.settings) as joined:
+            yield joined.settings, True
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; true once the session ends.
+
+        Raises:
+            _ServersGone: there is nothing to wait for any more.
+        """
+        if self._ending.wait(seconds):
+            return True
+        cluster, servers = self._cluster, self.servers
+        if cluster is not None and servers is not None and servers.embedded and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_S
+            try:
+                cluster.client.ping()
+                self._misses = 0
+            except redis.RedisError:  # a configured server comes back where it was, and needs no look
+                self._misses += 1
+            if self._misses >= _MISSES:
+                self._misses = 0
+                raise _ServersGone
+        return False
 
     def _forget(self) -> None:
         with self._changed:
             self.servers = self._cluster = None
 
     def _fail(self, error: Exception) -> None:
-        known = error if isinstance(error, DistributedComfyError) else ClusterNotReady(state=str(error), timeout_s=0.0)
+        known = error if isinstance(error, DistributedComfyError) else RedisUnreachable(url="it", reason=str(error), setting="DC_REDIS_URL")
         if str(known) != self.reason:
-            log.warning("no cluster: %s; this ComfyUI works alone until it is there", known)
+            log.warning("no cluster: %s; this ComfyUI works alone until there is one", known)
         with self._changed:
             self._error = known
         self._tell("failed", str(known))

@@ -26,7 +26,8 @@ _TOOL_TIMEOUT_S = 20.0
 _TORCH_TIMEOUT_S = 180.0
 """The first import of torch from a slow disk takes minutes."""
 _MIB = 2**20
-_CPU = HostDevice("cpu", platform.processor() or platform.machine())
+CPU = HostDevice("cpu", platform.processor() or platform.machine())
+"""What every host has."""
 
 _ASK_TORCH = """
 import json, torch
@@ -46,7 +47,7 @@ print("\\nDEVICES", json.dumps(found))
 
 
 @dataclass(frozen=True)
-class _Gpu:
+class Gpu:
     """A row of ``nvidia-smi``."""
 
     index: int
@@ -67,14 +68,19 @@ def find_devices(settings: Settings, engine: EngineName, inherited: Mapping[str,
         SettingInvalid: no such ComfyUI or interpreter.
     """
     if engine == "builtin":
-        return (_CPU,)
+        return (CPU,)
     if sys.platform == "darwin":
-        return (HostDevice("mps", platform.machine()),) if platform.machine() == "arm64" else (_CPU,)
-    found = visible_gpus(parse_gpus(_ask_tool()), inherited.get("CUDA_VISIBLE_DEVICES"))
-    return found or parse_torch_answer(_ask_torch(find_interpreter(settings, find_comfyui(settings)))) or (_CPU,)
+        return (HostDevice("mps", platform.machine()),) if platform.machine() == "arm64" else (CPU,)
+    found = visible_gpus(nvidia_gpus(), inherited.get("CUDA_VISIBLE_DEVICES"))
+    return found or parse_torch_answer(_ask_torch(find_interpreter(settings, find_comfyui(settings)))) or (CPU,)
 
 
-def parse_gpus(text: str) -> list[_Gpu]:
+def nvidia_gpus() -> list[Gpu]:
+    """The GPUs of this host that NVIDIA's driver lists, whichever of them a process may use."""
+    return parse_gpus(_ask_tool())
+
+
+def parse_gpus(text: str) -> list[Gpu]:
     """The GPUs in what ``nvidia-smi --query-gpu`` printed; lines that are no row of its table (warnings) are left out."""
     found = []
     for line in text.splitlines():
@@ -83,11 +89,11 @@ def parse_gpus(text: str) -> list[_Gpu]:
             continue
         index, uuid, model, memory, bus_id = cells
         # "[N/A]" where memory is shared with the CPU, as on a DGX Spark
-        found.append(_Gpu(int(index), uuid, model, int(memory) * _MIB if memory.isdigit() else 0, _short_bus_id(bus_id)))
+        found.append(Gpu(int(index), uuid, model, int(memory) * _MIB if memory.isdigit() else 0, _short_bus_id(bus_id)))
     return found
 
 
-def visible_gpus(gpus: Sequence[_Gpu], visible: str | None) -> tuple[HostDevice, ...]:
+def visible_gpus(gpus: Sequence[Gpu], visible: str | None) -> tuple[HostDevice, ...]:
     """Those that a process may use, numbered as that counts them.
 
     Args:

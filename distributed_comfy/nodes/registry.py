@@ -63,6 +63,8 @@ DISPLAY_NAMES = {
     TILE_MODEL_CLASS: "Distributed Tile Model (internal)",
 }
 """class_type -> name in ComfyUI's editor."""
+USER_CLASSES = frozenset(name for name, shown in DISPLAY_NAMES.items() if not shown.endswith("(internal)"))
+"""Those that users put into their workflows."""
 
 
 def node_classes(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import refuse_plaintext
 from distributed_comfy.state.door import read_plan
-from distributed_comfy.state.embedded import start_embedded
+from distributed_comfy.state.embedded import LINGER_S, start_embedded
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,13 @@ class Servers:
 
 
 @contextmanager
-def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Servers]:
+def redis_servers(settings: Settings, *, private: bool = False, linger_s: float = LINGER_S) -> Iterator[Servers]:
     """The servers for as long as the context lasts.
 
     Args:
         settings: ``redis_url`` and ``blob_url``; without the first the embedded servers are used.
         private: embedded servers of this process alone, whatever is configured.
+        linger_s: how long shared ones that this process starts outlive their last owner, should that be killed.
     Raises:
         NoRedisServer: none is configured and none can be embedded.
         SettingInvalid: a URL leads to another host in the clear.
@@ -62,7 +63,7 @@ def redis_servers(settings: Settings, *, private: bool = False) -> Iterator[Serv
             log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
         yield Servers(settings.redis_url, blob_url, embedded=False)
         return
-    embedded = start_embedded(settings.runtime_folder, private=private)
+    embedded = start_embedded(settings.runtime_folder, private=private, linger_s=linger_s)
     try:
         _renew(embedded.folder)
         yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)

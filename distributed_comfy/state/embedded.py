@@ -33,6 +33,8 @@ from distributed_comfy.state.server_process import end_leftover, probe
 
 log = logging.getLogger(__name__)
 
+LINGER_S = 600.0
+"""Shared servers without any living owner end after this long, if nothing else is said."""
 _LOCK_TIMEOUT_S = 150.0
 """A start holds the lock while the server loads its data."""
 _END_TIMEOUT_S = 15.0
@@ -77,7 +79,7 @@ def start_embedded(
     private: bool,
     providers: Sequence[ServerProvider] = PROVIDERS,
     blob_memory_bytes: int | None = None,
-    linger_s: float = 600.0,
+    linger_s: float = LINGER_S,
 ) -> EmbeddedRedis:
     """Start the embedded servers, or attach to the user's running ones.
 

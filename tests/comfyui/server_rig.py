@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from distributed_comfy.comfyui.installing import write_door
+from distributed_comfy.comfyui.installing import find_place, install_door
 from distributed_comfy.file_lock import FileLock
 from tests.comfyui.comfy_process import Comfy
 from tests.command_line import PROJECT, CommandLine
@@ -98,7 +98,7 @@ class ComfyServer:
         self.process: subprocess.Popen[bytes] | None = None
         shutil.copytree(models, self.base)
         if door:
-            write_door(self.base / "custom_nodes")
+            install_door(find_place(self.base, comfy.root), str(PROJECT))
 
     # -- the process -----------------------------------------------------------------------------------------------------
     def start(self, *arguments: str, wait: bool = True, **environment: str) -> ComfyServer:
