@@ -85,6 +85,7 @@ class OrdinaryPrompts:
         """Runs whose jobs could not be taken off the table yet."""
         self._look_at = 0.0
         self._status = OrdinaryStatus()
+        self._offered = False
         self._done = 0
 
     def start(self) -> None:
@@ -253,14 +254,17 @@ class OrdinaryPrompts:
             before, self._status = self._status, OrdinaryStatus(state, reason, workers)
         if before.state == state:
             return
-        if state == "offered":
+        if state == "offered" and not self._offered:
+            self._offered = True
             log.info("%d worker(s) could run ordinary prompts too, beside this ComfyUI; switch it on with the option `ordinary`", workers)
-        elif state == "paused":
+        elif state == "paused" and before.state == "on":
             log.warning("ordinary prompts run in this ComfyUI alone for now: %s", reason)
         elif state == "unfit":
             log.warning("ordinary prompts run in this ComfyUI alone: %s", reason)
-        elif "on" in (state, before.state):
-            log.info("ordinary prompts %s", "run on any free worker" if state == "on" else "run in this ComfyUI alone")
+        elif state == "on":
+            log.info("ordinary prompts run on any free worker")
+        elif state == "off" and before.state in ("on", "paused"):
+            log.info("ordinary prompts run in this ComfyUI alone")
 
 
 def install_ordinary(pack: Pack) -> None:

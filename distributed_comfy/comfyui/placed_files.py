@@ -6,6 +6,7 @@ have given them now, without gaps; a name is taken in one step, so nothing is ev
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import secrets
 import shutil
@@ -180,10 +181,10 @@ def _is_file(entry: Any) -> bool:
 
 def _renamed(entry: dict[str, Any], placed: Mapping[Place, Path], folder_of: Callable[[str], Path]) -> dict[str, Any]:
     folder = "temp" if entry["type"] == "temp" else "output"
-    name = os.path.normpath(os.path.join(str(entry.get("subfolder") or ""), entry["filename"])).replace(os.sep, "/")
-    path = placed.get((folder, name))
+    subfolder = str(entry.get("subfolder") or "").replace("\\", "/")  # a worker may run on Windows
+    path = placed.get((folder, posixpath.normpath(posixpath.join(subfolder, entry["filename"].replace("\\", "/")))))
     if path is None:
         return entry
-    subfolder = path.parent.relative_to(folder_of(folder)).as_posix()
-    renamed = {**entry, "filename": path.name, "subfolder": "" if subfolder == "." else subfolder}
+    here = path.parent.relative_to(folder_of(folder)).as_posix()
+    renamed = {**entry, "filename": path.name, "subfolder": "" if here == "." else here}
     return {**renamed, "fullpath": str(path)} if "fullpath" in entry else renamed

@@ -76,13 +76,17 @@ class SaveWatch:
         def watched(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
                 answer = look(*args, **kwargs)
+                self._forget()
                 self._open.append(_Save(_place(str(answer[0]), str(answer[1])), self._nodes.current(), time.monotonic()))
             return answer
 
         return watched
 
-    def _is_open(self, place: tuple[str, str]) -> bool:
+    def _forget(self) -> None:
         self._open = [save for save in self._open if not self._is_over(save)]
+
+    def _is_open(self, place: tuple[str, str]) -> bool:
+        self._forget()
         return any(save.place == place for save in self._open)
 
     def _is_over(self, save: _Save) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -50,17 +49,18 @@ class Crowd:
         python: see `server_rig.pack_python`.
         models: base directory of the workers; the master has a copy.
         folder: for everything.
-        ordinary: the option; None: not asked yet.
+        environment: more variables of all of them.
     """
 
-    def __init__(self, comfy: Comfy, python: str, models: Path, folder: Path, *, ordinary: bool | None = True) -> None:
+    def __init__(self, comfy: Comfy, python: str, models: Path, folder: Path, **environment: str) -> None:
         self._comfy, self.models = comfy, models
         self._logs = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.server = ComfyServer(comfy, python, models, CommandLine(folder))
         (folder / "config").mkdir()
-        (folder / "config" / "comfyui.json").write_text(json.dumps({"ordinary": ordinary}))
-        self.server.environment["DC_WORKERS_FILE"] = str(folder / "config" / "workers.json")
+        self.server.environment.update(environment, DC_WORKERS_FILE=str(folder / "config" / "workers.json"))
+        self._environment = environment
+        self._option: bool | None = None
         (self.server.base / "custom_nodes" / "master_only.py").write_text(MASTER_ONLY)
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -69,16 +69,27 @@ class Crowd:
         """The master's output folder."""
         return self.server.base / "output"
 
-    def start(self, *names: str, **environment: str) -> Crowd:
-        """The master, then these workers; returns when all can take prompts."""
-        self.server.start(**environment)
+    def start(self, *names: str, ordinary: bool | None = True) -> Crowd:
+        """The master with this option (None: not asked yet), and these workers; whoever runs so already stays.
+
+        Returns when all can take prompts.
+        """
+        runs = self.server.process is not None and self.server.process.poll() is None
+        if runs and self._option is not ordinary:
+            self.server.stop()
+            runs = False
+        self._option = ordinary
+        (self._logs / "config" / "comfyui.json").write_text(json.dumps({"ordinary": ordinary}))
+        if not runs:
+            self.server.start()
         self.server.wait_ready()
         for name in names:
-            self.start_worker(name, **environment)
+            if name not in self.workers:
+                self.start_worker(name)
         self.wait_workers(len(names))
         return self
 
-    def start_worker(self, name: str, **environment: str) -> None:
+    def start_worker(self, name: str) -> None:
         """A worker with a real ComfyUI and previews."""
         command = ["-m", "distributed_comfy", "worker", "--engine", "comfyui", "--device", "cpu", "--name", name]
         comfyui = {
@@ -88,7 +99,7 @@ class Crowd:
             self.workers[name] = subprocess.Popen(
                 [sys.executable, *command, "--", "--preview-method", "latent2rgb"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._logs, start_new_session=True,
-                env={**self.server.line.environment, **comfyui, "DC_THREADS": "1", **environment},
+                env={**self.server.line.environment, **comfyui, "DC_THREADS": "1", **self._environment},
             )  # fmt: skip
 
     def wait_workers(self, count: int) -> None:
@@ -96,7 +107,7 @@ class Crowd:
         try:
             self.server.until(lambda: self.ordinary()["workers"] == count, START_TIMEOUT_S)
         except AssertionError as error:
-            raise AssertionError("\n".join(path.read_text()[-2000:] for path in self._logs.glob("*.log"))) from error
+            raise AssertionError("\n".join(self.log_of(name)[-2000:] for name in self.workers)) from error
 
     def kill_worker(self, name: str) -> None:
         """As the system does that is out of memory."""
@@ -138,11 +149,6 @@ class Crowd:
     def log_of(self, name: str) -> str:
         """What a worker and its engine wrote."""
         return (self._logs / f"{name}.log").read_text(errors="replace")
-
-    def redis_pids(self) -> list[int]:
-        """Of the embedded servers."""
-        programs = [process for process in psutil.process_iter() if process.name().startswith(("redis-server", "valkey-server"))]
-        return [process.pid for process in programs if Path(process.cwd()).is_relative_to(self.server.line.folder)]
 
     def close(self) -> None:
         """End everything."""

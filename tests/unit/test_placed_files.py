@@ -187,4 +187,6 @@ def test_what_nodes_show_names_the_files_as_they_are_called_here(place: Place) -
     assert shown["images"] == [here, {**file, "filename": "gone.png"}]
     assert shown["gifs"] == [{**here, "fullpath": str(placed["output", "a/x_00001_.png"])}]
     assert (shown["text"], shown["animated"]) == (["words"], (True,))
+    of_windows = with_places({"images": [{**file, "subfolder": ".\\a"}]}, placed, place.folders.__getitem__)
+    assert of_windows["images"] == [here]
     assert names_files(ui) and not names_files({"text": ["words"]}) and not names_files(None)
