@@ -22,7 +22,7 @@ from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
 from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
-from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer, TakenPrompt
+from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
 from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.file_lock import FileLock
@@ -127,6 +127,10 @@ class OrdinaryPrompts:
                 self._tick()
             except (DistributedComfyError, redis.RedisError) as error:
                 self._tell("paused" if self._pack.options.ordinary else "off", str(error))
+            except Exception as error:  # whatever is wrong with us, ComfyUI goes on alone
+                log.exception("please report this")
+                self._tell("unfit", f"an error of ours: {error}")
+                return
 
     def _tick(self) -> None:
         option = self._pack.options.ordinary
@@ -160,9 +164,8 @@ class OrdinaryPrompts:
         self._forget_judged(waiting)
         for item in waiting[:LOOK_AHEAD]:
             worker = self._worker_for(item, live, free)
-            if worker and (taken := self._queue.take(item)) is not None:
+            if worker and self._begin(cluster, item):
                 del free[worker]
-                self._begin(cluster, taken)
             if not free:
                 return
 
@@ -190,13 +193,17 @@ class OrdinaryPrompts:
             self._judged = {prompt_id: judged for prompt_id, judged in self._judged.items() if prompt_id in here}
 
     # -- one prompt
-    def _begin(self, cluster: Cluster, taken: TakenPrompt) -> None:
-        run = OrdinaryRun(cluster, taken, self._around)
-        thread = threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True)
+    def _begin(self, cluster: Cluster, item: Item) -> bool:
+        """Take it and run it; in one step for `interrupt`, which must know of each prompt that is not ComfyUI's own to end."""
         with self._lock:
-            self._runs[taken.prompt_id] = run
+            taken = self._queue.take(item)
+            if taken is None:
+                return False
+            run = self._runs[taken.prompt_id] = OrdinaryRun(cluster, taken, self._around)
+            thread = threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True)
             self._threads.add(thread)
         thread.start()
+        return True
 
     def _run(self, run: OrdinaryRun) -> None:
         try:
@@ -205,12 +212,12 @@ class OrdinaryPrompts:
             if threading.main_thread().is_alive():  # otherwise ComfyUI has ended, and Python begins nothing any more
                 log.exception("prompt %s: please report this", run.taken.prompt_id)
             ending = Ending("back", "an error of ours", here=True)
-        with self._lock:
-            self._runs.pop(run.taken.prompt_id, None)
-            self._done += ending.kind == "done"
-            self._unsettled.append(run)
         try:
-            self._end(run, ending)
+            with self._lock:
+                self._runs.pop(run.taken.prompt_id, None)
+                self._done += ending.kind == "done"
+                self._unsettled.append(run)
+                self._end(run, ending)
         finally:
             run.close()
             self._settle_quietly()

@@ -80,11 +80,14 @@ def _why_here(class_type: str, classes: Mapping[str, Any]) -> str:
     if found is None:
         return f"this ComfyUI has no {class_type}"
     if getattr(found, "API_NODE", False) or _takes_credentials(found):
-        return f"{class_type} pays with the account of this ComfyUI's user"
+        return f"{class_type} may use the account of this ComfyUI's user"
     return ""
 
 
 def _takes_credentials(found: Any) -> bool:
     """Whether ComfyUI hands the user's account to the node; no worker gets that."""
-    declared = found.INPUT_TYPES().get("hidden") or {}
+    try:
+        declared = found.INPUT_TYPES().get("hidden") or {}
+    except Exception:  # noqa: BLE001 - whatever a class of anybody's raises
+        return True
     return any(str(value).rsplit(".", 1)[-1].upper() in _CREDENTIALS for value in declared.values())

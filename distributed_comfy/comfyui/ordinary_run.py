@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest
 from distributed_comfy.comfyui.ordinary_rules import ENGINE
 from distributed_comfy.comfyui.placed_files import FilePlacer, MadeFile, with_places
-from distributed_comfy.comfyui.prompt_events import PromptEvents
+from distributed_comfy.comfyui.prompt_events import PromptEvents, SendSync
 from distributed_comfy.comfyui.queue_consumer import TakenPrompt
 from distributed_comfy.errors import (
     ClusterUnavailable,
@@ -68,9 +68,8 @@ class Surroundings:
     """What every prompt is run with."""
 
     placer: FilePlacer
-    send_sync: Any
-    """ComfyUI's ``send_sync``."""
-    knows_metadata: Any
+    send_sync: SendSync
+    knows_metadata: Callable[[str | None], bool]
     """client id -> whether its page knows previews that say whose they are."""
     folders: Mapping[str, Path]
     """ComfyUI's ``input``, ``output`` and ``temp``."""
@@ -250,7 +249,7 @@ class OrdinaryRun:
     def _on_step(self, step: Step) -> None:
         self.claimed.set()
         if step.preview:
-            self.events.preview(step, with_metadata=bool(self._around.knows_metadata(self.taken.client_id)))
+            self.events.preview(step, with_metadata=self._around.knows_metadata(self.taken.client_id))
 
     def _on_said(self, said: Said) -> None:
         self.claimed.set()

@@ -91,6 +91,8 @@ class PromptEvents:
             self._tell(event, facts)
         elif event == "executed" and names_files(facts.get("output")):
             now.held = now.held or []
+        elif event == "execution_error":  # of a branch that a node has blocked; the prompt goes on
+            self._tell(event, facts)
         elif event == "executed":
             now.announced.add(str(facts.get("node")))
             self._tell(event, facts)

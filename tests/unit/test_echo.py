@@ -42,7 +42,10 @@ def test_messages_that_say_how_a_prompt_gets_on_are_passed_on_and_those_of_packs
     passed_on = ["execution_cached", "executing", "executed", "progress", "progress_state"]
     for event in (*passed_on, "crystools.monitor", "execution_start", "status"):
         echo.receive(event, {"node": "1", "prompt_id": "c"})
-    assert [event for event, _ in sink.said_so_far] == passed_on
+    echo.receive("execution_error", {"exception_type": "ValueError"})
+    assert [event for event, _ in sink.said_so_far] == passed_on, "an error that ends the prompt goes with its end"
+    echo.receive("execution_error", {"exception_type": "ExecutionBlocked"})
+    assert sink.said_so_far[-1][0] == "execution_error"
 
 
 def test_of_many_steps_the_first_and_the_last_are_passed_on_and_few_between() -> None:

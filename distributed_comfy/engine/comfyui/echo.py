@@ -28,7 +28,8 @@ class Echo:
 
     def receive(self, event: str, data: dict[str, Any]) -> None:
         """One message, from any thread."""
-        if event in ECHOED and (event not in _STEPS or self._is_due(event, data)):
+        blocked = event == "execution_error" and data.get("exception_type") == "ExecutionBlocked"  # which ends nothing
+        if blocked or (event in ECHOED and (event not in _STEPS or self._is_due(event, data))):
             self._sink.said(event, data)
 
     def _is_due(self, event: str, data: dict[str, Any]) -> bool:
