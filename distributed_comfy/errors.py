@@ -18,7 +18,7 @@ class DistributedComfyError(Exception):
     retryable: ClassVar[bool] = False
     """True where the same item can succeed elsewhere or later."""
     exit_code: ClassVar[int] = 1
-    """Exit status of the command line: 1 failed, 2 bad input, 3 no worker or no Redis."""
+    """Exit status of the command line: 1 failed, 2 bad input, 3 no worker or no Redis, 4 not invited any more."""
     sentence: ClassVar[str] = "{reason}"
     """Message with one ``{field}`` for each fact the raiser must give."""
 
@@ -423,9 +423,20 @@ class InviteRefused(ClusterUnavailable):
     """The server does not know the user of a token (any more)."""
 
     code = "invite_refused"
+    exit_code = 4
     sentence = (
         "{url} does not let host {host!r} in ({reason}): its invitation was revoked, or expired before it was used; "
-        "ask for a new one (`distributed-comfy invite --name {host}`)"
+        "ask for a new one (`distributed-comfy invite --name {host}`), or forget that cluster here (`distributed-comfy up --leave`)"
+    )
+
+
+class ForFirstHost(ClusterUnavailable):
+    """The command is not for a host that was invited."""
+
+    code = "for_first_host"
+    sentence = (
+        "`{command}` is for the host that has the cluster, and this one has joined {url} as host {host}: run it there; "
+        "for a cluster of this host's own run `distributed-comfy up --leave` first"
     )
 
 
@@ -526,6 +537,13 @@ class ClusterNotReady(ClusterUnavailable):
 
     code = "cluster_not_ready"
     sentence = "this ComfyUI is not connected to the cluster (its session is {state}); its log shows why"
+
+
+class SessionFailed(ClusterUnavailable):
+    """The node pack in ComfyUI lost its cluster for a reason that nobody foresaw."""
+
+    code = "session_failed"
+    sentence = "the connection to the cluster failed: {reason}; ComfyUI's log shows where, and it is made again by itself"
 
 
 # -- frames and blobs ---------------------------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """Lines of a worker's log that `workers logs` can show, roughly."""
     log_ttl_s: float = Field(3600.0, gt=0)
     """How long these lines outlive the worker."""
+    refused_ttl_s: float = Field(60.0, ge=0)
+    """An invited host whose user the cluster has refused for this long was shut out: its workers and its agent end."""
     drain_timeout_s: float = Field(60.0, ge=0)
     """How long a worker that is asked to stop may finish its item before it gives it back."""
     job_ttl_s: int = Field(86_400, ge=60)
@@ -167,9 +169,7 @@ class Settings(BaseSettings):
     @field_validator("comfyui_url")
     @classmethod
     def _is_web_address(cls, url: str) -> str:
-        if not re.match(r"^https?://[^/?#\s]+[^?#\s]*$", url):
-            raise ValueError("must be like http://127.0.0.1:8188 or https://host/path")
-        return url.rstrip("/")
+        return check_comfyui_url(url)
 
     @field_validator("comfyui_headers")
     @classmethod
@@ -344,6 +344,17 @@ def check_device(device: str) -> str:
     if not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+(,\d+)*", device, re.ASCII):
         raise ValueError("must be cpu, mps or like cuda:0 or cuda:0,1")
     return device
+
+
+def check_comfyui_url(url: str) -> str:
+    """The address of a running ComfyUI, without a slash at its end.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.match(r"^https?://[^/?#\s]+[^?#\s]*$", url):
+        raise ValueError("must be like http://127.0.0.1:8188 or https://host/path")
+    return url.rstrip("/")
 
 
 def slug(text: str) -> str:

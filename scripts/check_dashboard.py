@@ -2,8 +2,9 @@
 
     python scripts/check_dashboard.py --prometheus /usr/bin/prometheus
 
-It brings up an embedded Redis, two workers with the built-in engine, ``distributed-comfy metrics`` and Prometheus with the shipped
-configuration; runs jobs, one of which fails, and kills a worker.  Exit status 1 where a question that must have an answer has none.
+It brings up an embedded Redis, an agent with two workers of the built-in engine, ``distributed-comfy metrics`` and Prometheus with the
+shipped configuration; runs jobs, one of which fails, and kills a worker, which the agent starts again.  Exit status 1 where a question
+that must have an answer has none.
 """
 from __future__ import annotations
 
@@ -83,13 +84,12 @@ def wait_for(pattern: str, log: Path) -> str:
 
 def work(stack: ExitStack, folder: Path, environment: dict[str, str]) -> None:
     """Jobs that succeed, one that fails, and a worker that is killed."""
-    ours = [sys.executable, "-m", "distributed_comfy"]
-    workers = []
-    for name in ("one", "two"):
-        command = [*ours, "worker", "--engine", "builtin", "--device", "cpu", "--name", name]
-        workers.append(stack.enter_context(running(command, folder / f"{name}.log", **environment)))
-    for name in ("one", "two"):
-        wait_for(rf"worker {name} is (ready)", folder / f"{name}.log")
+    ours, log = [sys.executable, "-m", "distributed_comfy"], folder / "up.log"
+    (folder / "workers.json").write_text(json.dumps({"workers": {name: {"engine": "builtin"} for name in ("one", "two")}}))
+    stack.enter_context(running([*ours, "up"], log, DC_WORKERS_FILE=str(folder / "workers.json"), **environment))
+    pids = {name: int(wait_for(rf"worker {name}: starting .* pid (\d+);", log)) for name in ("one", "two")}
+    for name in pids:
+        wait_for(rf"worker {name}: (running)", log)
     (folder / "broken.png").write_bytes(b"no picture")
     (folder / "failing.json").write_text(json.dumps(FAILING))
     seeded = str(ROOT / "examples/seeded_pictures.json")
@@ -97,7 +97,7 @@ def work(stack: ExitStack, folder: Path, environment: dict[str, str]) -> None:
         subprocess.run([*ours, "run", prompt], env={**os.environ, **environment}, cwd=folder, check=False, capture_output=True)
     with running([*ours, "run", seeded, "--items", "500"], folder / "long.log", **environment):
         time.sleep(15)
-        workers[0].kill()
+        os.kill(pids["one"], signal.SIGKILL)
         time.sleep(20)
 
 

@@ -27,7 +27,7 @@ ERRORS_HEAD = """# Errors
 
 Written by `make docs` from `distributed_comfy/errors.py`. An error travels as its code and fields, never as text; the fields are the
 names in braces. *Retried* errors may succeed elsewhere or later and use up an attempt of the item. *Exit* is the exit status of the
-command line: 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled.
+command line: 1 failed, 2 bad input, 3 no worker or no Redis, 4 not invited any more, 130 cancelled.
 
 | Code | When | Message | Retried | Exit |
 |---|---|---|---|---|

@@ -12,6 +12,8 @@ from distributed_comfy.access.users import ServerUsers
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import answer_timeout_s, connect
+from distributed_comfy.state.door import shut_door
+from distributed_comfy.state.embedded import shared_folder
 from distributed_comfy.state.hosts import HostTable
 from distributed_comfy.state.jobs import JobTable
 from distributed_comfy.state.matching import Matching
@@ -85,7 +87,9 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
 def _invites(settings: Settings, state: ServerUsers, blobs: ServerUsers) -> Invites | None:
     if not state.may_change() or not blobs.may_change():
         return None
-    return Invites(state, None if state.url == blobs.url else blobs, settings.key_prefix)
+    folder = shared_folder(settings.runtime_folder, state.url)
+    shut = functools.partial(shut_door, folder) if folder else None
+    return Invites(state, None if state.url == blobs.url else blobs, settings.key_prefix, shut=shut)
 
 
 def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:

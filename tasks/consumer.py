@@ -20,7 +20,7 @@ from tasks.broker import RUN_ITEM
 from tasks.cluster import Cluster, open_cluster
 from tasks.log_stream import LogStream
 from tasks.names import free_worker_name, node_name, take_name
-from tasks.reconnect import Reconnection
+from tasks.reconnect import Reconnection, say_once
 from tasks.run_item import ticket_body
 from tasks.runtime import WorkerRuntime, with_folder
 
@@ -97,6 +97,7 @@ class _Consumer:
         self._cluster = cluster
         self._runtime = WorkerRuntime(cluster, name, options, lambda: self._reconnection.ask())
         app = cluster.app
+        say_once()
         app.conf.task_queues = (gpu_queue(name),)
         body = ticket_body(self._runtime, self._dispatcher)
         app.task(bind=True, name=RUN_ITEM, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(body)

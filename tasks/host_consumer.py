@@ -19,7 +19,7 @@ from tasks.app import host_queue, make_app
 from tasks.broker import HOST_ORDER
 from tasks.cluster import Cluster
 from tasks.reaper import queue_key
-from tasks.reconnect import Reconnection
+from tasks.reconnect import Reconnection, say_once
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,13 @@ class HostConsumer:
     def start(self) -> None:
         """Begin to consume; what was sent while nobody was here is too old by now, or refused as such."""
         cluster = self._cluster
+        say_once()
         app = make_app(cluster.settings, cluster.redis_url, cluster.blob_url)
         app.conf.task_queues = (host_queue(self._host),)
         app.conf.worker_enable_remote_control = False
-        app.task(name=HOST_ORDER, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(self.take)
+        # A pool thread looks for its task in the default app. Shared tasks are there too, but only the first of a name in a process.
+        app.set_default()
+        app.task(name=HOST_ORDER, shared=False, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(self.take)
         self._controller = app.WorkController(
             hostname=f"agent@{self._host}",
             pool_cls="threads",

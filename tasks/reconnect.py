@@ -1,12 +1,46 @@
-"""Makes a Celery consumer connect anew: its loop does not always notice that a connection is gone, and then reads nothing any more."""
+"""Makes a Celery consumer connect anew: its loop does not always notice that a connection is gone, and then reads nothing any more.
+
+And lets it tell of its tries with fewer words.
+"""
 from __future__ import annotations
 
 import logging
 import socket
 import threading
+import time
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+_CANNOT_CONNECT = "consumer: Cannot connect to"
+_SAID_AGAIN_S = 300.0
+
+
+class Repeats(logging.Filter):
+    """Lets Celery say that it cannot connect, and why, but not once more for each of its tries, of which there is one a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: object = None
+        self._at = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for what was said already, within some minutes."""
+        if not str(record.msg).startswith(_CANNOT_CONNECT) or not isinstance(record.args, tuple):
+            return True
+        where_and_why, now = tuple(str(part) for part in record.args[:2]), time.monotonic()
+        if where_and_why == self._said and now - self._at < _SAID_AGAIN_S:
+            return False
+        self._said, self._at = where_and_why, now
+        return True
+
+
+_REPEATS = Repeats()
+
+
+def say_once() -> None:
+    """Use `Repeats` on what Celery's consumers of this process say; twice is no error."""
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_REPEATS)
 
 
 class Reconnection:

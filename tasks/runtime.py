@@ -25,6 +25,7 @@ from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import WorkerFacts
 from tasks.activity import WorkerActivity
+from tasks.admission import Admission
 from tasks.cluster import Cluster
 from tasks.engine_link import EngineLink
 from tasks.held import HeldClaims, Phase
@@ -75,6 +76,7 @@ class WorkerRuntime:
         self._restart_consumer = restart_consumer
         self._unread = 0
         self._ailing: set[str] = set()
+        self._admission = Admission(cluster.redis_url, cluster.settings.refused_ttl_s)
         self._shown_at: dict[str, float] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ class WorkerRuntime:
             self._register_patiently()
             log.info("worker %s is ready: %s on %s", self.name, capability.engine, capability.device_class)
         except WorkerNameTaken as error:
-            self._refuse(error)
+            self._end_with(error)
         except (DistributedComfyError, redis.RedisError) as error:
             log.warning("worker %s could not register (%s); it tries again with its next sign of life", self.name, error)
 
@@ -289,7 +291,14 @@ class WorkerRuntime:
     def _keep_reaping(self) -> None:
         process_id = uuid.uuid4().hex
         while not self._stopped.wait(self.settings.reaper_interval_s):
-            self._quietly("reap", lambda: reap_once(self.cluster, process_id))
+            self._quietly("reap", lambda: self._reap(process_id))
+            verdict = self._admission.verdict
+            if verdict is not None and self.failed is None:
+                self._end_with(verdict)
+
+    def _reap(self, process_id: str) -> None:
+        reap_once(self.cluster, process_id)
+        self._admission.accepted()
 
     def _hear_orders(self) -> None:
         """Orders make faster what `renew` would notice anyway."""
@@ -333,15 +342,16 @@ class WorkerRuntime:
         try:
             action()
         except WorkerNameTaken as error:
-            self._refuse(error)
+            self._end_with(error)
         except (DistributedComfyError, redis.RedisError) as error:
-            log.log(logging.DEBUG if what in self._ailing else logging.WARNING, "worker %s: %s: %s; it tries again", self.name, what, error)
+            told = self._admission.failed(error) or what in self._ailing
+            log.log(logging.DEBUG if told else logging.WARNING, "worker %s: %s: %s; it tries again", self.name, what, error)
             self._ailing.add(what)
         else:
             self._ailing.discard(what)
 
-    def _refuse(self, error: WorkerNameTaken) -> None:
-        """Another live worker has the name: this one ends."""
+    def _end_with(self, error: DistributedComfyError) -> None:
+        """Another live worker has the name, or the cluster has shut this host out: the worker ends."""
         log.error("%s", error)
         self.failed = error
         self._able.set()

@@ -104,10 +104,10 @@ def _pair(folder: Path) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def running_redis(program: str, folder: Path, *options: str) -> Iterator[str]:
-    """One server in ``folder`` on a free loopback port; gives its URL."""
+def running_redis(program: str, folder: Path, *options: str, port: int = 0) -> Iterator[str]:
+    """One server in ``folder`` on a loopback port, a free one if none is named; gives its URL."""
     folder.mkdir()
-    port = free_port()
+    port = port or free_port()
     fixed = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--maxmemory-policy", "noeviction")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, *fixed, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

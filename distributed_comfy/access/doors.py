@@ -74,11 +74,6 @@ def open_door(folder: Path, address: str, port: int | None = None) -> Door:
     return door
 
 
-def shut_door(folder: Path) -> None:
-    """Nobody comes in any more, and connections through the door end; without effect where it is shut."""
-    door_file(folder).unlink(missing_ok=True)
-
-
 def renew_door(folder: Path) -> None:
     """Renew the certificate of an open door where that is due; the door takes it by itself."""
     plan = read_plan(folder)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distributed_comfy.access.roles import UserScope
 from distributed_comfy.access.token import JoinToken
-from distributed_comfy.access.users import HOST_USER, ServerUsers, hashed
+from distributed_comfy.access.users import ServerUsers, hashed, names_overlap
 from distributed_comfy.errors import HostNotInvitable, InviteUnknown
 from distributed_comfy.settings import slug
+from distributed_comfy.state.connection import HOST_USER
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -72,14 +73,18 @@ class Invites:
         blobs: of the blob server; None where both are one.
         prefix: first part of every key.
         database: number in the state server's URL.
+        shut: shuts the door that was opened for invited hosts; None where there is none.
     """
 
-    def __init__(self, state: ServerUsers, blobs: ServerUsers | None, prefix: str, database: int = 0) -> None:
+    def __init__(
+        self, state: ServerUsers, blobs: ServerUsers | None, prefix: str, *, database: int = 0, shut: Callable[[], None] | None = None
+    ) -> None:
         self._servers = (state, blobs) if blobs else (state,)
         self._client = state.client
         self._prefix = prefix
         self._keys = Keys(prefix)
         self._database = database
+        self._shut = shut
 
     def check(self) -> None:
         """
@@ -98,7 +103,7 @@ class Invites:
             if other.name == name:
                 reason = f"it was already; to let it in anew, first run `distributed-comfy invite revoke {name}`"
                 raise HostNotInvitable(name=name, reason=reason)
-            if f"{other.name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{other.name}-"):
+            if names_overlap(other.name, name):
                 reason = f"names of its workers could not be told from those of host {other.name!r}, which was invited"
                 raise HostNotInvitable(name=name, reason=reason)
         alike = sorted(worker for worker in self._client.smembers(self._keys("workers")) if worker.startswith(f"{name}-"))
@@ -154,10 +159,13 @@ class Invites:
         log.info("host %s is shut out", name)
 
     def sweep(self) -> list[str]:
-        """Remove invitations that expired before their host came; their names."""
-        waiting = [invite for invite in self._read() if not invite.joined_ms]
+        """Remove invitations that expired before their host came; their names.  With the last invitation the door is shut."""
+        invites = list(self._read())
+        waiting = [invite for invite in invites if not invite.joined_ms]
         now_ms = self.now_ms() if waiting else 0
         expired = [invite.name for invite in waiting if invite.expires_ms <= now_ms]
+        if expired and len(expired) == len(invites) and self._shut is not None:
+            self._shut()  # before they are gone: whoever is killed in between leaves it to the next sweep
         for name in expired:
             log.info("the invitation of host %s expired", name)
             self._remove(name)

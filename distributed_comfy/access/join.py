@@ -4,17 +4,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from distributed_comfy.access.token import JoinToken, read_token
-from distributed_comfy.errors import InviteRefused, RedisRefused, SettingInvalid, TokenUnreadable
+from distributed_comfy.errors import InviteRefused, RedisRefused, RedisUnreachable, RelayRefused, SettingInvalid, TokenUnreadable
 from distributed_comfy.relay.client import RelayOptions, relay_urls
 from distributed_comfy.settings import Settings, changed
-from distributed_comfy.state.connection import connect, refuse_plaintext
+from distributed_comfy.state.connection import INVITATION, connect, is_refusal, refuse_plaintext
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.server_process import write_secret
 
@@ -56,22 +56,73 @@ def open_join(text: str, settings: Settings) -> Iterator[Joined]:
     with _way(token, settings) as (redis_url, blob_url):
         _enter(token, redis_url, blob_url)
         _store(token, settings)
-        mine = changed(settings, redis_url=redis_url, blob_url=blob_url, host=token.host, key_prefix=token.prefix)
         log.info("joined %s as host %s", token.url, token.host)
-        yield Joined(redis_url, blob_url, token.host, mine)
+        yield _joined(token, settings, redis_url, blob_url)
+
+
+@contextmanager
+def open_joined(token: JoinToken, settings: Settings) -> Iterator[Joined]:
+    """The way into the cluster that this host has joined before, for a command that looks at it; nothing is asked there yet.
+
+    Args:
+        token: `joined_token`.
+        settings: of this host.
+    Raises:
+        InviteRefused: the cluster does not let this host in any more, also where that is noticed while the context lasts.
+        RedisUnreachable: the same, and nobody answers there.
+        ClusterUnavailable: it leads through a relay that cannot be used; see `relay.client.relay_urls`.
+    """
+    try:
+        with _way(token, settings) as (redis_url, blob_url):
+            yield _joined(token, settings, redis_url, blob_url)
+    except RedisRefused as error:
+        raise InviteRefused(url=token.url, host=token.host, reason=error.reason) from error
+    except RedisUnreachable as error:
+        if is_refusal(error):
+            raise InviteRefused(url=token.url, host=token.host, reason=error.reason) from error
+        raise RedisUnreachable(url=token.url, reason=error.reason, setting=INVITATION) from error
+
+
+def joined_token(settings: Settings) -> JoinToken | None:
+    """The invitation by which commands of this host reach their cluster; None where DC_REDIS_URL says another, or none was accepted.
+
+    Raises:
+        TokenUnreadable: what is kept is none, or of a later version.
+    """
+    text = "" if settings.redis_url else stored_token(settings)
+    return read_token(text) if text else None
 
 
 def stored_token(settings: Settings) -> str:
     """The token that this user's host joined with last; empty where there is none."""
     try:
         return str(json.loads(_file(settings).read_text(encoding="utf-8"))["token"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):  # a container's user may have no home, or one that it may not read
         return ""
 
 
-def forget_token(settings: Settings) -> None:
-    """Do not join again by itself; without effect where nothing is kept."""
+def forget_token(settings: Settings) -> str:
+    """Leave the cluster that this host has joined: neither `up` nor any other command goes there by itself any more.
+
+    The invitation stays valid until the cluster takes it back; an agent that runs goes on, and so needs the authority's certificate.
+
+    Returns:
+        What was left, for people; empty where nothing was joined.
+    """
+    text = stored_token(settings)
+    if not text:
+        return ""
     _file(settings).unlink(missing_ok=True)
+    try:
+        token = read_token(text)
+    except TokenUnreadable:
+        return "a cluster whose invitation could not be read any more"
+    return f"{token.url}, where it was host {token.host}"
+
+
+def _joined(token: JoinToken, settings: Settings, redis_url: str, blob_url: str) -> Joined:
+    mine = changed(settings, redis_url=redis_url, blob_url=blob_url, host=token.host, key_prefix=token.prefix)
+    return Joined(redis_url, blob_url, token.host, mine)
 
 
 def _file(settings: Settings) -> Path:
@@ -88,7 +139,11 @@ def _way(token: JoinToken, settings: Settings) -> Iterator[tuple[str, str]]:
     scheme = token.url.split("://", 1)[0]
     if scheme in ("wss", "ws"):
         options = RelayOptions(allow_plain=settings.allow_plaintext)
-        with relay_urls(token.url, token.user, token.secret, ca=token.ca, options=options) as urls:
+        with ExitStack() as ending:
+            try:
+                urls = ending.enter_context(relay_urls(token.url, token.user, token.secret, ca=token.ca, options=options))
+            except RelayRefused as error:
+                raise InviteRefused(url=token.url, host=token.host, reason=error.reason) from error
             yield urls
     elif token.blob_url:
         yield _direct(token, token.url, settings), _direct(token, token.blob_url, settings)

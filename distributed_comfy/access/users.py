@@ -5,18 +5,16 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 
 from distributed_comfy.access.roles import Place, Role, UserScope, acl_rules
 from distributed_comfy.errors import DoorRefused
 from distributed_comfy.settings import redact_url
+from distributed_comfy.state.connection import host_of_url
 
 log = logging.getLogger(__name__)
 
-HOST_USER = "dc-host-"
-"""First part of the user of an invited host; its name follows."""
 OLDEST_SERVER = (7, 0)
 """Earlier ones have neither rules for reading and writing apart nor selectors: a worker's user could take other workers' tickets."""
 
@@ -24,6 +22,11 @@ OLDEST_SERVER = (7, 0)
 def hashed(secret: str) -> str:
     """How Redis keeps a password: what may be written down."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def names_overlap(one: str, other: str) -> bool:
+    """Whether workers of these two hosts could not be told apart by their names."""
+    return f"{one}-".startswith(f"{other}-") or f"{other}-".startswith(f"{one}-")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ServerUsers:
 
     def may_change(self) -> bool:
         """Whether this connection may change users; an invited host's never may, and is not let ask where a relay lies between."""
-        if (urlsplit(self.url).username or "").startswith(HOST_USER):
+        if host_of_url(self.url):
             return False
         try:
             self.client.execute_command("ACL", "USERS")

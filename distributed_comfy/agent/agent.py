@@ -23,15 +23,17 @@ from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfi
 from distributed_comfy.agent.launching import Launcher, Plan, Surroundings
 from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
 from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
+from distributed_comfy.agent.resources import read_resources
 from distributed_comfy.agent.rotated_log import cut_if_long
 from distributed_comfy.agent.supervised import SupervisedWorker
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import choose_engine
-from distributed_comfy.errors import AgentRunning, DistributedComfyError, WorkerUnknown
+from distributed_comfy.errors import AgentRunning, DistributedComfyError, InviteRefused, WorkerUnknown
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words
 from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
+from tasks.admission import Admission
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class Agent:
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         self._ailing = False
+        self._admission = Admission(cluster.redis_url, self.settings.refused_ttl_s, shown=servers.invited_to)
         self._told: HostRecord | None = None
         self._due: dict[str, float] = {}
 
@@ -116,12 +119,15 @@ class Agent:
             self._threads[-1].start()
 
     def end(self) -> None:
-        """End the workers, unless they are to outlive their agent, and leave the table; returns when all that has happened."""
+        """End the workers, unless they are to outlive their agent, and leave the table; returns when all that has happened.
+
+        Where the cluster has shut this host out, nobody waits for what they have under way.
+        """
         with self.lock:
             ending = [worker for worker in self._workers.values() if not self._goes_on(worker)]
             for worker in self._workers.values():
                 if worker in ending:
-                    worker.stop()
+                    worker.stop(at_once=self.shut_out is not None)
                 elif worker.process is not None:
                     log.info("worker %s: goes on without the agent (pid %d); the next `up` takes it back", worker.name, worker.process.pid)
         while any(worker.process is not None for worker in ending):
@@ -130,8 +136,9 @@ class Agent:
         self._ending.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
-            self.cluster.hosts.leave(self.host)
+        if self.shut_out is None:
+            with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
+                self.cluster.hosts.leave(self.host)
 
     def stop_all(self) -> None:
         """Let the workers give their items back and end; those that are to outlive their agent go on."""
@@ -147,6 +154,11 @@ class Agent:
             if process is not None and not self._goes_on(worker):
                 with suppress(OSError):
                     process.ask_to_end()
+
+    @property
+    def shut_out(self) -> InviteRefused | None:
+        """Why the cluster does not let this host in any more; None while it does."""
+        return self._admission.verdict
 
     @property
     def alive(self) -> bool:
@@ -192,8 +204,15 @@ class Agent:
         Raises:
             WorkersFileWrong: a worker names CPUs that are not there.
         """
-        wishes = [_wish(name, worker, self.settings.threads) for name, worker in configuration.workers.items() if worker.enabled]
-        return plan_placement(wishes, self.facts.topology)
+        placed = {name: worker for name, worker in configuration.workers.items() if worker.enabled and self._computes_here(worker)}
+        return plan_placement([_wish(name, worker, self.settings.threads) for name, worker in placed.items()], self.facts.topology)
+
+    def _computes_here(self, worker: WorkerConfiguration) -> bool:
+        """Whether a worker is to have cores; one that drives another ComfyUI takes none from the others, unless it names some."""
+        return self._engine_of(worker) != "attach" or worker.cores != "auto"
+
+    def _engine_of(self, worker: WorkerConfiguration) -> str:
+        return worker.engine or choose_engine(self.settings)
 
     # -- workers ---------------------------------------------------------------------------------------------------------
     def worker(self, name: str) -> SupervisedWorker:
@@ -238,7 +257,7 @@ class Agent:
         threads = plan.placement.threads or self.settings.threads or "torch's choice of"
         log.info(
             "worker %s: starting on %s, %s, %s threads, pid %d; its logs are in %s",
-            name, plan.worker.device, where, threads, process.pid, self._launcher.folder(name),
+            name, self._shown_device(plan), where, threads, process.pid, self._launcher.folder(name),
         )  # fmt: skip
         return process
 
@@ -256,10 +275,14 @@ class Agent:
         if plan is None or not plan.worker.enabled:
             worker.stop()
 
+    def _shown_device(self, plan: Plan) -> str:
+        """As the worker tells it: a running ComfyUI has chosen its device itself."""
+        return "attach" if self._engine_of(plan.worker) == "attach" else plan.worker.device
+
     def _absent(self, worker: WorkerConfiguration) -> str:
         """Why a worker's device cannot be used; empty where it can, or where nobody knows."""
         kind, _, numbers = worker.device.partition(":")
-        if kind not in ("cuda", "xpu") or (worker.engine or choose_engine(self.settings)) == "builtin":
+        if kind not in ("cuda", "xpu") or self._engine_of(worker) in ("builtin", "attach"):
             return ""
         known = [device.name for device in self.facts.devices]
         absent = [f"{kind}:{number}" for number in numbers.split(",") if f"{kind}:{number}" not in known]
@@ -282,6 +305,7 @@ class Agent:
                 workers=tuple(self._told_of(worker) for worker in self._workers.values()),
                 configuration=shown_configuration(self.configuration),
                 remote_configuration=self.remote_configuration,
+                resources=read_resources(self.settings.cache_folder),
             )
 
     @property
@@ -297,7 +321,7 @@ class Agent:
         return HostWorker(
             name=worker.name,
             phase=worker.phase(enabled=enabled),
-            device=plan.worker.device if plan else "",
+            device=self._shown_device(plan) if plan else "",
             enabled=enabled,
             reason=worker.reason,
             next_start_s=round(worker.next_start_s, 1),
@@ -349,15 +373,17 @@ class Agent:
         try:
             if self._is_due("look", _LOOK_S):
                 self._look()
+                self._admission.accepted()
             self._tell_changes()
         except (DistributedComfyError, redis.RedisError) as error:
-            log.log(logging.DEBUG if self._ailing else logging.WARNING, "the agent cannot reach the table: %s; it tries again", error)
+            told = self._admission.failed(error) or self._ailing
+            log.log(logging.DEBUG if told else logging.WARNING, "the agent cannot reach the table: %s; it tries again", error)
             self._ailing = True
         else:
             self._ailing = False
 
     def _changed(self, record: HostRecord) -> bool:
-        """Apart from waits that pass by themselves."""
+        """Apart from waits that pass, and memory and disk that fill and empty, by themselves."""
         return self._told is None or _without_waits(record) != _without_waits(self._told)
 
     def _look(self) -> None:
@@ -389,4 +415,5 @@ def _wish(name: str, worker: WorkerConfiguration, threads: int) -> Wish:
 
 
 def _without_waits(record: HostRecord) -> HostRecord:
-    return replace(record, workers=tuple(replace(worker, next_start_s=0.0) for worker in record.workers))
+    """Without what changes all the time."""
+    return replace(record, resources=None, workers=tuple(replace(worker, next_start_s=0.0) for worker in record.workers))

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from distributed_comfy.config_file import nearest
 from distributed_comfy.cpu_list import MOST_CPUS
 from distributed_comfy.errors import WorkersFileWrong
-from distributed_comfy.settings import EngineName, Settings, check_device, slug, variable
+from distributed_comfy.settings import EngineName, Settings, check_comfyui_url, check_device, redact_url, slug, variable
 
 _HAVE_FIELDS = {
     "DC_DEVICE": "device", "DC_ENGINE": "engine", "DC_WORKER_TAGS": "tags", "DC_COMFYUI_ARGS": "comfyui_args", "DC_CORES": "cores",
+    "DC_COMFYUI_URL": "comfyui_url",
     "COMFYUI_PATH": "comfyui_path", "DC_COMFYUI_PYTHON": "comfyui_python", "DC_THREADS": "threads", "DC_WORKER_NAME": "its name in workers",
     "CUDA_VISIBLE_DEVICES": "device", "HIP_VISIBLE_DEVICES": "device", "ONEAPI_DEVICE_SELECTOR": "device",
 }  # fmt: skip
@@ -39,7 +40,9 @@ class WorkerConfiguration(BaseModel):
     enabled: bool = True
     """Whether ``up`` starts it."""
     engine: EngineName | None = None
-    """``comfyui`` or ``builtin``; null: the agent's DC_ENGINE, else ``comfyui`` where a ComfyUI is found."""
+    """``comfyui``, ``builtin`` or ``attach``; null: the agent's DC_ENGINE, else ``comfyui`` where a ComfyUI is found."""
+    comfyui_url: str = ""
+    """Address of the running ComfyUI that engine ``attach`` drives; empty: the agent's DC_COMFYUI_URL."""
     comfyui_path: str = ""
     """ComfyUI's folder; empty: the agent's COMFYUI_PATH, else ``~/comfy/ComfyUI``."""
     comfyui_python: str = ""
@@ -67,6 +70,11 @@ class WorkerConfiguration(BaseModel):
             raise ValueError("must be one device, or several GPUs of one kind")
         numbers = ",".join(each.partition(":")[2] for each in device)
         return check_device(f"{kinds.pop()}:{numbers}" if numbers else device[0])
+
+    @field_validator("comfyui_url")
+    @classmethod
+    def _an_address(cls, url: str) -> str:
+        return check_comfyui_url(url) if url else ""
 
     @field_validator("comfyui_args", "tags", mode="before")
     @classmethod
@@ -177,10 +185,11 @@ def plain_configuration(configuration: HostConfiguration) -> dict[str, Any]:
 
 
 def shown_configuration(configuration: HostConfiguration) -> dict[str, Any]:
-    """The same for everybody to see: what environment variables hold is not shown."""
+    """The same for everybody to see: neither what environment variables hold is shown, nor a password in an address."""
     plain = plain_configuration(configuration)
     for worker in plain["workers"].values():
         worker["environment"] = dict.fromkeys(worker["environment"], HIDDEN)
+        worker["comfyui_url"] = redact_url(worker["comfyui_url"])
     return plain
 
 

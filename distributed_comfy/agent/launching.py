@@ -108,6 +108,7 @@ class Launcher:
         }
         optional = {
             "engine": worker.engine,
+            "comfyui_url": worker.comfyui_url,
             "comfyui_path": worker.comfyui_path,
             "comfyui_python": worker.comfyui_python,
             "comfyui_args": join_arguments(arguments),

@@ -60,7 +60,7 @@ class HostOrders:
     def _add(self, order: HostOrder) -> str:
         agent = self._agent
         worker = parse_worker(order.arguments.get("fields", {}), order.worker or "new", "workers add")
-        name = order.worker or self._free_name(worker.device)
+        name = order.worker or self._free_name("attach" if worker.engine == "attach" else worker.device)
         if name in agent.configuration.workers:
             raise OrderRefused(what=f"workers add {name}", reason="the host has a worker of this name; edit it, or choose another name")
         agent.change(lambda plain: plain["workers"].update({name: worker.model_dump(mode="json")}), "workers add")

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from distributed_comfy.agent.rotated_log import RotatedLog, pump
 from distributed_comfy.engine.launch import status_in_words
+from distributed_comfy.errors import InviteRefused
 from distributed_comfy.orchestrator.worker_command import WORKER_LOG, end_signal, start_worker
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ _PS_TIMEOUT_S = 10.0
 _LAST_LINES_S = 2.0
 BAD_INPUT = 2
 """Exit status of a worker that cannot work as it is configured, so that another start would not help."""
+_HOPELESS = (BAD_INPUT, InviteRefused.exit_code)
 
 
 class WorkerProcess(Protocol):
@@ -38,7 +40,7 @@ class WorkerProcess(Protocol):
 
     @property
     def hopeless(self) -> bool:
-        """Whether it ended because its configuration is wrong."""
+        """Whether it ended because its configuration is wrong, or because the cluster has shut its host out."""
 
     def ask_to_end(self) -> None:
         """Let it finish its item and end; a second time at once."""
@@ -80,7 +82,7 @@ class OwnedProcess:
     @property
     def hopeless(self) -> bool:
         """See `WorkerProcess`."""
-        return self._process.returncode == BAD_INPUT
+        return self._process.returncode in _HOPELESS
 
     def ask_to_end(self) -> None:
         """See `WorkerProcess`."""
@@ -163,7 +165,7 @@ class SurvivingProcess:
     @property
     def hopeless(self) -> bool:
         """See `WorkerProcess`."""
-        return self._child is not None and self._child.returncode == BAD_INPUT
+        return self._child is not None and self._child.returncode in _HOPELESS
 
     def ask_to_end(self) -> None:
         """See `WorkerProcess`."""

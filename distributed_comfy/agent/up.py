@@ -22,7 +22,6 @@ from distributed_comfy.errors import AgentRunning, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.settings import EngineName, Settings, child_environment
-from distributed_comfy.state.embedded import LINGER_S
 from distributed_comfy.state.records import HostDevice
 from distributed_comfy.state.server_process import write_secret
 from tasks.cluster import open_cluster
@@ -52,8 +51,8 @@ class UpOptions:
 
     remote_configuration: bool | None = None
     """Written to the file, where it is given."""
-    joined: bool = False
-    """The settings lead to a cluster that invited this host."""
+    joined: str = ""
+    """URL of the cluster that invited this host, where the settings lead there."""
 
 
 def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_start: Callable[[Agent], None]) -> int:
@@ -68,6 +67,7 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
         Exit status.
     Raises:
         AgentRunning: this host has one already.
+        InviteRefused: the cluster has shut this host out; the workers have ended.
         SettingInvalid, WorkersFileWrong: something is configured in a way that cannot be used.
         ClusterUnavailable: no Redis.
     """
@@ -100,9 +100,10 @@ class AgentCheck:
 
     def __call__(self) -> bool:
         """To be called every `AGENT_CHECK_S`; False once the agent cannot go on."""
-        if self.agent.alive:
+        goes_on = self.agent.alive and self.agent.shut_out is None
+        if goes_on:
             self._consumer.check()
-        return self.agent.alive
+        return goes_on
 
 
 @contextmanager
@@ -112,6 +113,8 @@ def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
     Args:
         agent: not started yet.
         local: who it is, from `alone_on_host`.
+    Raises:
+        InviteRefused: the cluster has shut this host out; the workers have ended.
     """
     names = ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in agent.facts.devices)
     log.info("devices of this host: %s", names)
@@ -123,19 +126,20 @@ def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
     finally:
         consumer.stop()
         agent.end()
+    if agent.shut_out is not None:
+        raise agent.shut_out
 
 
 @contextmanager
-def agent_servers(settings: Settings, *, joined: bool, linger_s: float = LINGER_S) -> Iterator[Servers]:
+def agent_servers(settings: Settings, *, joined: str) -> Iterator[Servers]:
     """Where the agent and its workers connect, for as long as the context lasts: the only place that decides it.
 
     Args:
         settings: with the URLs; without them the embedded servers are used.
-        joined: the URLs are those of an invitation.  Through a relay they lead to a socket of this host, and yet to another's servers.
-        linger_s: see `redis_servers`.
+        joined: URL of an invitation, whose these are.  Through a relay they lead to a socket of this host, and yet to another's servers.
     """
-    with redis_servers(settings, linger_s=linger_s) as servers:
-        yield replace(servers, foreign=joined)
+    with redis_servers(settings) as servers:
+        yield replace(servers, invited_to=joined)
 
 
 def find_local_agent(settings: Settings) -> LocalAgent | None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from distributed_comfy.cli.output import Output
+from distributed_comfy.config_file import nearest
 from distributed_comfy.errors import DistributedComfyError, SettingInvalid
 from distributed_comfy.orchestrator.doctor.packages import refuse_foreign_packages
 from distributed_comfy.settings import variable
@@ -49,6 +50,16 @@ class Commands(click.Group):
         if cmd_name != _REPORTS_FOREIGN_PACKAGES:
             refuse_foreign_packages()
         return self._lazy[cmd_name][0]()
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a misspelt command is told the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = nearest(args[0], self._lazy)
+            if not near or "did you mean" in error.message.lower():
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near!r}?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The overview, without importing anything."""

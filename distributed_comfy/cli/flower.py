@@ -6,7 +6,7 @@ import click
 from distributed_comfy.cli.commands import naming_options
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
-from distributed_comfy.orchestrator.servers import redis_servers
+from distributed_comfy.orchestrator.servers import redis_servers, refuse_where_joined
 from distributed_comfy.settings import read_settings
 from tasks.monitor import FlowerOptions, check_flower_options, serve_flower
 
@@ -34,5 +34,6 @@ def flower(output: Output, /, port: int, host: str, basic_auth: str | None) -> N
     options = FlowerOptions(port, host, settings.flower_basic_auth)
     check_flower_options(options)
     set_up_logging(settings, output, audience="supervisor")
+    refuse_where_joined(settings, "distributed-comfy flower")
     with redis_servers(settings) as servers:
         serve_flower(settings, servers.redis_url, options, lambda url: output.say(f"Flower is at {url} and shows {servers.shown}"))

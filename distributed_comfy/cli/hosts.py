@@ -66,7 +66,7 @@ def show(output: Output, /, host: str | None) -> None:
 @click.pass_obj
 def config(output: Output, /, host: str | None) -> None:
     """What a host's agent (default: this one's) has written down, as JSON; the values of environment variables are not shown."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         facts = give(cluster, host or cluster.settings.host_name, order_for("config")).facts
     output.result(facts)
     output.say(json.dumps(facts["configuration"], indent=2, ensure_ascii=False))

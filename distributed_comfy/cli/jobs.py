@@ -132,7 +132,7 @@ def _show_item_error(output: Output, job_id: str, index: int, item: ItemState) -
 @click.pass_obj
 def cancel(output: Output, /, job_id: str, reason: str) -> None:
     """Stop a job; finished images of it are kept by whoever collects it."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         cluster.jobs.cancel(job_id, reason)
         _say_state(output, cluster, job_id, "is cancelled")
 
@@ -143,7 +143,7 @@ def cancel(output: Output, /, job_id: str, reason: str) -> None:
 @click.pass_obj
 def retry(output: Output, /, job_id: str) -> None:
     """Run the failed and unfinished items of a failed or cancelled job again; then attach to it."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         cluster.jobs.retry(job_id)
         _say_state(output, cluster, job_id, f"goes on; collect it with `distributed-comfy jobs attach {job_id} --out DIR`")
 
@@ -154,7 +154,7 @@ def retry(output: Output, /, job_id: str) -> None:
 @click.pass_obj
 def pause(output: Output, /, job_id: str) -> None:
     """Hand out no further items of a job; running ones finish."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         cluster.jobs.pause(job_id)
         _say_state(output, cluster, job_id, "is paused")
 
@@ -165,7 +165,7 @@ def pause(output: Output, /, job_id: str) -> None:
 @click.pass_obj
 def resume(output: Output, /, job_id: str) -> None:
     """Hand out items of a paused job again."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         cluster.jobs.resume(job_id)
         _say_state(output, cluster, job_id, "goes on")
 
@@ -177,7 +177,7 @@ def resume(output: Output, /, job_id: str) -> None:
 @click.pass_obj
 def priority(output: Output, /, job_id: str, number: int) -> None:
     """Change a job's priority: 0 (last) to 9 (first); counts for all items that are not running yet."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         cluster.jobs.set_priority(job_id, number)
         _say_state(output, cluster, job_id, f"has priority {number}")
 
@@ -195,7 +195,7 @@ def attach(output: Output, /, job_id: str, out: Path | None, preview: Path | Non
     the job.
     """
     shown = CanvasPreview(preview) if preview else None
-    with connected(output) as cluster, RunProgress(output, preview=shown) as progress:
+    with connected(output, orders=True) as cluster, RunProgress(output, preview=shown) as progress:
         folder = out_or_default(out, cluster.jobs.record(job_id).title)
         delivery = interruptibly(output, lambda stop: attach_job(cluster, job_id, folder, progress, stop))
     return show_delivery(output, delivery)

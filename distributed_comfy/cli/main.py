@@ -125,15 +125,15 @@ def main() -> None:
     A first look, on this machine alone:
       distributed-comfy demo
     \b
-    For real: one Redis that all hosts reach, one worker for each GPU, one prompt.
-      export DC_REDIS_URL=redis://:PASSWORD@HOST:6379/0         (on every host)
-      distributed-comfy up                                      (on every host with GPUs)
+    For real: one worker for each GPU, any number of machines, one prompt.
+      distributed-comfy up                                      (leave it running)
+      distributed-comfy invite --name pc2                       (prints the one command to run on another machine)
       distributed-comfy run graph.json --items 32 --out pictures
 
     Without DC_REDIS_URL all commands of one user share an embedded Redis on this host. Each command has --help.
 
     \b
-    Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled.
+    Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 4 not invited any more, 130 cancelled.
     """
 
 

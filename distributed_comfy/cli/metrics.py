@@ -11,7 +11,7 @@ from distributed_comfy.cli.commands import interruptibly
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import MetricsMissing
-from distributed_comfy.orchestrator.servers import redis_servers
+from distributed_comfy.orchestrator.servers import redis_servers, refuse_where_joined
 from distributed_comfy.settings import read_settings
 
 
@@ -33,6 +33,7 @@ def metrics(output: Output, /, port: int, host: str) -> None:
     server = _server()
     settings = read_settings()
     set_up_logging(settings, output, audience="supervisor")
+    refuse_where_joined(settings, "distributed-comfy metrics")
 
     def work(stop: threading.Event) -> None:
         with redis_servers(settings) as servers, server(settings, servers, host, port) as url:

@@ -6,13 +6,17 @@ import secrets
 import click
 
 from distributed_comfy.access.roles import ROLES, Place, Role, UserScope, acl_rules
-from distributed_comfy.access.users import ServerUsers, hashed
+from distributed_comfy.access.users import ServerUsers, hashed, names_overlap
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.inviting import users_of
 from distributed_comfy.settings import Settings, read_settings, slug
+from distributed_comfy.state.connection import HOST_USER
+
+_WORKER_USER = "dc-worker-"
+"""First part of the user that `redis acl` makes for a host's workers, where it is given no other name."""
 
 
 @click.group()
@@ -59,6 +63,8 @@ def _print(output: Output, settings: Settings, name: str, role: Role, host: str)
 def _apply(output: Output, settings: Settings, name: str, role: Role, host: str) -> None:
     secret = secrets.token_urlsafe(32)
     with users_of(settings) as (servers, database):
+        if host:
+            _check_host(servers, name, host)
         for server in servers:
             _put(server, name, hashed(secret), role, UserScope(settings.key_prefix, host, database))
         kept = [server.save() for server in servers]
@@ -67,6 +73,18 @@ def _apply(output: Output, settings: Settings, name: str, role: Role, host: str)
     output.say(secret)
     if not all(kept):
         output.warn("a server has no aclfile: it forgets the user when it restarts")
+
+
+def _check_host(servers: list[ServerUsers], name: str, host: str) -> None:
+    """
+    Raises:
+        SettingInvalid: a user of another host has names that could not be told from this one's.
+    """
+    users = {user for server in servers for user in server.names()} - {name}
+    for user in sorted(users):
+        other = next((user.removeprefix(begin) for begin in (HOST_USER, _WORKER_USER) if user.startswith(begin)), "")
+        if other and names_overlap(host, other):
+            raise SettingInvalid(name="--host", reason=f"names of its workers could not be told from those of user {user!r}")
 
 
 def _put(server: ServerUsers, name: str, secret_hash: str, role: Role, scope: UserScope) -> None:

@@ -9,6 +9,7 @@ import click
 from distributed_comfy.cli.commands import interruptibly
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
+from distributed_comfy.orchestrator.servers import refuse_where_joined
 from distributed_comfy.serve.application import ServeOptions
 from distributed_comfy.serve.server import Serving, serve_relay
 from distributed_comfy.settings import read_settings
@@ -38,6 +39,7 @@ def serve(output: Output, /, **options: Any) -> None:
     """
     settings = read_settings()
     set_up_logging(settings, output, audience="supervisor")
+    refuse_where_joined(settings, "distributed-comfy serve")
 
     def ready(serving: Serving) -> None:
         output.say(f"Relay for {serving.servers.shown} is at {serving.url}; workers join by {serving.join_url}")

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import click
 
-from distributed_comfy.access.join import open_join, stored_token
+from distributed_comfy.access.join import forget_token, open_join, stored_token
+from distributed_comfy.access.token import read_token
 from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.up import UpOptions, run_agent
 from distributed_comfy.cli.commands import interruptibly, naming_options
@@ -15,6 +16,7 @@ from distributed_comfy.cli.join_option import token_text
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.worker import comfyui_option
+from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.settings import Settings, read_settings
 
 
@@ -22,12 +24,13 @@ from distributed_comfy.settings import Settings, read_settings
 @click.option("--engine", type=click.Choice(["comfyui", "builtin"]), help="For workers that name none [DC_ENGINE, else comfyui if found].")
 @comfyui_option
 @click.option("--join", metavar="TOKEN", default="", help="Work for the cluster that invited this host; @FILE and - keep it secret.")
+@click.option("--leave", is_flag=True, help="Forget the cluster that this host has joined; nothing is started.")
 @click.option(
     "--remote-configuration/--no-remote-configuration", default=None,
     help="Write down whether other hosts may add, edit and remove workers here; see docs/agent.md.",
 )  # fmt: skip
 @click.pass_obj
-def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, remote_configuration: bool | None) -> int:
+def up(output: Output, /, join: str, leave: bool, remote_configuration: bool | None, **options: Any) -> int:
     """Run this host's workers: one on each GPU, started again when they end.
 
     The first start writes them to workers.json beside the user's settings (DC_WORKERS_FILE), one for each GPU, else one for the CPU. From
@@ -35,13 +38,17 @@ def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, r
     change it from any host. Ctrl-C or SIGTERM lets running items finish for up to DC_DRAIN_TIMEOUT_S (60 s) and ends all workers; a second
     one gives the items back at once.
 
-    A host that was invited (`distributed-comfy invite`) joins once with --join; from then on `up` alone does, unless DC_REDIS_URL is set.
+    A host that was invited (`distributed-comfy invite`) joins once with --join; from then on `up` alone does, and other commands here ask
+    that cluster, unless DC_REDIS_URL is set. --leave ends that. Where the cluster shuts this host out, `up` ends with status 4.
+
     With --join the cluster may also add and edit workers here; --no-remote-configuration keeps that to this host.
     """
-    given = {"engine": ("--engine", engine), "comfyui_path": ("--comfyui", comfyui)}
+    given = {"engine": ("--engine", options["engine"]), "comfyui_path": ("--comfyui", options["comfyui"])}
     with naming_options(**given):
         settings = read_settings(**{field: value for field, (_, value) in given.items()})
         set_up_logging(settings, output, audience="supervisor")
+        if leave:
+            return _leave(output, settings, join)
         agents: list[Agent] = []
 
         def at_once() -> None:
@@ -51,9 +58,20 @@ def up(output: Output, /, engine: str | None, comfyui: Path | None, join: str, r
         # Whoever follows an invitation lets that cluster use this host: what it may run here it may also set up here.
         remote = True if join and remote_configuration is None else remote_configuration
         token = token_text(join) or ("" if settings.redis_url else stored_token(settings))
-        options = UpOptions(remote, joined=bool(token))
+        how = UpOptions(remote, joined=read_token(token).url if token else "")
         with _joined(settings, token) as mine:
-            return interruptibly(output, lambda stop: run_agent(mine, options, stop, agents.append), at_once)
+            return interruptibly(output, lambda stop: run_agent(mine, how, stop, agents.append), at_once)
+
+
+def _leave(output: Output, settings: Settings, join: str) -> int:
+    if join:
+        raise SettingInvalid(name="--leave", reason="cannot be used with --join, which leaves the cluster of before by itself")
+    left = forget_token(settings)
+    output.say(f"this host has left {left}" if left else "this host has joined no cluster")
+    if left:
+        output.remark("an `up` that still runs here works on for that cluster until it ends")
+        output.remark("the invitation itself ends with `distributed-comfy invite revoke` on the host that gave it")
+    return 0
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import click
 
 from distributed_comfy.cli.commands import naming_options
 from distributed_comfy.cli.join_option import token_text
+from distributed_comfy.cli.joined import say_where
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.orchestrator.arguments import join_arguments
@@ -16,6 +17,17 @@ from distributed_comfy.settings import read_settings
 comfyui_option = click.option(
     "--comfyui", type=click.Path(path_type=Path), metavar="DIR", help="ComfyUI's folder [COMFYUI_PATH, else ~/comfy/ComfyUI]."
 )
+
+
+def refuse_words(arguments: tuple[str, ...]) -> None:
+    """ComfyUI's arguments begin with an option; a word in its place is a slip (``worker list``), and a worker is not what it asks for.
+
+    Raises:
+        click.UsageError: it names the command that may have been meant.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        word = arguments[0]
+        raise click.UsageError(f"{word!r} is no option of ComfyUI; did you mean `distributed-comfy workers {word}`?")
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -44,6 +56,7 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
 
     `python worker_entry.py` does the same with settings alone, for supervisors and containers.
     """
+    refuse_words(comfyui_arguments)
     given = {
         "device": ("--device", options["device"]),
         "worker_name": ("--name", options["name"]),
@@ -55,4 +68,6 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
     with naming_options(**given):
         settings = read_settings(**{field: value for field, (_, value) in given.items()})
         set_up_logging(settings, output, audience="supervisor", child=end_with_stdin)
+        if not options["join"]:
+            say_where(output, settings)
         return serve(settings, join=token_text(options["join"] or ""), end_with_stdin=end_with_stdin)

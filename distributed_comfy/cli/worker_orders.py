@@ -50,7 +50,8 @@ def _configuring(command: Any) -> Any:
     """The options of `add` and `edit`."""
     options = (
         click.option("--device", help="cuda:0, cuda:0,1 (for nodes that use several), xpu:0, mps or cpu."),
-        click.option("--engine", type=click.Choice(["comfyui", "builtin", "default"])),
+        click.option("--engine", type=click.Choice(["comfyui", "builtin", "attach", "default"])),
+        click.option("--comfyui-url", metavar="URL", help="Of the running ComfyUI that engine attach drives, as that host reaches it."),
         click.option("--comfyui", metavar="DIR", help="ComfyUI's folder on that host."),
         click.option("--python", metavar="PROGRAM", help="Interpreter for ComfyUI there."),
         click.option("--args", metavar="TEXT", help="Extra arguments of ComfyUI, as in a shell."),
@@ -64,10 +65,16 @@ def _configuring(command: Any) -> Any:
     return command
 
 
+_PLAIN = {
+    "device": "device", "comfyui_url": "comfyui_url", "comfyui": "comfyui_path", "python": "comfyui_python", "threads": "threads",
+}  # fmt: skip
+"""Option -> the field that it is."""
+
+
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """What was given, as fields of `agent.configuration.WorkerConfiguration`; the agent checks it."""
     found: dict[str, Any] = {}
-    for option, field in (("device", "device"), ("comfyui", "comfyui_path"), ("python", "comfyui_python"), ("threads", "threads")):
+    for option, field in _PLAIN.items():
         if options[option] is not None:
             found[field] = options[option]
     if options["engine"]:
@@ -108,7 +115,7 @@ def add(output: Output, /, name: str | None, host: str | None, disabled: bool, *
     fields = _fields(options)
     if "environment" in fields:
         fields["environment"] = {variable: value for variable, value in fields["environment"].items() if value is not None}
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         order = order_for("add", name or "", fields={**fields, "enabled": not disabled})
         _say(output, give(cluster, _host_name(cluster, host), order))
 
@@ -204,7 +211,7 @@ ORDERS = (add, edit, remove, enable, disable, start, stop, restart)
 
 def _order(output: Output, host: str | None, order: HostOrder, wait_s: float = 0.0) -> int:
     """Give an order to whoever keeps the worker; exit status: 1 where it has not happened in the time to wait for it."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         keeper = slug(host) if host else _keeper(cluster, order.worker)
         if not keeper:
             _without_agent(output, cluster, order)

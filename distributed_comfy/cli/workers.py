@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import click
 
@@ -13,7 +14,10 @@ from distributed_comfy.cli.worker_names import unknown_worker
 from distributed_comfy.cli.worker_orders import ORDERS
 from distributed_comfy.cli.worker_views import list_workers as show_list
 from distributed_comfy.cli.worker_views import show_worker, status_json, worker_json
+from distributed_comfy.errors import RedisForbids
 from distributed_comfy.state.workers import WorkerTable
+
+T = TypeVar("T")
 
 
 @click.group()
@@ -38,8 +42,9 @@ def list_workers(output: Output, /) -> None:
     """
     with connected(output) as cluster:
         found = cluster.workers.workers()
-        statuses, now_ms = cluster.statuses.read([worker.facts.name for worker in found]), redis_now_ms(cluster)
-        starting = [name for name in cluster.workers.starting() if name not in {worker.facts.name for worker in found}]
+        names, now_ms = {worker.facts.name for worker in found}, redis_now_ms(cluster)
+        statuses = _if_allowed(lambda: cluster.statuses.read(sorted(names))) or {}
+        starting = [name for name in _if_allowed(cluster.workers.starting) or () if name not in names]
     output.result([worker_json(worker, statuses.get(worker.facts.name)) for worker in found])
     if starting:
         output.say(f"starting: {', '.join(starting)}")
@@ -58,9 +63,10 @@ def show(output: Output, /, name: str) -> None:
     """Everything about one worker: what it does, what it uses, what it has."""
     with connected(output) as cluster:
         known = {worker.facts.name: worker for worker in cluster.workers.workers()}
-        worker, status, now_ms = known.get(name), cluster.statuses.read([name]).get(name), redis_now_ms(cluster)
+        worker, now_ms = known.get(name), redis_now_ms(cluster)
+        status = (_if_allowed(lambda: cluster.statuses.read([name])) or {}).get(name)
         if worker is None and status is None:
-            raise unknown_worker(name, {*known, *cluster.workers.starting()})
+            raise unknown_worker(name, {*known, *(_if_allowed(cluster.workers.starting) or ())})
     output.result(worker_json(worker, status) if worker else {"name": name, "state": "starting", "status": status_json(status)})
     show_worker(output, worker, status, now_ms)
 
@@ -111,9 +117,17 @@ workers.add_command(undrain, "resume")
 workers.add_command(free, "clear-memory")
 
 
+def _if_allowed(ask: Callable[[], T]) -> T | None:
+    """What the table says; None to an invited host's user, who may see which workers there are and no more of others."""
+    try:
+        return ask()
+    except RedisForbids:
+        return None
+
+
 def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], bool], heard: str, unheard: str) -> None:
     """Give an order to one worker or to all, and say who heard it."""
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         names = [worker.facts.name for worker in cluster.workers.workers() if worker.state != "lost"]
         if name is not None and name not in names:
             raise unknown_worker(name, names)
@@ -126,7 +140,7 @@ def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], 
 
 
 def _order(output: Output, name: str, *, drained: bool) -> None:
-    with connected(output) as cluster:
+    with connected(output, orders=True) as cluster:
         if not cluster.jobs.drain(name, drained):
             raise unknown_worker(name, [worker.facts.name for worker in cluster.workers.workers()])
     output.result({"worker": name, "drained": drained})

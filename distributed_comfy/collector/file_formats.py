@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from distributed_comfy.collector.assemble import PlacedValue, audio_parts, image_ref, samples_ref
 from distributed_comfy.errors import PictureUnsavable, ValueUnsavable
 from distributed_comfy.messages import MappingValue, TensorRef
+from distributed_comfy.transport.latents import latent_file
 
 COMPRESS_LEVEL = 4
 """Of PNG, as ComfyUI's SaveImage."""
@@ -29,7 +30,6 @@ Texts = Mapping[str, Any]
 
 _WAV_LIMIT_BYTES = 2**32 - 2**10
 _WAV_FLOAT = 3
-_SAFETENSORS_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
 
 @dataclass(frozen=True)
@@ -129,24 +129,10 @@ def _latents(placed: PlacedValue) -> list[FilePlan]:
 
 
 def _write_latent(others: Sequence[str], path: Path, samples: NDArray[Any], texts: Texts) -> None:
-    """Safetensors: the length of a JSON header, the header, the numbers; LoadLatent takes the second tensor for a mark."""
-    if samples.dtype.name not in _SAFETENSORS_TYPES:
-        samples = samples.astype(np.float32)
-    data = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
     about = {keyword: json.dumps(value) for keyword, value in texts.items()}
     if others:  # the format has no place for a noise mask or a batch index
         about["left_out"] = json.dumps(others)
-    header = json.dumps(
-        {
-            "__metadata__": about,
-            "latent_tensor": {
-                "dtype": _SAFETENSORS_TYPES[samples.dtype.name], "shape": list(samples.shape), "data_offsets": [0, len(data)],
-            },
-            "latent_format_version_0": {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]},
-        }
-    ).encode()  # fmt: skip
-    header += b" " * (-len(header) % 8)
-    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    path.write_bytes(latent_file(samples, about))
 
 
 _PLANS: Mapping[str, Callable[[PlacedValue], list[FilePlan]]] = {

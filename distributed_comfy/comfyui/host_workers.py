@@ -86,6 +86,8 @@ class HostWorkers:
                 try:
                     with alone_on_host(cluster.settings) as local:
                         self._be_agent(cluster, servers, local, wait)
+                    if not wait(0.0):
+                        self._tell("failed", "the agent of this host ended unexpectedly; it is started again")
                 except AgentRunning as error:
                     self._tell("elsewhere", f"host {error.host} has an agent in another process (pid {error.pid}, user {error.user})")
                 except (DistributedComfyError, redis.RedisError) as error:
@@ -161,9 +163,12 @@ class HostWorkers:
         return send_order(cluster, cluster.settings.host_name, order, timeout_s=_ORDER_S, secret=other.secret if other else "")
 
     def options_changed(self) -> None:
-        """Use the options as they are now; the file of workers may have changed too."""
+        """Use the options as they are now; a file of workers that is wrong meanwhile is told, and what it said before stays."""
         if (agent := self.agent) is not None:
-            agent.use(agent.file.read_or_empty())
+            try:
+                agent.use(agent.file.read_or_empty())
+            except DistributedComfyError as error:
+                log.warning("%s", error)
 
     # -- state -----------------------------------------------------------------------------------------------------------
     def record(self) -> HostRecord | None:

@@ -10,14 +10,12 @@ from typing import Literal
 
 import redis
 
-from distributed_comfy.access.join import open_join, stored_token
 from distributed_comfy.agent.agent import Agent
-from distributed_comfy.agent.up import agent_servers
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.host_workers import HostWorkers, like_this
 from distributed_comfy.comfyui.options import OptionsFile
-from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, RedisUnreachable
-from distributed_comfy.orchestrator.servers import Servers
+from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, SessionFailed
+from distributed_comfy.orchestrator.servers import Servers, cluster_servers
 from distributed_comfy.settings import Settings, ignored_variables
 from tasks.cluster import Cluster, open_cluster
 
@@ -99,15 +97,16 @@ class Session:
             log.warning("%s", ignored)
         wait_s = _FIRST_RETRY_S
         while not self._ending.is_set():
+            begun = time.monotonic()
             try:
                 with self._connected() as (cluster, servers):
-                    wait_s = _FIRST_RETRY_S
                     self.workers.run(cluster, servers, self._wait)
             except _ServersGone:
                 log.warning("the embedded Redis is gone; it is started again, and jobs go on from its data on disk")
                 self._tell("starting")
-            except (DistributedComfyError, redis.RedisError) as error:
+            except Exception as error:  # noqa: BLE001 - the boundary of the thread: after a fault of ours it is to come back too
                 self._fail(error)
+                wait_s = wait_s if time.monotonic() - begun < _LONGEST_RETRY_S else _FIRST_RETRY_S
                 self._ending.wait(wait_s)
                 wait_s = min(_LONGEST_RETRY_S, wait_s * 2)
         self._tell("off")
@@ -115,8 +114,7 @@ class Session:
     @contextmanager
     def _connected(self) -> Iterator[tuple[Cluster, Servers]]:
         begun = time.monotonic()
-        with self._joined() as (settings, joined), ExitStack() as open_things:
-            servers = open_things.enter_context(agent_servers(settings, joined=joined, linger_s=_LINGER_S))
+        with cluster_servers(self.settings, linger_s=_LINGER_S) as (settings, servers), ExitStack() as open_things:
             cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
             open_things.callback(cluster.close)
             with self._changed:
@@ -125,16 +123,6 @@ class Session:
             self._tell("ready")
             log.info("connected within %.1f s: %s", time.monotonic() - begun, servers.shown)
             yield cluster, servers
-
-    @contextmanager
-    def _joined(self) -> Iterator[tuple[Settings, bool]]:
-        """The settings in the cluster that invited this host, and whether one did."""
-        token = "" if self.settings.redis_url else stored_token(self.settings)
-        if not token:
-            yield self.settings, False
-            return
-        with open_join(token, self.settings) as joined:
-            yield joined.settings, True
 
     def _wait(self, seconds: float) -> bool:
         """Wait; true once the session ends.
@@ -162,7 +150,9 @@ class Session:
             self.servers = self._cluster = None
 
     def _fail(self, error: Exception) -> None:
-        known = error if isinstance(error, DistributedComfyError) else RedisUnreachable(url="it", reason=str(error), setting="DC_REDIS_URL")
+        if not isinstance(error, (DistributedComfyError, redis.RedisError)):
+            log.error("the session ended unexpectedly; please report it", exc_info=error)
+        known = error if isinstance(error, DistributedComfyError) else SessionFailed(reason=str(error) or type(error).__name__)
         if str(known) != self.reason:
             log.warning("no cluster: %s; this ComfyUI works alone until there is one", known)
         with self._changed:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ def read_surroundings(args: Any, argv: Sequence[str]) -> Surroundings:
     for name in _VISIBLE:  # what ComfyUI wrote there itself is also what it finds after a restart within its process
         if environment.get(name) in _written(args):
             del environment[name]
+    if sys.flags.no_user_site:  # python -s, as the portable build has it
+        environment["PYTHONNOUSERSITE"] = "1"
     return Surroundings(environment, (*_paths(args), *for_workers(argv)))
 
 

@@ -10,6 +10,9 @@ COMBO = "COMBO"
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload", "upload")
 """Marks of inputs whose value is a file of the input folder."""
 
+NO_MODELS = frozenset({"custom_nodes", "configs"})
+"""Folders that ComfyUI knows beside those of models."""
+
 Declaration = tuple[Any, Mapping[str, Any]]
 """Type (a name, or the list of values) and options of one input."""
 
@@ -40,6 +43,21 @@ def is_upload(declaration: Declaration) -> bool:
     """True for an input that names a file of the input folder."""
     _, options = declaration
     return any(options.get(mark) for mark in UPLOADS) and options.get("image_folder") in (None, "input")
+
+
+def folder_shown(values: Sequence[str], files: Mapping[str, Sequence[str]], listed: Sequence[str] = ()) -> str:
+    """The model folder whose files are among an input's values; the one with the most of them, empty for none.
+
+    Args:
+        values: that the input offers; nodes add some of their own to a folder's files.
+        files: of each folder.
+        listed: folders that the input's class is known to list; where none is, all of them may be meant.
+    """
+    offered = set(values)
+    shown = [name for name in listed or files if (names := files.get(name)) and offered.issuperset(names)]
+    if shown:
+        return max(shown, key=lambda name: len(files[name]))
+    return next((name for name in listed if not values and not files.get(name)), "")
 
 
 def type_names(kinds: Iterable[Any]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from distributed_comfy.orchestrator.background import Background
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder, remove_empty
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import JobStart, RunOptions, SilentReporter, open_session, run_on
-from distributed_comfy.orchestrator.servers import redis_servers
+from distributed_comfy.orchestrator.servers import cluster_servers, redis_servers, refuse_where_joined
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.state.records import JobState
@@ -120,6 +120,7 @@ def submit(  # noqa: PLR0913 - named options read better in a script than a data
         BadInput, ClusterUnavailable, EngineStartFailed: nothing was queued.
     """
     settings = settings or read_settings()
+    refuse_where_joined(settings, "distributed_comfy.run")
     if out is None and results == "collector":
         raise SettingInvalid(name="out", reason="collected results need a folder; give one, or results='celery'")
     asked = SubmitOptions(
@@ -173,9 +174,8 @@ def celery_app(*, tensors: TensorKind = "numpy", settings: Settings | None = Non
         tensors: ``numpy``, or ``torch`` where it is installed.
         settings: None: from the environment.
     """
-    settings = settings or read_settings()
-    with redis_servers(settings) as servers:
-        app = make_app(settings, servers.redis_url, servers.blob_url, tensors)
+    with cluster_servers(settings or read_settings()) as (mine, servers):
+        app = make_app(mine, servers.redis_url, servers.blob_url, tensors)
         try:
             yield app
         finally:
@@ -184,9 +184,8 @@ def celery_app(*, tensors: TensorKind = "numpy", settings: Settings | None = Non
 
 @contextmanager
 def _connection(settings: Settings | None) -> Iterator[Cluster]:
-    settings = settings or read_settings()
-    with redis_servers(settings) as servers:
-        cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
+    with cluster_servers(settings or read_settings()) as (mine, servers):
+        cluster = open_cluster(mine, servers.redis_url, servers.blob_url)
         try:
             yield cluster
         finally:

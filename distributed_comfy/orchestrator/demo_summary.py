@@ -27,10 +27,11 @@ COMFYUI_STEPS = (
     "With ComfyUI instead: in its editor, feed the sampler's seed from a DistributedSeed, put a DistributedCollector behind the images,",
     "and save the graph with Workflow > Export (API). Then, on this machine alone:",
     "    distributed-comfy run graph.json --items 8 --workers 1 --engine comfyui --comfyui ~/comfy/ComfyUI",
-    "With many GPUs, start a Redis that all hosts reach, and on each GPU:",
-    "    export DC_REDIS_URL=redis://:PASSWORD@HOST:6379/0",
-    "    distributed-comfy worker --device cuda:0 --comfyui ~/comfy/ComfyUI",
-    "Then, on any host with the same DC_REDIS_URL:",
+    "With many GPUs, start a worker on each GPU of this machine, and leave it running:",
+    "    distributed-comfy up",
+    "For each further machine, on this one; it prints the one command to run there:",
+    "    distributed-comfy invite --name pc2",
+    "Then, on this machine:",
     "    distributed-comfy run graph.json --items 32 --out pictures",
 )
 

@@ -1,7 +1,9 @@
 """Inviting a host: are the servers fit for it, is there a door, who keeps it open; then a user, a record, a token."""
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,20 +11,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from distributed_comfy.access.doors import Door, lan_address, open_door, shut_door
+from distributed_comfy.access.doors import Door, lan_address, open_door
 from distributed_comfy.access.invites import Invites
 from distributed_comfy.access.invites import Place as InvitePlace
 from distributed_comfy.access.token import JoinToken
-from distributed_comfy.access.users import ServerUsers
+from distributed_comfy.access.users import ServerUsers, names_overlap
 from distributed_comfy.errors import ClusterUnavailable, DoorRefused, SettingInvalid
 from distributed_comfy.orchestrator.doctor.redis_version import check_version, installed_package, read_package
 from distributed_comfy.orchestrator.doctor.server_facts import read_facts
-from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.servers import Servers, redis_servers, refuse_where_joined
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import connect, refuse_plaintext
+from distributed_comfy.state.door import shut_door
 from distributed_comfy.state.embedded import has_other_owners
 
 log = logging.getLogger(__name__)
+
+_FAREWELL_S = 4.0
+"""Agents and workers ask something of the server every second or so."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def users_of(settings: Settings) -> Iterator[tuple[list[ServerUsers], int]]:
     Raises:
         ClusterUnavailable: no Redis.
     """
+    refuse_where_joined(settings, "distributed-comfy redis acl --apply")
     with redis_servers(settings) as servers, _users(servers) as found:
         yield found
 
@@ -62,8 +69,10 @@ def invites_of(settings: Settings) -> Iterator[tuple[Invites, Servers]]:
     Raises:
         ClusterUnavailable: no Redis, or one whose users this process may not change.
     """
+    refuse_where_joined(settings, "distributed-comfy invite")
     with redis_servers(settings) as servers, _users(servers) as (users, database):
-        invites = Invites(users[0], users[1] if len(users) > 1 else None, settings.key_prefix, database)
+        shut = functools.partial(shut_door, servers.folder) if servers.folder else None
+        invites = Invites(users[0], users[1] if len(users) > 1 else None, settings.key_prefix, database=database, shut=shut)
         invites.check()
         yield invites, servers
 
@@ -94,7 +103,7 @@ def invite(settings: Settings, options: InviteOptions) -> JoinToken:
     with invites_of(settings) as (invites, servers):
         _refuse_flawed(settings, servers)
         name = options.name or invites.free_name()
-        if f"{settings.host_name}-".startswith(f"{name}-") or f"{name}-".startswith(f"{settings.host_name}-"):
+        if names_overlap(settings.host_name, name):
             raise SettingInvalid(name="--name", reason=f"{name!r} could not be told from this host's own name, {settings.host_name!r}")
         invites.check_name(name)  # before a door is opened for it
         place = _place(settings, options, servers)
@@ -111,13 +120,23 @@ def invite(settings: Settings, options: InviteOptions) -> JoinToken:
 def revoke(settings: Settings, name: str) -> None:
     """Shut a host out; when it was the last one, the door of embedded servers is shut, too.
 
+    That happens a few seconds later where the host was connected: it comes back at once, and hears that its user is gone, which a door
+    that is shut cannot tell from a cluster that is off.
+
     Raises:
         InviteUnknown: no such host was invited.
     """
     with invites_of(settings) as (invites, servers):
+        connected = any(invite.connections for invite in invites.all() if invite.name == name)
         invites.revoke(name)
-        if servers.folder is not None and not invites.all():
-            shut_door(servers.folder)
+        if servers.folder is None or invites.all():
+            return
+        try:
+            if connected:
+                time.sleep(_FAREWELL_S)
+        finally:
+            if not invites.all():
+                shut_door(servers.folder)
 
 
 def _refuse_flawed(settings: Settings, servers: Servers) -> None:

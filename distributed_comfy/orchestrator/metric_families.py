@@ -1,18 +1,21 @@
 """What Prometheus is told, from one reading of the cluster: names, units and labels of all metrics; no word of a user's among them."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from distributed_comfy.errors import ItemError, all_errors
 from distributed_comfy.state.figures import Figures
-from distributed_comfy.state.records import WorkerState
+from distributed_comfy.state.records import HostRecord, WorkerPhase, WorkerState
 from distributed_comfy.state.status import WorkerStatus
 from distributed_comfy.state.tallies import Histogram
 
 P = "distributed_comfy_"
+PHASES: tuple[WorkerPhase, ...] = get_args(WorkerPhase)
+"""Of the workers that agents keep."""
 WORKER_STATES = ("idle", "ticketed", "busy", "down", "drained", "lost")
 CAUSES = tuple(sorted(error.code for error in all_errors() if error.retryable or issubclass(error, ItemError)))
 """Shown at nought before they happen: Prometheus sees no increase where a series begins at one."""
@@ -38,6 +41,8 @@ class Reading:
     seconds: float
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     """By worker, of those that tell one."""
+    hosts: tuple[HostRecord, ...] = ()
+    """Those whose agents live."""
 
 
 def families(reading: Reading) -> Iterator[Metric]:
@@ -48,6 +53,7 @@ def families(reading: Reading) -> Iterator[Metric]:
         yield from _byte_metrics(reading.figures)
         yield from _worker_metrics(reading.workers, reading.figures)
         yield from _status_metrics(reading)
+        yield from _host_metrics(reading.hosts)
 
 
 def _server_metrics(reading: Reading) -> Iterator[Metric]:
@@ -138,6 +144,41 @@ def _status_metrics(reading: Reading) -> Iterator[Metric]:
         if status.use.utilisation_percent is not None:
             busy.add_metric(me, status.use.utilisation_percent / 100)
     yield from (busy, done, failed)
+
+
+def _host_metrics(hosts: Sequence[HostRecord]) -> Iterator[Metric]:
+    yield GaugeMetricFamily(P + "hosts", "Hosts whose agents live.", value=len(hosts))
+    kept = "Workers that the agent of a host keeps, by phase; a worker that others start is in no host's count."
+    phases = GaugeMetricFamily(P + "host_workers", kept, labels=["host", "phase"])
+    told = "How often an agent has started a worker again after it ended by itself, since the agent runs."
+    restarts = CounterMetricFamily(P + "worker_restarts", told, labels=["worker", "host"])
+    facts = ["host", "system", "package_version"]
+    about = GaugeMetricFamily(P + "host_info", "Always 1; system and version of an agent's host.", labels=facts)
+    cpus = GaugeMetricFamily(P + "host_cpus", "Logical CPUs that the agent of a host may use.", labels=["host"])
+    for host in hosts:
+        about.add_metric([host.host, host.system, host.package_version], 1)
+        cpus.add_metric([host.host], host.cpus)
+        for phase in PHASES:
+            phases.add_metric([host.host, phase], sum(worker.phase == phase for worker in host.workers))
+        for worker in host.workers:
+            restarts.add_metric([worker.name, host.host], worker.restarts)
+    yield from (about, cpus, phases, restarts)
+    yield from _resource_metrics(hosts)
+
+
+def _resource_metrics(hosts: Sequence[HostRecord]) -> Iterator[Metric]:
+    described = {
+        "memory_total": "Memory of an agent's host, in bytes.",
+        "memory_available": "Memory of an agent's host that programs can have before it swaps, in bytes.",
+        "disk_total": "Size of the file system that holds an agent's cache folder, in bytes.",
+        "disk_free": "What is free of it for the agent's user, in bytes.",
+    }
+    for name, text in described.items():
+        family = GaugeMetricFamily(f"{P}host_{name}_bytes", text, labels=["host"])
+        for host in hosts:
+            if host.resources is not None:
+                family.add_metric([host.host], getattr(host.resources, f"{name}_bytes"))
+        yield family
 
 
 def _gauges(name: str, told: str, label: str, values: Mapping[str, int]) -> Metric:

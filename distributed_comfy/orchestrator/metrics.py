@@ -21,7 +21,9 @@ from distributed_comfy.planning.requirements import matches
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.connection import connect
 from distributed_comfy.state.figures import read_figures
+from distributed_comfy.state.hosts import HostTable
 from distributed_comfy.state.matching import Matching
+from distributed_comfy.state.records import HostRecord
 from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.status import WorkerStatus
 from distributed_comfy.state.status_board import StatusBoard
@@ -50,6 +52,7 @@ class ClusterReader:
         self._scripts = Scripts(self._state, settings.key_prefix, lambda workers: None)
         self._workers = WorkerTable(self._scripts, Matching(self._scripts, matches), settings)
         self._statuses = StatusBoard(self._scripts)
+        self._hosts = HostTable(self._scripts, settings)
 
     def read(self) -> Reading:
         """The cluster now; a server that does not answer leaves its part empty."""
@@ -57,13 +60,15 @@ class ClusterReader:
         memory = {"state": _memory(self._state, "state"), "blobs": _memory(self._blobs, "blobs")}
         figures, workers = None, []
         statuses: dict[str, WorkerStatus] = {}
+        hosts: list[HostRecord] = []
         if memory["state"] is not None:
             try:
                 figures, workers = read_figures(self._scripts), self._workers.workers()
                 statuses = self._statuses.read([worker.facts.name for worker in workers])
+                hosts = self._hosts.living()
             except (DistributedComfyError, redis.RedisError) as error:
                 log.warning("the table could not be read: %s", error)
-        return Reading(figures, tuple(workers), memory, time.monotonic() - began, statuses)
+        return Reading(figures, tuple(workers), memory, time.monotonic() - began, statuses, tuple(hosts))
 
     def close(self) -> None:
         """Give the connections back."""

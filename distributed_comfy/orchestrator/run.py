@@ -36,7 +36,7 @@ from distributed_comfy.orchestrator.kept import KeptJob
 from distributed_comfy.orchestrator.local_workers import WorkerOptions, local_workers
 from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener, Step
-from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.servers import Servers, redis_servers, refuse_where_joined
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt, submit_prompt
 from distributed_comfy.orchestrator.waiting import WorkerWatch, watching_workers
 from distributed_comfy.settings import Settings
@@ -171,6 +171,7 @@ def run_prompt(settings: Settings, source: str | Path | Mapping[str, Any], optio
         EngineStartFailed: a worker of this run cannot start; nothing was queued.
         RunInterrupted: ``options.stop`` was set before anything was queued.
     """
+    refuse_where_joined(settings, "distributed-comfy run")
     given = read_prompt(source, options.submit)
     check_early(given, options.submit)
     made = prepare_folder(options.out) if options.submit.results == "collector" else []

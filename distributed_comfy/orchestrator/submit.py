@@ -27,6 +27,7 @@ from distributed_comfy.frame_plan import FrameOption, FramePlan
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
+from distributed_comfy.planning.near_names import meant
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import common_class, lacks, matches, signature, united
 from distributed_comfy.state.jobs import Submission
@@ -225,12 +226,13 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
 
 
 def check_capable(requirements: Sequence[Requirement], live: Live) -> None:
-    """Raises NoCapableWorker, naming what each live worker lacks, unless each requirement is met by one of them."""
+    """Raises NoCapableWorker, naming what each live worker lacks and what may have been meant, unless one worker meets each requirement."""
     for requirement in requirements:
         missing = {name: lacks(requirement, capability) for name, capability in live.items()}
         if all(missing.values()):
-            words = "; ".join(f"{name} lacks {', '.join(what)}" for name, what in sorted(missing.items()))
-            raise NoCapableWorker(lacks=words)
+            words = [f"{name} lacks {', '.join(what)}" for name, what in sorted(missing.items())]
+            words += [f"did you mean {each}?" for each in meant(requirement, live.values())]
+            raise NoCapableWorker(lacks="; ".join(words))
 
 
 def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOptions, stop: threading.Event) -> tuple[JobPlan, Live]:

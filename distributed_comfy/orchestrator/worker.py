@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distributed_comfy.access.join import open_join
+from distributed_comfy.access.token import read_token
 from distributed_comfy.cpu_list import format_cpus, parse_cpus
 from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.arguments import split_arguments
-from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.servers import Servers, cluster_servers
 from distributed_comfy.settings import Settings, redact_url, slug
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ def servers_to_serve(settings: Settings, join: str = "") -> Iterator[tuple[Setti
     """The servers of a worker, and its settings as they are there; arguments and errors as of `serve`."""
     if join:
         with open_join(join, settings) as joined:
-            yield joined.settings, Servers(joined.redis_url, joined.blob_url, embedded=False)
+            yield joined.settings, Servers(joined.redis_url, joined.blob_url, embedded=False, invited_to=read_token(join).url)
     else:
-        with redis_servers(settings) as servers:
-            yield settings, servers
+        with cluster_servers(settings) as found:
+            yield found
 
 
 def bind_to_cores(cpus: tuple[int, ...]) -> None:

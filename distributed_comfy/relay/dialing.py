@@ -178,8 +178,10 @@ def _explain_answer(error: aiohttp.WSServerHandshakeError, url: str, user: str) 
     headers: Mapping[str, str] = error.headers or {}
     said, ours = headers.get(REASON_HEADER, ""), VERSION_HEADER in headers
     answer = f"{error.status} {said or error.message}".strip()
+    if error.status == 401 and (ours or said):
+        return RelayRefused(url=url, user=user, reason=said or error.message)
     if error.status == 401:
-        return RelayRefused(url=url, user=user, reason=said or "401 from a proxy before it, which wants a login of its own")
+        return RelayForbidden(url=url, reason="401 from a proxy before it, which wants a login of its own")
     if error.status == 403:
         return RelayForbidden(url=url, reason=said or "403 from a proxy before it; its rules must let WebSockets of programs through")
     if error.status == 429 or error.status in _AWAY:

@@ -166,8 +166,9 @@ def split_login(arguments: Sequence[bytes]) -> tuple[tuple[bytes, bytes] | None,
 
 def _error_reply(error: ClusterUnavailable) -> bytes:
     """An error as Redis would say it, with the word by which clients know whether to try again."""
-    word = "WRONGPASS" if isinstance(error, RelayRefused) else "NOPERM" if isinstance(error, RelayForbidden) else "LOADING"
-    return f"-{word} {error}\r\n".encode()
+    if isinstance(error, RelayRefused):
+        return f"-WRONGPASS {error.reason}; ask for a new one\r\n".encode()
+    return f"-{'NOPERM' if isinstance(error, RelayForbidden) else 'LOADING'} {error}\r\n".encode()
 
 
 async def _answer(stream: Stream, reply: bytes) -> None:

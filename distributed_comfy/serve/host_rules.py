@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-from distributed_comfy.access.users import HOST_USER
 from distributed_comfy.relay.wire import Database
 from distributed_comfy.serve.rules import Form, FormJudge, connection_forms, form, gather
+from distributed_comfy.state.connection import HOST_USER
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.scripts import script_source
 from distributed_comfy.transport.blobs import BlobKeys

@@ -3,18 +3,33 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import EqualJitterBackoff
 from redis.retry import Retry
 
-from distributed_comfy.errors import DistributedComfyError, RedisRefused, RedisTooOld, RedisUnreachable, SettingInvalid
+from distributed_comfy.errors import (
+    ClusterUnavailable,
+    DistributedComfyError,
+    RedisForbids,
+    RedisRefused,
+    RedisRefusesWrites,
+    RedisTooOld,
+    RedisUnreachable,
+    SettingInvalid,
+)
 from distributed_comfy.settings import redact_url
 
+HOST_USER = "dc-host-"
+"""First part of the user of an invited host; its name follows."""
+INVITATION = "the invitation of this host"
+"""In place of a variable, in messages about servers that an invitation leads to."""
 OLDEST_SERVER = (6, 2)
 """The scripts and the blob store use commands that came with 6.2; Valkey reports itself as 7.2 or later."""
 
+_FORBIDDEN_IN_SCRIPT = "user executing the script can't"
+_UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 _RETRIES = 4
 _RETRIES_AT_FIRST = 1
 """A server that was never reached is more likely absent than restarting; nobody should wait long to hear it."""
@@ -67,6 +82,42 @@ def connect(url: str, setting: str, *, decode_responses: bool = False, socket_ti
         raise
     client.set_retry(_retry(_RETRIES))
     return client
+
+
+def in_our_words(error: redis.RedisError, url: str, setting: str) -> ClusterUnavailable | None:
+    """What an error of a server that was reached before means; None where it says nothing about server or user.
+
+    Args:
+        error: as redis-py raises it.
+        url: what is shown of the server.
+        setting: the variable that its URL came from.
+    """
+    text = str(error)
+    if isinstance(error, redis.exceptions.NoPermissionError) or _FORBIDDEN_IN_SCRIPT in text:
+        return RedisForbids(url=url, reason=text)
+    if isinstance(error, _UNWRITABLE) or (isinstance(error, redis.ResponseError) and text.startswith(("MISCONF", "OOM", "READONLY"))):
+        return RedisRefusesWrites(url=url, reason=text)
+    # Also where it does not know the user any more: it may just have started, and is worth another try (`tasks.admission` counts these).
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+        return RedisUnreachable(url=url, reason=text, setting=setting)
+    return None
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether a server answered and did not know the user or its password; of ours and redis-py's errors."""
+    return error is not None and (isinstance(error, (RedisRefused, redis.AuthenticationError)) or is_refusal(error.__cause__))
+
+
+def host_of_url(url: str) -> str:
+    """The invited host whose user a server's URL has; empty where it has another user or none."""
+    user = unquote(urlsplit(url).username or "")
+    return user.removeprefix(HOST_USER) if user.startswith(HOST_USER) else ""
+
+
+def setting_of(client: Any) -> str:
+    """What leads to the server of a client, for messages: the variable, or an invitation."""
+    user = client.connection_pool.connection_kwargs.get("username") or ""
+    return INVITATION if user.startswith(HOST_USER) else "DC_REDIS_URL"
 
 
 def refuse_plaintext(url: str, setting: str, *, allowed: bool) -> None:

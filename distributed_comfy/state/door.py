@@ -8,10 +8,10 @@ there, and ends with it.  It knows no password: who comes in is the server's dec
 """
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -22,16 +22,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed_comfy.state.door_visit import visit
+
 log = logging.getLogger(__name__)
 
 _RESTART_INTERVAL_S = 2.0
 """The address may come later than the keeper, as that of a notebook does."""
 _END_TIMEOUT_S = 2.0
-_HANDSHAKE_TIMEOUT_S = 10.0
 _LOOK_INTERVAL_S = 5.0
 """How often the door looks whether its certificate was renewed."""
 _CONNECTIONS = 1000
-_BUFFER_BYTES = 2**20
+_OTHER_FILES = 64
+_ACCEPT_PAUSE_S = 0.5
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from distributed_comfy.state.door import main; main()"
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -70,6 +72,11 @@ def read_plan(folder: Path) -> DoorPlan | None:
         return DoorPlan(**json.loads(door_file(folder).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def shut_door(folder: Path) -> None:
+    """Nobody comes in any more, and connections through the door end; without effect where it is shut."""
+    door_file(folder).unlink(missing_ok=True)
 
 
 class DoorProcess:
@@ -135,104 +142,91 @@ def main() -> None:
     order = json.loads(line)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        asyncio.run(_serve(DoorOrder(DoorPlan(**order.pop("plan")), **order)))
+        _allow_open_files()
+        door = _Door(DoorOrder(DoorPlan(**order.pop("plan")), **order))
+        door.open()
+        door.keep_certificate()
     except (OSError, ssl.SSLError) as error:
         log.error("cannot open: %s", error)
         sys.exit(1)
 
 
-async def _serve(order: DoorOrder) -> None:
-    plan = order.plan
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(plan.certificate, plan.key)
-    loop, visitors = asyncio.get_running_loop(), set[_Visitor]()
-    for port, target in ((plan.state_port, order.state_target), (plan.blob_port, order.blob_target)):
-        make = _visitor_factory(target, visitors)
-        await loop.create_server(make, plan.address, port, ssl=context, ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S)
-        log.info("open at %s port %d", plan.address, port)
-    seen = _stamp(plan)
-    while True:
-        await asyncio.sleep(_LOOK_INTERVAL_S)
-        if _stamp(plan) != seen:
+class _Door:
+    """Listens at both ports, and lets in whoever comes, each with threads of its own."""
+
+    def __init__(self, order: DoorOrder) -> None:
+        self._plan = order.plan
+        self._targets = {order.plan.state_port: order.state_target, order.plan.blob_port: order.blob_target}
+        self._room = threading.BoundedSemaphore(_CONNECTIONS)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context.num_tickets = 0  # no client of ours takes a session up again
+
+    def open(self) -> None:
+        """Listen from now on.
+
+        Raises:
+            OSError, ssl.SSLError: the address cannot be listened at, or the certificate not be read.
+        """
+        plan = self._plan
+        self._context.load_cert_chain(plan.certificate, plan.key)
+        family = socket.AF_INET6 if ":" in plan.address else socket.AF_INET
+        doors = {port: socket.create_server((plan.address, port), family=family) for port in self._targets}
+        for port, door in doors.items():
+            threading.Thread(target=self._accept, args=(door, self._targets[port]), daemon=True).start()
+            log.info("open at %s port %d", plan.address, port)
+
+    def keep_certificate(self) -> None:
+        """Use each new certificate from when it is there on; does not return."""
+        plan, seen = self._plan, _stamp(self._plan)
+        while True:
+            time.sleep(_LOOK_INTERVAL_S)
+            if _stamp(plan) != seen:
+                try:
+                    self._context.load_cert_chain(plan.certificate, plan.key)
+                    seen = _stamp(plan)
+                    log.info("uses its new certificate")
+                except (OSError, ssl.SSLError) as error:  # half written; the next look reads it whole
+                    log.warning("cannot read its new certificate yet: %s", error)
+
+    def _accept(self, door: socket.socket, target: int) -> None:
+        while True:
             try:
-                context.load_cert_chain(plan.certificate, plan.key)
-                seen = _stamp(plan)
-                log.info("uses its new certificate")
-            except (OSError, ssl.SSLError) as error:  # half written; the next look reads it whole
-                log.warning("cannot read its new certificate yet: %s", error)
+                visitor, _ = door.accept()
+            except OSError as error:  # it left at once, or there are too many open files
+                log.warning("cannot let one in: %s", error)
+                time.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if not self._room.acquire(blocking=False):
+                visitor.close()
+                continue
+            try:
+                threading.Thread(target=self._visit, args=(visitor, target), daemon=True).start()
+            except RuntimeError as error:  # the system gives no more threads
+                log.warning("cannot let one in: %s", error)
+                self._room.release()
+                visitor.close()
+
+    def _visit(self, visitor: socket.socket, target: int) -> None:
+        try:
+            visit(visitor, self._context, target)
+        finally:
+            self._room.release()
+
+
+def _allow_open_files() -> None:
+    """As many as the connections need, where the system lets us; many begin with 1024."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2 * _CONNECTIONS + _OTHER_FILES
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _stamp(plan: DoorPlan) -> tuple[int, ...]:
     return tuple(Path(file).stat().st_mtime_ns if Path(file).exists() else 0 for file in (plan.certificate, plan.key))
-
-
-def _visitor_factory(target: int, visitors: set[_Visitor]) -> Any:
-    return lambda: _Visitor(target, visitors)
-
-
-class _Side(asyncio.Protocol):
-    """One of the two connections that are one; what comes in here goes out at the other."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.other: _Side | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        transport.set_write_buffer_limits(high=_BUFFER_BYTES)
-
-    def data_received(self, data: bytes) -> None:
-        if self.other and self.other.transport:
-            self.other.transport.write(data)
-
-    def pause_writing(self) -> None:
-        if self.other and self.other.transport:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other and self.other.transport and not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self.other and self.other.transport:
-            self.other.transport.close()
-
-
-class _Visitor(_Side):
-    """The side on the network, after its handshake; it is heard once the server's side is there."""
-
-    def __init__(self, target: int, visitors: set[_Visitor]) -> None:
-        super().__init__()
-        self._target = target
-        self._visitors = visitors
-        self._entering: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        transport.pause_reading()
-        if len(self._visitors) >= _CONNECTIONS:
-            transport.abort()
-            return
-        self._visitors.add(self)
-        self._entering = asyncio.ensure_future(self._enter())
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._visitors.discard(self)
-        if self._entering:
-            self._entering.cancel()
-        super().connection_lost(error)
-
-    async def _enter(self) -> None:
-        assert self.transport is not None
-        try:
-            _, inner = await asyncio.get_running_loop().create_connection(_Side, "127.0.0.1", self._target)
-        except OSError as error:
-            log.warning("the server behind does not answer: %s", error)
-            self.transport.abort()
-            return
-        self.other, inner.other = inner, self
-        self.transport.resume_reading()
 
 
 def _read_line() -> bytes:

@@ -40,6 +40,7 @@ _LOCK_TIMEOUT_S = 150.0
 _END_TIMEOUT_S = 15.0
 _PROBES = 5
 _PROBE_INTERVAL_S = 0.2
+_FOLDER = "redis"
 _PRIVATE_PREFIX = "distributed-comfy-redis-"
 _STARTING_S = 60.0
 """A folder of private servers may be so old without a keeper that holds its lock."""
@@ -94,7 +95,7 @@ def start_embedded(
         SettingInvalid: the folder cannot be used.
     """
     wanted = Order(
-        folder=str(folder.absolute() / "redis"),
+        folder=str(folder.absolute() / _FOLDER),
         program="",
         provider="",
         private=private,
@@ -116,6 +117,15 @@ def has_other_owners(folder: Path) -> bool:
 def default_blob_memory_bytes() -> int:
     """A quarter of what this system or container has, at most 8 GiB."""
     return min(_memory_bytes() // 4, 8 * 2**30)
+
+
+def shared_folder(runtime_folder: Path, state_url: str) -> Path | None:
+    """Where the data of this user's shared servers lie; None where the URL is not theirs."""
+    folder = runtime_folder.absolute() / _FOLDER
+    with suppress(OSError):  # not ours to read
+        runtime = _written(folder)
+        return folder if runtime and runtime.state_url == state_url else None
+    return None
 
 
 def _start_private(wanted: Order, providers: Sequence[ServerProvider]) -> EmbeddedRedis:
@@ -183,10 +193,15 @@ def _leave(folder: Path, owner: FileLock) -> None:
 
 def _running(folder: Path) -> Runtime | None:
     """The servers that can be used, if both answer."""
+    runtime = _written(folder)
+    return runtime if runtime and all(_is_alive(url) for url in (runtime.state_url, runtime.blob_url)) else None
+
+
+def _written(folder: Path) -> Runtime | None:
+    """What is written down about shared servers, whether they run or not."""
     try:
         written = json.loads(runtime_file(folder).read_text(encoding="utf-8"))
-        runtime = Runtime(**{**written, "pids": tuple(written["pids"])})
-        return runtime if all(_is_alive(url) for url in (runtime.state_url, runtime.blob_url)) else None
+        return Runtime(**{**written, "pids": tuple(written["pids"])})
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # none, or not a runtime of this version
         return None
 

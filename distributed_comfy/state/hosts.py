@@ -75,16 +75,24 @@ class HostTable:
         return load(HostRecord, text) if text else None
 
     def hosts(self) -> list[HostRecord]:
-        """The records of all living agents, by host."""
-        names = sorted(self._scripts.reply(lambda: self._client.smembers(self._keys("hosts"))))
-        if not names:
-            return []
-        texts = self._scripts.reply(lambda: self._client.mget([self._keys("host", name) for name in names]))
-        found = {name: load(HostRecord, text) for name, text in zip(names, texts, strict=True) if text}
-        dead = [name for name in names if name not in found]
+        """The records of all living agents, by host; those that died leave the list."""
+        living, dead = self._look()
         if dead:  # one that comes back enters itself again
             self._scripts.reply(lambda: self._client.srem(self._keys("hosts"), *dead))
-        return list(found.values())
+        return living
+
+    def living(self) -> list[HostRecord]:
+        """The same for whoever may only read."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[list[HostRecord], list[str]]:
+        """Records of the living, and the names of those that died."""
+        names = sorted(self._scripts.reply(lambda: self._client.smembers(self._keys("hosts"))))
+        if not names:
+            return [], []
+        texts = self._scripts.reply(lambda: self._client.mget([self._keys("host", name) for name in names]))
+        found = {name: load(HostRecord, text) for name, text in zip(names, texts, strict=True) if text}
+        return list(found.values()), [name for name in names if name not in found]
 
     def now_ms(self) -> int:
         """The clock of Redis."""

@@ -172,6 +172,19 @@ class HostWorker:
 
 
 @dataclass(frozen=True)
+class HostResources:
+    """What a host has of what all its workers share, in bytes."""
+
+    memory_total_bytes: int
+    memory_available_bytes: int
+    """What programs can have before the system begins to swap."""
+    disk_total_bytes: int
+    """Of the file system with the agent's cache folder."""
+    disk_free_bytes: int
+    """For the agent's user."""
+
+
+@dataclass(frozen=True)
 class HostRecord:
     """What an agent tells about itself and its host, every few seconds and at each change."""
 
@@ -191,6 +204,8 @@ class HostRecord:
     """As it is written down, but for the values of environment variables, which may be secrets."""
     remote_configuration: bool = False
     """Whether `workers add`, `edit` and `remove` work from other hosts."""
+    resources: HostResources | None = None
+    """None from an agent of before they were told."""
     version: int = MESSAGE_VERSION
 
 

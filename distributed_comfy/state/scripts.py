@@ -9,14 +9,12 @@ from typing import Any, TypeVar
 
 import redis
 
-from distributed_comfy.errors import ClusterUnavailable, RedisForbids, RedisRefusesWrites, RedisUnreachable
+from distributed_comfy.errors import ClusterUnavailable
 from distributed_comfy.state import celery_meta, tallies
+from distributed_comfy.state.connection import in_our_words, setting_of
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
-
-_FORBIDDEN_IN_SCRIPT = "user executing the script can't"
-_UNWRITABLE = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
 
 SHARED = ("_index", "_workers", "_ends")
 SCRIPTS = (
@@ -82,16 +80,11 @@ class Scripts:
         """
         try:
             return call()
-        except redis.exceptions.NoPermissionError as error:
-            raise RedisForbids(url="the state Redis", reason=str(error)) from error
-        except redis.ResponseError as error:
-            if _FORBIDDEN_IN_SCRIPT in str(error):
-                raise RedisForbids(url="the state Redis", reason=str(error)) from error
-            if isinstance(error, _UNWRITABLE) or str(error).startswith(("MISCONF", "OOM", "READONLY")):
-                raise RedisRefusesWrites(url="the state Redis", reason=str(error)) from error
-            raise
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise RedisUnreachable(url="the state Redis", reason=str(error), setting="DC_REDIS_URL") from error
+        except redis.RedisError as error:
+            told = in_our_words(error, "the state Redis", setting_of(self.client))
+            if told is None:
+                raise
+            raise told from error
 
     def transition(self, name: str, *args: str | int) -> str:
         """Runs a script that answers ``{outcome, worker...}``, sends the tickets, gives the outcome."""

@@ -94,7 +94,7 @@ def test_without_its_redis_comfyui_works_alone_and_joins_when_that_comes(server:
     entry = server.execute({"1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
                             "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "alone"}}})  # fmt: skip
     assert entry["outputs"]["2"]["images"]
-    with running_redis(redis_server.program, server.line.folder / "redis", "--port", str(port)):
+    with running_redis(redis_server.program, server.line.folder / "redis", port=port):
         assert server.wait_ready()["servers"] == f"redis://127.0.0.1:{port}/0"
         server.stop()
 

@@ -414,3 +414,28 @@ def test_a_service_or_container_is_told_by_its_own_means(line: CommandLine) -> N
 def slow_pictures() -> dict[str, object]:
     """An item that takes long."""
     return pictures(steps=10_000, width=1024, height=1024)  # type: ignore[return-value]
+
+
+# -- metrics -------------------------------------------------------------------------------------------------------------
+@posix
+def test_metrics_tell_hosts_the_phases_of_their_workers_and_restarts(line: CommandLine, agent: AgentProcess) -> None:
+    pytest.importorskip("prometheus_client", reason="needs prometheus_client: pip install prometheus_client")
+    from tests.metrics_process import MetricsProcess
+
+    agent.write(workers={**CPU, "pc1-second": {"device": "cpu", "enabled": False}})
+    metrics = MetricsProcess(line.folder, **line.environment)
+    try:
+        assert metrics.value("hosts") == 0
+        process = agent.start()
+        worker = agent.wait("pc1-cpu", "running")
+        assert metrics.value("hosts") == 1
+        assert metrics.value("host_workers", host=HOST, phase="running") == metrics.value("host_workers", host=HOST, phase="disabled") == 1
+        assert 0 < metrics.value("host_memory_available_bytes", host=HOST) < metrics.value("host_memory_total_bytes", host=HOST)
+        assert 0 < metrics.value("host_disk_free_bytes", host=HOST) <= metrics.value("host_disk_total_bytes", host=HOST)
+        os.kill(worker.pid, signal.SIGKILL)
+        agent.wait("pc1-cpu", "running", lambda again: again.pid != worker.pid)
+        until(lambda: metrics.value("worker_restarts_total", host=HOST, worker="pc1-cpu") == 1)
+        assert agent.end(process) == 0
+        until(lambda: metrics.value("hosts") == 0)
+    finally:
+        assert metrics.stop() == 0

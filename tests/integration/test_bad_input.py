@@ -230,9 +230,17 @@ def test_a_worker_with_a_wrong_setting_does_not_start(nobody: CommandLine) -> No
         (["--engine", "comfyui", "--comfyui", "/nowhere/at/all"], {}, "error: --comfyui: /nowhere/at/all is not ComfyUI's folder"),
         (["--engine", "comfyui"], {}, "COMFYUI_PATH: not set, and there is no ComfyUI in ~/comfy/ComfyUI"),
         ([], {"DC_COMFYUI_ARGS": "--one 'two", "DC_ENGINE": "builtin"}, "DC_COMFYUI_ARGS: No closing quotation"),
+        (["list"], {}, "'list' is no option of ComfyUI; did you mean `distributed-comfy workers list`?"),
     ):
         done = nobody.run("worker", *options, **environment)
         assert done.status == 2 and words in done.err and "Traceback" not in done.err, done.err
+
+
+def test_a_misspelt_command_is_told_the_nearest_one(nobody: CommandLine) -> None:
+    for typed, meant in (("inivte", "invite"), ("wrokers", "workers"), ("Run", "run")):
+        done = nobody.run(typed)
+        assert done.status == 2 and f"No such command '{typed}'. Did you mean '{meant}'?" in done.err, done.err
+    assert "Did you mean" not in nobody.run("frobnicate").err
 
 
 def test_errors_come_as_json_too(line: CommandLine) -> None:

@@ -286,7 +286,7 @@ def test_an_unknown_name_is_told(relay: ServeProcess) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", RelayAbsent, "200"),
         (b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n", RelayAbsent, "elsewhere"),
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", RelayUnreachable, "502"),
-        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", RelayRefused, "a proxy before it"),
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", RelayForbidden, "a proxy before it"),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", RelayForbidden, "a proxy before it"),
         (b"HTTP/1.1 426 Upgrade Required\r\nDistributed-Comfy: 1\r\nContent-Length: 0\r\n\r\n", RelayWithoutWebSockets, "docs/relay.md"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", RelayAbsent, "HTTP"),

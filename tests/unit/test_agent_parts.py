@@ -129,8 +129,8 @@ def test_a_signature_holds_for_this_order_and_this_secret() -> None:
 )
 def test_a_redis_is_known_as_this_hosts_own(url: str, local: bool) -> None:
     assert Servers(url, url, embedded=False).local is local
-    assert not Servers(url, url, embedded=False, foreign=True).local
-    with agent_servers(read_settings(redis_url=url, allow_plaintext=True), joined=True) as servers:
+    assert not Servers(url, url, embedded=False, invited_to="wss://gpu.example.org").local
+    with agent_servers(read_settings(redis_url=url, allow_plaintext=True), joined="wss://gpu.example.org") as servers:
         assert not servers.local
 
 

@@ -13,12 +13,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from distributed_comfy.engine.attach import shelf as shelf_module
-from distributed_comfy.engine.attach.captures import CapturePlan, read_capture, read_image, read_latent
+from distributed_comfy.engine.attach.captures import CapturePlan, read_capture, read_image
 from distributed_comfy.engine.attach.outcome import failure, own_outputs, restore_prompt, without_value
 from distributed_comfy.engine.attach.shelf import InputShelf
 from distributed_comfy.engine.attach.supplies import SlotFeed, Supplier, write_latent, write_tiff
 from distributed_comfy.errors import BatchDiffers, ComfyUIDropped, FileDamaged, NodeFailed, OutOfMemory, SizesDiffer, WorkerLacks
 from distributed_comfy.messages import LiteralValue, MappingValue, TensorRef
+from distributed_comfy.transport.latents import read_latent
 
 PLAN = CapturePlan("9", "images", "IMAGE", "f", "s")
 

@@ -57,7 +57,7 @@ def test_the_overview_names_every_command() -> None:
     assert done.exit_code == 0
     for command in ("demo", "run", "worker", "workers", "jobs"):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
-    assert "Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 130 cancelled" in done.stdout
+    assert "Exit status: 0 done, 1 failed, 2 bad input, 3 no worker or no Redis, 4 not invited any more, 130 cancelled" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from distributed_comfy.orchestrator.metric_families import WORKER_STATES, Reading, ServerMemory, families
+from distributed_comfy.orchestrator.metric_families import PHASES, WORKER_STATES, Reading, ServerMemory, families
 from distributed_comfy.orchestrator.metrics import ClusterCollector
 from distributed_comfy.state.figures import ITEM_STATES, KINDS, Figures
-from distributed_comfy.state.records import DeviceMemory, WorkerFacts, WorkerState
+from distributed_comfy.state.records import DeviceMemory, HostRecord, HostResources, HostWorker, WorkerFacts, WorkerState
 from distributed_comfy.state.status import DeviceUse, WorkerStatus
 from distributed_comfy.state.tallies import histogram
 
@@ -35,7 +35,16 @@ FIGURES = Figures(
 )
 GPU = WorkerState(WorkerFacts("pc1-cuda0", "pc1", "cuda:0", "comfyui"), "busy", ("a-1",), memory=DeviceMemory(3, 8), engine_s=12.5)
 CPU = WorkerState(WorkerFacts("pc1-cpu", "pc1", "cpu", "builtin"), "idle")
-READING = Reading(FIGURES, (GPU, CPU), {"state": ServerMemory(10, 0), "blobs": ServerMemory(20, 100)}, 0.01)
+HOST = HostRecord(
+    "pc1", "me", 7, "i", "0.1.0", "Linux", cpus=16, resources=HostResources(64, 16, 1000, 250),
+    workers=(
+        HostWorker("pc1-cuda0", "running", "cuda:0", restarts=2), HostWorker("pc1-cuda1", "running", "cuda:1"),
+        HostWorker("pc1-cuda2", "failed", "cuda:2", reason="it is not on this host"),
+    ),
+)  # fmt: skip
+SILENT_HOST = HostRecord("pc2", "me", 8, "j")
+MEMORY = {"state": ServerMemory(10, 0), "blobs": ServerMemory(20, 100)}
+READING = Reading(FIGURES, (GPU, CPU), MEMORY, 0.01, hosts=(HOST, SILENT_HOST))
 
 
 def scraped(reading: Reading) -> dict[str, Metric]:
@@ -97,6 +106,23 @@ def test_what_workers_tell_is_told_of_those_that_do() -> None:
     assert values(found["distributed_comfy_worker_failed_attempts"], "worker") == {GPU.facts.name: 1.0}
 
 
+def test_hosts_tell_how_their_workers_are_and_what_is_left_of_memory_and_disk() -> None:
+    found = scraped(READING)
+    assert values(found["distributed_comfy_hosts"]) == {"": 2}
+    phases = {(sample.labels["host"], sample.labels["phase"]): sample.value for sample in found["distributed_comfy_host_workers"].samples}
+    assert {key for key, count in phases.items() if count} == {("pc1", "running"), ("pc1", "failed")} and phases["pc1", "running"] == 2
+    assert set(phases) == {(host, phase) for host in ("pc1", "pc2") for phase in PHASES}, "nought is told, so that a query sees it"
+    assert values(found["distributed_comfy_worker_restarts"], "worker") == {"pc1-cuda0": 2, "pc1-cuda1": 0, "pc1-cuda2": 0}
+    expected = {"memory_total": 64, "memory_available": 16, "disk_total": 1000, "disk_free": 250}
+    for name, size_bytes in expected.items():  # and no noughts for who tells nothing
+        assert values(found[f"distributed_comfy_host_{name}_bytes"], "host") == {"pc1": size_bytes}
+
+
+def test_a_cluster_without_agents_has_no_hosts() -> None:
+    found = scraped(replace(READING, hosts=()))
+    assert values(found["distributed_comfy_hosts"]) == {"": 0} and not found["distributed_comfy_host_workers"].samples
+
+
 def test_a_server_that_is_down_is_said_to_be_and_nothing_is_made_up() -> None:
     found = scraped(Reading(None, (), {"state": None, "blobs": ServerMemory(20, 0)}, 0.01))
     assert values(found["distributed_comfy_redis_up"], "server") == {"state": 0, "blobs": 1}
@@ -106,7 +132,7 @@ def test_a_server_that_is_down_is_said_to_be_and_nothing_is_made_up() -> None:
 def test_labels_are_few_and_none_is_a_job_or_a_text_of_a_user() -> None:
     allowed = {
         "state", "kind", "cause", "cap", "scope", "server", "le", "worker", "host", "device", "engine", "engine_version", "device_class",
-        "package_version",
+        "package_version", "phase", "system",
     }  # fmt: skip
     assert {label for _, labels in samples() for label in labels} <= allowed
 

@@ -30,8 +30,9 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "agent.md").read_text(enc
 ALL = {
     "version": 1, "debug": True, "auto_launch": False, "stop_with_owner": False, "remote_configuration": True,
     "workers": {"pc1-both": {
-        "device": ["cuda:0", "cuda:1"], "enabled": False, "engine": "comfyui", "comfyui_path": "/srv/ComfyUI", "comfyui_python": "python3",
-        "comfyui_args": ["--cache-lru", "20"], "environment": {"HF_TOKEN": "secret", "DC_SLOTS": "2"}, "tags": ["big", "fast"],
+        "device": ["cuda:0", "cuda:1"], "enabled": False, "engine": "comfyui", "comfyui_url": "http://me:secret@pc9/x",
+        "comfyui_path": "/srv/ComfyUI", "comfyui_python": "python3", "comfyui_args": ["--cache-lru", "20"],
+        "environment": {"HF_TOKEN": "secret", "DC_SLOTS": "2"}, "tags": ["big", "fast"],
         "threads": 3, "cores": [0, 1, 5],
     }},
 }  # fmt: skip

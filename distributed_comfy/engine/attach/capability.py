@@ -1,11 +1,11 @@
 """What a running ComfyUI can do, read from ``/object_info`` and ``/system_stats``."""
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from distributed_comfy.engine.catalogue import Catalogue, Declaration, declarations, is_upload, listed_choices, type_names
+from distributed_comfy.engine.catalogue import Catalogue, Declaration, declarations, folder_shown, is_upload, listed_choices, type_names
 from distributed_comfy.engine.flags import telling_flags
 from distributed_comfy.messages import Capability
 from distributed_comfy.workflow.classes import (
@@ -50,10 +50,15 @@ NODE_PACK = "the node pack of this project"
 
 
 class NodeListing:
-    """The node classes of one answer of ``/object_info``."""
+    """The node classes of one answer of ``/object_info``, and the model files of the same moment."""
 
-    def __init__(self, info: Mapping[str, Any]) -> None:
+    def __init__(self, info: Mapping[str, Any], model_files: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Args:
+        info: the answer.
+        model_files: model folder -> names of its files.
+        """
         self.info = info
+        self._model_files = model_files or {}
 
     def declared(self, class_type: str) -> dict[str, Declaration]:
         """Inputs of a class."""
@@ -90,9 +95,11 @@ class NodeListing:
     def fields(self) -> dict[str, Any]:
         """Fields of a `Capability` that depend on the classes."""
         catalogue = Catalogue()
+        for folder, names in self._model_files.items():
+            catalogue.add_model_folder(folder, names)
         for name in sorted(self.info):
             for input_name, declaration in self.declared(name).items():
-                _read_input(catalogue, (name, input_name), declaration)
+                self._read_input(catalogue, (name, input_name), declaration)
         return {
             "node_classes": tuple(sorted(self.info)),
             "output_classes": tuple(sorted(self.output_classes)),
@@ -101,17 +108,17 @@ class NodeListing:
             **catalogue.fields(),
         }
 
-
-def _read_input(catalogue: Catalogue, place: tuple[str, str], declaration: Declaration) -> None:
-    kind, options = declaration
-    if is_upload(declaration) or place in LISTINGS:
-        catalogue.add_file_input(*place)
-        return
-    if kind == "INT" and isinstance(options.get("max"), int):
-        catalogue.add_seed_limit(place, options["max"])
-    values = listed_choices(declaration)
-    if values is not None and all(isinstance(value, str) for value in values):
-        catalogue.add_choices(place, values)
+    def _read_input(self, catalogue: Catalogue, place: tuple[str, str], declaration: Declaration) -> None:
+        kind, options = declaration
+        if is_upload(declaration) or place in LISTINGS:
+            catalogue.add_file_input(*place)
+            return
+        if kind == "INT" and isinstance(options.get("max"), int):
+            catalogue.add_seed_limit(place, options["max"])
+        values = listed_choices(declaration)
+        if values is not None and all(isinstance(value, str) for value in values):
+            catalogue.add_choices(place, values)
+            catalogue.add_model_input(place, folder_shown(values, self._model_files))
 
 
 def describe(listing: NodeListing, stats: Mapping[str, Any], tags: Collection[str]) -> Capability:

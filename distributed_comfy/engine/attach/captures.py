@@ -5,9 +5,7 @@
 """
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from PIL import Image
 from distributed_comfy.engine.base import CapturedValue
 from distributed_comfy.errors import FileDamaged, WorkerLacks
 from distributed_comfy.messages import Prompt
+from distributed_comfy.transport.latents import read_latent
 
 CLAIM_MARK = "distributed_comfy_claim"
 """Input that no stock node has: ComfyUI drops it before the call, but knows the result by it, so the node runs in each claim."""
@@ -37,7 +36,6 @@ _NUMBERS: dict[str, Callable[[str], Any]] = {
     "STRING": str,
     "COMBO": str,
 }
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
 _WITHOUT_MEANING = frozenset({"samples", "downscale_ratio_spacial"})
 """Entries of a latent that are carried, or that tell nothing which the samples do not."""
 
@@ -148,28 +146,6 @@ def read_image(path: Path) -> NDArray[np.float32]:
         raise FileDamaged(name=path.name, found=str(error), expected="a picture") from error
     image: NDArray[np.float32] = np.atleast_3d(pixels).astype(np.float32) / np.float32(255)
     return image
-
-
-def read_latent(path: Path) -> NDArray[Any]:
-    """The samples of a ``.latent``: the length of a JSON header, the header, the numbers.
-
-    Raises:
-        FileDamaged: it is no such file.
-    """
-    content = path.read_bytes()
-    try:
-        (length,) = struct.unpack_from("<Q", content)
-        entry = json.loads(content[8 : 8 + length])["latent_tensor"]
-        start, end = entry["data_offsets"]
-        data = memoryview(content)[8 + length + start : 8 + length + end]
-        if entry["dtype"] == "BF16":  # numpy has no such type; LoadLatent makes float32 of it as well
-            samples: NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            samples = np.frombuffer(data, _DTYPES[entry["dtype"]])
-        shaped: NDArray[Any] = samples.reshape(entry["shape"])
-        return shaped
-    except (KeyError, ValueError, TypeError, struct.error) as error:
-        raise FileDamaged(name=path.name, found=f"{type(error).__name__}: {error}", expected="a latent as SaveLatent writes it") from error
 
 
 def _batches(images: list[NDArray[np.float32]], counts: list[str]) -> Iterator[NDArray[np.float32]]:

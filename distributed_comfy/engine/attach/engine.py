@@ -102,7 +102,7 @@ class AttachEngine:
 
     def _look(self) -> Capability:
         stats = self._server.ask("/system_stats")
-        self._listing = NodeListing(self._server.ask("/object_info"))
+        self._listing = NodeListing(self._server.ask("/object_info"), self._server.model_files())
         self._memory = _memory(stats)
         return describe(self._listing, stats, self._options.tags)
 

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 
+from distributed_comfy.engine.catalogue import NO_MODELS
 from distributed_comfy.errors import ComfyUIUnreachable
 from distributed_comfy.settings import redact_url
 
@@ -86,6 +88,20 @@ class ComfyServer:
         if answer.status != _GOOD or isinstance(answer.body, str):
             raise self._refused(path, answer.status)
         return answer.body
+
+    def model_files(self) -> dict[str, list[str]]:
+        """Model folder -> names of its files; empty where this version of ComfyUI does not tell, or a proxy does not let us ask."""
+        folders = self._ask_for_names("/models")
+        return {name: self._ask_for_names(f"/models/{quote(name, safe='')}") for name in folders if name not in NO_MODELS}
+
+    def _ask_for_names(self, path: str) -> list[str]:
+        try:
+            names = self.ask(path)
+        except ComfyUIUnreachable as error:
+            if error.lost:
+                raise
+            return []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def order(self, path: str, body: Mapping[str, Any]) -> Answer:
         """POST some JSON; a refusal is an answer like any other, but for one that a proxy gives."""

@@ -5,8 +5,6 @@
 """
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image
 from distributed_comfy.engine.joining import require_one_size
 from distributed_comfy.errors import BatchDiffers, WorkerLacks
 from distributed_comfy.messages import Prompt, TensorRef, Value
+from distributed_comfy.transport.latents import latent_file
 from distributed_comfy.workflow.graph import Link
 
 Put = Callable[[Path], str]
@@ -156,14 +155,6 @@ def write_tiff(path: Path, frames: NDArray[Any]) -> Path:
 
 
 def write_latent(path: Path, samples: NDArray[Any]) -> Path:
-    """Samples as SaveLatent writes them, as 32-bit floats, which is what LoadLatent gives; it takes the second tensor for a mark."""
-    data = samples.astype("<f4").tobytes()
-    header = json.dumps(
-        {
-            "latent_tensor": {"dtype": "F32", "shape": list(samples.shape), "data_offsets": [0, len(data)]},
-            "latent_format_version_0": {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]},
-        }
-    ).encode()
-    header += b" " * (-len(header) % 8)
-    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    """Samples as SaveLatent writes them, as 32-bit floats, which is what LoadLatent gives."""
+    path.write_bytes(latent_file(samples.astype(np.float32)))
     return path

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from distributed_comfy.engine.catalogue import NO_MODELS, folder_shown
 from distributed_comfy.engine.comfyui.choices import asked
 
 log = logging.getLogger(__name__)
-
-NO_MODELS = frozenset({"custom_nodes", "configs"})
-"""Folders that ComfyUI knows beside those of models."""
 
 
 class FolderListings:
@@ -56,17 +54,13 @@ class FolderListings:
         return taken
 
     def shown_by(self, values: Sequence[str], folders: Sequence[str]) -> str:
-        """The folder whose files are among an input's values; the one with the most of them, empty for none.
+        """The folder whose files an input shows, see `folder_shown`.
 
         Args:
-            values: that the input offers; nodes add some of their own to a folder's files.
-            folders: that its class listed; where it listed none (it may have got the function before we noted), all of them.
+            values: that the input offers.
+            folders: that its class listed; none where it got the function before we noted.
         """
-        offered = set(values)
-        shown = [name for name in folders or self._files if (files := self._files.get(name)) and offered.issuperset(files)]
-        if shown:
-            return max(shown, key=lambda name: len(self._files[name]))
-        return next((name for name in folders if not values and not self._files.get(name)), "")
+        return folder_shown(values, self._files, folders)
 
     def _usual_name(self, folder_name: str) -> str:
         """Older names of some folders are still in use."""

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import redis
 
+from distributed_comfy.access.join import joined_token
+from distributed_comfy.access.token import JoinToken
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, RunInterrupted, SettingInvalid
 from distributed_comfy.orchestrator.doctor.disk import check_folder
 from distributed_comfy.orchestrator.doctor.engine import check_engine
 from distributed_comfy.orchestrator.doctor.findings import Finding, fail, ok, warn
+from distributed_comfy.orchestrator.doctor.joined import check_member, check_way, not_reached
 from distributed_comfy.orchestrator.doctor.probe import PROBE_SETTINGS
 from distributed_comfy.orchestrator.doctor.server import check_servers, look_at_servers
 from distributed_comfy.orchestrator.doctor.workers import check_workers
-from distributed_comfy.orchestrator.servers import Servers, redis_servers
+from distributed_comfy.orchestrator.servers import Servers, cluster_servers, redis_servers
 from distributed_comfy.settings import Settings, ignored_variables, variable
 from tasks.cluster import open_cluster
 
@@ -43,17 +46,42 @@ def examine(settings: Settings, options: ExaminationOptions, stop: threading.Eve
     Raises:
         RunInterrupted: ``stop`` was set.
     """
+    token = joined_token(settings)
     findings = check_settings(settings)
+    if token is not None:
+        findings += _look_from_afar(settings, options, token, stop)
+    else:
+        findings += _look_at_own(settings, options, stop)
+    if stop.is_set():
+        raise RunInterrupted(when="before all was looked at")
+    return findings
+
+
+def _look_from_afar(settings: Settings, options: ExaminationOptions, token: JoinToken, stop: threading.Event) -> list[Finding]:
+    """Of a host that has joined a cluster: what it needs to work for that."""
+    found = check_way(token)
+    folders = {"cache": (settings.cache_folder, "DC_CACHE_DIR"), "runtime": (settings.runtime_folder, "DC_RUNTIME_DIR")}
+    disk = [check_folder(what, folder, setting) for what, (folder, setting) in folders.items()]
+    try:
+        with cluster_servers(settings) as (mine, servers):
+            cluster = open_cluster(mine, servers.redis_url, servers.blob_url)
+            try:
+                found += [*check_member(cluster, token), *disk]
+            finally:
+                cluster.close()
+            return [*found, check_engine(mine, servers, stop)] if options.engine else found
+    except (ClusterUnavailable, SettingInvalid) as error:
+        return [*found, not_reached(error), *disk, _not_looked_at()]
+
+
+def _look_at_own(settings: Settings, options: ExaminationOptions, stop: threading.Event) -> list[Finding]:
     with ExitStack() as ending:
         try:
             servers = ending.enter_context(redis_servers(settings))
         except (ClusterUnavailable, SettingInvalid) as error:
-            findings.append(fail("embedded Redis", str(error), "do as it says, or set DC_REDIS_URL to a running server"))
-            servers = None
-        findings += _look_round(settings, options, servers, stop)
-    if stop.is_set():
-        raise RunInterrupted(when="before all was looked at")
-    return findings
+            remedy = "do as it says, or set DC_REDIS_URL to a running server"
+            return [fail("embedded Redis", str(error), remedy), *_look_round(settings, options, None, stop)]
+        return _look_round(settings, options, servers, stop)
 
 
 def check_settings(settings: Settings) -> list[Finding]:

@@ -55,9 +55,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, home: Path) -> Settings:
-    """Of the host that invites; no Redis is configured."""
-    return read_settings(runtime_dir=tmp_path / "runtime", cache_dir=tmp_path / "cache", host="master")
+def settings(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of the host that invites, whose user has another home; no Redis is configured."""
+    with monkeypatch.context() as there:
+        there.setenv("HOME", str(tmp_path / "master"))
+        found = read_settings(runtime_dir=tmp_path / "runtime", cache_dir=tmp_path / "cache", host="master")
+        assert found.config_folder.is_relative_to(tmp_path / "master"), "it is kept from here on"
+    return found
 
 
 @pytest.fixture
@@ -101,6 +105,11 @@ def test_an_accepted_token_is_kept_for_this_user_alone(settings: Settings, owner
         assert again.host == "pc2"
     forget_token(here)
     assert stored_token(here) == ""
+
+
+def test_a_user_without_a_home_has_joined_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert stored_token(read_settings()) == "" and forget_token(read_settings()) == ""
 
 
 def test_a_token_that_does_not_let_in_is_not_kept(settings: Settings, owner: EmbeddedRedis) -> None:
@@ -180,6 +189,28 @@ def test_an_invitation_that_expires_unused_goes_with_its_user_and_one_that_was_u
         pass
     with open_join(used.text, read_settings()) as joined:
         assert joined.host == "pc3"
+
+
+def test_the_door_is_shut_when_the_last_invitation_expires_unused(settings: Settings, owner: EmbeddedRedis) -> None:
+    used, unused = invite(settings, OPTIONS), invite(settings, replace(OPTIONS, name="pc3", expires_s=0.5))
+    with open_join(used.text, read_settings()):
+        pass
+    cluster = open_cluster(settings, owner.state_url, owner.blob_url)
+
+    def names() -> list[str]:
+        reap_once(cluster, os.urandom(4).hex())
+        return list(cluster.client.hkeys(Keys("dc:")("invites")))
+
+    until(lambda: names() == ["pc2"])
+    assert is_open(unused), "for the one that has joined"
+    revoke(settings, "pc2")
+    until(lambda: not is_open(used))
+    last = invite(settings, replace(OPTIONS, expires_s=0.5))
+    assert is_open(last)
+    until(lambda: names() == [])
+    until(lambda: not is_open(last))
+    assert read_plan(owner.folder) is None
+    cluster.close()
 
 
 def test_invited_hosts_and_the_door_outlive_the_servers(settings: Settings) -> None:

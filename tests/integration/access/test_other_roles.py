@@ -129,5 +129,10 @@ def test_applied_rules_make_a_user_with_a_password_of_its_own(servers: Servers, 
             assert user.ping()
             with pytest.raises(redis.ResponseError, match="no permissions"):
                 user.set("dc:worker:pc8-cpu:lease", "x")
+    assert line.run("redis", "acl", "--host", "pc9", "--apply").status == 0, "the same one gets another password"
+    for overlapping, taken in (("pc9-a", "dc-worker-pc9"), ("pc2", "dc-host-pc2"), ("pc2-a", "dc-host-pc2")):
+        refused = line.run("redis", "acl", "--host", overlapping, "--apply")
+        assert refused.status == 2 and "could not be told from those" in refused.err and taken in refused.err, refused.err
+        assert f"dc-worker-{overlapping}" not in servers.state.users().names()
     refused = line.run("redis", "acl", "--role", "master", "--host", "pc9")
     assert refused.status == 2 and "--host" in refused.err

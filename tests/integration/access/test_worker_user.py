@@ -152,6 +152,20 @@ def test_a_worker_is_refused(servers: Servers, what: str) -> None:
     assert_refused(servers.state, REFUSED[what])
 
 
+NEAR_A_JOB = (
+    f"dc:job:{JOB}:", f"dc:job:{JOB}:secret-suffix", f"dc:job:{JOB}x", f"dc:job:{JOB[:-1]}", "dc:job:", f"dc:job:{JOB}:result:more",
+    f"dc:job:{JOB}x:result", f"dc:job:{JOB[:-1]}:result", f"dc:job:x:{JOB}", f"dc:jobs:{JOB}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NEAR_A_JOB)
+def test_the_pattern_of_a_jobs_keys_takes_in_no_longer_and_no_shorter_ones(servers: Servers, key: str) -> None:
+    assert_refused(servers.state, ["HGETALL", key])
+    assert_refused(servers.state, ["HSET", key, "x", "1"])
+    with servers.state.client(WORKER) as client:
+        assert client.hgetall(f"dc:job:{JOB}") == client.hgetall(f"dc:job:{JOB}:result") == {}
+
+
 BLOBS_REFUSED = {
     "configuration": ["CONFIG", "GET", "dir"], "everything emptied": ["FLUSHALL"], "all keys": ["KEYS", "*"],
     "scripts": ["EVAL", "return 1", "0"], "users": ["ACL", "LIST"], "another name": ["SET", "dc:blob:x:0", "x"],
@@ -245,3 +259,31 @@ def test_jobs_are_not_for_a_workers_user(servers: Servers, tmp_path: Path) -> No
     line = CommandLine(tmp_path, **{f"DC_{name.upper()}": value for name, value in as_user(servers, "pc2").items()})
     done = line.run("run", line.write("prompt.json", slow(0)), "--items", "1")
     assert done.status == 3 and "run this on the host that invited it" in done.err and "Traceback" not in done.err
+
+
+def test_a_server_that_loses_its_users_keeps_its_workers_and_one_that_was_shut_out_ends(
+    rig: Rig, servers: Servers, worker: WorkerProcess
+) -> None:
+    servers.put("dc-host-pc4", "worker", "pc4")
+    (guest,) = rig.start("pc4-cpu", **as_user(servers, "pc4"), refused_ttl_s=5)
+    remove_user(servers, "dc-host-pc4")
+    until(lambda: "does not know the user of host pc4" in guest.log())
+    servers.put("dc-host-pc4", "worker", "pc4")
+    until(lambda: "the cluster lets host pc4 in again" in guest.log())
+    rig.cluster.jobs.drain("pc2-cpu", True)
+    try:
+        job_id = keep(rig, rule_images(milliseconds=1500), items=2)
+        until(lambda: servers.state.client().hlen(K("claims", "pc4-cpu")) == 1, timeout_s=60)
+        remove_user(servers, "dc-host-pc4")
+    finally:
+        rig.cluster.jobs.drain("pc2-cpu", False)
+    with servers.state.client() as looker:
+        until(lambda: looker.hget(K("job", job_id), "state") == "done", timeout_s=60)
+    assert rig.workers.pop("pc4-cpu").process.wait(60) == 4, guest.log()
+    assert "`distributed-comfy invite --name pc4`" in guest.log() and "is DC_REDIS_URL right" not in guest.log()
+    assert guest.log().count("Cannot connect") <= 2, guest.log()
+
+
+def remove_user(servers: Servers, user: str) -> None:
+    for server in servers.both:
+        server.users().remove(user)
