@@ -24,7 +24,7 @@ demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
 	@$(BIN)/distributed-comfy demo $(ARGS)
 
 test: env ## all tests but those that need a real ComfyUI
-	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-comfyui: COMFYUI_TESTS := comfyui and not comfyui_long
 test-comfyui: ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)

@@ -49,12 +49,12 @@ class _Times:
 def run(*, quick: bool) -> Section:
     """See the module."""
     with open_rig(quick=quick) as rig:
-        names = ["w0", "w1", "w2", "w3"]
+        names = ["w0", "w1"] if quick else ["w0", "w1", "w2", "w3"]
         rig.start_workers(names)
         rig.use(names[:1])
-        times = _dispatch_times(rig, 30 if quick else 400)
+        times = _dispatch_times(rig, 10 if quick else 400)
         rows = _dispatch_rows(times)
-        rows += _throughput_rows(rig, names, items=100 if quick else 1000, repeats=1 if quick else 3)
+        rows += _throughput_rows(rig, names, items=20 if quick else 1000, repeats=1 if quick else 3)
     return Section("Dispatch", HOW, rows, LIMITS)
 
 
@@ -111,7 +111,7 @@ def _dispatch_rows(times: list[_Times]) -> list[Row]:
 
 
 def _throughput_rows(rig: Rig, names: list[str], *, items: int, repeats: int) -> list[Row]:
-    found: dict[int, list[float]] = {1: [], 4: []}
+    found: dict[int, list[float]] = {1: [], len(names): []}
     for _ in range(repeats):
         for count, rates in found.items():
             rig.use(names[:count])

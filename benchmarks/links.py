@@ -24,7 +24,7 @@ from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.transport.encodings import FLOAT16_ABSOLUTE_ERROR, FLOAT16_RELATIVE_ERROR
 
 RATE_MBIT, ROUND_TRIP_MS = 50.0, 40.0
-IMAGE_BYTES = SIDE * SIDE * 12
+QUICK_SIDE = 256
 LOSSY_DB = 40.0
 """What a picture as JPEG must keep, as peak signal over noise."""
 
@@ -64,12 +64,12 @@ def run(*, quick: bool) -> Section:
         return Section("Slow links", f"Not run: it needs {lacking}.", [])
     with open_rig(quick=quick) as rig, slow_link(rate_mbit=RATE_MBIT, round_trip_s=ROUND_TRIP_MS / 1000) as link:
         _start_worker(rig, link)
-        bare = [bare_seconds(link, IMAGE_BYTES) for _ in range(1 if quick else 3)]
-        rows = [
-            Row("12.6 MB through a bare socket over the same line, median", median(bare), "s", note=_bound(IMAGE_BYTES, spread(bare, 2)))
-        ]
-        rows += [_row(rig, option, repeats=1 if quick else 5) for option in FRAME_OPTIONS]
-        rows += [_idle_row(rig, link, slots, items=6 if quick else 16) for slots in (1, 2)]
+        side = QUICK_SIDE if quick else SIDE
+        bare = [bare_seconds(link, _image_bytes(side)) for _ in range(1 if quick else 3)]
+        note = _bound(_image_bytes(side), spread(bare, 2))
+        rows = [Row(f"{_megabytes(side)} through a bare socket over the same line, median", median(bare), "s", note=note)]
+        rows += [_row(rig, option, side, repeats=1 if quick else 5) for option in FRAME_OPTIONS]
+        rows += [_idle_row(rig, link, slots, seconds=0.1 if quick else 0.5, items=6 if quick else 16) for slots in (1, 2)]
     return Section("Slow links", HOW, rows, LIMITS)
 
 
@@ -85,34 +85,43 @@ def _start_worker(rig: Rig, link: SlowLink, name: str = "far", **chosen: object)
     rig.start_workers([name], inside=link.inside, **urls, **chosen)
 
 
-def _row(rig: Rig, option: FrameOption, repeats: int) -> Row:
-    brought = [_bring(rig, option, seed) for seed in range(repeats + 1)][1:]  # the first item imports what it needs
+def _row(rig: Rig, option: FrameOption, side: int, repeats: int) -> Row:
+    brought = [_bring(rig, option, side, seed) for seed in range(repeats + 1)][1:]  # the first item imports what it needs
     seconds, stored_bytes = [one.seconds for one in brought], brought[0].stored_bytes
     words = f"{stored_bytes / 1e6:.2f} MB; {_bound(stored_bytes, spread(seconds, 2))}"
-    return Row(f"one 12.6 MB image, node's end -> safe in the spool, --frames {option}, median", median(seconds), "s", note=words)
+    name = f"one {_megabytes(side)} image, node's end -> safe in the spool, --frames {option}, median"
+    return Row(name, median(seconds), "s", note=words)
 
 
-def _idle_row(rig: Rig, link: SlowLink, slots: int, items: int) -> Row:
-    """How long the engine waits between two items of half a second."""
+def _idle_row(rig: Rig, link: SlowLink, slots: int, *, seconds: float, items: int) -> Row:
+    """How long the engine waits between two items of this length."""
     name = f"slots{slots}"
     _start_worker(rig, link, name, slots=slots)
     rig.use([name])
-    job = rig.submit(item_prompt(0.5), items=items)
+    job = rig.submit(item_prompt(seconds), items=items)
     rig.wait_end(job)
     times = sorted(ran(rig.result(job, index)) for index in range(items))[_FIRST_ITEMS:]
     rig.forget(job)
     idle = [(begins - ended) * 1000 for (_, ended), (begins, _) in pairwise(times)]
-    return Row(f"engine idle between two items of 0.5 s, DC_SLOTS={slots}, median", median(idle), "ms", note=spread(idle))
+    return Row(f"engine idle between two items of {seconds:g} s, DC_SLOTS={slots}, median", median(idle), "ms", note=spread(idle))
+
+
+def _image_bytes(side: int) -> int:
+    return side * side * 12
+
+
+def _megabytes(side: int) -> str:
+    return f"{_image_bytes(side) / 1e6:.1f} MB"
 
 
 def _bound(size_bytes: int, measured: str) -> str:
     return f"bound {size_bytes * 8 / RATE_MBIT / 1e6:.2f} s; {measured}"
 
 
-def _bring(rig: Rig, option: FrameOption, seed: int) -> _Brought:
+def _bring(rig: Rig, option: FrameOption, side: int, seed: int) -> _Brought:
     """One item's picture, compared."""
     arrived: list[tuple[float, ItemResult]] = []
-    prompt = image_prompt(SIDE, SIDE)
+    prompt = image_prompt(side, side)
     prompt["1"]["inputs"]["seed"] = seed % 2
     prompt["2"]["class_type"] = "BenchPhoto"
     job = rig.submit(prompt, items=1, frames=option)
@@ -123,7 +132,7 @@ def _bring(rig: Rig, option: FrameOption, seed: int) -> _Brought:
         at, result = arrived[0]
         ref = result.captures[0].value
         assert isinstance(ref, TensorRef)
-        _compare(option, spool.array(0, ref), photo(seed % 2, SIDE, SIDE))
+        _compare(option, spool.array(0, ref), photo(seed % 2, side, side))
     shutil.rmtree(folder)
     rig.forget(job)
     return _Brought(at - ran(result)[1], ref.payload_bytes)

@@ -27,11 +27,11 @@ def run(*, quick: bool) -> Section:
     with open_rig(quick=quick) as rig:
         rig.start_workers(names)
         rig.use(names)
-        _run(rig, 4)  # the first item of each worker imports modules
+        _run(rig, 2 if quick else 4)  # the first item of each worker imports modules
         for _ in range(1 if quick else 5):
             for count, deliveries in found.items():
                 rig.use(names[:count])
-                deliveries.append(_run(rig, 4 if quick else ITEMS))
+                deliveries.append(_run(rig, 2 if quick else ITEMS))
     one, two = ([delivery.seconds for delivery in found[count]] for count in (1, 2))
     busy = [sum(result.seconds for result in delivery.results.values()) / delivery.seconds / 2 for delivery in found[2]]
     rows = [

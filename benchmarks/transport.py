@@ -56,10 +56,10 @@ not the collector."""
 
 def run(*, quick: bool) -> Section:
     """See the module."""
-    images = 16 if quick else IMAGES
+    images = 4 if quick else IMAGES
     rows = []
     with open_rig(quick=quick) as rig, other_ways() as others:
-        rows += _one_image(rig.cluster.blobs, others, repeats=10 if quick else 100)
+        rows += _one_image(rig.cluster.blobs, others, repeats=3 if quick else 100)
     with open_rig(quick=quick) as rig:
         rows += _pipelined(rig, images, repeats=1 if quick else 7)
     with open_rig(quick=quick) as rig:
@@ -165,7 +165,7 @@ def _through_the_cluster(rig: Rig, images: int, repeats: int) -> list[Row]:
     rig.use(names[:1])
     _collect(rig, 1)  # the first item imports modules
     home, stored, disk = [], [], []
-    for _ in range(10 if rig.quick else 60):
+    for _ in range(3 if rig.quick else 60):
         to_table, to_spool = _node_to_spool(rig)
         stored.append(to_table)
         home.append(to_spool)

@@ -20,6 +20,8 @@ import hypothesis
 import pytest
 import redis
 
+from tests.run_order import longest_first
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 START_TIMEOUT_S = 10.0
 os.environ["DC_CONFIG"] = os.devnull  # a file of settings that somebody has at home is not for tests
@@ -35,6 +37,12 @@ def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores for us: tests of whole clusters wait most of their time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 7) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the files; alone, the order is that of the folders."""
+    if hasattr(config, "workerinput"):
+        longest_first(items)
 
 
 @dataclass(frozen=True)

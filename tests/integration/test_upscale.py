@@ -51,7 +51,7 @@ def picture(batch_size: int = 1, channels: int = 3, **inputs: Any) -> Prompt:
     }
 
 
-SLOW = {"steps": 150}
+SLOW = {"steps": 75}
 """Tiles that take long enough to be disturbed."""
 
 

@@ -16,10 +16,11 @@ from tests.command_line import until
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sessions and signals of Unix")
 
-# Starts a program that starts another, which does not end at SIGTERM at once but tidies up first.
+# Starts a program that starts another, which does not end at SIGTERM at once but tidies up first.  That one tells of itself after a
+# moment, so that the signal does not find the parent still in the start of its child.
 PARENT = """
 import sys
-CHILD = 'trap "echo tidied > $0/tidied; exit" TERM; echo $$ > $0/pid; while :; do sleep 0.05; done'
+CHILD = 'trap "echo tidied > $0/tidied; exit" TERM; sleep 0.5; echo $$ > $0/pid; while :; do sleep 0.05; done'
 sys.path.insert(0, sys.argv[1])
 from compose_test_process import end_by_exception, run
 end_by_exception()
