@@ -5,12 +5,15 @@ shows as running for its own.  So an interrupt of a prompt that runs elsewhere m
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
 _PATHS = ("/interrupt", "/api/interrupt")
+_CANCEL = re.compile(r"(?:/api)?/jobs/([^/]+)/cancel")
+"""What pages of newer versions ask for instead."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
@@ -25,7 +28,12 @@ def interrupt_middleware(interrupt: Callable[[str | None], bool]) -> Middleware:
 
     @web.middleware
     async def ordinary_interrupt(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.method == "POST" and request.path in _PATHS:
+        if request.method != "POST":
+            return await handler(request)
+        if cancelled := _CANCEL.fullmatch(request.path):
+            if interrupt(cancelled[1]):
+                return web.json_response({"cancelled": True})
+        elif request.path in _PATHS:
             prompt_id = await _prompt_id(request)
             if interrupt(prompt_id) and prompt_id is not None:
                 return web.Response(status=200)

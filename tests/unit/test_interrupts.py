@@ -52,6 +52,12 @@ def test_an_interrupt_of_everything_reaches_both(body: Any) -> None:
     assert ours == [None] and len(comfyuis) == 1
 
 
+def test_newer_pages_cancel_by_another_path() -> None:
+    assert ask("/api/jobs/there/cancel", {}) == (["there"], [])
+    ours, comfyuis = ask("/jobs/here/cancel", {})
+    assert ours == ["here"] and len(comfyuis) == 1
+
+
 @pytest.mark.parametrize(("path", "method"), [("/interrupt", "GET"), ("/queue", "POST"), ("/x/interrupt", "POST")])
 def test_nothing_else_is_looked_at(path: str, method: str) -> None:
     ours, comfyuis = ask(path, {"prompt_id": "there"}, method)
