@@ -88,11 +88,10 @@ class FolderNames:
             raise OutputUnwritable(path=str(parent), reason="a link on the way leads out of the folder")
 
     def _candidates(self, wanted: Path) -> Iterator[Path]:
+        if not _COUNTED.fullmatch(wanted.stem):
+            yield from named_apart(wanted)
         yield wanted
-        if _COUNTED.fullmatch(wanted.stem):
-            yield from self._counted(wanted)
-        for number in itertools.count(1):
-            yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        yield from self._counted(wanted)
 
     def _counted(self, wanted: Path) -> Iterator[Path]:
         match = _COUNTED.fullmatch(wanted.stem)

@@ -143,7 +143,7 @@ class OrdinaryPrompts:
             return None
         self._look_at = time.monotonic() + _LOOK_S
         cluster = self._pack.session.cluster(0.0)
-        self._settle()
+        self._settle(cluster)
         live = {name: found for name, found in cluster.matching.live().items() if found.engine == ENGINE}
         if option is None:
             return self._tell("offered" if live else "off", workers=len(live))
@@ -209,9 +209,9 @@ class OrdinaryPrompts:
         try:
             ending = run.run()
         except Exception:  # whatever is wrong with us, the prompt is not lost
-            if threading.main_thread().is_alive():  # otherwise ComfyUI has ended, and Python begins nothing any more
+            ending = self._broken_off()
+            if ending.here:
                 log.exception("prompt %s: please report this", run.taken.prompt_id)
-            ending = Ending("back", "an error of ours", here=True)
         try:
             with self._lock:
                 self._runs.pop(run.taken.prompt_id, None)
@@ -223,6 +223,14 @@ class OrdinaryPrompts:
             self._settle_quietly()
             with self._lock:
                 self._threads.discard(threading.current_thread())
+
+    def _broken_off(self) -> Ending:
+        """Why a run raised what it should not have."""
+        if not threading.main_thread().is_alive():
+            return Ending("back", "ComfyUI ends, and Python begins nothing any more")
+        if self._pack.session.state != "ready":
+            return Ending("back", "the connections to the cluster were closed")
+        return Ending("back", "an error of ours", here=True)
 
     def _end(self, run: OrdinaryRun, ending: Ending) -> None:
         """Tell ComfyUI's queue, which is gone where ComfyUI ends."""
@@ -240,16 +248,16 @@ class OrdinaryPrompts:
 
     def _settle_quietly(self) -> None:
         try:
-            self._settle()
+            self._settle(self._pack.session.cluster(0.0))
         except (DistributedComfyError, redis.RedisError) as error:
             log.debug("jobs of prompts are not taken off the table yet: %s", error)
 
-    def _settle(self) -> None:
+    def _settle(self, cluster: Cluster) -> None:
         with self._lock:
             unsettled, self._unsettled = self._unsettled, []
         while unsettled:
             try:
-                unsettled[-1].forget()
+                unsettled[-1].forget(cluster)
             except BaseException:
                 with self._lock:
                     self._unsettled += unsettled

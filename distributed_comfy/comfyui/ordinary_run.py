@@ -126,13 +126,15 @@ class OrdinaryRun:
         """Let go of what `run` has opened; takes long where the servers do not answer, so nobody should wait for it."""
         self._closing.close()
 
-    def forget(self) -> None:
+    def forget(self, cluster: Cluster) -> None:
         """Nothing of the job stays on the servers, and no worker goes on with it.
 
+        Args:
+            cluster: as it is now; an embedded Redis that was started again has another address, and its jobs from the disk.
         Raises:
             DistributedComfyError, redis.RedisError: a server cannot be told; to be tried again.
         """
-        jobs = self._cluster.jobs
+        jobs = cluster.jobs
         try:
             if not jobs.job_state(self.job_id).ended:
                 jobs.cancel(self.job_id, "its ComfyUI needs it no more")
@@ -142,7 +144,7 @@ class OrdinaryRun:
             log.debug("job %s: %s", self.job_id, error)  # it never entered the table, or ended just now
             return
         jobs.settle(self.job_id)
-        self._cluster.blobs.drop_job(self.job_id)
+        cluster.blobs.drop_job(self.job_id)
 
     # -- the way there
     def _run(self) -> Ending:

@@ -99,7 +99,7 @@ class ProgressListener:
                         message = channel.get_message(timeout=0.2)
                         if message:
                             self._hear(json.loads(str(message["data"])))
-            except redis.RedisError as error:
+            except (redis.RedisError, OSError, TypeError, ValueError) as error:  # the last three: another thread closed the connection
                 log.debug("progress: %s", error)
                 self._ended.wait(1.0)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -127,3 +128,36 @@ def test_workers_stop_when_comfyui_ends(crowd: Crowd) -> None:
     crowd.server.stop()
     crowd.server.until(lambda: "is given back" in crowd.log_of("one"), 30)
     assert not list((crowd.output / ".distributed-comfy").glob("ordinary-*"))
+
+
+def test_an_embedded_redis_that_dies_costs_a_prompt_nothing_either(
+    comfy: Comfy, packed_python: str, base_directory: Path, tmp_path: Path
+) -> None:
+    crowd = Crowd(comfy, packed_python, base_directory, tmp_path / "crowd")
+    try:
+        crowd.start("one")
+        with crowd.busy_master() as blocking:
+            prompt_id = crowd.server.queue(stock(37, pause=5000))
+            worker_of(crowd, prompt_id)
+            for process in embedded_servers(crowd):
+                process.kill()
+            crowd.server.until(lambda: crowd.running() == [blocking])
+            crowd.server.until(lambda: crowd.ordinary()["state"] == "on")
+            assert [item[1] for item in crowd.server.get("/queue")["queue_pending"]] == [prompt_id]
+            crowd.server.post("/queue", {"delete": [prompt_id]})
+            crowd.kill_worker("one")  # it knows the old address; the pack's own agent starts its workers again
+            crowd.start_worker("two")
+            crowd.wait_workers(1)
+            later = crowd.server.queue(stock(38))
+            crowd.server.wait(later)
+            assert crowd.done_by(later) == "two"
+    finally:
+        crowd.close()
+
+
+def embedded_servers(crowd: Crowd) -> list[psutil.Process]:
+    """The pack's own Redis servers."""
+    programs = [process for process in psutil.process_iter() if process.name().startswith(("redis-server", "valkey-server"))]
+    found = [process for process in programs if Path(process.cwd()).is_relative_to(crowd.server.line.folder)]
+    assert found
+    return found
