@@ -15,7 +15,7 @@ SECONDS = {
     "test_relay_serve": 20, "test_relay_agent": 20, "test_relay_network": 20, "test_embedded_redis": 20, "test_worker_user": 20,
     "test_other_roles": 20, "test_tls_servers": 20, "test_bad_input": 15, "test_kept_and_collected_results": 15, "test_python_api": 15,
     "test_cut_rules": 15, "test_contact_sheet": 10, "test_hostile_messages": 10, "test_private_redis": 10, "test_shipping": 10,
-    "test_tile_items": 10,
+    "test_tile_items": 10, "test_pack_session": 40,
 }  # fmt: skip
 """Roughly, of one process on an idle machine; a file that is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
 

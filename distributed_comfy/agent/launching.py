@@ -22,6 +22,10 @@ _CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """Else CUDA counts the fastest GPU first, and ``cuda:0`` is not the one that the driver's tool calls 0."""
 
 
+_GPU_MEMORY = ("--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram")
+"""ComfyUI takes one of these or --cpu, and ends where it is given both."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What decides how a worker is started; a running one with another plan is outdated."""
@@ -123,9 +127,13 @@ class Launcher:
 
     def arguments(self, worker: WorkerConfiguration) -> tuple[str, ...]:
         """Those of a worker's ComfyUI, apart from what every worker's has; its own come last and win."""
-        if worker.comfyui_path or not self._surroundings.arguments:
+        engine = worker.engine or self._settings.engine or "comfyui"
+        if worker.comfyui_path or engine != "comfyui" or not self._surroundings.arguments:
             return worker.comfyui_args
-        return (*self._surroundings.arguments, *(worker.comfyui_args or split_arguments(self._settings.comfyui_args)))
+        given = self._surroundings.arguments
+        if worker.device == "cpu":
+            given = tuple(word for word in given if word not in _GPU_MEMORY)
+        return (*given, *(worker.comfyui_args or split_arguments(self._settings.comfyui_args)))
 
     def _file(self, name: str) -> Path:
         return self._survivors / f"{name}.json"

@@ -29,7 +29,7 @@ def host_devices(host: ComfyHost, settings: Settings, environment: Mapping[str, 
         settings: of workers.
         environment: of workers.
     """
-    gpus = nvidia_gpus()
+    gpus = nvidia_gpus() if _built_for_nvidia() else []  # workers have the same torch
     devices = visible_gpus(gpus, environment.get(_VISIBLE))
     if not devices and (hides_devices(host.args) or sys.platform == "darwin"):
         devices = find_devices(settings, "comfyui", environment)
@@ -68,6 +68,11 @@ def _position(args: Any, number: int, environment: Mapping[str, str]) -> int:
     visible = environment.get(_VISIBLE) or environment.get("HIP_VISIBLE_DEVICES") or ""
     listed = [part.strip() for part in visible.split(",")]
     return listed.index(str(first)) if str(first) in listed else int(first) if str(first).isdigit() else 0
+
+
+def _built_for_nvidia() -> bool:
+    """Whether the torch of ComfyUI's interpreter can use NVIDIA's GPUs at all."""
+    return importlib.import_module("torch").version.cuda is not None
 
 
 def _unique_id(number: int) -> str:

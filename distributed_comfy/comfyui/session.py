@@ -27,8 +27,9 @@ _FIRST_RETRY_S = 2.0
 _LONGEST_RETRY_S = 30.0
 _LOOK_S = 2.0
 _MISSES = 3
-_LINGER_S = 20.0
-"""An embedded Redis of ours outlives a killed ComfyUI for so long, in case that is started again at once; jobs are on disk in any case."""
+_LINGER_S = 60.0
+"""An embedded Redis of ours outlives a killed ComfyUI for so long, which is what a restart takes with many node packs; jobs are on disk in
+any case."""
 _END_S = 30.0
 
 

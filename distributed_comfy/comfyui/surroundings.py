@@ -13,7 +13,8 @@ _NOT_FOR_WORKERS = (
     # the server and its browser
     "--listen", "--port", "--tls-keyfile", "--tls-certfile", "--enable-cors-header", "--max-upload-size", "--auto-launch",
     "--disable-auto-launch", "--dont-print-server", "--multi-user", "--front-end-version", "--front-end-root", "--windows-standalone-build",
-    "--enable-compress-response-body", "--log-stdout", "--quick-test-for-ci",
+    "--enable-compress-response-body", "--log-stdout", "--quick-test-for-ci", "--enable-manager", "--enable-manager-legacy-ui",
+    "--disable-manager-ui",
     # what a worker has for itself
     "--output-directory", "--input-directory", "--temp-directory", "--database-url",
     # what its device decides

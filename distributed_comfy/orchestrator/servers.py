@@ -1,6 +1,7 @@
 """Which Redis this process uses: the configured one, else that of the joined cluster, else an embedded one of this user or process."""
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ def redis_servers(settings: Settings, *, private: bool = False, linger_s: float 
         refuse_plaintext(settings.redis_url, "DC_REDIS_URL", allowed=settings.allow_plaintext)
         refuse_plaintext(blob_url, "DC_BLOB_URL", allowed=settings.allow_plaintext)
         if not settings.blob_url:
-            log.info("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
+            _advise("DC_BLOB_URL is not set: images travel through the state Redis; a second server without persistence is faster")
         yield Servers(settings.redis_url, blob_url, embedded=False)
         return
     embedded = start_embedded(settings.runtime_folder, private=private, linger_s=linger_s)
@@ -111,6 +112,12 @@ def redis_servers(settings: Settings, *, private: bool = False, linger_s: float 
         yield Servers(embedded.state_url, embedded.blob_url, embedded=True, folder=embedded.folder)
     finally:
         embedded.stop()
+
+
+@functools.cache
+def _advise(text: str) -> None:
+    """Once in a process, which may connect again and again."""
+    log.info("%s", text)
 
 
 def _renew(folder: Path) -> None:

@@ -5,18 +5,20 @@ import json
 import shutil
 import signal
 import time
+import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.agent_process import gone
 from tests.comfyui.server_rig import ComfyServer
 from tests.comfyui.tiny_prompts import distributed
 from tests.command_line import PROJECT
 from tests.conftest import RedisServer, free_port, running_redis
 
-GONE_S = 45.0
-"""An embedded Redis whose ComfyUI was killed waits 20 s for it to come back."""
+GONE_S = 100.0
+"""An embedded Redis whose ComfyUI was killed waits 60 s for it to come back."""
 
 
 def written(server: ComfyServer, name: str, content: Any) -> Path:
@@ -99,6 +101,7 @@ def test_without_its_redis_comfyui_works_alone_and_joins_when_that_comes(server:
         server.stop()
 
 
+@pytest.mark.comfyui_long
 def test_an_embedded_redis_that_was_killed_is_started_again(server: ComfyServer) -> None:
     server.start()
     before = server.wait_ready()["servers"]
@@ -107,6 +110,28 @@ def test_an_embedded_redis_that_was_killed_is_started_again(server: ComfyServer)
         process.kill()
     server.until(lambda: (found := server.status())["session"] == "ready" and found["servers"] != before)
     server.until(lambda: server.status()["host"]["agent"] == "here")
+
+
+@pytest.mark.comfyui_long
+def test_a_restart_within_the_process_leaves_no_worker_of_before(server: ComfyServer) -> None:
+    (server.base / "custom_nodes" / "reboot.py").write_text(
+        "import os, sys, threading\nfrom server import PromptServer\nNODE_CLASS_MAPPINGS = {}\n"
+        "@PromptServer.instance.routes.get('/reboot')\nasync def reboot(request):\n"
+        "    os.execv(sys.executable, [sys.executable, *sys.argv])  # as ComfyUI-Manager does\n"
+    )
+    written(server, "comfyui.json", {"auto_launch": True})
+    written(server, "workers.json", {"workers": {"pc1-cpu": {"device": "cpu"}}})
+    server.start(DC_HOST="pc1", DC_ENGINE="builtin")
+    server.until(lambda: phase(server) == "running")
+    before = server.status()["host"]["workers"][0]["pid"]
+    with pytest.raises((urllib.error.URLError, ConnectionError)):
+        server.get("/reboot")
+    server.until(lambda: gone(before))
+    server.wait_until_it_answers()
+    server.until(lambda: phase(server) == "running")
+    assert server.status()["host"]["workers"][0]["pid"] != before
+    assert server.stop() == 0
+    server.until(lambda: not server.line.left_running(), 10.0)
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])

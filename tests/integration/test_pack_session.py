@@ -19,6 +19,7 @@ from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.comfyui.session import Session
 from distributed_comfy.errors import ClusterNotReady, RedisUnreachable, SessionFailed, WorkerUnknown
 from distributed_comfy.settings import Settings
+from tests import warm_python
 from tests.command_line import CommandLine, until
 from tests.conftest import free_port, missing_service
 
@@ -30,6 +31,8 @@ for number in 0 1 2; do echo "$number, GPU-$number, card, 24576, 00000000:8$numb
 @pytest.fixture
 def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommandLine]:
     """Folders of a user, for this process too."""
+    if warm_python.AVAILABLE:
+        warm_python.warm_python()  # not one of this test's processes
     line = CommandLine(tmp_path, DC_ENGINE="builtin", DC_HOST="pc1", DC_WORKERS_FILE=str(tmp_path / "workers.json"))
     for name, value in line.environment.items():
         monkeypatch.setenv(name, value)
@@ -45,6 +48,7 @@ def open_session(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator
     if not any((Path(folder) / "redis-server").exists() for folder in os.environ["PATH"].split(os.pathsep)):
         missing_service("a redis-server in PATH", "install one (Debian, Ubuntu: apt-get install redis-server)")
     monkeypatch.setattr(devices_module, "_of_torch", lambda: ())
+    monkeypatch.setattr(devices_module, "_built_for_nvidia", lambda: True)
     monkeypatch.setattr(devices_module, "_unique_id", lambda number: f"GPU-{number}")
     sessions: list[Session] = []
 

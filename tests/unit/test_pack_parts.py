@@ -104,6 +104,14 @@ def test_a_worker_has_comfyuis_arguments_before_its_own_and_none_with_another_tr
     assert variables["PATH"] == "/bin" and "HOME" not in variables
     assert launcher.arguments(WorkerConfiguration()) == ("--base-directory", "/my base", "--fast")
     assert launcher.arguments(WorkerConfiguration(comfyui_path="/other")) == ()
+    assert launcher.arguments(WorkerConfiguration(engine="attach")) == ()
+
+
+def test_a_worker_on_the_cpu_is_not_told_how_to_use_a_gpus_memory(tmp_path: Path) -> None:
+    servers, surroundings = Servers("redis://a", "redis://b", embedded=False), Surroundings({}, ("--highvram", "--fast"))
+    launcher = Launcher(Settings(), servers, tmp_path, tmp_path, surroundings)
+    assert launcher.arguments(WorkerConfiguration(device="cpu")) == ("--fast",)
+    assert launcher.arguments(WorkerConfiguration(device="cuda:1")) == ("--highvram", "--fast")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process started with")
