@@ -27,6 +27,20 @@ class ComfyHost:
         """The value that keeps every node behind it from running."""
         return importlib.import_module("comfy_execution.graph_utils").ExecutionBlocker(None)
 
+    def current(self) -> tuple[str, str] | None:
+        """Prompt and node in whose thread this is called; None outside of nodes."""
+        context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        return (str(context.prompt_id), str(context.node_id)) if context is not None else None
+
+    def is_running(self, prompt_id: str, node_id: str) -> bool:
+        """Whether this ComfyUI runs the prompt, and this node of it has not come to its end."""
+        running, _ = self.server.prompt_queue.get_current_queue_volatile()
+        if all(str(item[1]) != prompt_id for item in running):
+            return False
+        progress = importlib.import_module("comfy_execution.progress").get_progress_state()
+        entry = progress.nodes.get(node_id)
+        return str(progress.prompt_id) == prompt_id and entry is not None and entry["state"].value != "finished"
+
     def sampling(self) -> Any:
         """The class that lists ``SAMPLERS`` and ``SCHEDULERS``, those of node packs among them."""
         return importlib.import_module("comfy.samplers").KSampler

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -28,5 +29,6 @@ def pack_status(pack: Pack) -> dict[str, Any]:
         "reason": session.reason,
         "servers": session.servers.shown if session.servers else "",
         "options": pack.options.model_dump(),
+        "ordinary": asdict(pack.ordinary.status()) if pack.ordinary is not None else None,
         "host": session.workers.shown(),
     }

@@ -90,6 +90,14 @@ class SubmitOptions:
     """How the job's tensors travel; None: as DC_FRAMES says."""
     outer: OuterRun | None = None
     """Where the prompt runs, if it is not the job that runs all of it."""
+    outputs: tuple[str, ...] | None = None
+    """The output nodes to run; None: every one of the prompt."""
+    folders: Mapping[str, Path] | None = None
+    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: see `input_folders`."""
+    echoes: bool = False
+    """As `JobRecord.echoes`."""
+    job_id: str = ""
+    """12 hexadecimal digits, made up by a submitter who listens to the job before it runs; empty: a new one."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +177,11 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
-    job_id, owner = secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
+    job_id, owner = options.job_id or secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
     resumed = None
     try:
-        input_files = inputs.add(plan.input_files, _input_folders(given, options))
+        input_files = inputs.add(plan.input_files, _folders(given, options))
         record = _record(cluster, given, plan, options, input_files)
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
@@ -189,9 +197,10 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     return QueuedJob(record, plan, inputs, owner, resumed)
 
 
-def _input_folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
-    if options.outer is not None:
-        return {name: [folder] for name, folder in options.outer.folders.items()}
+def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
+    folders = options.folders if options.outer is None else options.outer.folders
+    if folders is not None:
+        return {name: [folder] for name, folder in folders.items()}
     return input_folders(given.folder, options.comfyui_path)
 
 
@@ -232,6 +241,7 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
         host=cluster.settings.host_name,
         title=given.title,
         results=options.results,
+        echoes=options.echoes,
     )
 
 
@@ -272,7 +282,7 @@ def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capabilit
     beside = int(options.outer is not None and options.outer.takes_part)
     wanted = PlanOptions(
         options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live) + beside), options.on_missing,
-        options.outer.outputs if options.outer else None,
+        outer_outputs=options.outer.outputs if options.outer else None, outputs=options.outputs,
     )  # fmt: skip
     plan = _in_one_class(plan_job(parsed, wanted, live), live)
     capable = sum(matches(plan.requirement, capability) for capability in live)
