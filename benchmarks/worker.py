@@ -21,7 +21,7 @@ def main(provider: str) -> int:
     for name in ("celery", "kombu"):  # as `distributed_comfy.cli.logs` does
         logging.getLogger(name).setLevel("WARNING")
     servers = Servers(settings.redis_url, settings.blob_url, embedded=False)
-    options = replace(engine_options(settings, servers), node_provider=provider, import_paths=(str(ROOT),))
+    options = replace(engine_options(settings, servers), node_provider=provider, import_paths=(str(ROOT),), preload=True)
     return run_worker(settings, servers.redis_url, servers.blob_url, options, end_with_stdin=True)
 
 

@@ -293,6 +293,16 @@ class AgentRunning(BadInput):
     sentence = "an agent of host {host} is running already (pid {pid}, user {user}); end that one, or set DC_HOST if this is another host"
 
 
+class InvitationInUse(BadInput):
+    """Another machine works by the invitation of this one."""
+
+    code = "invitation_in_use"
+    sentence = (
+        "an agent works as host {host!r} for {url} already (pid {pid}, user {user}); stop that one, or, where that is another machine, "
+        "invite this one under a name of its own (`distributed-comfy invite --name NAME`, on the host that has the cluster)"
+    )
+
+
 class OutputUnwritable(BadInput):
     """The output folder cannot be written."""
 
@@ -311,7 +321,9 @@ class TokenUnreadable(BadInput):
     """What was given as an invitation is none."""
 
     code = "token_unreadable"
-    sentence = "this is no token of an invitation: {reason}; copy the whole line that `distributed-comfy invite` printed"
+    sentence = (
+        "this is no token of an invitation: {reason}; copy the whole line that `distributed-comfy invite` printed, or ask for a new one"
+    )
 
 
 class HostNotInvitable(BadInput):
@@ -448,6 +460,28 @@ class InviteRefused(ClusterUnavailable):
     )
 
 
+class JoinedUnreachable(ClusterUnavailable):
+    """The cluster that this host has joined does not answer."""
+
+    code = "joined_unreachable"
+    retryable = True
+    sentence = (
+        "cannot reach {url}, which this host has joined as host {host!r}: {reason}; is that cluster running? Where it has shut this host "
+        "out nobody may answer any more: ask for a new invitation (`distributed-comfy invite --name {host}`), or forget that cluster here "
+        "(`distributed-comfy up --leave`)"
+    )
+
+
+class ServerNotTrusted(ClusterUnavailable):
+    """A server has another certificate than the invitation promises."""
+
+    code = "server_not_trusted"
+    sentence = (
+        "what answers at {url} is not the server of this invitation: {reason}; let this host's clock be right, and ask for a new one "
+        "(`distributed-comfy invite --name {host}`): the server's authority is another one now, or a part of the token was changed"
+    )
+
+
 class ForFirstHost(ClusterUnavailable):
     """The command is not for a host that was invited."""
 
@@ -485,6 +519,17 @@ class RelayUnreachable(ClusterUnavailable):
     code = "relay_unreachable"
     retryable = True
     sentence = "no answer from the relay at {url}: {reason}; see whether `distributed-comfy serve` and its tunnel or proxy are up"
+
+
+class RelayPauses(ClusterUnavailable):
+    """The relay lets nobody log in for a while, because too many tries have failed."""
+
+    code = "relay_pauses"
+    retryable = True
+    sentence = (
+        "the relay at {url} takes no login of this host for now: {reason}; its invitation was revoked or has expired, or its secret is "
+        "another now: ask for a new one (`distributed-comfy invite`), or forget that cluster here (`distributed-comfy up --leave`)"
+    )
 
 
 class RelayTlsFailed(ClusterUnavailable):
@@ -861,6 +906,20 @@ class JobFailed(JobError):
 
     code = "job_failed"
     sentence = "job {job_id} failed: item {index} on worker {worker}: {last}"
+
+
+class OnlyWorkersHave(JobError):
+    """Something that this ComfyUI lacks has come to run in it."""
+
+    code = "only_workers_have"
+    sentence = "this ComfyUI does not have {what}; only workers do, and none of them runs this prompt now; start one, or install it here"
+
+
+class WorkerNodeFailed(JobError):
+    """What failed on a worker, for the node in ComfyUI that waited for it: node, exception and traceback there."""
+
+    code = "worker_node_failed"
+    sentence = "{summary}\n{worker_traceback}"
 
 
 class JobCancelled(JobError):

@@ -45,6 +45,16 @@ T = TypeVar("T")
 
 # -- results ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
+class RunHistory:
+    """What ComfyUI's own history says of a run, beside its outputs."""
+
+    cached: tuple[str, ...] = ()
+    """Nodes whose results were there already, in ComfyUI's order."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """ComfyUI's ``meta`` of the history, node id -> where its ui result belongs."""
+
+
+@dataclass(frozen=True)
 class TensorRef:
     """Where a tensor's frame lies."""
 
@@ -112,7 +122,7 @@ class FileRef:
     folder: Literal["input", "output", "temp"] = "output"
     """Which of ComfyUI's folders it belongs to."""
     node_id: str = ""
-    """The output node that wrote it; empty for an input."""
+    """The output node that wrote it; empty for an input, and where no node names it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,8 @@ class ItemResult:
     engine: str = ""
     seconds: float = 0.0
     """Engine time of the item, without queueing and shipping."""
+    history: RunHistory | None = None
+    """Of a job that `JobRecord.echoes` alone."""
     version: int = MESSAGE_VERSION
 
     @property
@@ -286,6 +298,8 @@ class JobRecord:
     results: ResultsGoTo = "collector"
     frames: FramePlan = field(default_factory=FramePlan)
     """How its tensors travel."""
+    echoes: bool = False
+    """Whether workers pass on what ComfyUI says to its browser, and its history, because the submitter shows them as its own."""
     version: int = JOB_VERSION
 
     @property
@@ -353,6 +367,8 @@ class RunRequest:
     attempt: int = 1
     frames: FramePlan = field(default_factory=FramePlan)
     """How what the item gives is to travel."""
+    echoes: bool = False
+    """As `JobRecord.echoes`."""
     version: int = MESSAGE_VERSION
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import unicodedata
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -361,13 +362,15 @@ def check_comfyui_url(url: str) -> str:
 
 
 def slug(text: str) -> str:
-    """``text`` in the characters that queue and worker names may have: ``[a-z0-9_-]``."""
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-")
+    """``text`` in the characters that queue and worker names may have: ``[a-z0-9_-]``; of a letter with a mark the letter."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(letter))
+    return re.sub(r"[^a-z0-9_-]+", "-", plain).strip("-")
 
 
 def redact_url(url: str) -> str:
-    """``url`` without its password, or the token in its place, for logs and messages."""
-    return re.sub(r"://[^:@/]+@", "://***@", re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url))
+    """``url`` without its password, or the token in its place, for logs and messages; of servers without what follows ``?``, too."""
+    hidden = re.sub(r"://[^:@/]+@", "://***@", re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url))
+    return re.sub(r"((?:rediss?|unix)://[^\s?]*)\?[^\s'\"]*[^\s'\".,;:)]", r"\1", hidden)
 
 
 def _starter(environment: Mapping[str, str]) -> Starter:

@@ -162,6 +162,7 @@ def _request(runtime: WorkerRuntime, claim: Claim) -> tuple[RunRequest, ItemSpec
         feed=_feed(runtime, claim) if spec.kind in FED_KINDS else {},
         attempt=claim.attempt,
         frames=record.frames,
+        echoes=record.echoes,
     )
     return request, spec
 

@@ -18,7 +18,7 @@ import redis
 
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.engine.protocol import Preview, Progress
+from distributed_comfy.engine.protocol import Preview, Progress, Said
 from distributed_comfy.errors import ComfyUIUnreachable, ConnectionLost, DistributedComfyError, EngineDied, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
@@ -216,8 +216,11 @@ class WorkerRuntime:
         self.status.changed()
         self._quietly("suspend", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
 
-    def on_progress(self, request: RunRequest, event: Progress | Preview) -> None:
+    def on_progress(self, request: RunRequest, event: Progress | Preview | Said) -> None:
         """See `EngineListener`: tell whoever watches the job, a few times a second at most; a node's last step always."""
+        if isinstance(event, Said):
+            self._echo(request, event)
+            return
         if isinstance(event, Progress):
             self.activity.step(event)
         message: dict[str, Any] = {"index": request.index, "worker": self.name, "node": event.node_id}
@@ -230,7 +233,15 @@ class WorkerRuntime:
         now, kind = time.monotonic(), type(event).__name__
         if last or now - self._shown_at.get(kind, 0.0) >= interval_s:
             self._shown_at[kind] = now
-            self._quietly("publish", lambda: self.cluster.client.publish(self._keys("progress", request.job_id), json.dumps(message)))
+            self._show(request, message)
+
+    def _echo(self, request: RunRequest, said: Said) -> None:
+        """Whatever of it may be left out, the engine has left out."""
+        message = {"index": request.index, "worker": self.name, "claim": said.claim_id, "said": said.event, "facts": said.facts_json}
+        self._show(request, message)
+
+    def _show(self, request: RunRequest, message: dict[str, Any]) -> None:
+        self._quietly("publish", lambda: self.cluster.client.publish(self._keys("progress", request.job_id), json.dumps(message)))
 
     def _tell_status(self) -> None:
         self.status.run(self._stopped, self._quietly)

@@ -1,4 +1,4 @@
-"""A blob server that a test stops and starts again: it keeps nothing on the disk, as in production."""
+"""A server that a test stops and starts again: without further options it keeps nothing on the disk, as for blobs in production."""
 from __future__ import annotations
 
 import subprocess
@@ -12,12 +12,12 @@ from tests.conftest import free_port, wait_until_it_answers
 class BlobServer:
     """One server on a loopback port of its own; running when it is made."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, *options: str) -> None:
         folder.mkdir()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

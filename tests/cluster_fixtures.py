@@ -5,7 +5,7 @@ The cluster's code is imported when a fixture is used, so that tests of other th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -44,17 +44,20 @@ def base_directory(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @contextmanager
-def open_rig(engine: str, servers: Any, folder: Path, **environment: str) -> Iterator[Rig]:
-    """Workers ``one`` and ``two`` on these servers."""
+def open_rig(
+    engine: str, servers: Any, folder: Path, *, prefix: str = "", names: Sequence[str] = ("one", "two"), **environment: str
+) -> Iterator[Rig]:
+    """Workers on these servers, which know nothing of those with another prefix."""
     from distributed_comfy.settings import read_settings
     from tasks.cluster import open_cluster
     from tests.cluster_rig import Rig
 
-    settings = read_settings(key_prefix=f"{engine}-rig:", cache_dir=folder / "cache")
+    folder.mkdir(exist_ok=True)
+    settings = read_settings(key_prefix=prefix or f"{engine}-rig:", cache_dir=folder / "cache")
     cluster = open_cluster(settings, servers.state_url, servers.blob_url)
     rig = Rig(engine, cluster, folder, {"DC_THREADS": str(THREADS), **environment})
     try:
-        rig.start("one", "two")
+        rig.start(*names)
         yield rig
     finally:
         rig.close()

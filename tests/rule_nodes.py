@@ -10,8 +10,6 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
 try:
     import folder_paths
 
@@ -34,6 +32,8 @@ def note(kind, what):
 
 def picture(seed, size, position=0):
     """[B, H, W, C]: the seed's eight bytes along the first row of channel 0, the place in the list and batch in channel 1."""
+    import torch
+
     batch_size, height, width, channels = size
     images = torch.full((batch_size, height, width, channels), -0.5)
     images[:, 0, :8, 0] = torch.tensor(list(int(seed).to_bytes(8, "little")), dtype=torch.float32)
@@ -84,6 +84,8 @@ class RuleSplit(Rule):
         return {"required": {"seed": SEED}}
 
     def run(self, seed):
+        import torch
+
         note("RuleSplit", seed)
         audio = {"waveform": torch.full((1, 2, 3), float(seed % 97)), "sample_rate": 44100}
         latent = {"samples": torch.full((1, 4, 2, 2), seed % 97 + 0.5), "batch_index": [3]}
@@ -208,6 +210,30 @@ class RuleSlow(Rule):
         return (images,)
 
 
+class MasterLacksMemory(Rule):
+    """Needs more memory than a ComfyUI has that is told so by the variable of this name."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        if os.environ.get("MASTER_LACKS_MEMORY"):
+            raise MemoryError("no room for another picture")
+        return (images,)
+
+
+class RuleForeign(Rule):
+    """Is not there in a ComfyUI that is told so."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def run(self, images):
+        return (images,)
+
+
 class RuleRecord(Rule):
     """Writes all it is given into a JSON file; of images, the seeds that they show."""
 
@@ -234,7 +260,7 @@ class RuleRecord(Rule):
 
 def plain(value):
     """A value as JSON: tensors as nested lists, numbers as they are."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, dict):
         return {key: plain(entry) for key, entry in value.items()}
@@ -245,8 +271,11 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleBroken, RuleNarrowVae, RuleSlow, RuleRecord,
+        MasterLacksMemory, RuleForeign,
     )
 }  # fmt: skip
+if os.environ.get("MASTER_LACKS_CLASS"):
+    del NODE_CLASS_MAPPINGS["RuleForeign"]
 
 
 def node_classes(context, *, nothing=()):

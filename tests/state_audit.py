@@ -268,7 +268,12 @@ class Audit:
     def _workers(self, truth: _Truth) -> None:
         idle: dict[str, dict[str, float]] = {}
         caps: dict[str, set[str]] = {}
+        guests = self._redis.members(self._key("guests"))
+        for name in guests:
+            assert self._redis.hgetall(self._key("claims", name)) == truth.claims.pop(name, {}), name
+            assert self._redis.hget(self._key("worker", name), "cap") == "" and not self._redis.hgetall(self._key("calls", name)), name
         names = set(self._redis.members(self._key("workers")))
+        assert not guests & names
         for name in names:
             fields = self._redis.hgetall(self._key("worker", name))
             assert self._redis.hgetall(self._key("claims", name)) == truth.claims.pop(name, {}), name

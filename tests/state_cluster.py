@@ -81,6 +81,22 @@ class Cluster:
             facts = WorkerFacts(name, "host", "cpu", "builtin")
             self.workers.register(facts, self.incarnations[name], "cap-" + "-".join(classes), Capability("builtin", "1", classes))
 
+    def join_guest(self, *names: str, incarnation: str = "") -> None:
+        """Guests register (again)."""
+        for name in names:
+            self.incarnations[name] = incarnation or self.incarnations.get(name) or f"life-of-{name}"
+            self.workers.register_guest(WorkerFacts(name, "host", "cpu", "comfyui"), self.incarnations[name])
+
+    def claim_of(self, guest: str, job_id: str, claim_id: str = "") -> Claim | None:
+        """The guest asks for an item of this job."""
+        return self.workers.claim(guest, self.incarnations[guest], claim_id or uuid.uuid4().hex[:8], job_id)
+
+    def take_of(self, guest: str, job_id: str, claim_id: str = "") -> Claim:
+        """`claim_of`, where there must be an item."""
+        claim = self.claim_of(guest, job_id, claim_id)
+        assert claim is not None, f"nothing of {job_id} for {guest}"
+        return claim
+
     def claim(self, worker: str, claim_id: str = "") -> Claim | None:
         """The worker asks for an item, as on a ticket."""
         if worker in self.tickets:

@@ -56,6 +56,8 @@ class Site:
     folder: Path
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of other hosts that this one knows -> addresses."""
+    trusts: Path | None = None
+    """Certificate that its system trusts; None: only those that this machine's does."""
     terminals: int = 0
 
     def environment(self) -> dict[str, str]:
@@ -66,6 +68,7 @@ class Site:
         ours = {
             "HOME": str(self.folder), "PATH": programs, "PYTHONPATH": str(PROJECT), "COLUMNS": "200", "DC_HOST": self.host.name,
             "DC_ENGINE": "builtin", "DC_DEVICE": "cpu", "DC_THREADS": "1",
+            **({"SSL_CERT_FILE": str(self.trusts)} if self.trusts else {}),
         }  # fmt: skip
         return {**kept, **ours}
 

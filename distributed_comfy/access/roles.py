@@ -58,8 +58,8 @@ STATE_KEYS: Mapping[str, Rights] = {
     "runs": _TABLE, "result": _TABLE, "error": _TABLE, "events": Rights("w", "rw", "r"), "tallies": _TABLE, "served": _TABLE,
     "inflight": _TABLE, "unsettled": _TABLE, "unheld": _TABLE, "barred": _TABLE, "sig_barred": _TABLE, "sig_caps": _TABLE,
     "cap_sigs": _TABLE, "cap_workers": _TABLE, "caps": _TABLE, "idle_caps": _TABLE, "sigs": _TABLE, "sig_refs": _TABLE,
-    "matched": _TABLE, "capped": _TABLE, "aging": _TABLE, "backoff": _TABLE, "workers": _TABLE, "active": _TABLE,
-    "ended": _TABLE, "jobs": Rights("w", "rw", "r"), "reaper": _TABLE, "reaper_answer": _TABLE, "reaper_facts": _TABLE,
+    "matched": _TABLE, "capped": _TABLE, "aging": _TABLE, "backoff": _TABLE, "workers": _TABLE, "guests": _TABLE,
+    "active": _TABLE, "ended": _TABLE, "jobs": Rights("w", "rw", "r"), "reaper": _TABLE, "reaper_answer": _TABLE, "reaper_facts": _TABLE,
     # What was submitted stays as it is: nobody's worker swaps a prompt for another.
     "spec": _READ, "prompts": _READ, "feeds": _READ, "limits": _READ, "owner": _READ,
     "sequence": _UNTOUCHED,
@@ -131,8 +131,8 @@ _SCRIPTS = ("eval", "evalsha", "script|load", "script|exists")
 _CONNECTION = ("ping", "echo", "info", "time", "client|setname", "client|id", "multi", "exec", "discard", "watch", "unwatch")
 _READING = (
     "exists", "get", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hvals", "llen", "lrange", "mget", "pttl", "scard",
-    "sismember", "smembers", "sinter", "strlen", "ttl", "zcard", "zinter", "zrange", "zrangebyscore", "zrevrange", "zrevrangebyscore",
-    "xread", "xrevrange", "zscore",
+    "sismember", "smembers", "sinter", "strlen", "sunion", "ttl", "zcard", "zinter", "zrange", "zrangebyscore", "zrevrange",
+    "zrevrangebyscore", "xread", "xrevrange", "zscore",
 )  # fmt: skip
 _CHANGING = (
     "del", "expire", "hdel", "hincrby", "hset", "hsetnx", "incr", "incrby", "lpop", "lpush", "lrem", "persist", "pexpire", "rpush", "sadd",

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from distributed_comfy.errors import TokenUnreadable
+from distributed_comfy.state.connection import HOST_USER
 
 _VERSION = 1
 _FORM = re.compile(rf"dc{_VERSION}\.([A-Za-z0-9_-]+)")
@@ -65,7 +66,7 @@ def read_token(text: str) -> JoinToken:
     """The token in a text.
 
     Raises:
-        TokenUnreadable: it is none, or of a later version; the text is not shown.
+        TokenUnreadable: it is none, or of a later version, or was changed; the text is not shown.
     """
     text = "".join(text.split())  # a terminal may have broken the line
     match = _FORM.fullmatch(text)
@@ -77,9 +78,25 @@ def read_token(text: str) -> JoinToken:
         raise TokenUnreadable(reason="it is too long")
     try:
         content = json.loads(base64.b64decode(match[1] + "=" * (-len(match[1]) % 4), b"-_", validate=True))
-        return _checked(content)
+        token = _checked(content)
     except (binascii.Error, ValueError, TypeError, KeyError) as error:
         raise TokenUnreadable(reason="a part of it is missing or changed") from error
+    _refuse_changed(token)
+    return token
+
+
+def _refuse_changed(token: JoinToken) -> None:
+    """
+    Raises:
+        TokenUnreadable: its parts do not belong together.
+    """
+    if token.user != f"{HOST_USER}{token.host}":
+        raise TokenUnreadable(reason=f"it names host {token.host!r} and user {token.user!r}, which do not belong together: it was changed")
+    try:
+        if token.ca:
+            ssl.create_default_context(cadata=token.ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise TokenUnreadable(reason="the certificate in it is damaged") from error
 
 
 def _checked(content: dict[str, Any]) -> JoinToken:

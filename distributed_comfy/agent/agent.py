@@ -30,7 +30,7 @@ from distributed_comfy.agent.supervised import SupervisedWorker
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import choose_engine
-from distributed_comfy.errors import AgentRunning, DistributedComfyError, InviteRefused, WorkerUnknown
+from distributed_comfy.errors import AgentRunning, DistributedComfyError, InvitationInUse, InviteRefused, WorkerUnknown
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words, log_size
 from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
@@ -103,16 +103,31 @@ class Agent:
         self._due: dict[str, float] = {}
 
     # -- life ------------------------------------------------------------------------------------------------------------
+    def take_place(self) -> None:
+        """Take the host's place in the table, before anything is written down or started for it.
+
+        Raises:
+            AgentRunning: the host has an agent already.
+        """
+        try:
+            self.cluster.hosts.take(self.record(), self.seal, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
+        except AgentRunning as error:
+            raise self._told_apart(error.fields) from error
+
+    def leave_place(self) -> None:
+        """Give it back."""
+        with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
+            self.cluster.hosts.leave(self.host)
+
     def start(self) -> None:
-        """Read the configuration, take the host's place in the table, take workers back, and start those that are to run.
+        """Read the configuration, hold the host's place in the table, take workers back, and start those that are to run.
 
         Raises:
             WorkersFileWrong, SettingInvalid: the file cannot be used.
             AgentRunning: the host has an agent already.
         """
         self.use(self.file.read_or_empty())
-        record = self.record()
-        self.cluster.hosts.take(record, self.seal, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
+        self.take_place()  # again where it was taken before: looking for devices may have lasted longer than a lease
         with self.lock:
             for survivor in self._launcher.find_survivors():
                 self._adopt(survivor)
@@ -142,8 +157,7 @@ class Agent:
         for thread in self._threads:
             thread.join(_JOIN_S)
         if self.shut_out is None and not self._ailing:  # a table that hangs would be waited for
-            with suppress(DistributedComfyError, redis.RedisError):  # then the record goes with its lease
-                self.cluster.hosts.leave(self.host)
+            self.leave_place()
 
     def stop_all(self) -> None:
         """Let the workers give their items back and end; those that are to outlive their agent go on."""
@@ -355,7 +369,12 @@ class Agent:
             self._told = record
             self._due["renew"] = time.monotonic() + self.settings.renew_interval_s
             if other := self.cluster.hosts.renew(record, self.seal):
-                log.warning("%s", AgentRunning(host=other.host, pid=other.pid, user=other.user))
+                log.warning("%s", self._told_apart({"host": other.host, "pid": other.pid, "user": other.user}))
+
+    def _told_apart(self, other: Mapping[str, Any]) -> AgentRunning | InvitationInUse:
+        """Another agent has this host's name; where that comes with an invitation no setting changes it."""
+        url = self.servers.invited_to
+        return InvitationInUse(**other, url=url) if url else AgentRunning(**other)
 
     # -- the thread ------------------------------------------------------------------------------------------------------
     def _keep(self) -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from distributed_comfy.agent.orders import HostOrders
 from distributed_comfy.agent.topology import read_topology
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.engine.devices import find_devices
-from distributed_comfy.engine.locate import choose_engine
+from distributed_comfy.engine.locate import ATTACHED, choose_engine
 from distributed_comfy.errors import AgentRunning, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
@@ -54,6 +54,10 @@ class UpOptions:
     """Written to the file, where it is given."""
     joined: str = ""
     """URL of the cluster that invited this host, where the settings lead there."""
+    on_place: Callable[[], None] = lambda: None
+    """Called when this host's place in the table is held, before anything is written for it."""
+    on_written: Callable[[Path, bool | None], None] = lambda path, before: None
+    """Told the file that `remote_configuration` was written to, and what it said before."""
 
 
 def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_start: Callable[[Agent], None]) -> int:
@@ -74,11 +78,17 @@ def run_agent(settings: Settings, options: UpOptions, stop: threading.Event, on_
     """
     with alone_on_host(settings) as local, agent_servers(settings, joined=options.joined) as servers:
         file = workers_file(settings)
-        devices = _prepare(settings, file, options)
+        known = file.read() if file.exists() else None
+        devices = find_devices(settings, _engine(settings, known), child_environment(settings))
+
+        def prepare() -> None:
+            options.on_place()
+            _prepare(settings, file, known, devices, options)
+
         cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
         try:
             facts = HostFacts(devices, read_topology(devices), survivors_folder(settings))
-            with running_agent(Agent(cluster, servers, file, facts), local) as check:
+            with running_agent(Agent(cluster, servers, file, facts), local, prepare) as check:
                 on_start(check.agent)
                 while not stop.is_set() and check():
                     stop.wait(AGENT_CHECK_S)
@@ -108,20 +118,23 @@ class AgentCheck:
 
 
 @contextmanager
-def running_agent(agent: Agent, local: LocalAgent) -> Iterator[AgentCheck]:
+def running_agent(agent: Agent, local: LocalAgent, prepare: Callable[[], None] = lambda: None) -> Iterator[AgentCheck]:
     """An agent that looks after its workers and obeys orders, for as long as the context lasts; errors as of `Agent.start`.
 
     Args:
         agent: not started yet.
         local: who it is, from `alone_on_host`.
+        prepare: called when the host's place in the table is held, before the workers' file is read.
     Raises:
         InviteRefused: the cluster has shut this host out; the workers have ended.
     """
     names = ", ".join(f"{device.name} ({device.model or 'unnamed'})" for device in agent.facts.devices)
     log.info("devices of this host: %s", names)
     log.info("agent of host %s: Redis at %s, workers as in %s", agent.host, agent.servers.shown, agent.file.path)
-    consumer = HostConsumer(agent.cluster, agent.host, HostOrders(agent, local.secret).obey)
-    agent.start()
+    with _place_of(agent):
+        prepare()
+        consumer = HostConsumer(agent.cluster, agent.host, HostOrders(agent, local.secret).obey)
+        agent.start()
     with sweeping(agent.servers, agent.settings.key_prefix):
         try:
             yield AgentCheck(agent, consumer)
@@ -153,28 +166,81 @@ def find_local_agent(settings: Settings) -> LocalAgent | None:
         return None
 
 
-def populate(host: str, devices: tuple[HostDevice, ...]) -> HostConfiguration:
-    """The configuration of a host that has none: one worker for each device."""
+def populate(host: str, devices: tuple[HostDevice, ...], engine: EngineName = "comfyui") -> HostConfiguration:
+    """The configuration of a host that has none: one worker for each device; one in all for a ComfyUI that runs already, with its own."""
+    if engine == ATTACHED:
+        return HostConfiguration(workers={default_worker_name(host, ATTACHED): WorkerConfiguration()})
     workers = {default_worker_name(host, device.name): WorkerConfiguration(device=device.name) for device in devices}
     return HostConfiguration(workers=workers)
 
 
-def _prepare(settings: Settings, file: WorkersFile, options: UpOptions) -> tuple[HostDevice, ...]:
-    """The devices of this host, and a configuration that fits them."""
-    known = file.read() if file.exists() else None
-    devices = find_devices(settings, _engine(settings, known), child_environment(settings))
+@contextmanager
+def _place_of(agent: Agent) -> Iterator[None]:
+    """The host's place in the table, given back where its agent does not start.
+
+    Raises:
+        AgentRunning: another one has it.
+    """
+    with ExitStack() as undoing:
+        agent.take_place()
+        undoing.callback(agent.leave_place)
+        yield
+        undoing.pop_all()
+
+
+def _prepare(
+    settings: Settings, file: WorkersFile, known: HostConfiguration | None, devices: tuple[HostDevice, ...], options: UpOptions
+) -> None:
+    """Let the file say what runs here.
+
+    Args:
+        settings: of this process.
+        file: of the configuration.
+        known: what it says already.
+        devices: of this host.
+        options: see `UpOptions`.
+    """
     if known is None:
         chosen = (HostDevice(settings.device),) if settings.device else devices
-        known = populate(settings.host_name, chosen)
+        known = populate(settings.host_name, chosen, choose_engine(settings))
         file.write(known)
         log.info("wrote %s with %s", file.path, ", ".join(known.workers))
     if options.remote_configuration is not None:
         file.write(known.model_copy(update={"remote_configuration": options.remote_configuration}))
+        options.on_written(file.path, known.remote_configuration)
+    usual = choose_engine(settings)
+    if known.workers and all((worker.engine or usual) == ATTACHED for worker in known.workers.values()):
+        return  # the GPUs are those of the ComfyUI that runs
     used = {part for worker in known.workers.values() for part in _devices_of(worker)}
     for device in devices:
         if device.name not in used and not settings.device and device.name != "cpu":
             log.warning("%s has no worker; `distributed-comfy workers add --device %s` gives it one", device.name, device.name)
-    return devices
+
+
+def take_back(path: Path, written: bool, before: bool | None) -> bool:
+    """Let the file say of ``remote_configuration`` what it said before, unless somebody has changed it since; whether that was done.
+
+    Raises:
+        SettingInvalid, WorkersFileWrong: the file cannot be used.
+    """
+    file = WorkersFile(path)
+    if not file.exists() or (known := file.read()).remote_configuration != written:
+        return False
+    file.write(known.model_copy(update={"remote_configuration": before}))
+    return True
+
+
+def agent_runs(settings: Settings) -> bool:
+    """Whether an agent of this user and host runs."""
+    lock = FileLock(_own_file(settings).with_suffix(".lock"))
+    if not lock.path.exists():
+        return False
+    try:
+        free = lock.try_acquire()
+    except OSError:
+        return False
+    lock.release()
+    return not free
 
 
 def _engine(settings: Settings, known: HostConfiguration | None) -> EngineName:

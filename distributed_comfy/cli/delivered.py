@@ -108,7 +108,11 @@ def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
         return [f"nothing is lost: `distributed-comfy jobs attach {delivery.job_id} --out DIR` goes on, into a folder with room"]
     if delivery.waiting:
         again = f"`jobs retry {delivery.job_id}` and `jobs attach {delivery.job_id} --out {delivery.out}`"
-        return [f"the same command goes on with them (--fresh starts afresh), and so do {again}"]
+        lines = [f"the same command goes on with them (--fresh starts afresh), and so do {again}"]
+        if delivery.early:
+            what = "the file that is here stays" if delivery.early == 1 else f"the {delivery.early} files of finished items stay"
+            lines.append(f"{what} then: the job's last stage, which did not run yet, saves its own beside, under its own names")
+        return lines
     if delivery.kept or (isinstance(error, JobError) and not isinstance(error, RunInterrupted)):
         return []
     return [f"the job is parked: `distributed-comfy jobs attach {delivery.job_id} --out {delivery.out}` goes on with it"]

@@ -34,6 +34,7 @@ _UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
 @click.option("--tunnel", is_flag=True, help="Serve it by a public address of cloudflared, for as long as this command runs.")
 @click.option("--blob-url", default="", help="The same for the blob server, where it is another one.")
 @click.option("--ca", "ca_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="That signed its certificate.")
+@click.option("--check/--no-check", default=True, help="Try --url from here first; not where only the other host reaches it [--check].")
 @click.option("--expires", default="24h", show_default=True, metavar="TIME", help="The host must have joined by then: 30m, 24h, 7d.")
 @json_option
 @click.pass_context
@@ -99,8 +100,8 @@ def revoke(output: Output, /, name: str) -> None:
 def _by_tunnel(output: Output, settings: Settings, options: InviteOptions, expires: str) -> None:
     """Invite through a tunnel, and keep it open until somebody ends it."""
 
-    def ready(serving: Serving) -> None:
-        _show(output, invite_host(settings, replace(options, url=serving.join_url)), expires)
+    def ready(serving: Serving) -> None:  # the server answers when this has ended, so the way cannot be tried here
+        _show(output, invite_host(settings, replace(options, url=serving.join_url, check=False)), expires)
         output.remark("the tunnel is open for as long as this command runs; Ctrl-C shuts it")
 
     interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(port=0, tunnel=True), ready, stop))

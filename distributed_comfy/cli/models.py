@@ -47,7 +47,7 @@ def missing(output: Output, /, prompt: Path, sets: tuple[str, ...]) -> int:
         "values": [{**asdict(value), "lacked_by": list(value.lacked_by)} for value in needs.values],
         "node_classes": [{"class_type": name, "lacked_by": list(workers)} for name, workers in needs.classes.items()],
     })  # fmt: skip
-    _show_needs(output, needs, live, hosts)
+    show_needs(output, needs, live, hosts)
     return SOME_LACK if needs.missing else 0
 
 
@@ -78,9 +78,17 @@ def _live(cluster: Cluster) -> Live:
     return live
 
 
-def _show_needs(output: Output, needs: Needs, live: Live, hosts: dict[str, str]) -> None:
+def show_needs(output: Output, needs: Needs, live: Live, hosts: dict[str, str]) -> None:
+    """What a prompt needs as a table, and a line with the remedy for each thing that is lacking.
+
+    Args:
+        output: of the command.
+        needs: what was found.
+        live: the workers that were looked at.
+        hosts: worker -> its host.
+    """
     if needs.models:
-        rows = [(model.folder or "?", model.name, _names(model.lacked_by, live) or "nobody") for model in needs.models]
+        rows = [(model.folder or "?", model.name, _lacking(model, needs, live)) for model in needs.models]
         output.table(("FOLDER", "MODEL", "LACKED BY"), rows)
     for model in needs.models:
         if model.lacked_by:
@@ -89,9 +97,28 @@ def _show_needs(output: Output, needs: Needs, live: Live, hosts: dict[str, str])
         near = f"; did you mean {value.near!r}?" if value.near else ""
         output.say(f"{value.class_type}.{value.input} has no {value.name!r} on {_names(value.lacked_by, live)}{near}")
     for name, workers in needs.classes.items():
-        output.say(f"node class {name} is not on {_names(workers, live)}: install its node pack there and restart the worker")
+        output.say(f"node class {name} is not on {_names(workers, live)}: {_class_remedy(workers, live)}")
     if not needs.missing:
         output.say(f"every worker has everything ({', '.join(sorted(live))})" if needs.models else "no worker lacks anything")
+
+
+def _lacking(model: Choice, needs: Needs, live: Live) -> str:
+    """Who lacks a model; and who has it, or needs none, and cannot use it all the same, because the node that loads it is not there."""
+    useless = tuple(worker for worker in needs.classes.get(model.class_type, ()) if worker not in model.lacked_by)
+    lacking = _names(model.lacked_by, live)
+    return "; ".join(part for part in (lacking, f"no {model.class_type} on {_names(useless, live)}" if useless else "") if part) or "nobody"
+
+
+def _class_remedy(workers: Iterable[str], live: Live) -> str:
+    """What gives workers a node class: those of the built-in engine have the few it is made of, and take no packs."""
+    builtin = [worker for worker in workers if live[worker].engine == "builtin"]
+    others = [worker for worker in workers if worker not in builtin]
+    remedies = []
+    if builtin:
+        remedies.append(f"{', '.join(builtin)} needs engine comfyui for it: the built-in one has a few nodes only and takes no packs")
+    if others:
+        remedies.append(f"install its node pack on {', '.join(others)} and restart the worker")
+    return "; ".join(remedies)
 
 
 def _remedy(model: Choice, hosts: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from distributed_comfy.serve.application import ServeOptions
 from distributed_comfy.serve.server import Serving, serve_relay
 from distributed_comfy.settings import read_settings
 
+_ELSEWHERE = "by the name of this host, or of the proxy before it: `distributed-comfy invite --url wss://YOUR-NAME` (docs/relay.md)"
 _pem = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -42,7 +43,8 @@ def serve(output: Output, /, **options: Any) -> None:
     refuse_where_joined(settings, "distributed-comfy serve")
 
     def ready(serving: Serving) -> None:
-        output.say(f"Relay for {serving.servers.shown} is at {serving.url}; workers join by {serving.join_url}")
+        others = "" if options["tunnel"] else f" here; from elsewhere {_ELSEWHERE}"
+        output.say(f"Relay for {serving.servers.shown} is at {serving.url}; workers join by {serving.join_url}{others}")
 
     interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(**options), ready, stop))
 

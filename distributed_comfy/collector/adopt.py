@@ -79,3 +79,15 @@ def remove_ended(spools: Path, complete_key: str = "") -> None:
                 Spool(mark.parent, manifest).remove()
         except (FileNotFoundError, SpoolUnusable, MessageVersionUnknown, OutputUnwritable) as error:
             log.info("%s stays: %s", mark.parent, error)
+
+
+def mark_left(spools: Path) -> None:
+    """Let the time begin after which `remove_ended` removes what a killed process left; a spool that somebody uses stays as it is."""
+    for path in spools.glob(f"*/{MANIFEST}"):
+        try:
+            manifest = None if (path.parent / ENDED).exists() else read_manifest(path.parent)
+            if manifest is not None:
+                with Spool(path.parent, manifest) as spool:
+                    spool.mark_ended()
+        except (FileNotFoundError, SpoolUnusable, MessageVersionUnknown, OutputUnwritable) as error:
+            log.debug("the spool %s stays as it is: %s", path.parent, error)

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distributed_comfy.collector.assemble import BatchCheck
 from distributed_comfy.collector.fed_item import FedItem
 from distributed_comfy.collector.feed import Feeder, FeedPlan, plan_feed, plan_prepare_feed
@@ -127,6 +130,11 @@ class Collector:
         """Items that the job goes on without, and why each failed."""
         return {index: from_wire(self._states[index].error or {}) for index in sorted(self._gone)}
 
+    @property
+    def canvas(self) -> NDArray[np.float32] | None:
+        """The upscaled image [F, H, W, C], once every tile is in it."""
+        return self._tiles.canvas if self._tiles is not None and self._tiles.done else None
+
     def stop(self) -> None:
         """Let `run` end within a second or so, whatever the servers do; what lies in the spool stays there.  From any thread."""
         self._stop.set()
@@ -152,7 +160,7 @@ class Collector:
     def _heed(self, events: list[JobEvent]) -> None:
         """Look where events point."""
         for event in events:
-            if event.kind == "done" and 0 <= event.index < self._items and event.claim_id != self._spool.claim_id(event.index):
+            if event.kind == "done" and 0 <= event.index < self._items and self._is_news(event.index, event.claim_id):
                 self._wanted[event.index] = None
         fed_claimed = any(event.kind == "claimed" and event.index in self._fed for event in events)
         others = any(event.kind in ("failed", "released", "job") for event in events)
@@ -188,10 +196,14 @@ class Collector:
             self._states = self._ask.call(self._table.item_states, self._job.job_id)
 
     def _unfetched(self) -> list[int]:
-        """Items that are done by a claim other than the spool's; in a job that has ended, those that were tried in vain do not count."""
+        """Items that are done and not here, or not told of; in a job that has ended, those that were tried in vain do not count."""
         done = [(index, item.claim_id) for index, item in self._states.items() if item.state == "done"]
         lost = self._lost if self._state.ended else {}
-        return [index for index, claim_id in done if claim_id not in (self._spool.claim_id(index), lost.get(index))]
+        return [index for index, claim_id in done if self._is_news(index, claim_id) and claim_id != lost.get(index)]
+
+    def _is_news(self, index: int, claim_id: str) -> bool:
+        """Whether a done item is to be looked after; a part of this process may have put it into the spool itself, see `comfyui`."""
+        return claim_id != self._spool.claim_id(index) or index not in self._told
 
     def _release_spooled(self) -> None:
         """Items that an earlier collector spooled, but may have died before it said so, are fetched without moving a byte."""

@@ -39,6 +39,13 @@ def safe_relative(name: str) -> PurePosixPath:
     return PurePosixPath(*([part for part in parts if part] or ["unnamed"]))
 
 
+def named_apart(path: Path) -> Iterator[Path]:
+    """The path, then the same with ``-1``, ``-2``... before its ending."""
+    yield path
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
 class FolderNames:
     """Gives names in one folder to several threads; remembers how far each counter went, so a large folder is listed once.
 
@@ -81,18 +88,17 @@ class FolderNames:
             raise OutputUnwritable(path=str(parent), reason="a link on the way leads out of the folder")
 
     def _candidates(self, wanted: Path) -> Iterator[Path]:
+        if not _COUNTED.fullmatch(wanted.stem):
+            yield from named_apart(wanted)
         yield wanted
-        if _COUNTED.fullmatch(wanted.stem):
-            yield from self._counted(wanted)
-        for number in itertools.count(1):
-            yield wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        yield from self._counted(wanted)
 
     def _counted(self, wanted: Path) -> Iterator[Path]:
         match = _COUNTED.fullmatch(wanted.stem)
         assert match is not None, wanted
         key = (wanted.parent, match["stem"].lower())
         if key not in self._counts:
-            self._counts[key] = _highest(wanted.parent, match["stem"])
+            self._counts[key] = highest_count(wanted.parent, match["stem"])
         while True:
             self._counts[key] = max(self._counts[key], int(match["count"])) + 1
             yield wanted.with_name(f"{match['stem']}{self._counts[key]:0{len(match['count'])}}{match['tail']}{wanted.suffix}")
@@ -101,13 +107,19 @@ class FolderNames:
 def _first_free(file: Path, candidates: Iterator[Path], note: Callable[[Path], None]) -> Path:
     for path in candidates:
         note(path)
-        if _take(file, path):
+        if take_name(file, path):
             return path
     raise AssertionError("there is always a higher number")
 
 
-def _take(file: Path, path: Path) -> bool:
-    """Give a file its name unless that is taken, in one step, so that a crash never leaves a name without a file."""
+def take_name(file: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken, in one step, so that a crash never leaves a name without a file.
+
+    Returns:
+        False where the name is taken.
+    Raises:
+        OSError: on another disk, or the folder may not be written.
+    """
     try:
         if os.name == "nt":
             os.rename(file, path)  # there it refuses a name that is taken
@@ -133,7 +145,7 @@ def _take_in_two_steps(file: Path, path: Path) -> bool:
     return True
 
 
-def _highest(folder: Path, stem: str) -> int:
+def highest_count(folder: Path, stem: str) -> int:
     """Highest number after ``stem`` among the files of ``folder``, whatever their ending; 0 without any."""
     pattern = re.compile(re.escape(stem) + r"(\d{1,12})(?!\d)", re.IGNORECASE)
     found = (pattern.match(name) for name in os.listdir(folder))

@@ -27,9 +27,55 @@ class ComfyHost:
         """The value that keeps every node behind it from running."""
         return importlib.import_module("comfy_execution.graph_utils").ExecutionBlocker(None)
 
+    def current(self) -> tuple[str, str] | None:
+        """Prompt and node in whose thread this is called; None outside of nodes."""
+        context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        return (str(context.prompt_id), str(context.node_id)) if context is not None else None
+
+    def is_running(self, prompt_id: str, node_id: str) -> bool:
+        """Whether this ComfyUI runs the prompt, and this node of it has not come to its end."""
+        running, _ = self.server.prompt_queue.get_current_queue_volatile()
+        if all(str(item[1]) != prompt_id for item in running):
+            return False
+        progress = importlib.import_module("comfy_execution.progress").get_progress_state()
+        entry = progress.nodes.get(node_id)
+        return str(progress.prompt_id) == prompt_id and entry is not None and entry["state"].value != "finished"
+
     def sampling(self) -> Any:
         """The class that lists ``SAMPLERS`` and ``SCHEDULERS``, those of node packs among them."""
         return importlib.import_module("comfy.samplers").KSampler
+
+    def executing(self) -> tuple[str, str]:
+        """Ids of the prompt and the node that run in this context; the node's is empty where ComfyUI does not tell it."""
+        try:
+            context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        except (ImportError, AttributeError):  # an older version
+            context = None
+        if context is not None:
+            return str(context.prompt_id), str(context.node_id)
+        return str(getattr(self.server, "last_prompt_id", "")), ""
+
+    def progress_bar(self, total: int, node_id: str) -> Any:
+        """A bar at a node; its `update_absolute` raises where the prompt was interrupted."""
+        return importlib.import_module("comfy.utils").ProgressBar(total, node_id=node_id)
+
+    def show_text(self, text: str, node_id: str) -> None:
+        """Write a line at a node, for the client whose prompt runs."""
+        show = getattr(self.server, "send_progress_text", None)
+        if show is not None and self.server.client_id is not None:
+            show(text, node_id, self.server.client_id)
+
+    def device(self) -> str:
+        """What it computes on, as a worker would be told: ``cuda:0``, ``cpu``."""
+        found = self.model_management.get_torch_device()
+        return str(found) if found.index is not None or found.type == "cpu" else f"{found.type}:0"
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """``input``, ``output`` and ``temp``."""
+        paths = self.folder_paths
+        found = {"input": paths.get_input_directory(), "output": paths.get_output_directory(), "temp": paths.get_temp_directory()}
+        return {name: Path(folder) for name, folder in found.items()}
 
 
 def read_host() -> ComfyHost:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def pack_status(pack: Pack) -> dict[str, Any]:
         "reason": session.reason,
         "servers": session.servers.shown if session.servers else "",
         "options": pack.options.model_dump(),
+        "ordinary": asdict(pack.ordinary.status()) if pack.ordinary is not None else None,
         "host": session.workers.shown(),
     }
 

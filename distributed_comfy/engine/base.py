@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from distributed_comfy.messages import Capability, RunRequest
+from distributed_comfy.messages import Capability, RunHistory, RunRequest
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.state.status import EngineReport
 
@@ -19,6 +19,9 @@ class Sink(Protocol):
 
     def preview(self, node_id: str, image: bytes) -> None:
         """A picture of the work so far, JPEG or PNG bytes."""
+
+    def said(self, event: str, facts: dict[str, Any]) -> None:
+        """ComfyUI said this to its browser; only where `RunRequest.echoes` asks for it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class RunOutcome:
     """node id -> ui dict, as in ComfyUI's history."""
     blocked: tuple[str, ...] = ()
     """Sinks among the targets that got nothing because something upstream was blocked or lazily skipped."""
+    history: RunHistory | None = None
+    """As `ItemResult.history`."""
 
 
 class Engine(Protocol):

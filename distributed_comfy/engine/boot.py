@@ -9,6 +9,7 @@ that; this file uses the standard library only.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import os
 import sys
@@ -39,7 +40,10 @@ def main() -> None:
     sys.path += [path for path in paths if path not in sys.path]
     _require()
     del sys.argv[1:]  # ComfyUI and its nodes read arguments
-    importlib.import_module("distributed_comfy.engine.process").main(pipe_in, pipe_out)
+    gc.disable()  # as in `distributed_comfy.__main__`: what imports make stays
+    process = importlib.import_module("distributed_comfy.engine.process")
+    gc.enable()
+    process.main(pipe_in, pipe_out)
 
 
 def _keep_the_pipe(log_file: str) -> tuple[int, int]:
@@ -75,7 +79,6 @@ def _require() -> None:
         sys.stderr.write(f"the engine's interpreter cannot import {', '.join(failures.values())}; run: {remedy}\n")
         sys.stderr.flush()
         os._exit(EXIT_CANNOT_IMPORT)
-
 
 
 if __name__ == "__main__":

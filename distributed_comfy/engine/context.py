@@ -1,16 +1,15 @@
 """The cluster as seen from the node classes of one engine: sinks leave values here, sources fetch theirs from the blob store."""
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed_comfy.engine.base import CapturedValue
 from distributed_comfy.engine.feed_reader import read_feed
-from distributed_comfy.engine.joining import joined_audio, joined_latents, require_one_size
-from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameMalformed
-from distributed_comfy.messages import RunRequest, TensorRef, Value
+from distributed_comfy.engine.joining import joined_audio, joined_latents, joined_tensors
+from distributed_comfy.errors import BlobMissing, DistributedComfyError
+from distributed_comfy.messages import RunRequest, Value
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.values import load_value, value_blobs
 from distributed_comfy.workflow.classes import COLLECTOR_SLOTS, TENSOR_SLOTS
@@ -99,7 +98,7 @@ class GraphContext:
             if slot not in COLLECTOR_SLOTS or not values:
                 return list(self._loaded(values))
             if slot in TENSOR_SLOTS:
-                return [self._joined_batch(slot, values)]
+                return [joined_tensors(slot, values, self._loaded(values))]
             return [_JOIN[slot](list(self._loaded(values)))]
         except DistributedComfyError as error:
             self._failure = error
@@ -136,24 +135,3 @@ class GraphContext:
             self._on_wait()
             time.sleep(pause_s)
             pause_s = min(_LONGEST_WAIT_S, pause_s * 1.5)
-
-    def _joined_batch(self, slot: str, values: tuple[Value, ...]) -> Any:
-        """One batch, written value by value into memory that is taken once: the peak is the batch and one value, or a few small ones."""
-        import torch
-
-        refs = [_tensor_ref(slot, value) for value in values]
-        sizes = [tuple(ref.shape) if slot == "images" or len(ref.shape) > 2 else (1, *ref.shape) for ref in refs]
-        require_one_size(slot, sizes)
-        dtype = functools.reduce(torch.promote_types, [getattr(torch, ref.dtype) for ref in refs])
-        joined = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=dtype)
-        end = 0
-        for part, size in zip(self._loaded(values), sizes, strict=True):
-            joined[end : end + size[0]] = part
-            end += size[0]
-        return joined
-
-
-def _tensor_ref(slot: str, value: Value) -> TensorRef:
-    if not isinstance(value, TensorRef):
-        raise FrameMalformed(reason=f"{slot} came as a {type(value).__name__}")
-    return value

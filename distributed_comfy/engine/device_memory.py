@@ -13,8 +13,8 @@ def device_memory() -> DeviceMemory | None:
     Returns:
         None on the CPU, before the engine has begun to use a GPU (asking would begin it), and where the driver does not answer.
     """
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    torch = _torch_with_a_gpu()
+    if torch is None:
         return None
     try:
         free, total = torch.cuda.mem_get_info(0)
@@ -25,8 +25,8 @@ def device_memory() -> DeviceMemory | None:
 
 def device_identity() -> tuple[str, str]:
     """Name and UUID of the first device that this process sees; empty where `device_memory` knows nothing, the UUID also on old torch."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    torch = _torch_with_a_gpu()
+    if torch is None:
         return "", ""
     try:
         properties = torch.cuda.get_device_properties(0)
@@ -34,3 +34,10 @@ def device_identity() -> tuple[str, str]:
         return "", ""
     uuid = str(getattr(properties, "uuid", ""))
     return str(properties.name), uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}"
+
+
+def _torch_with_a_gpu() -> Any:
+    """The torch of this process; None where it has none, or uses no GPU, and while another thread imports it, which has no ``cuda`` yet."""
+    torch: Any = sys.modules.get("torch")
+    is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    return torch if is_initialized is not None and is_initialized() else None

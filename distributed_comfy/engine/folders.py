@@ -48,14 +48,22 @@ class WorkFolders:
 
     def empty(self) -> None:
         """Drop what a failed run left in ``output`` and ``temp``; a finished run's files are in ``outgoing``."""
-        for folder in (self.output, self.temp):
-            if not _is_empty(folder):  # removing and making a folder takes longer than a small item
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True, exist_ok=True)
+        self.empty_output()
+        _empty(self.temp)
+
+    def empty_output(self) -> None:
+        """Drop what no node named, so that whatever lies in ``output`` after a run is of that run."""
+        _empty(self.output)
 
     def folder(self, kind: Literal["output", "temp"]) -> Path:
         """The folder that ComfyUI calls by this type."""
         return self.output if kind == "output" else self.temp
+
+
+def _empty(folder: Path) -> None:
+    if not _is_empty(folder):  # removing and making a folder takes longer than a small item
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _is_empty(folder: Path) -> bool:

@@ -30,6 +30,7 @@ from distributed_comfy.engine.protocol import (
     Ready,
     Reported,
     Run,
+    Said,
     Shipping,
     Started,
     StartFailed,
@@ -71,7 +72,7 @@ class Ended:
     """True after `EngineProcess.close` or `EngineProcess.kill`."""
 
 
-HostEvent = Union[Started, Progress, Preview, Shipping, Finished, Failed, Described, Ended]
+HostEvent = Union[Started, Progress, Preview, Said, Shipping, Finished, Failed, Described, Ended]
 """What a consumer hears from its engine."""
 
 

@@ -1,10 +1,12 @@
 """Values of several items become one: audio along time, latents along the batch.  Tensors are torch's, on the CPU."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from distributed_comfy.errors import BatchDiffers, FrameMalformed, SizesDiffer
+from distributed_comfy.messages import TensorRef, Value
 
 
 def require_one_size(slot: str, shapes: Sequence[Sequence[int]]) -> None:
@@ -18,6 +20,37 @@ def require_one_size(slot: str, shapes: Sequence[Sequence[int]]) -> None:
         facts = {"index": index, "size": list(shape[1:]), "first": 0, "first_size": list(shapes[0][1:])}
         if list(shape[1:]) != list(shapes[0][1:]):
             raise SizesDiffer(**facts) if slot == "images" else BatchDiffers(slot=slot, **facts)
+
+
+def joined_tensors(slot: str, values: Sequence[Value], loaded: Iterable[Any]) -> Any:
+    """One batch, written value by value into memory that is taken once: the peak is the batch and one value, or a few small ones.
+
+    Args:
+        slot: ``images`` or ``masks``; a mask without a batch is one of one.
+        values: records of what is joined; at least one.
+        loaded: the tensors themselves, in the same order.
+    Raises:
+        SizesDiffer, BatchDiffers: they differ in more than the batch.
+        FrameMalformed: one is no tensor.
+    """
+    import torch
+
+    refs = [_tensor_ref(slot, value) for value in values]
+    sizes = [tuple(ref.shape) if slot == "images" or len(ref.shape) > 2 else (1, *ref.shape) for ref in refs]
+    require_one_size(slot, sizes)
+    dtype = functools.reduce(torch.promote_types, [getattr(torch, ref.dtype) for ref in refs])
+    joined = torch.empty((sum(size[0] for size in sizes), *sizes[0][1:]), dtype=dtype)
+    end = 0
+    for part, size in zip(loaded, sizes, strict=True):
+        joined[end : end + size[0]] = part
+        end += size[0]
+    return joined
+
+
+def _tensor_ref(slot: str, value: Value) -> TensorRef:
+    if not isinstance(value, TensorRef):
+        raise FrameMalformed(reason=f"{slot} came as a {type(value).__name__}")
+    return value
 
 
 def joined_audio(parts: list[Any]) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class EngineOptions:
     """One line ``job index claim pid`` for each execution that begins."""
     threads: int = 0
     """Threads for work on the CPU; 0 leaves the choice to torch."""
+    preload: bool = False
+    """Its first item comes at once, so all is loaded before it is ready; else an engine may load with its first item what takes long."""
     beat_interval_s: float = 1.0
     stall_timeout_s: float = 900.0
     feed_timeout_s: float = 600.0

@@ -105,6 +105,16 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What ComfyUI said to its browser, of an item that is echoed."""
+
+    claim_id: str
+    event: str
+    facts_json: str
+    """A JSON object; its ``prompt_id`` is the claim's id."""
+
+
+@dataclass(frozen=True)
 class Shipping:
     """A claim was executed; its result is on the way into the blob store and the next item may begin."""
 
@@ -147,7 +157,7 @@ class Reported:
     report: EngineReport
 
 
-Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat, Reported]
+Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Said, Shipping, Finished, Failed, Beat, Reported]
 
 T = TypeVar("T")
 
@@ -160,7 +170,7 @@ _TYPES: dict[str, type] = {
     kind.__name__.lower(): kind
     for kind in (
         *(Init, Run, Interrupt, Free, Describe, Close),
-        *(Ready, StartFailed, Described, Started, Progress, Preview, Shipping, Finished, Failed, Beat, Reported),
+        *(Ready, StartFailed, Described, Started, Progress, Preview, Said, Shipping, Finished, Failed, Beat, Reported),
     )
 }
 

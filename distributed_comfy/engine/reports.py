@@ -1,14 +1,16 @@
 """What an engine process tells its consumer: at a rate that a pipe can bear, and without ever waiting for it."""
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from distributed_comfy.engine.pipe import MessageWriter, pack_message
-from distributed_comfy.engine.protocol import Event, Preview, Progress, to_message
+from distributed_comfy.engine.protocol import Event, Preview, Progress, Said, to_message
 
 log = logging.getLogger(__name__)
 
@@ -16,10 +18,12 @@ PROGRESS_INTERVAL_S = 0.05
 PREVIEW_INTERVAL_S = 0.2
 PREVIEW_LIMIT_BYTES = 4 * 2**20
 """A larger preview is left out."""
+SAID_LIMIT_BYTES = 2**20
+"""A longer message of ComfyUI's is left out."""
 
 
 WAITING_LIMIT = 500
-"""With more messages waiting, the consumer does not read; progress and previews are left out then."""
+"""With more messages waiting, the consumer does not read; progress, previews and what ComfyUI says are left out then."""
 
 
 class Outbox:
@@ -41,7 +45,7 @@ class Outbox:
         Raises:
             PipeMessageTooLarge: the consumer would not take it.
         """
-        if isinstance(event, (Progress, Preview)) and self._waiting.qsize() > WAITING_LIMIT:
+        if isinstance(event, (Progress, Preview, Said)) and self._waiting.qsize() > WAITING_LIMIT:
             return
         self._waiting.put(pack_message(to_message(event)))
 
@@ -93,3 +97,12 @@ class ClaimSink:
             log.debug("a preview of node %s has %d bytes and is left out", node_id, len(image))
             return
         self._send(Preview(self._claim_id, node_id, image))
+
+    def said(self, event: str, facts: dict[str, Any]) -> None:
+        """See `engine.base.Sink.said`; a node's ui may hold anything."""
+        self._touch()
+        text = json.dumps(facts, default=str)
+        if len(text) > SAID_LIMIT_BYTES:
+            log.debug("a message %s of ComfyUI's has %d characters and is left out", event, len(text))
+            return
+        self._send(Said(self._claim_id, event, text))

@@ -119,6 +119,7 @@ class _Crate:
             files=files,
             outputs=json.loads(json.dumps(outcome.outputs, default=str)),  # a node's ui may hold anything
             blocked=outcome.blocked,
+            history=outcome.history,
             worker=self._harbour.options.worker,
             device_class=shipment.capability.device_class,
             engine=shipment.capability.engine,

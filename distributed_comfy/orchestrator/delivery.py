@@ -66,6 +66,8 @@ class Delivery:
     """Why the job is not complete; None where it is."""
     waiting: bool = False
     """True where the finished items of a failed or cancelled job lie in the folder for a run that goes on with them."""
+    early: int = 0
+    """How many of `collected` were saved because the last stage, which would have saved what is made of them, did not run."""
     kept: bool = False
     """True where nothing was collected, because the results are kept for Celery; `out` says nothing then."""
 
@@ -229,6 +231,7 @@ class Courier:
             self._collector.missing,
             error,
             self._waiting,
+            len(self._saved_late),
         )
 
     def clear(self, *, complete: bool) -> None:

@@ -5,7 +5,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from distributed_comfy.errors import ClusterUnavailable, DoorRefused, SettingInv
 from distributed_comfy.orchestrator.doctor.redis_version import check_version, installed_package, read_package
 from distributed_comfy.orchestrator.doctor.server_facts import read_facts
 from distributed_comfy.orchestrator.servers import Servers, redis_servers, refuse_where_joined
+from distributed_comfy.relay.client import RelayOptions, relay_urls
 from distributed_comfy.settings import Settings, redact_url
 from distributed_comfy.state.connection import connect, refuse_plaintext
 from distributed_comfy.state.door import shut_door
@@ -48,6 +49,8 @@ class InviteOptions:
     ca_file: Path | None = None
     """Authority of ``url``'s certificate; None: the system's."""
     expires_s: float = 86_400.0
+    check: bool = True
+    """Whether the way by ``url`` is tried before anybody is told of it; an address that only the other host reaches cannot be."""
 
 
 @contextmanager
@@ -110,7 +113,8 @@ def invite(settings: Settings, options: InviteOptions) -> JoinToken:
     Raises:
         DoorRefused: a server has a known flaw, cannot have users of our kind, or ends with this command.
         HostNotInvitable: see `Invites.create`.
-        SettingInvalid: an option does not fit the servers, or the URL does not answer.
+        DoorRefused: the URL does not let the new user in, from here.
+        SettingInvalid: an option does not fit the servers.
     """
     with invites_of(settings) as (invites, servers):
         _refuse_flawed(settings, servers)
@@ -120,12 +124,11 @@ def invite(settings: Settings, options: InviteOptions) -> JoinToken:
         invites.check_name(name)  # before a door is opened for it
         place = _place(settings, options, servers)
         token = invites.create(name, place, options.expires_s)
-        if options.url.startswith("rediss:"):
-            try:
-                _try_out(token, options)
-            except DoorRefused:
-                invites.revoke(name)
-                raise
+        if options.url and options.check:
+            with ExitStack() as undoing:  # also where somebody does not wait for the end of it
+                undoing.callback(invites.revoke, name)
+                _try_out(settings, token, options)
+                undoing.pop_all()
         return token
 
 
@@ -198,17 +201,34 @@ def _given_place(settings: Settings, options: InviteOptions, servers: Servers) -
     return InvitePlace(options.url, options.blob_url or ("" if relayed else options.url), ca)
 
 
-def _try_out(token: JoinToken, options: InviteOptions) -> None:
-    """The URLs must answer with TLS, to the new user; from here at least.
+def _try_out(settings: Settings, token: JoinToken, options: InviteOptions) -> None:
+    """The new user must get in by the URLs of its token, and read something there.
 
     Raises:
-        DoorRefused: one does not.
+        DoorRefused: it does not, from here at least.
     """
+    relayed = urlsplit(token.url).scheme in ("wss", "ws")
+    remedy = "correct the URL (and --ca FILE, where an authority of your own signed its certificate)"
+    if relayed:
+        remedy = f"start `distributed-comfy serve` and the proxy before it, or {remedy}"
+    remedy += "; --no-check invites all the same, where only the other host reaches that address"
+    try:
+        with _ways(settings, token, options) as urls:
+            for url in urls:
+                connect(url, "--url").close()
+    except (ClusterUnavailable, SettingInvalid) as error:
+        raise DoorRefused(what=token.url, reason=str(error), remedy=remedy) from error
+
+
+@contextmanager
+def _ways(settings: Settings, token: JoinToken, options: InviteOptions) -> Iterator[list[str]]:
+    """The URLs by which the invited host will reach the servers, with its user and secret."""
+    if urlsplit(token.url).scheme in ("wss", "ws"):
+        allowed = RelayOptions(allow_plain=settings.allow_plaintext)
+        with relay_urls(token.url, token.user, token.secret, ca=token.ca, options=allowed) as urls:
+            yield list(urls)
+        return
     trusted = {"ssl_ca_certs": str(options.ca_file)} if options.ca_file else {}
     query = urlencode({"ssl_cert_reqs": "required", "ssl_check_hostname": "true", **trusted}, safe="/")
-    for url in dict.fromkeys((token.url, token.blob_url)):
-        try:
-            connect(f"{token.with_user(url)}?{query}", "--url").close()
-        except ClusterUnavailable as error:
-            remedy = "correct the URL (and --ca FILE, where an authority of your own signed its certificate)"
-            raise DoorRefused(what=url, reason=str(error), remedy=remedy) from error
+    different = dict.fromkeys((token.url, token.blob_url))
+    yield [f"{token.with_user(url)}?{query}" if url.startswith("rediss:") else token.with_user(url) for url in different]

@@ -4,7 +4,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from distributed_comfy.state.keys import Keys
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+_MARK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,35 @@ class Step:
     """JPEG or PNG; empty for a plain step."""
 
 
-class ProgressListener:
-    """A context that calls ``on_step`` from a thread of its own; steps may be lost, so nothing may depend on them."""
+@dataclass(frozen=True)
+class Said:
+    """ComfyUI on a worker said this to its browser, about a job that `JobRecord.echoes`."""
 
-    def __init__(self, cluster: Cluster, job_id: str, on_step: Callable[[Step], None]) -> None:
+    index: int
+    worker: str
+    claim_id: str
+    """The execution; it stands in ``facts`` where a prompt's id would."""
+    event: str
+    facts: dict[str, Any]
+
+
+class ProgressListener:
+    """A context that calls ``on_step`` from a thread of its own; steps may be lost, so nothing may depend on them.
+
+    Args:
+        cluster: open connections.
+        job_id: the job; it need not be in the table yet.
+        on_step: told of steps and previews.
+        on_said: told what ComfyUI said.
+    """
+
+    def __init__(
+        self, cluster: Cluster, job_id: str, on_step: Callable[[Step], None], on_said: Callable[[Said], None] = lambda said: None
+    ) -> None:
         self._cluster = cluster
         self._channel = Keys(cluster.settings.key_prefix)("progress", job_id)
-        self._on_step = on_step
+        self._on_step, self._on_said = on_step, on_said
+        self._marks: dict[str, threading.Event] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name=f"progress-{job_id}", daemon=True)
 
@@ -48,6 +74,21 @@ class ProgressListener:
         self._ended.set()
         self._thread.join(timeout=2)
 
+    def catch_up(self, timeout_s: float) -> bool:
+        """Wait until everything that was published before this call has been told; False where that takes too long.
+
+        Raises:
+            redis.RedisError: the server cannot be reached.
+        """
+        mark, heard = secrets.token_hex(8), threading.Event()
+        self._marks[mark] = heard
+        give_up = time.monotonic() + timeout_s
+        while True:  # again and again: it may not have subscribed yet
+            self._cluster.client.publish(self._channel, json.dumps({"mark": mark}))
+            if heard.wait(_MARK_S) or time.monotonic() >= give_up:
+                del self._marks[mark]
+                return heard.is_set()
+
     def _listen(self) -> None:
         while not self._ended.is_set():
             try:
@@ -57,14 +98,28 @@ class ProgressListener:
                     while not self._ended.is_set():
                         message = channel.get_message(timeout=0.2)
                         if message:
-                            self._on_step(_step(str(message["data"])))
-            except redis.RedisError as error:
+                            self._hear(json.loads(str(message["data"])))
+            except (redis.RedisError, OSError, TypeError, ValueError) as error:  # the last three: another thread closed the connection
                 log.debug("progress: %s", error)
                 self._ended.wait(1.0)
 
 
-def _step(text: str) -> Step:
-    fields = json.loads(text)
+    def _hear(self, fields: dict[str, Any]) -> None:
+        if "mark" in fields:
+            if heard := self._marks.get(str(fields["mark"])):
+                heard.set()
+        elif "said" in fields:
+            self._on_said(_said(fields))
+        else:
+            self._on_step(_step(fields))
+
+
+def _said(fields: dict[str, Any]) -> Said:
+    facts = json.loads(fields["facts"])
+    return Said(int(fields["index"]), str(fields["worker"]), str(fields["claim"]), str(fields["said"]), facts)
+
+
+def _step(fields: dict[str, Any]) -> Step:
     return Step(
         int(fields["index"]),
         str(fields["worker"]),

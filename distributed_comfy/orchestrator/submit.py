@@ -43,6 +43,22 @@ Live = Mapping[str, Capability]
 
 
 @dataclass(frozen=True)
+class OuterRun:
+    """A ComfyUI that runs the prompt itself, and takes from the job what its collectors and its upscale give."""
+
+    outputs: tuple[str, ...]
+    """The output nodes that it runs."""
+    engine_version: str
+    """Of itself, as `Capability.engine_version` would tell it."""
+    folders: Mapping[str, Path]
+    """``input``, ``output``, ``temp`` -> where it has the files that prompts load."""
+    can_run_items: bool
+    """The job is queued also where no worker can run it: this ComfyUI can."""
+    takes_part: bool
+    """It counts among those for whom there is one item each by default."""
+
+
+@dataclass(frozen=True)
 class SubmitOptions:
     """What the submitter asks for, beside the prompt."""
 
@@ -72,6 +88,16 @@ class SubmitOptions:
     """What every collector makes of items that fail for good; None: as in the prompt."""
     frames: FrameOption | None = None
     """How the job's tensors travel; None: as DC_FRAMES says."""
+    outer: OuterRun | None = None
+    """Where the prompt runs, if it is not the job that runs all of it."""
+    outputs: tuple[str, ...] | None = None
+    """The output nodes to run; None: every one of the prompt."""
+    folders: Mapping[str, Path] | None = None
+    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: see `input_folders`."""
+    echoes: bool = False
+    """As `JobRecord.echoes`."""
+    job_id: str = ""
+    """12 hexadecimal digits, made up by a submitter who listens to the job before it runs; empty: a new one."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +177,14 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
-    job_id, owner = secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
+    job_id, owner = options.job_id or secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
     resumed = None
     try:
-        input_files = inputs.add(plan.input_files, input_folders(given.folder, options.comfyui_path))
+        input_files = inputs.add(plan.input_files, _folders(given, options))
         record = _record(cluster, given, plan, options, input_files)
-        record = replace(record, job_id=job_id, frames=frames, resume_key=_resume_key(plan, live, input_files, frames))
+        key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
+        record = replace(record, job_id=job_id, frames=frames, resume_key=key)
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
         cluster.jobs.submit(_submission(record, plan, resumed), owner)
     except BaseException as error:
@@ -168,6 +195,13 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
             cluster.blobs.drop_job(job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
+
+
+def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
+    folders = options.folders if options.outer is None else options.outer.folders
+    if folders is not None:
+        return {name: [folder] for name, folder in folders.items()}
+    return input_folders(given.folder, options.comfyui_path)
 
 
 def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> FramePlan:
@@ -207,6 +241,7 @@ def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: Submit
         host=cluster.settings.host_name,
         title=given.title,
         results=options.results,
+        echoes=options.echoes,
     )
 
 
@@ -226,6 +261,8 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
     while not stop.is_set():
         live = cluster.matching.live()
         plan = _plan(parsed, options, list(live.values()))
+        if options.outer is not None and options.outer.can_run_items:
+            return plan, live
         try:
             if not live:
                 raise NoWorker()
@@ -241,11 +278,17 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
 
 
 def _plan(parsed: ParsedPrompt, options: SubmitOptions, live: Sequence[Capability]) -> JobPlan:
-    """By default one item for each live worker that can run it; for all of them while none can."""
-    wanted = PlanOptions(options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live)), options.on_missing)
+    """By default one item for each live worker that can run it, for all of them while none can; one more for a ComfyUI that takes part."""
+    beside = int(options.outer is not None and options.outer.takes_part)
+    wanted = PlanOptions(
+        options.items, options.seed, options.engine, tuple(options.tags), max(1, len(live) + beside), options.on_missing,
+        outer_outputs=options.outer.outputs if options.outer else None, outputs=options.outputs,
+    )  # fmt: skip
     plan = _in_one_class(plan_job(parsed, wanted, live), live)
     capable = sum(matches(plan.requirement, capability) for capability in live)
-    return plan if capable in (0, len(live)) else _in_one_class(plan_job(parsed, replace(wanted, participants=capable), live), live)
+    if capable == len(live) or (capable == 0 and not beside):
+        return plan
+    return _in_one_class(plan_job(parsed, replace(wanted, participants=capable + beside), live), live)
 
 
 def requirement_of_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions, live: Live) -> Requirement:
@@ -273,9 +316,14 @@ def _in_one_class(plan: JobPlan, live: Sequence[Capability]) -> JobPlan:
     )
 
 
-def _resume_key(plan: JobPlan, live: Live, input_files: Sequence[InputFile], frames: FramePlan) -> str:
-    """The versions are those of the live workers that can run the job; what lost bits is taken for nothing else."""
-    engines = {f"{found.engine} {found.engine_version}" for found in live.values() if matches(plan.requirement, found)}
+def _engines(plan: JobPlan, live: Live, options: SubmitOptions) -> set[str]:
+    """With versions, of whoever can run the job; with workers of its own version a ComfyUI is the same one as without."""
+    found = {f"{one.engine} {one.engine_version}" for one in live.values() if matches(plan.requirement, one)}
+    return found | ({f"comfyui {options.outer.engine_version}"} if options.outer else set())
+
+
+def _resume_key(plan: JobPlan, engines: set[str], input_files: Sequence[InputFile], frames: FramePlan) -> str:
+    """What lost bits is taken for nothing else."""
     versions = {"package": __version__, "engines": ", ".join(sorted(engines))}
     if plan.requirement.device_class:
         versions["device class"] = plan.requirement.device_class

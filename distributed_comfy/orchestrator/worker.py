@@ -109,6 +109,7 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         comfyui_headers=settings.headers,
         execution_log=settings.execution_log.absolute() if settings.execution_log else None,
         threads=settings.threads,
+        preload=settings.started_by == "run",
         stall_timeout_s=settings.stall_timeout_s,
         log_level=settings.log_level,
         log_format=settings.log_format,

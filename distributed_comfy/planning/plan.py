@@ -62,6 +62,11 @@ class PlanOptions:
     """Workers that take part by default, plus the master if it does."""
     on_missing: OnMissing | None = None
     """What every collector makes of items that fail for good; None: as in the prompt."""
+    outer_outputs: tuple[str, ...] | None = None
+    """Output nodes of a prompt that runs in a ComfyUI, which takes from the job what collectors and the upscale give, and runs all else
+    itself: the job has then no last stage, and of the output nodes only those that items need.  None: the job runs them."""
+    outputs: tuple[str, ...] | None = None
+    """The output nodes to run; None: every one of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
     """
     original = parsed.prompt if options.seed is None else with_seed(parsed.prompt, options.seed)
     facts = ClassFacts(capabilities, options.engine)
-    stages = _stages(original, facts)
+    stages = _stages(original, facts, options)
     if options.seed is not None and not stages.seeds.uses:
         raise NothingToVary(option="--seed", needed=SEED_CLASS)
     count = _item_count(original, options, stages)
@@ -155,16 +160,23 @@ def plan_job(parsed: ParsedPrompt, options: PlanOptions, capabilities: Sequence[
     return _assemble(original, stages, count, options, facts)
 
 
-def _stages(original: Prompt, facts: ClassFacts) -> _Stages:
+def _stages(original: Prompt, facts: ClassFacts, options: PlanOptions) -> _Stages:
     whole = Graph(_without_legacy_inputs(original))
     whole.order()
-    outputs = [node_id for node_id in whole.prompt if facts.is_output(whole.class_of(node_id))]
+    outputs: Sequence[str] = [node_id for node_id in whole.prompt if facts.is_output(whole.class_of(node_id))]
+    if options.outputs is not None:
+        outputs = [node_id for node_id in whole.prompt if node_id in options.outputs]
+    if options.outer_outputs is not None:
+        outputs, whole = options.outer_outputs, Graph(whole.prune(options.outer_outputs))
     upscale = find_upscale(whole, outputs)
     whole = Graph(upscale.prompt)
     collectors, warnings = _usable_collectors(whole, outputs)
     if not outputs and not collectors:
         raise PromptHasNoOutput()
-    graph = Graph(whole.prune([*outputs, *collectors]))
+    wanted = [*outputs, *collectors]
+    if options.outer_outputs is not None and (collectors or upscale.node_id):
+        wanted = [*collectors, *([upscale.node_id] if upscale.node_id else [])]
+    graph = Graph(whole.prune(wanted))
     seeds, values = find_seeds(graph, facts), find_values(graph)
     prompt = values.replace_nodes(seeds.replace_nodes(graph.prompt))
     varying = seeds.varying | values.varying

@@ -15,6 +15,7 @@ from distributed_comfy.errors import (
     ClusterUnavailable,
     RelayAbsent,
     RelayForbidden,
+    RelayPauses,
     RelayRefused,
     RelayTlsFailed,
     RelayUnreachable,
@@ -184,6 +185,8 @@ def _explain_answer(error: aiohttp.WSServerHandshakeError, url: str, user: str) 
         return RelayForbidden(url=url, reason="401 from a proxy before it, which wants a login of its own")
     if error.status == 403:
         return RelayForbidden(url=url, reason=said or "403 from a proxy before it; its rules must let WebSockets of programs through")
+    if error.status == 429 and ours:
+        return RelayPauses(url=url, reason=said or error.message)
     if error.status == 429 or error.status in _AWAY:
         return RelayUnreachable(url=url, reason=said if ours else f"a proxy before it answers {answer}")
     if (ours and error.status in (400, 426)) or error.status == 101:

@@ -6,7 +6,7 @@ Standard library only.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distributed_comfy.relay.gate import Gate, Refusals, Replies
@@ -14,8 +14,10 @@ from distributed_comfy.relay.requests import FirstRequest, NotARequest, make_req
 from distributed_comfy.relay.rules import Judge
 
 BytesLike = bytes | memoryview
-Passes = Callable[[BytesLike], BytesLike]
-"""What of some bytes goes on; may raise `NotARequest`."""
+Passes = Callable[[BytesLike], Sequence[BytesLike]]
+"""What of some bytes goes on, in pieces of which the large ones are views of the argument; may raise `NotARequest`."""
+_COPIED_BYTES = 2**14
+"""So much is put together, because each piece costs a system call, or a record of TLS."""
 
 LOGIN_TIMEOUT_S = 10.0
 """From the first byte of the handshake to the login."""
@@ -35,7 +37,7 @@ class Admission:
     user: str
     into_server: Passes
     to_visitor: Passes
-    greeting: BytesLike
+    greeting: Sequence[BytesLike]
     """Comes first, to the visitor."""
     early: bytes
     """What the visitor has sent behind its login."""
@@ -115,22 +117,35 @@ def _admitted(
 ) -> Admission:
     user, judge = named[0], judge_of(*named)
     if judge is None:
-        return Admission(user, _unchanged, _unchanged, reply, early)
+        return Admission(user, _unchanged, _unchanged, (reply,), early)
     refusals = Refusals(lambda command, reason: on_refused(user, command, reason), "door")
     gate, replies = Gate(judge, refusals), Replies(refusals)
 
-    def into_server(data: BytesLike) -> BytesLike:
-        return _joined(gate.pass_on(data))
+    def into_server(data: BytesLike) -> Sequence[BytesLike]:
+        return _few(gate.pass_on(data))
 
-    def to_visitor(data: BytesLike) -> BytesLike:
-        return _joined(replies.pass_on(data))
+    def to_visitor(data: BytesLike) -> Sequence[BytesLike]:
+        return _few(replies.pass_on(data))
 
     return Admission(user, into_server, to_visitor, to_visitor(reply), early)
 
 
-def _unchanged(data: BytesLike) -> BytesLike:
-    return data
+def _unchanged(data: BytesLike) -> Sequence[BytesLike]:
+    return (data,)
 
 
-def _joined(pieces: list[BytesLike]) -> BytesLike:
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _few(pieces: Sequence[BytesLike]) -> Sequence[BytesLike]:
+    """The same with small neighbours put together."""
+    if len(pieces) < 2:
+        return pieces
+    found: list[BytesLike] = []
+    small: list[BytesLike] = []
+    for piece in pieces:
+        if len(piece) <= _COPIED_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            found.append(b"".join(small))
+            small.clear()
+        found.append(piece)
+    return [*found, b"".join(small)] if small else found

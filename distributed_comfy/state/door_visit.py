@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +118,7 @@ class _Beginning:
 
     def _say(self, words: BytesLike) -> None:
         self._outer.settimeout(_left_s(self._give_up))
-        self._outer.sendall(self._tls.encrypt(words))
+        self._outer.sendall(self._tls.encrypt((words,)))
 
     def _ask(self, request: bytes) -> bytes:
         if self.inner is None:
@@ -175,11 +175,12 @@ class _Tls:
                 return size_bytes, False
         return size_bytes, True
 
-    def encrypt(self, content: BytesLike) -> bytes:
+    def encrypt(self, pieces: Iterable[BytesLike]) -> bytes:
         """Records with these bytes."""
         with self._turn:
-            if content:
-                self._tls.write(content)
+            for piece in pieces:
+                if piece:
+                    self._tls.write(piece)
             return self._goes.read()
 
     def farewell(self) -> bytes:
@@ -231,12 +232,17 @@ def _carry_in(outer: socket.socket, tls: _Tls, inner: socket.socket, admission: 
     records, plain = memoryview(bytearray(_PIECE_BYTES)), memoryview(bytearray(_PIECE_BYTES + _RECORD_BYTES))
     size_bytes, more = 0, True
     with suppress(OSError):
-        inner.sendall(admission.into_server(admission.early))
+        _send(inner, admission.into_server(admission.early))
         while more:
             found, more = tls.decrypt(records[:size_bytes], plain)
-            inner.sendall(admission.into_server(plain[:found]))
+            _send(inner, admission.into_server(plain[:found]))
             size_bytes = outer.recv_into(records) if more else 0
             more = more and size_bytes > 0
+
+
+def _send(connection: socket.socket, pieces: Iterable[BytesLike]) -> None:
+    for piece in pieces:
+        connection.sendall(piece)
 
 
 def _carry_out(inner: socket.socket, tls: _Tls, outer: socket.socket, passes: Passes) -> None:

@@ -39,6 +39,7 @@ _TEMPLATES = {
     "caps": "caps",  # HASH capability hash -> capability
     "idle_caps": "idle-caps",  # SET of capability hashes that have an idle worker
     "workers": "workers",  # SET of registered names
+    "guests": "guests",  # SET of those that only take items of the job they name, as a master does of its own
     "tallies": "tallies",  # HASH of counters that only grow, for metrics; their names are in tallies.py
     "job": "job:{}",
     "prompts": "job:{}:prompts",

@@ -64,24 +64,39 @@ class WorkerTable:
         Raises:
             WorkerNameTaken: a live worker of another incarnation has the name; field ``lease_ms`` says how long its lease still runs.
         """
+        called = self._register(facts, incarnation, capability_hash, dump(capability), self._settings.slots)
+        try:
+            self._matching.match_capability(capability_hash, capability)
+        finally:
+            self._scripts.send_tickets(called)
+
+    def register_guest(self, facts: WorkerFacts, incarnation: str) -> None:
+        """Make a guest known: it gets no tickets, counts for nobody's plan, and takes one item at a time of the job it names (`claim`).
+
+        It lives by `renew` as a worker does, and what it has goes back when its lease ends.
+
+        Raises:
+            WorkerNameTaken: as `register`.
+        """
+        self._scripts.send_tickets(self._register(facts, incarnation, "", "", 1))
+
+    def _register(self, facts: WorkerFacts, incarnation: str, capability_hash: str, capability: str, slots: int) -> list[str]:
+        """Workers to call."""
         outcome, *rest = self._scripts.run(
             "register",
             facts.name,
             incarnation,
             capability_hash,
-            self._settings.slots,
+            slots,
             to_ms(self._settings.lease_ttl_s),
             json.dumps(asdict(facts)),
-            dump(capability),
+            capability,
             self._settings.max_attempts,
             *_lost_worker(facts.name),
         )
         if outcome == "taken":
             raise WorkerNameTaken(name=facts.name, lease_ms=int(rest[0]))
-        try:
-            self._matching.match_capability(capability_hash, capability)
-        finally:
-            self._scripts.send_tickets(rest)
+        return rest
 
     def renew(self, name: str, incarnation: str, held: Iterable[str], memory: DeviceMemory | None = None) -> Renewal:
         """Say that the worker lives and holds these claims (those it is just asking for included).
@@ -149,13 +164,15 @@ class WorkerTable:
         client, key = self._scripts.client, self._scripts.keys("claims", name)
         return bool(self._scripts.reply(lambda: client.hexists(key, claim_id)))
 
-    def claim(self, name: str, incarnation: str, claim_id: str) -> Claim | None:
+    def claim(self, name: str, incarnation: str, claim_id: str, job_id: str = "") -> Claim | None:
         """The next item for this worker, or None; the same claim id gets the same answer.
 
+        Args:
+            job_id: the only job to take from, for a guest; it judges itself whether it can run the item.
         Raises:
             WorkerLost: this worker was declared dead and must register anew.
         """
-        outcome, *rest = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s))
+        outcome, *rest = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s), job_id)
         if outcome == "dead":
             raise WorkerLost(worker=name)
         fields = 4 if outcome == "item" else 0

@@ -171,7 +171,7 @@ class ComfyServer:
         """What it wrote, since its first start."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    def until(self, what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    def until(self, what: Callable[[], Any], timeout_s: float = START_TIMEOUT_S) -> Any:
         """Wait for something true; else the log tells what happened."""
         deadline = time.monotonic() + timeout_s
         while not (found := what()):
@@ -253,6 +253,8 @@ class Listener:
         """Previews and the like."""
         self._address = f"{url}/ws?clientId={client_id}"
         self._connected = threading.Event()
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True)
 
@@ -264,6 +266,11 @@ class Listener:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ending.set()
         self._thread.join(10.0)
+
+    def send(self, message: Event) -> None:
+        """Say something, as ComfyUI's page does when it opens; before anything else."""
+        assert self._socket is not None and self._loop is not None
+        asyncio.run_coroutine_threadsafe(self._socket.send_json(message), self._loop).result(10.0)
 
     def of(self, *kinds: str, prompt_id: str = "") -> list[Event]:
         """Events of these types so far, of one prompt if it is named."""
@@ -290,6 +297,7 @@ class Listener:
 
     async def _listen(self) -> None:
         async with aiohttp.ClientSession() as session, session.ws_connect(self._address, max_msg_size=0) as socket:
+            self._socket, self._loop = socket, asyncio.get_running_loop()
             self._connected.set()
             while not self._ending.is_set():
                 try:

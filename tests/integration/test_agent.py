@@ -256,7 +256,9 @@ def test_the_first_start_on_a_host_with_gpus_writes_a_worker_for_each(line: Comm
     tool.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
     tool.chmod(0o755)
     process = agent.start(COMFYUI_PATH=str(tree), DC_ENGINE="comfyui", PATH=f"{tool.parent}:{os.environ['PATH']}")
-    host = until(agent.host, timeout_s=60)
+    until(lambda: agent.worker("pc1-cuda1"), timeout_s=60)  # before that the record only holds the host's place
+    host = agent.host()
+    assert host is not None
     assert [(device.name, device.model, device.bus_id) for device in host.devices] == [
         ("cuda:0", "NVIDIA H100 80GB HBM3", "0000:04:00.0"), ("cuda:1", "NVIDIA H100 80GB HBM3", "0000:14:00.0"),
     ]  # fmt: skip

@@ -44,7 +44,7 @@ def server(redis_server: RedisServer, tmp_path: Path) -> Iterator[BlobServer]:
 def recorded(server: BlobServer, tmp_path: Path) -> Iterator[Recorded]:
     """An engine that counts as dead when its work is quiet for less than the server is away."""
     with blobs_at(server.url) as blobs:
-        recorded = Recorded(replace(options_in(tmp_path, server.url), stall_timeout_s=AWAY_S - 0.5), blobs)
+        recorded = Recorded(replace(options_in(tmp_path, server.url), stall_timeout_s=AWAY_S - 0.5, preload=True), blobs)
         recorded.process.start(timeout_s=60)
         yield recorded
         recorded.process.kill()

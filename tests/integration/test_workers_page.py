@@ -128,7 +128,9 @@ def set_up(here: Hosts) -> None:
     open_nginx(here)
     process, said = here.leave_running("serve")
     wait_for(said, "workers join by", process)
-    here.invite("invite-relay")  # with a certificate that the other host trusts already
+    here.pc1.trusts = here.pc1.folder / "ca.pem"
+    here.invite("invite-relay")  # with a certificate that both hosts' systems trust
+    here.pc1.trusts = None
     here.pc1.run("distributed-comfy invite revoke pod1")
     here.invite("invite-relay-ca")
     here.up("pod1", "join-relay", here.tokens["pod1"])
@@ -143,7 +145,7 @@ def lay_cables(net: Network, here: Hosts) -> None:
     address, _ = net.cable(here.pc1.host, router)
     net.cable(here.pod1.host, router)
     net.hide(router, here.pc1.host)
-    here.pod1.names = {NAME: address}
+    here.pc1.names, here.pod1.names = {NAME: "127.0.0.1"}, {NAME: address}
     for rule in ("add table ip dc", "add chain ip dc in { type filter hook input priority 0 ; }",
                  "add rule ip dc in iifname router tcp dport != 443 drop"):  # fmt: skip
         here.pc1.host.run("nft", rule)

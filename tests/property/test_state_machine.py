@@ -25,6 +25,7 @@ EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "40"))
 STEPS = int(os.environ.get("STATE_STEPS", "40"))
 MAX_ATTEMPTS = 3
 NAMES = ("u", "v", "w")
+GUEST = "guest"
 CLASSES = (("A",), ("B",), ("A", "B"), ("A", "Saver"), ("A", "B", "Saver"))
 ERRORS = {"engine_died": EngineDied(status="9", log_tail=""), "out_of_memory": OutOfMemory(device="d", node_id="3", exception_message="")}
 COLLECTED = ("fetched", "reopen", "unblock", "extend")
@@ -209,6 +210,40 @@ class Table(RuleBasedStateMachine):
         self.model.claimed(claim.job_id, claim.index, claim_id, worker.name)
         worker.held[claim_id] = (claim.job_id, claim.index)
 
+    @precondition(lambda self: self.model.jobs)
+    @rule(number=NUMBER, twice=st.booleans(), mute=st.booleans())
+    def a_guest_claims(self, number: int, twice: bool, mute: bool) -> None:
+        guest = self.model.workers.get(GUEST)
+        if guest is None or not guest.alive or guest.down:
+            self._guest_joins(twice, mute)
+        guest, job = self.model.workers[GUEST], self.job(number)
+        assert job is not None
+        self.numbers += 1
+        claim_id = f"c{self.numbers}"
+        self.does(lambda: self.cluster.claim_of(GUEST, job.name, claim_id), twice, mute)
+        claim = self.cluster.claim_of(GUEST, job.name, claim_id) if self._is_claimed(claim_id, guest) else None
+        offered = [index for index, item in enumerate(job.items) if item.state == "pending" and not job.is_last(index) and job.on_offer()]
+        may = not guest.drained and not self.model.running(GUEST)
+        if claim is None:
+            assert not may or not offered or (job.in_flight() and job.expected != (0, True)), f"the guest got nothing of {job}"
+            return
+        assert may and claim.job_id == job.name and claim.index in offered
+        self.model.claimed(job.name, claim.index, claim_id, GUEST)
+        guest.held[claim_id] = (job.name, claim.index)
+
+    def _guest_joins(self, twice: bool, mute: bool) -> None:
+        known = self.model.workers.get(GUEST)
+        uncertain = []
+        if known is not None and known.alive:
+            known.down = False
+        else:
+            self.numbers += 1
+            uncertain = self._dies(known) if known else []
+            self.model.workers[GUEST] = ModelWorker(GUEST, frozenset(), f"life {self.numbers}")
+        incarnation = self.model.workers[GUEST].incarnation
+        self.does(lambda: self.cluster.join_guest(GUEST, incarnation=incarnation), twice, mute)
+        self._adopt_order(uncertain)
+
     @precondition(lambda self: self.model.workers)
     @rule(number=NUMBER, count=st.integers(1, 3), size=st.sampled_from([0, MIB]))
     def work(self, number: int, count: int, size: int) -> None:
@@ -258,6 +293,8 @@ class Table(RuleBasedStateMachine):
         if not found:
             return
         worker, claim = found
+        if worker.name == GUEST and how == "lacks":
+            how = "release"  # it says for itself what it can run
         given = WorkerLacks(worker=worker.name, lacks="x") if how == "lacks" else ERRORS[error]
         outcome = self._as(worker, lambda: self.cluster.give_back(worker.name, claim, how, given), twice, mute)
         expected = "lost"
@@ -483,7 +520,7 @@ class Table(RuleBasedStateMachine):
             self.cluster.jobs.own(job.name, OWNER)
             self.cluster.jobs.resume(job.name)
             self.cluster.extend(job.name, 0, 0)
-        for name in self.cluster.client.smembers(self.cluster.key("workers")):
+        for name in self.cluster.client.sunion(self.cluster.key("workers"), self.cluster.key("guests")):
             self.cluster.renew(name)
             self.cluster.renew(name)
         self.cluster.end_backoff()

@@ -150,7 +150,8 @@ def test_orders_that_ask_a_server_hold_no_lock_while_it_hangs(verb: str) -> None
         lock=threading.RLock(), host="pc1", remote_configuration=True, cluster=SimpleNamespace(jobs=table, workers=table),
         worker=lambda name: None, tell=lambda: None,
     )  # fmt: skip
-    ordering = threading.Thread(target=HostOrders(agent, "secret").obey, args=(HostOrder("1", verb, "one", {}, 5),))  # type: ignore[arg-type]
+    order = sign_order(HostOrder("1", verb, "one", {}, 5), "secret")  # type: ignore[arg-type]
+    ordering = threading.Thread(target=HostOrders(agent, "secret").obey, args=(order,))
     ordering.start()
     assert asked.wait(20) and agent.lock.acquire(timeout=5)
     agent.lock.release()

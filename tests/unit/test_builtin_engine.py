@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from distributed_comfy.engine.builtin import create_engine
+from distributed_comfy.engine.builtin.engine import torch_version
 from distributed_comfy.engine.builtin.image_nodes import resized
-from distributed_comfy.errors import BlobMissing, ItemInterrupted, NodeFailed, OutOfMemory, SinkDidNotRun
+from distributed_comfy.errors import BlobMissing, EngineStartFailed, ItemInterrupted, NodeFailed, OutOfMemory, SinkDidNotRun
 from distributed_comfy.messages import Prompt, TensorRef
 from distributed_comfy.transport.values import store_value
 from tests.prompts import node, out
@@ -277,3 +280,15 @@ def test_the_capability_does_not_change_with_the_files_of_an_item(bench: Bench) 
 def test_scaling_gives_the_size_that_was_asked_for(method: str) -> None:
     images = torch.rand(2, 20, 31, 3)
     assert resized(images, (13, 40), method=method, centred=True).shape == (2, 40, 13, 3)
+
+
+def test_the_version_of_torch_is_known_without_an_import_of_it() -> None:
+    assert torch_version() == torch.__version__
+
+
+def test_a_torch_that_is_missing_is_told_when_the_engine_starts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # what Python takes for "not there"
+    with pytest.raises(EngineStartFailed) as caught:
+        create_engine(bench.engine._options, bench.engine._context, lambda context: {})
+    reason = f"the built-in engine needs torch (No module named 'torch'); {sys.executable} -m pip install torch"
+    assert caught.value.fields["reason"] == reason

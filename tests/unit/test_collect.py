@@ -163,6 +163,32 @@ def test_what_was_done_before_the_collector_started_is_collected(play: Play) -> 
     play.check_images(4)
 
 
+def put_by_this_process(play: Play, index: int) -> None:
+    """As a master that takes part does: the result never sees the blob store."""
+    store, claim_id = MemoryBlobStore(), f"own{index}"
+    result = image_result(store, claim_id, image(index))
+    assert play.table.claim(index, claim_id)
+    assert play.spool.add(index, claim_id, result, store)
+    assert play.table.complete(index, claim_id, result)
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_what_this_process_put_into_the_spool_itself_is_told_like_all_else(
+    play: Play, monkeypatch: pytest.MonkeyPatch, events: bool
+) -> None:
+    if not events:
+        monkeypatch.setattr(play.table, "wait_events", lambda job_id, cursor, block_s: (time.sleep(min(block_s, 0.02)), ("0", []))[1])
+    with play.collecting():
+        put_by_this_process(play, 1)
+        play.complete(0)
+        eventually(lambda: len(play.arrived) == 2)
+        for index in (2, 3):
+            put_by_this_process(play, index)
+    assert sorted(play.arrived) == [0, 1, 2, 3]
+    assert all(play.table.fetched(index) for index in range(4))
+    play.check_images(4)
+
+
 def test_an_item_arrives_long_before_the_next_look(play: Play) -> None:
     for index in range(3):
         play.complete(index)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distributed_comfy.engine.device_memory import device_memory
+from distributed_comfy.engine.device_memory import device_identity, device_memory
 from distributed_comfy.engine.host import EngineProcess, _Child
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Beat, Ready
@@ -48,6 +48,12 @@ def test_a_device_in_an_error_state_reports_nothing(monkeypatch: pytest.MonkeyPa
 def test_an_engine_without_torch_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert device_memory() is None
+
+
+def test_a_torch_that_another_thread_imports_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for half in (SimpleNamespace(), SimpleNamespace(cuda=SimpleNamespace())):
+        monkeypatch.setitem(sys.modules, "torch", half)
+        assert device_memory() is None and device_identity() == ("", "")
 
 
 def test_a_consumer_knows_what_the_engine_said_last_and_nothing_of_one_that_is_gone(tmp_path: Path) -> None:

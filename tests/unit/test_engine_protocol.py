@@ -12,12 +12,13 @@ from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.pipe import MessageReader, MessageWriter
 from distributed_comfy.engine.protocol import from_message, to_message
 from distributed_comfy.errors import EngineStartFailed, NodeFailed, PipeMalformed
-from distributed_comfy.messages import Capability, Capture, ItemResult, MappingValue, RunRequest, TensorRef
+from distributed_comfy.messages import Capability, Capture, ItemResult, MappingValue, RunHistory, RunRequest, TensorRef
 
 CAPABILITY = Capability("builtin", "0.1.0", ("A", "B"), choices={"A": {"x": 0}}, choice_lists=(("one",),))
 RESULT = ItemResult(
     captures=(Capture("9", "images", 0, MappingValue({"samples": TensorRef("b#1", "float32", (1, 2), 8)})),),
     outputs={"3": {"images": [{"filename": "x.png"}]}},
+    history=RunHistory(("1",), {"3": {"display_node": "3"}}),
     seconds=1.25,
 )
 REQUEST = RunRequest("c", "j", 3, "generate", {"1": {"class_type": "A", "inputs": {"seed": 2**70, "x": 0.1}}}, ("1",), {})
@@ -36,6 +37,7 @@ ITEMS: list[Any] = [
     protocol.Started("c"),
     protocol.Progress("c", "12:5", 3, 20),
     protocol.Preview("c", "1", b"\xff\xd8\xff"),
+    protocol.Said("c", "executing", '{"node": "12:5"}'),
     protocol.Shipping("c", 0.5),
     protocol.Finished("c", RESULT),
     protocol.Beat(1.5),

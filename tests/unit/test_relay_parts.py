@@ -5,16 +5,18 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import aiohttp
 import pytest
+from multidict import CIMultiDict
 
-from distributed_comfy.errors import SettingInvalid, TunnelFailed, TunnelMissing
+from distributed_comfy.errors import RelayPauses, RelayRefused, RelayUnreachable, SettingInvalid, TunnelFailed, TunnelMissing
 from distributed_comfy.relay.address import is_loopback, relay_address
-from distributed_comfy.relay.dialing import Pause
+from distributed_comfy.relay.dialing import Pause, explain
 from distributed_comfy.relay.forwarder import split_login
 from distributed_comfy.relay.requests import make_request
-from distributed_comfy.relay.wire import reason_text
+from distributed_comfy.relay.wire import REASON_HEADER, VERSION_HEADER, reason_text
 from distributed_comfy.serve.doorman import Attempts
 from distributed_comfy.serve.redis_door import redis_address
 from distributed_comfy.serve.tunnel import open_tunnel
@@ -168,3 +170,19 @@ def test_a_tunnel_without_an_address_is_given_up(tmp_path: Path) -> None:
 def test_a_tunnel_without_its_program_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(TunnelMissing, match="install"), open_tunnel("http://127.0.0.1:1", program=str(tmp_path / "cloudflared")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "told"),
+    [
+        (429, {VERSION_HEADER: "1", REASON_HEADER: "too many failed logins"}, RelayPauses),
+        (429, {}, RelayUnreachable),
+        (502, {}, RelayUnreachable),
+        (401, {VERSION_HEADER: "1"}, RelayRefused),
+    ],
+)
+def test_too_many_failed_logins_are_no_relay_that_is_away(status: int, headers: dict[str, str], told: type[Exception]) -> None:
+    answer = aiohttp.WSServerHandshakeError(cast(Any, None), (), status=status, message="no", headers=CIMultiDict(headers))
+    error = explain(answer, "wss://x.example", "dc-host-pod1")
+    assert type(error) is told
+    assert ("was revoked" in str(error) and "tunnel" not in str(error)) is (told is RelayPauses)

@@ -132,7 +132,10 @@ def test_the_renewal_comes_several_times_within_a_lease() -> None:
     assert settings.renew_interval_s * 3 <= settings.lease_ttl_s
 
 
-@pytest.mark.parametrize(("text", "expected"), [("PC 1.local", "pc-1-local"), ("__ok__", "__ok__"), ("Gerät", "ger-t"), ("...", "")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("PC 1.local", "pc-1-local"), ("__ok__", "__ok__"), ("Büro", "buro"), ("Straße", "strasse"), ("Łódź", "odz"), ("...", "")],
+)
 def test_a_slug_has_only_characters_of_queue_names(text: str, expected: str) -> None:
     assert slug(text) == expected
 
@@ -151,9 +154,12 @@ def test_tags_are_split_at_commas_and_spaces_and_sorted() -> None:
         ("redis://:secret@host:6379/0", "redis://:***@host:6379/0"),
         ("rediss://me:secret@host", "rediss://me:***@host"),
         ("redis://host:6379", "redis://host:6379"),
+        ("rediss://me:secret@host/0?ssl_cert_reqs=required&ssl_ca_certs=/long/path.pem", "rediss://me:***@host/0"),
+        ("at rediss://host/0?ssl_ca_certs=/path.pem: no; is it 'unix:///s?db=1'?", "at rediss://host/0: no; is it 'unix:///s'?"),
+        ("http://me:secret@host/x?page=2", "http://me:***@host/x?page=2"),
     ],
 )
-def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+def test_a_url_is_shown_without_its_password_and_one_of_a_server_without_its_options(url: str, shown: str) -> None:
     assert redact_url(url) == shown
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distributed_comfy.collector.adopt import mark_left
 from distributed_comfy.collector.spool import Spool, SpoolManifest, read_manifest
 from distributed_comfy.errors import (
     BlobMissing,
@@ -329,3 +330,25 @@ def test_the_index_file_is_plain_json(tmp_path: Path, store: MemoryBlobStore) ->
         fill(spool, store, 1)
     plain = json.loads((tmp_path / "items" / "000000.json").read_text())
     assert (plain["claim_id"], plain["result"]["worker"]) == ("c0", "pc1-cpu")
+
+
+def test_what_a_killed_process_left_is_marked_once_and_what_is_in_use_is_not(tmp_path: Path, store: MemoryBlobStore) -> None:
+    with open_spool(tmp_path / "left") as left:
+        fill(left, store, 1)
+    with open_spool(tmp_path / "used"):
+        mark_left(tmp_path)
+        assert (tmp_path / "left" / "ended").exists() and not (tmp_path / "used" / "ended").exists()
+    os.utime(tmp_path / "left" / "ended", (1, 1))
+    mark_left(tmp_path)
+    assert (tmp_path / "left" / "ended").stat().st_mtime == 1
+    with open_spool(tmp_path / "left") as again:
+        assert again.items() == [0]
+
+
+def test_marking_passes_by_what_is_no_spool(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "spool.json").write_text("{}")
+    mark_left(tmp_path)
+    mark_left(tmp_path / "not there")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["broken", "other", "spool.json"]

@@ -55,3 +55,22 @@ def test_a_token_of_a_later_version_says_what_to_do() -> None:
 def test_secrets_are_in_no_repr_and_whole_in_the_url() -> None:
     assert "canary" not in repr(TOKEN)
     assert TOKEN.with_user(TOKEN.url) == "rediss://dc-host-pc2:canary%2Fsecret%2Bwith%40signs@10.0.0.1:47380/0"
+
+
+def test_a_token_whose_host_was_changed_says_what_it_names() -> None:
+    with pytest.raises(TokenUnreadable, match=r"it names host 'pc1' and user 'dc-host-pc2', .*: it was changed") as refused:
+        read_token(repacked(host="pc1"))
+    assert "ask for a new one" in str(refused.value) and "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("garbage", [b"\x00\x01garbage", b"\x30\x82\x01\x00" + bytes(40)])
+def test_a_token_with_a_damaged_certificate_says_so(garbage: bytes) -> None:
+    with pytest.raises(TokenUnreadable, match="the certificate in it is damaged"):
+        read_token(repacked(ca=base64.b64encode(garbage).decode()))
+
+
+def test_a_token_with_half_of_a_certificate_says_so(tmp_path: Path) -> None:
+    whole = replace(TOKEN, ca=ensure_certificates(tmp_path, ["10.0.0.1"]).ca.read_text())
+    der = json.loads(base64.urlsafe_b64decode(whole.text[4:] + "=="))["ca"]
+    with pytest.raises(TokenUnreadable, match="the certificate in it is damaged"):
+        read_token(repacked(ca=der[: len(der) // 8 * 4]))

@@ -20,7 +20,7 @@ from distributed_comfy.agent.configuration import (
     relative_to,
     shown_configuration,
 )
-from distributed_comfy.agent.up import populate
+from distributed_comfy.agent.up import populate, take_back
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.errors import SettingInvalid, WorkersFileWrong
 from distributed_comfy.settings import Settings
@@ -107,9 +107,24 @@ def test_paths_are_meant_from_the_files_folder(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_host_without_a_configuration_gets_a_worker_for_each_device() -> None:
-    found = populate("pc1", (HostDevice("cuda:0"), HostDevice("cuda:1")))
+    gpus = (HostDevice("cuda:0"), HostDevice("cuda:1"))
+    found = populate("pc1", gpus, "comfyui")
     assert {name: worker.device for name, worker in found.workers.items()} == {"pc1-cuda0": "cuda:0", "pc1-cuda1": "cuda:1"}
-    assert list(populate("pc1", (HostDevice("cpu"),)).workers) == ["pc1-cpu"]
+    assert list(populate("pc1", (HostDevice("cpu"),), "builtin").workers) == ["pc1-cpu"]
+
+
+def test_a_host_with_several_gpus_gets_one_worker_for_the_comfyui_that_runs_there() -> None:
+    found = populate("pc1", (HostDevice("cuda:0"), HostDevice("cuda:1")), "attach")
+    assert {name: worker.device for name, worker in found.workers.items()} == {"pc1-attach": "cpu"}
+
+
+def test_what_was_written_by_joining_is_taken_back_unless_somebody_has_changed_it_since(tmp_path: Path) -> None:
+    file = WorkersFile(tmp_path / "workers.json")
+    assert not take_back(file.path, written=True, before=None), "there is no file"
+    for says, before, done, then in ((True, None, True, None), (True, False, True, False), (False, None, False, False)):
+        file.write(HostConfiguration(debug=True, remote_configuration=says))
+        assert take_back(file.path, written=True, before=before) is done
+        assert file.read() == HostConfiguration(debug=True, remote_configuration=then)
 
 
 # -- on disk -------------------------------------------------------------------------------------------------------------

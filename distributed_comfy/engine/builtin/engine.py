@@ -1,9 +1,10 @@
 """The built-in engine: API-format prompts over a few torch and Pillow nodes, without ComfyUI."""
 from __future__ import annotations
 
+import importlib.util
+import runpy
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from distributed_comfy.engine.base import RunOutcome, Sink
 from distributed_comfy.engine.builtin.declarations import describe_classes
@@ -46,6 +47,7 @@ NODE_CLASSES: tuple[type[WorkbenchNode], ...] = (
 class BuiltinEngine:
     """An `engine.base.Engine` over `NODE_CLASSES`.
 
+    Torch takes longer to load than all else, so on the CPU that waits for the first item, unless the options ask for it at once.
     The prompt of a request comes with input files and claim in place (`engine.inputs.place_inputs`), the worker's folders exist.
     """
 
@@ -56,10 +58,9 @@ class BuiltinEngine:
         self._options = options
         self._context = context
         self._folders = WorkFolders(options.folder)
-        self._device = torch_device(options.device)
-        # Sums of large tensors are split among threads, so their last bits would depend on the number; on busy cores it is faster, too.
-        torch.set_num_threads(1)
-        self._bench = Workbench(self._folders, self._device)
+        if options.preload or options.device != "cpu":
+            load_torch()
+        self._bench = Workbench(self._folders, torch_device(options.device))
         self._classes = {**_bound(self._bench), **provide_nodes(context)}
         self._executor = Executor(self._classes, self._bench)
 
@@ -70,7 +71,7 @@ class BuiltinEngine:
             engine_version=BUILTIN_VERSION,
             node_classes=(),
             device=self._options.device,
-            device_class=f"{device_name(self._device)}|torch {torch.__version__}|builtin {BUILTIN_VERSION}",
+            device_class=f"{device_name(self._bench.device)}|torch {torch_version()}|builtin {BUILTIN_VERSION}",
             tags=self._options.tags,
         )
         return describe_classes(self._classes, capability)
@@ -81,6 +82,7 @@ class BuiltinEngine:
         self._context.begin(request, check=self._bench.check)
         try:
             self._bench.check()
+            load_torch()
             self._folders.empty()
             # Validation converts literals in place, and the request is not ours.
             prompt = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in request.prompt.items()}
@@ -118,6 +120,25 @@ class BuiltinEngine:
         return RunOutcome(captures, files, outputs, tuple(node_id for node_id in sinks if node_id not in filled))
 
 
+def load_torch() -> None:
+    """Import torch, the way this engine computes with it; called again it does nothing more."""
+    import torch
+
+    # Sums of large tensors are split among threads, so their last bits would depend on the number; on busy cores it is faster, too.
+    torch.set_num_threads(1)
+
+
+def torch_version() -> str:
+    """``torch.__version__`` without the import of torch: the file that torch itself reads it from."""
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    if file is None or not file.is_file():
+        import torch
+
+        return str(torch.__version__)
+    return str(runpy.run_path(str(file))["__version__"])
+
+
 def torch_device(device: str) -> str:
     """The torch device of a worker's device; with ``cuda:1`` only that GPU is visible here, as the first one.
 
@@ -126,6 +147,8 @@ def torch_device(device: str) -> str:
     """
     if device == "cpu":
         return "cpu"
+    import torch
+
     kind = device.split(":")[0]
     backend = getattr(torch, kind, None) or getattr(torch.backends, kind, None)
     if backend is None or not backend.is_available():
@@ -136,7 +159,11 @@ def torch_device(device: str) -> str:
 
 def device_name(device: str) -> str:
     """The device as a part of the device class."""
-    return str(torch.cuda.get_device_name(0)) if device == "cuda" else device
+    if device != "cuda":
+        return device
+    import torch
+
+    return str(torch.cuda.get_device_name(0))
 
 
 def _bound(bench: Workbench) -> dict[str, type]:

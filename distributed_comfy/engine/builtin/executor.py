@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import torch
-
 from distributed_comfy.engine.builtin.declarations import declared_inputs, is_link, is_output
 from distributed_comfy.engine.builtin.workbench import Workbench
 from distributed_comfy.errors import DistributedComfyError, NodeFailed, OutOfMemory
@@ -68,7 +66,9 @@ class Executor:
         """Forget all outputs and give their memory back."""
         self._cache.clear()
         gc.collect()
-        if torch.cuda.is_available():
+        if self._bench.device == "cuda":
+            import torch
+
             torch.cuda.empty_cache()
 
     def _execute(self, run: _Run, node_id: str) -> None:
@@ -182,6 +182,8 @@ def _change_mark(node_class: Any, inputs: dict[str, Any]) -> Any:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
     device_error = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
     if isinstance(error, (MemoryError, device_error)):
         return True

@@ -8,15 +8,17 @@ import re
 import string
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from distributed_comfy.engine.builtin.image_nodes import to_bytes
 from distributed_comfy.engine.builtin.workbench import WorkbenchNode
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_ENDINGS = tuple(sorted(Image.registered_extensions()))
 _ANNOTATION = re.compile(r"^(?P<name>.*?)\s*\[(?P<folder>input|output|temp)\]$", re.DOTALL)
@@ -59,6 +61,8 @@ class LoadImage(WorkbenchNode):
 
     def load(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
         """All frames of one size as [B, H, W, 3], and 1 - alpha as [B, H, W] ([1, 64, 64] zeros without alpha)."""
+        import torch
+
         path = self.path_of(image)
         if path is None:
             raise FileNotFoundError(f"{image} is outside the input folder")
@@ -71,6 +75,8 @@ class LoadImage(WorkbenchNode):
 
 
 def _image_and_mask(frame: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
     alpha: Image.Image | None = None
     if "A" in frame.getbands():
         alpha = frame.getchannel("A")
@@ -83,6 +89,8 @@ def _image_and_mask(frame: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _levels(picture: Image.Image) -> torch.Tensor:
+    import torch
+
     return torch.from_numpy(np.array(picture).astype(np.float32) / 255.0)
 
 

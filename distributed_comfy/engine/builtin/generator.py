@@ -1,12 +1,15 @@
 """SeededGenerator: pictures made of nothing but a seed, step by step, so that a cluster has something to do without any model."""
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from distributed_comfy.engine.builtin.pictures import STYLES, Picture, Subject
+from distributed_comfy.engine.builtin.styles import STYLES
 from distributed_comfy.engine.builtin.workbench import WorkbenchNode
+
+if TYPE_CHECKING:
+    import torch
+
+    from distributed_comfy.engine.builtin.pictures import Picture
 
 SEED_LIMIT = 2**64 - 1
 _PREVIEWS = 6
@@ -41,6 +44,10 @@ class SeededGenerator(WorkbenchNode):
         Args:
             shape: ``width``, ``height``, ``batch_size``, ``style``.
         """
+        import torch
+
+        from distributed_comfy.engine.builtin.pictures import Picture, Subject
+
         width, height, batch_size = shape["width"], shape["height"], shape["batch_size"]
         images = torch.empty((batch_size, height, width, 3))
         for position in range(batch_size):

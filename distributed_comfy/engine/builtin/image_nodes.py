@@ -4,13 +4,15 @@ Images are [B, H, W, C] float32, normally in [0, 1].
 """
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from distributed_comfy.engine.builtin.workbench import WorkbenchNode
+
+if TYPE_CHECKING:
+    import torch
 
 SIDE_LIMIT_PX = 16384
 """ComfyUI's own limit."""
@@ -41,6 +43,8 @@ class EmptyImage(WorkbenchNode):
 
     def make(self, width: int, height: int, batch_size: int = 1, color: int = 0) -> tuple[torch.Tensor]:
         """``batch_size`` images of ``color`` (0xRRGGBB)."""
+        import torch
+
         channels = torch.tensor([(color >> shift & 0xFF) / 0xFF for shift in (16, 8, 0)])
         return (channels.expand(batch_size, height, width, 3).clone(),)
 
@@ -90,6 +94,8 @@ class ImageBatch(WorkbenchNode):
 
     def join(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor]:
         """Both, the second in the size of the first."""
+        import torch
+
         if image1.shape[1:] != image2.shape[1:]:
             image2 = resized(image2, (image1.shape[2], image1.shape[1]), method="bilinear", centred=True)
         return (torch.cat((image1, image2), dim=0),)
@@ -121,6 +127,8 @@ def resized(images: torch.Tensor, size: tuple[int, int], *, method: str, centred
         method: one of `SCALE_METHODS`.
         centred: cut to the new aspect round the centre first; otherwise the image is stretched.
     """
+    import torch
+
     width, height = size
     planes = images.movedim(-1, 1)
     if centred:
@@ -142,6 +150,8 @@ def _cut_to_aspect(planes: torch.Tensor, aspect: float) -> torch.Tensor:
 
 def _lanczos(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Pillow's filter, which works on bytes: [h, w, C] float32 in 256 levels."""
+    import torch
+
     picture = Image.fromarray(to_bytes(image)).resize(size, resample=Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture).astype(np.float32) / 255.0)
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-STYLES = ("ink", "rosette", "silk", "agate")
-"""The patterns; ``auto`` lets the seed choose."""
+from distributed_comfy.engine.builtin.styles import STYLES
 
 SUPERSAMPLING = 2
 """Each pixel is the mean of this many squared."""

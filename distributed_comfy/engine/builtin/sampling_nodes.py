@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
-
-from distributed_comfy.engine.builtin.refiner import Refiner, Strength, seeded_noise
 from distributed_comfy.engine.builtin.workbench import WorkbenchNode
 from distributed_comfy.workflow.samplers import UsualSamplers
+
+if TYPE_CHECKING:
+    import torch
+
+    from distributed_comfy.engine.builtin.refiner import Refiner, Strength
 
 LATENT_PX = 8
 SEED_LIMIT = 2**64 - 1
@@ -33,6 +34,8 @@ class SeededRefiner:
 
     def strength(self, denoise: float) -> Strength:
         """As the refiner takes it."""
+        from distributed_comfy.engine.builtin.refiner import Strength
+
         return Strength(denoise, self.edges, self.strokes)
 
 
@@ -42,6 +45,8 @@ class FoldingVae:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """[B, H, W, 3] as [B, 192, H/8, W/8]; what is no multiple of 8 is cut off at both sides, as a real VAE does."""
+        from torch.nn.functional import pixel_unshuffle
+
         height, width = (side // LATENT_PX * LATENT_PX for side in images.shape[1:3])
         top, left = (side % LATENT_PX // 2 for side in images.shape[1:3])
         box = images[:, top : top + height, left : left + width, :3]
@@ -49,6 +54,8 @@ class FoldingVae:
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """[B, H, W, 3]."""
+        from torch.nn.functional import pixel_shuffle
+
         return pixel_shuffle(samples, LATENT_PX).movedim(1, -1).contiguous()
 
 
@@ -165,6 +172,11 @@ class KSampler(WorkbenchNode):
         Args:
             inputs: ``denoise``; the others, conditionings among them, have no meaning here.
         """
+        import torch
+        from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+        from distributed_comfy.engine.builtin.refiner import Refiner, seeded_noise
+
         denoise = inputs["denoise"]
         if denoise <= 0:
             return (latent_image,)

@@ -12,6 +12,7 @@ from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
 from distributed_comfy.engine.comfyui.capability import CapabilityReader
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.engine.comfyui.device import device_class
+from distributed_comfy.engine.comfyui.echo import history_of, with_words
 from distributed_comfy.engine.comfyui.failures import FailureWatch
 from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
@@ -100,8 +101,10 @@ class ComfyUIEngine:
     def run(self, request: RunRequest, sink: Sink) -> RunOutcome:
         """See `Engine.run`."""
         self._scope.begin(request.claim_id, request.targets, request.original_prompt)
-        self._listener.begin(sink)
+        self._listener.begin(sink, echoes=request.echoes)
         self._failures.begin()
+        if request.echoes:
+            self._folders.empty_output()
         try:
             self._require_wanted(request, self._latch.begin(request.claim_id))
             prompt = copy.deepcopy(request.prompt)  # ComfyUI converts values and leaves marks in it
@@ -150,7 +153,7 @@ class ComfyUIEngine:
         error = self._failures.failure(event, facts, self._options.device)
         if isinstance(error, OutOfMemory):
             self.free()
-        raise error
+        raise with_words(error, event, facts) if request.echoes else error
 
     def _outcome(self, request: RunRequest, captures: list[CapturedValue]) -> RunOutcome:
         history = self._tree.executor.history_result
@@ -159,9 +162,10 @@ class ComfyUIEngine:
         outputs = plain_outputs(history, cached_nodes(self._tree.executor.status_messages), self._folders)
         return RunOutcome(
             captures=[capture for capture in captures if capture.value is not None],
-            files=take_files(outputs, self._folders, request.claim_id),
+            files=take_files(outputs, self._folders, request.claim_id, unnamed=request.echoes),
             outputs=outputs,
             blocked=blocked,
+            history=history_of(self._tree.executor) if request.echoes else None,
         )
 
     def _blocked(self, request: RunRequest, filled: set[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ class FailureWatch:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             # Only the verdict is kept: the exception's frames hold tensors, which could not be freed.
-            self.out_of_memory = self._is_out_of_memory(kwargs.get("ex", args[-1] if args else None))
+            self.out_of_memory = is_out_of_memory(self._model_management, kwargs.get("ex", args[-1] if args else None))
             return handle(*args, **kwargs)
 
         executor.handle_execution_error = watched
@@ -36,13 +36,15 @@ class FailureWatch:
             return failed
         return OutOfMemory(device=device, **failed.fields)
 
-    def _is_out_of_memory(self, error: object) -> bool:
-        judge = getattr(self._model_management, "is_oom", None)
-        if judge is not None and judge(error):
-            return True
-        known = self._model_management.OOM_EXCEPTION
-        # ComfyUI puts plain Exception there where torch has no such class.
-        if known is not Exception and isinstance(error, known):
-            return True
-        # torch has no class for a CPU without memory, only this sentence of its allocator.
-        return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+def is_out_of_memory(model_management: Any, error: object) -> bool:
+    """Whether ComfyUI, torch or Python says so with this exception."""
+    judge = getattr(model_management, "is_oom", None)
+    if judge is not None and judge(error):
+        return True
+    known = model_management.OOM_EXCEPTION
+    # ComfyUI puts plain Exception there where torch has no such class.
+    if known is not Exception and isinstance(error, known):
+        return True
+    # torch has no class for a CPU without memory, only this sentence of its allocator.
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from distributed_comfy.engine.base import Sink
+from distributed_comfy.engine.comfyui.echo import Echo
 
 CLIENT_ID = "distributed-comfy"
 PREVIEW_INTERVAL_S = 0.2
@@ -26,6 +27,7 @@ class ClientListener:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sink: Sink | None = None
+        self._echo: Echo | None = None
         self._reported: dict[str, tuple[int, int]] = {}
         self._preview_due = 0.0
         self._current = ""
@@ -38,9 +40,10 @@ class ClientListener:
         # Its own method queues every message for the web server's loop; without clients they would only pile up.
         server.send_sync = self.receive
 
-    def begin(self, sink: Sink) -> None:
-        """A run starts."""
+    def begin(self, sink: Sink, *, echoes: bool = False) -> None:
+        """A run starts; ``echoes`` as in `RunRequest`."""
         with self._lock:
+            self._echo = Echo(sink) if echoes else None
             self._sink, self._reported, self._preview_due, self._current = sink, {}, 0.0, ""
             self.started = set()
 
@@ -54,6 +57,8 @@ class ClientListener:
         sink = self._sink
         if sink is None:
             return
+        if self._echo is not None and isinstance(data, dict):
+            self._echo.receive(event, data)
         if event == "executing" and data.get("node") is not None:
             self._current = str(data["node"])
             self.started.add(self._current)

@@ -49,9 +49,14 @@ def _origin(history: Mapping[str, Any], node_id: str) -> str:
     return str(history.get("meta", {}).get(node_id, {}).get("real_node_id", node_id))
 
 
-def take_files(outputs: dict[str, Any], folders: WorkFolders, claim_id: str) -> tuple[OutputFile, ...]:
+def take_files(outputs: dict[str, Any], folders: WorkFolders, claim_id: str, *, unnamed: bool = False) -> tuple[OutputFile, ...]:
     """Set the files of a run aside, so that the next run of a prompt gives the same names and cannot write over them.
 
+    Args:
+        outputs: ui results.
+        folders: of the worker.
+        claim_id: of the run.
+        unnamed: take what nodes wrote into ``output`` without naming it, too.
     Raises:
         OSError: a file cannot be moved.
     """
@@ -61,7 +66,14 @@ def take_files(outputs: dict[str, Any], folders: WorkFolders, claim_id: str) -> 
             there.append(file)
         else:  # a later node of the prompt may have taken it away
             log.info("node %s names %s, which is not there", file.node_id, file.path)
+    if unnamed:
+        there += _unnamed_files(folders, {file.path for file in there})
     return tuple(set_aside(there, folders.outgoing / claim_id))
+
+
+def _unnamed_files(folders: WorkFolders, named: set[Path]) -> list[OutputFile]:
+    found = sorted(path for path in folders.output.rglob("*") if path.is_file() and path not in named)
+    return [OutputFile("", path, path.relative_to(folders.output).as_posix(), "output") for path in found]
 
 
 def discard_files(history: Mapping[str, Any], folders: WorkFolders) -> None:

@@ -1,11 +1,12 @@
 -- A worker takes the next item.  Idempotent: a claim id that is known gets the same answer.
--- ARGV  worker, incarnation, claim id, warm slice ms
+-- ARGV  worker, incarnation, claim id, warm slice ms, the one job that a guest takes from ('' for all others)
 -- Order: given back first (back_heads), then last stages (finish_heads), then the highest priority (levels), in it the submitter with
 -- the fewest running items, least recently served (level), of theirs the job with the fewest running items, then the oldest (heads,
 -- queue); at equal counts the job that this worker served last wins for one warm slice, unless another submitter has not been served
 -- that long.  A signature's head is its first job's score, so the worker's best signature is the first one of a ZSET that it serves.
+-- A guest serves no signature; it takes of its job what was given back, then what never ran, under the same caps, and no last stage.
 -- Gives  {'item', job, index, packed spec, attempts, worker...} | {'none', worker...} | {'dead'}
-local name, inc, claim, slice = ARGV[1], ARGV[2], ARGV[3], num(ARGV[4])
+local name, inc, claim, slice, only = ARGV[1], ARGV[2], ARGV[3], num(ARGV[4]), ARGV[5] or ''
 local facts = worker_read(name)
 if facts.inc ~= inc then return {'dead'} end
 
@@ -118,8 +119,18 @@ local function take(job, list)
   return answer(id, index), list == 'finish' and job.last_sig or job.sig
 end
 
+local function claim_of(id)
+  local job = job_read(id)
+  if job.state ~= 'active' or job.paused > 0 or job.parked > 0 or byte_room(job, 1) == 0 then return {'none'}, '' end
+  for _, list in ipairs({'back', 'pending'}) do
+    if call('LLEN', K[list](id)) > 0 then return take(job, list) end
+  end
+  return {'none'}, ''
+end
+
 local function claim_next() -- the answer, and the signature of what was taken
   if facts.off or call('HLEN', K.claims(name)) >= facts.slots then return {'none'}, '' end
+  if only ~= '' then return claim_of(only) end
   for _ = 1, 16 do -- each turn takes one job that the cap on all bytes holds out of the index
     local id, list = choose()
     if not id then break end

@@ -14,19 +14,19 @@ local grace = num(facts[3])
 if facts[1] ~= ARGV[5] or (facts[2] and NOW - num(facts[2]) > 3 * tick) then grace = NOW + lease end
 call('HSET', K.reaper_facts(), 'run_id', ARGV[5], 'last_ms', NOW, 'grace_ms', digits(grace))
 
--- Workers: those whose lease ran out leave; unanswered tickets are taken for lost.
+-- Workers and guests: those whose lease ran out leave; unanswered tickets are taken for lost.
 local function bury(name)
   if call('HGET', K.worker(name), 'left') ~= '1' then tally('lost workers') end
   drop_claims(name, 'worker_lost', num(ARGV[7]), ARGV[8], ARGV[9], out)
   local worker = worker_read(name)
   tickets_withdraw(name, worker)
   leave_capability(name, worker)
-  call('SREM', K.workers(), name)
   call('DEL', K.worker(name))
-  gone[#gone + 1] = name
+  call('SREM', K.guests(), name)
+  if call('SREM', K.workers(), name) == 1 then gone[#gone + 1] = name end
 end
 
-for _, name in ipairs(call('SMEMBERS', K.workers())) do
+for _, name in ipairs(call('SUNION', K.workers(), K.guests())) do
   if NOW >= grace and call('EXISTS', K.lease(name)) == 0 then
     bury(name)
   else

@@ -1,5 +1,6 @@
 -- A worker becomes able to claim: at start, after it was declared dead, and when its capabilities changed.  Idempotent.
--- ARGV  worker, incarnation, capability hash, slots, lease ms, facts (JSON), capability, max attempts, lost-worker error, meta
+-- ARGV  worker, incarnation, capability hash ('' for a guest, which is called for nothing), slots, lease ms, facts (JSON), capability,
+--       max attempts, lost-worker error, meta
 -- Gives  {'ok', worker...} | {'taken', ms until the other's lease ends}
 local name, inc, cap, slots, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local facts = worker_read(name)
@@ -14,9 +15,12 @@ end
 local withdrawn = {}
 if facts.inc ~= inc or facts.cap ~= cap then withdrawn = tickets_withdraw(name, worker_read(name)) end
 if facts.cap ~= cap then leave_capability(name, facts) end
-call('HSET', K.caps(), cap, ARGV[7])
-call('SADD', K.workers(), name)
-call('SADD', K.cap_workers(cap), name)
+call('SREM', cap == '' and K.workers() or K.guests(), name)
+call('SADD', cap == '' and K.guests() or K.workers(), name)
+if cap ~= '' then
+  call('HSET', K.caps(), cap, ARGV[7])
+  call('SADD', K.cap_workers(cap), name)
+end
 call('DEL', K.starting(name))
 call('SET', K.lease(name), inc, 'PX', lease_ms)
 call('HSET', K.worker(name), 'cap', cap, 'slots', slots, 'facts', ARGV[6], 'down', 0, 'left', 0)

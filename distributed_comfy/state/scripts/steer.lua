@@ -38,7 +38,7 @@ function orders.leave()
 end
 
 if orders[what] then
-  if call('SISMEMBER', K.workers(), id) == 0 then return {'unknown'} end
+  if call('SISMEMBER', K.workers(), id) + call('SISMEMBER', K.guests(), id) == 0 then return {'unknown'} end
   if (what == 'suspend' or what == 'leave') and call('HGET', K.worker(id), 'inc') ~= ARGV[3] then return {'unknown'} end
   orders[what]()
   offer_room(out)

@@ -20,7 +20,15 @@ import redis
 
 from distributed_comfy.access.certificates import ensure_certificates
 from distributed_comfy.access.invites import Invites, Place
-from distributed_comfy.access.join import forget_token, open_join, stored_token
+from distributed_comfy.access.join import (
+    WrittenConfiguration,
+    forget_token,
+    keep_token,
+    note_configuration,
+    open_join,
+    stored_token,
+    written_configuration,
+)
 from distributed_comfy.access.token import JoinToken, read_token
 from distributed_comfy.access.users import ServerUsers
 from distributed_comfy.errors import (
@@ -28,12 +36,15 @@ from distributed_comfy.errors import (
     HostNotInvitable,
     InviteRefused,
     InviteUnknown,
-    RedisUnreachable,
+    JoinedUnreachable,
     RelayUnreachable,
+    ServerNotTrusted,
     SettingInvalid,
+    TokenUnreadable,
 )
 from distributed_comfy.orchestrator import inviting
 from distributed_comfy.orchestrator.inviting import InviteOptions, invite, invites_of, revoke
+from distributed_comfy.orchestrator.servers import cluster_servers
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.state.door import read_plan
 from distributed_comfy.state.embedded import EmbeddedRedis, start_embedded
@@ -125,11 +136,69 @@ def test_a_token_that_does_not_let_in_is_not_kept(settings: Settings, owner: Emb
 def test_a_server_with_another_authority_is_not_trusted(settings: Settings, owner: EmbeddedRedis, tmp_path: Path) -> None:
     token = invite(settings, OPTIONS)
     other = ensure_certificates(tmp_path / "other", ["127.0.0.1"])
+    here = read_settings()
     with (
-        pytest.raises(RedisUnreachable, match="certificate verify failed"),
-        open_join(replace(token, ca=other.ca.read_text()).text, read_settings()),
+        pytest.raises(ServerNotTrusted, match=r"certificate verify failed.*ask for a new one \(`distributed-comfy invite --name pc2`\)"),
+        open_join(replace(token, ca=other.ca.read_text()).text, here),
     ):
         pass
+    assert not list((here.config_folder / "authorities").iterdir()), "what was refused leaves nothing"
+
+
+def test_a_token_with_another_place_than_its_users_is_refused_in_a_sentence(settings: Settings, owner: EmbeddedRedis) -> None:
+    token = replace(invite(settings, OPTIONS), prefix="other:")
+    with pytest.raises(TokenUnreadable, match=r"with key prefix 'other:' there, so.* changed"), open_join(token.text, read_settings()):
+        pass
+    assert stored_token(read_settings()) == ""
+
+
+def test_a_kept_invitation_that_nobody_answers_names_itself_and_how_to_leave(settings: Settings) -> None:
+    with start_embedded(settings.runtime_folder, private=False):
+        token, here = invite(settings, OPTIONS), read_settings()
+        with open_join(token.text, here):
+            pass
+    until(lambda: not is_open(token))
+    told = r"has joined as host 'pc2'.*`distributed-comfy up --leave`"
+    with pytest.raises(JoinedUnreachable, match=told) as silent, open_join(stored_token(here), here):
+        pass
+    assert "--join" not in str(silent.value)
+    with pytest.raises(JoinedUnreachable, match="up --leave"), cluster_servers(here) as (mine, servers):
+        open_cluster(mine, servers.redis_url, servers.blob_url)
+
+
+def test_leaving_takes_the_authority_along_or_the_agent_does_that_still_needs_it(settings: Settings, owner: EmbeddedRedis) -> None:
+    token, here = invite(settings, OPTIONS), read_settings()
+    authorities = here.config_folder / "authorities"
+    with open_join(token.text, here):
+        forget_token(here, agent_runs=True)
+        assert [path.stem for path in authorities.iterdir()] == [token.fingerprint]
+    assert not list(authorities.iterdir())
+    with open_join(token.text, here):
+        pass
+    assert list(authorities.iterdir())
+    forget_token(here)
+    assert not list(authorities.iterdir())
+
+
+def test_a_token_is_kept_when_its_caller_says_so(settings: Settings, owner: EmbeddedRedis) -> None:
+    token, here = invite(settings, OPTIONS), read_settings()
+    with open_join(token.text, here, keep=False):
+        assert stored_token(here) == ""
+        keep_token(token, here)
+    assert stored_token(here) == token.text
+
+
+def test_what_joining_wrote_is_noted_as_it_was_before_the_first_of_several_clusters(settings: Settings, owner: EmbeddedRedis) -> None:
+    token, here = invite(settings, OPTIONS), read_settings()
+    note_configuration(here, WrittenConfiguration("/w.json", written=True, before=None))
+    assert written_configuration(here) is None, "no cluster is joined"
+    keep_token(token, here)
+    note_configuration(here, WrittenConfiguration("/w.json", written=True, before=None))
+    keep_token(token, here)
+    note_configuration(here, WrittenConfiguration("/w.json", written=False, before=True))
+    assert written_configuration(here) == WrittenConfiguration("/w.json", written=False, before=None)
+    note_configuration(here, None)
+    assert written_configuration(here) is None and stored_token(here) == token.text
 
 
 def test_a_host_that_is_shut_out_loses_its_connections_at_once_and_the_door_closes(settings: Settings, owner: EmbeddedRedis) -> None:
@@ -145,7 +214,7 @@ def test_a_host_that_is_shut_out_loses_its_connections_at_once_and_the_door_clos
             for _ in range(3):
                 listener.get_message(timeout=1.0)
     until(lambda: not is_open(token))
-    with pytest.raises((InviteRefused, RedisUnreachable)), open_join(token.text, read_settings()):
+    with pytest.raises((InviteRefused, JoinedUnreachable)), open_join(token.text, read_settings()):
         pass
     with owners_client(owner) as client:
         assert client.acl_users() == ["default"] and not client.exists(Keys("dc:")("invites"), Keys("dc:")("joined", "pc2"))

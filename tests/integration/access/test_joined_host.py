@@ -1,6 +1,8 @@
 """Commands on a host that has joined a cluster, by TLS and through a relay: they ask that cluster, and say what they may not."""
 from __future__ import annotations
 
+import json
+import re
 import signal
 import stat
 import subprocess
@@ -119,7 +121,8 @@ def test_a_host_that_is_shut_out_ends_with_a_status_of_its_own_says_so_once_and_
         told = [line for line in ended.err.splitlines() if "distributed-comfy invite --name pc2" in line and "revoked" in line]
         assert len(told) == 1 and told[0].startswith("error: ") and pair.url in told[0], ended.err
         assert ended.err.count("does not know the user of host pc2") == 1 and "is DC_REDIS_URL right" not in ended.err, ended.err
-        assert ended.err.count("Cannot connect") <= 2, "each reason once"
+        reasons = re.findall(r"Cannot connect to (.*)", ended.err)
+        assert reasons and len(reasons) == len(set(reasons)), f"each reason once: {ended.err}"
         until(lambda: not pair.guest.left_running(), timeout_s=20)
         log = pair.guest.folder / "cache" / "workers" / "pc2-cpu" / "worker.log"
         assert "Traceback" not in ended.err + log.read_text()
@@ -129,12 +132,37 @@ def test_a_host_that_is_shut_out_ends_with_a_status_of_its_own_says_so_once_and_
         for command in (["up"], ["workers", "list"]):
             again = pair.guest.run(*command)
             assert again.status in wanted and "error: " in again.err and "Traceback" not in again.err, again.err
+            assert "up --leave" in again.err and "--join" not in again.err, again.err
         assert pair.guest.run("doctor", "--no-engine").status == 1
         left = pair.guest.run("up", "--leave")
         assert left.status == 0 and pair.url in left.out and not kept.exists()
         alone = pair.guest.run("workers", "list")
         assert alone.status == 0 and "no worker is running" in alone.out and pair.url not in alone.err
         assert "joined no cluster" in pair.guest.run("up", "--leave").out
+
+
+def test_a_second_machine_with_the_same_token_is_told_to_be_invited_by_its_own_name_and_nothing_is_written_there(tmp_path: Path) -> None:
+    with joined(tmp_path, "tls") as pair:
+        other = user(tmp_path / "pc3", "pc3")
+        refused = other.run("up", "--join", (pair.guest.folder / "token").read_text())
+        assert refused.status == 2 and "under a name of its own (`distributed-comfy invite --name NAME`" in refused.err, refused.err
+        assert "joined " not in refused.err and "DC_HOST" not in refused.err
+        left = {path.name for path in (other.folder / "home").rglob("*") if path.is_file()}
+        assert not {name for name in left if name.endswith((".json", ".pem"))}, left
+        assert pair.states() == {"pc1-cpu": "idle", "pc2-cpu": "idle"}
+
+
+def test_leaving_takes_back_what_joining_wrote_also_beside_an_agent_that_still_runs(tmp_path: Path) -> None:
+    with joined(tmp_path, "tls") as pair:
+        folder = pair.guest.folder / "home" / ".config" / "distributed-comfy"
+        workers = folder / "workers.json"
+        assert json.loads(workers.read_text())["remote_configuration"] is True
+        left = pair.guest.run("up", "--leave")
+        assert "still runs here" in left.err and f"remote_configuration in {workers} is as it was before" in left.err
+        assert json.loads(workers.read_text())["remote_configuration"] is None and list((folder / "authorities").iterdir())
+        pair.up.send_signal(signal.SIGTERM)
+        pair.guest.finish(pair.up, timeout_s=60)
+        assert not (folder / "joined.json").exists() and not list((folder / "authorities").iterdir())
 
 
 def assert_refused(done: Finished, *words: str) -> None:

@@ -148,6 +148,16 @@ def test_a_url_that_does_not_answer_with_tls_invites_nobody(server: TlsServer, s
         assert invites.all() == []
 
 
+@pytest.mark.parametrize("url", ["wss://127.0.0.1:1/cluster", "ws://127.0.0.1:1"])
+def test_a_relay_that_does_not_answer_invites_nobody_unless_that_is_asked_for(server: TlsServer, settings: Settings, url: str) -> None:
+    with pytest.raises(DoorRefused, match=r"no answer from the relay.*start `distributed-comfy serve`.*--no-check invites all the same"):
+        invite(settings, InviteOptions(name="pc2", url=url))
+    with invites_of(settings) as (invites, _):
+        assert invites.all() == []
+    assert invite(settings, InviteOptions(name="pc2", url=url, check=False)).url == url
+    revoke(settings, "pc2")
+
+
 @pytest.mark.parametrize("url", ["redis://10.0.0.1:6379/0", "http://10.0.0.1", "rediss://user:pw@10.0.0.1/0"])
 def test_an_invitation_with_an_unfit_url_is_refused(settings: Settings, url: str) -> None:
     with pytest.raises(SettingInvalid, match="--url"):
@@ -160,7 +170,7 @@ def test_a_configured_server_needs_a_url(settings: Settings) -> None:
 
 
 def test_a_relays_url_makes_a_user_and_a_token(server: TlsServer, settings: Settings) -> None:
-    token = invite(settings, InviteOptions(name="pod", url="wss://example.org/relay"))
+    token = invite(settings, InviteOptions(name="pod", url="wss://example.org/relay", check=False))
     assert (token.url, token.blob_url, token.user) == ("wss://example.org/relay", "", "dc-host-pod")
     with redis.Redis.from_url(f"{token.with_user(server.place)}?ssl_ca_certs={server.ca}") as client:
         assert client.ping()
@@ -191,6 +201,7 @@ def test_what_is_not_in_the_clear_needs_nobodys_word(url: str) -> None:
 
 
 def test_a_token_in_the_clear_is_followed_only_where_that_is_allowed(server: TlsServer, settings: Settings) -> None:
-    token = invite(settings.model_copy(update={"allow_plaintext": True}), InviteOptions(name="pc2", url="redis://10.0.0.1:6379/0"))
+    allowed = settings.model_copy(update={"allow_plaintext": True})
+    token = invite(allowed, InviteOptions(name="pc2", url="redis://10.0.0.1:6379/0", check=False))
     with pytest.raises(SettingInvalid, match=r"--join: .*DC_ALLOW_PLAINTEXT"), open_join(token.text, read_settings()):
         pass

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from distributed_comfy.nodes.registry import node_classes
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Probe:
@@ -25,6 +26,8 @@ class Probe:
         return {"required": {"text": ("STRING", {"default": ""})}}
 
     def run(self, text: str) -> tuple[torch.Tensor]:
+        import torch
+
         self.act(text)
         return (torch.zeros(1, 2, 2, 3),)
 
@@ -84,6 +87,8 @@ class ArgumentsSeen(Probe):
     RETURN_TYPES = ("STRING",)
 
     def run(self, text: str) -> Any:
+        import torch
+
         here = os.path.join("distributed_comfy", "engine")
         facts = {
             "argv": str(sys.argv[1:]),
@@ -99,6 +104,8 @@ class TakesLong(Probe):
     """A tensor that takes a while to ship."""
 
     def run(self, text: str) -> tuple[torch.Tensor]:
+        import torch
+
         return (torch.rand(int(text), 1024, 1024, 3),)
 
 

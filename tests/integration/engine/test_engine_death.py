@@ -116,7 +116,7 @@ def test_a_log_that_grew_long_is_put_aside_at_the_next_start(engine: EngineMaker
 
 @pytest.mark.parametrize("kind", ["Sleeps", "HoldsTheGil"])
 def test_an_engine_that_shows_no_sign_of_life_is_ended(engine: EngineMaker, kind: str) -> None:
-    recorded = engine(stall_timeout_s=1.0)
+    recorded = engine(stall_timeout_s=1.0, preload=True)
     claim_id = recorded.run(probe(kind, "60"))
     began = time.monotonic()
     end = recorded.end(claim_id)
@@ -127,7 +127,7 @@ def test_an_engine_that_shows_no_sign_of_life_is_ended(engine: EngineMaker, kind
 
 
 def test_a_frozen_process_is_a_stall_too(engine: EngineMaker) -> None:
-    recorded = engine(stall_timeout_s=1.0)
+    recorded = engine(stall_timeout_s=1.0, preload=True)
     claim_id = recorded.run(LONG)
     recorded.wait(Progress)
     assert recorded.process.pid is not None
@@ -138,7 +138,7 @@ def test_a_frozen_process_is_a_stall_too(engine: EngineMaker) -> None:
 
 
 def test_work_that_moves_and_an_engine_without_work_are_no_stall(engine: EngineMaker) -> None:
-    recorded = engine(stall_timeout_s=1.0)
+    recorded = engine(stall_timeout_s=1.0, preload=True)
     time.sleep(1.5)
     claim_id = recorded.run(LONG)
     time.sleep(2.5)

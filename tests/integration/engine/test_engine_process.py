@@ -49,9 +49,26 @@ def probe(class_type: str, text: str) -> Prompt:
     return {"1": node(class_type, text=text), "9": node("DistributedSink", value=out("1"))}
 
 
+def torch_loaded(recorded: Recorded) -> bool:
+    return "libtorch" in Path(f"/proc/{recorded.process.pid}/maps").read_text()
+
+
 def executions(recorded: Recorded) -> list[str]:
     assert recorded.options.execution_log is not None
     return recorded.options.execution_log.read_text().splitlines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_torch_is_loaded_for_the_first_item_or_before_it_where_that_comes_at_once(engine: EngineMaker) -> None:
+    waits = engine()
+    waits.process.free()
+    waits.process.describe()
+    waits.wait(Described)
+    time.sleep(3 * waits.options.beat_interval_s)
+    assert waits.process.alive and not torch_loaded(waits)
+    (threads,) = waits.result(waits.run(probe("ArgumentsSeen", "threads"))).result.captures
+    assert torch_loaded(waits) and load_value(waits.blobs, threads.value, as_torch=True) == "1"
+    assert torch_loaded(engine(preload=True))
 
 
 def test_an_item_comes_back_with_its_tensor_and_its_files(recorded: Recorded, blobs: RedisBlobStore, tmp_path: Path) -> None:
@@ -213,7 +230,7 @@ def test_input_files_reach_the_loader(recorded: Recorded, blobs: RedisBlobStore,
 
 
 def test_the_last_stage_takes_blobs_that_come_late(engine: EngineMaker, blobs: RedisBlobStore) -> None:
-    recorded = engine(stall_timeout_s=0.5, beat_interval_s=0.05)  # waiting for the master is no stall
+    recorded = engine(stall_timeout_s=0.5, preload=True, beat_interval_s=0.05)  # waiting for the master is no stall
     batches = [torch.full((1, 8, 8, 3), float(number)) for number in range(3)]
 
     def stored(store: Any, number: int) -> Any:

@@ -53,6 +53,21 @@ def a_claim(cluster: Cluster) -> Any:
     return cluster.take("v", "c1")
 
 
+def a_guest(cluster: Cluster) -> None:
+    a_job(cluster)
+    cluster.join_guest("g")
+
+
+def a_guests_claim(cluster: Cluster) -> Any:
+    a_guest(cluster)
+    return cluster.take_of("g", "a", "c1")
+
+
+def a_dead_guest(cluster: Cluster) -> None:
+    a_guests_claim(cluster)
+    cluster.expire("g")
+
+
 def a_last_claim(cluster: Cluster) -> Any:
     cluster.join("v")
     cluster.submit("a")
@@ -164,6 +179,14 @@ CASES = {
     "claim": Case("claim", a_job, lambda c, _: c.take("v", "c1")),
     "claim that calls another": Case("claim", two_kinds, lambda c, _: c.take("v", "c1")),
     "claim nothing": Case("claim", lambda c: c.join("v"), lambda c, _: c.claim("v", "c1")),
+    "register a guest": Case("register", a_job, lambda c, _: c.join_guest("g")),
+    "register another life of a guest": Case("register", a_dead_guest, lambda c, _: c.join_guest("g", incarnation="second")),
+    "claim of a guest": Case("claim", a_guest, lambda c, _: c.take_of("g", "a", "c1")),
+    "complete of a guest": Case("complete", a_guests_claim, lambda c, claim: c.complete("g", claim, 99)),
+    "release of a guest": Case("give_back", a_guests_claim, lambda c, claim: c.give_back("g", claim), second_answer="lost"),
+    "renew of a guest": Case("renew", a_guests_claim, lambda c, claim: c.renew("g", claim.claim_id)),
+    "leave of a guest": Case("steer", a_guests_claim, lambda c, _: c.workers.leave("g", "life-of-g")),
+    "reap a guest": Case("reap", a_dead_guest, lambda c, _: c.reap()),
     "complete": Case("complete", a_claim, lambda c, claim: c.complete("v", claim, 99)),
     "complete the last item": Case("complete", a_last_claim, lambda c, claim: c.complete("v", claim)),
     "release": Case("give_back", a_claim, lambda c, claim: c.give_back("v", claim), second_answer="lost"),

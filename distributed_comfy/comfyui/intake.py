@@ -1,0 +1,171 @@
+"""Takes prompts as ComfyUI accepts them: what it queues and what has a collector becomes a job at once, whoever posted it."""
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import redis
+from aiohttp import web
+
+from distributed_comfy import __version__
+from distributed_comfy.comfyui import foreign
+from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
+from distributed_comfy.comfyui.guest import Guest
+from distributed_comfy.comfyui.jobs import MasterJobs
+from distributed_comfy.comfyui.local_failures import watch_execution
+from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
+from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
+from distributed_comfy.comfyui.pack import Pack
+from distributed_comfy.comfyui.participation import Participation
+from distributed_comfy.engine.comfyui.device import device_class
+from distributed_comfy.engine.comfyui.launch import tree_commit
+from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.messages import Prompt
+from distributed_comfy.nodes.cut import bind
+from distributed_comfy.state.records import WorkerFacts
+from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
+from distributed_comfy.workflow.parse import parse_prompt
+
+log = logging.getLogger(__name__)
+
+PATHS = ("/prompt", "/api/prompt")
+SPOOLS = "comfyui-jobs"
+_OURS = (COLLECTOR_CLASS, UPSCALE_CLASS)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def install_intake(pack: Pack) -> None:
+    """Put the master's nodes in place of the passive ones, and look at what is posted."""
+    host = pack.host
+    commit = tree_commit(host.root)
+    places = JobPlaces(
+        host=host,
+        cluster=pack.session.cluster,
+        folder=pack.settings.cache_folder / SPOOLS,
+        engine_version=f"{host.version} ({commit})" if commit else host.version,
+        takes_part=lambda: pack.options.participate,
+    )
+    participation = _participation(pack, places)
+    jobs = MasterJobs(host, places, participation.drop)
+    nodes = JobNodes(host, jobs, participation)
+    _register(pack, nodes)
+    pack.context.inner = participation
+    pack.jobs = jobs
+    host.server.app.middlewares.append(intake(jobs))
+    _let_pass(pack)
+    watch_execution(host, participation.fails)
+
+
+def _register(pack: Pack, nodes: JobNodes) -> None:
+    ours = {
+        COLLECTOR_CLASS: MasterCollector, UPSCALE_CLASS: MasterUpscale, CAPTURE_CLASS: DistributedLocalCapture,
+        END_CLASS: DistributedLocalEnd,
+    }  # fmt: skip
+    for name, node_class in ours.items():
+        sampling = {"sampling": pack.host.sampling()} if name == UPSCALE_CLASS else {}
+        pack.classes[name] = bind(node_class, nodes=nodes, **sampling)
+    pack.classes.update({foreign.VALUE_CLASS: foreign.DistributedForeignValue, foreign.NODE_CLASS: foreign.DistributedForeignNode})
+
+
+def _let_pass(pack: Pack) -> None:
+    """Let ComfyUI accept prompts that name what only workers have."""
+    values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS, lambda: pack.session.cluster(0.0).matching.live().values())
+
+    def replace(posted: dict[str, Any]) -> dict[str, Any]:
+        prompt = posted.get("prompt")
+        if not isinstance(prompt, dict) or not any(isinstance(node, dict) and node.get("class_type") in _OURS for node in prompt.values()):
+            return posted
+        try:
+            parsed = parse_prompt(prompt).prompt
+            changed = values.replace(parsed)
+            return posted if changed is parsed else {**posted, "prompt": changed}
+        except (DistributedComfyError, redis.RedisError) as error:  # ComfyUI says what is wrong with it
+            log.debug("a prompt is validated as it is: %s", error)
+            return posted
+
+    pack.host.server.add_on_prompt_handler(replace)
+    foreign.restore_in_metadata(pack.host.execution.DynamicPrompt)
+
+
+def _participation(pack: Pack, places: JobPlaces) -> Participation:
+    settings, device = pack.settings, pack.host.device
+
+    @functools.cache
+    def its_class() -> str:
+        folder = places.folder
+        options = EngineOptions(
+            "comfyui", "", sys.executable, folder, folder, "", device=device(), comfyui_args=tuple(sys.argv[1:])
+        )
+        return device_class(options, places.engine_version, sys.modules["torch"])
+
+    facts = WorkerFacts(
+        f"{settings.host_name}-master", settings.host_name, "", "comfyui", places.engine_version, pid=os.getpid(),
+        package_version=__version__, started_by="comfyui",
+    )  # fmt: skip
+    return Participation(Guest(facts), its_class, places)
+
+
+def intake(jobs: MasterJobs) -> Any:
+    """The middleware; ComfyUI's answer is passed on as it is, whatever happens here."""
+
+    @web.middleware
+    async def take(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method != "POST" or request.path not in PATHS:
+            return await handler(request)
+        planned = _ours(await request.read())
+        answer = await handler(request)
+        if answer.status != web.HTTPOk.status_code or not isinstance(answer, web.Response):
+            return answer
+        try:
+            if planned is None or accept(jobs, _prompt_id(answer), planned) is None:
+                jobs.others_come_between()
+        except Exception:  # the prompt is queued: it runs as if we were not here
+            log.exception("a prompt is not distributed; please report it")
+        return answer
+
+    return take
+
+
+def accept(jobs: MasterJobs, prompt_id: str, planned: Prompt) -> MasterJob | None:
+    """Make a job of a prompt that is in ComfyUI's queue; None where there is nothing to distribute.
+
+    Args:
+        planned: as the user gave it.
+    """
+    entry = jobs.watch.entry(prompt_id)
+    if entry is None:  # it has run already: there was nothing to wait for
+        return None
+    _, _, running, extra_data, outputs = entry[:5]
+    extra = extra_data.get("extra_pnginfo")
+    return jobs.accept(
+        AcceptedPrompt(
+            prompt_id, planned, copy.deepcopy(running), tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
+            foreign.foreign_in(running),
+        )
+    )  # fmt: skip
+
+
+def _ours(body: bytes) -> Prompt | None:
+    """The prompt in a body that ComfyUI is about to read, if it has a node of ours."""
+    if not any(name.encode() in body for name in _OURS):
+        return None
+    try:
+        posted = json.loads(body)
+        prompt = posted.get("prompt") if isinstance(posted, dict) else None
+    except ValueError:
+        return None
+    return prompt if isinstance(prompt, dict) else None
+
+
+def _prompt_id(answer: web.Response) -> str:
+    return str(json.loads(bytes(answer.body))["prompt_id"])  # type: ignore[arg-type]  # it is JSON of ComfyUI's own

@@ -1,0 +1,91 @@
+"""The jobs of the prompts that this ComfyUI has accepted, by prompt."""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from distributed_comfy.collector.adopt import mark_left, remove_ended
+from distributed_comfy.collector.spool import SPOOL_FOLDER
+from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
+
+log = logging.getLogger(__name__)
+
+
+class MasterJobs:
+    """One per process; safe to use from several threads.
+
+    Args:
+        host: this ComfyUI.
+        places: shared by all jobs.
+        on_end: called in a thread of its own when the prompt of a job is over.
+    """
+
+    def __init__(self, host: ComfyHost, places: JobPlaces, on_end: Callable[[MasterJob], None]) -> None:
+        self._host = host
+        self._on_end = on_end
+        self._places = places
+        self._jobs: dict[str, MasterJob] = {}
+        self._lock = threading.Lock()
+        self._latest: AcceptedPrompt | None = None
+        """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
+        self.watch = QueueWatch(host, self._end, self._cached)
+        threading.Thread(target=self._sweep, name="distributed-comfy spools", daemon=True).start()
+
+    def accept(self, accepted: AcceptedPrompt) -> MasterJob | None:
+        """Queue the prompt's job; None where no node of it wants one.
+
+        One that is like the one before is queued only when a node asks: ComfyUI will take all of it from its cache.
+        """
+        if not accepted.job_nodes:
+            return None
+        job = MasterJob(accepted, self._places)
+        with self._lock:
+            self._jobs[accepted.prompt_id] = job
+            deferred = self._latest is not None and self._latest.content == accepted.content
+            self._latest = accepted
+        self.watch.follow(accepted.prompt_id)
+        if not deferred:
+            job.start()
+        return job
+
+    def others_come_between(self) -> None:
+        """ComfyUI has accepted a prompt of another sort: its cache will be of that one."""
+        with self._lock:
+            self._latest = None
+
+    def of_node(self, node_id: str) -> MasterJob | None:
+        """The job that a node of the prompt that runs now belongs to; None where it is to work as if we were not here."""
+        prompt_id, _ = self._host.executing()
+        with self._lock:
+            job = self._jobs.get(prompt_id)
+        return job if job is not None and node_id in job.accepted.job_nodes else None
+
+    def of_prompt(self, prompt_id: str) -> MasterJob | None:
+        """The job of a prompt that is not over."""
+        with self._lock:
+            return self._jobs.get(prompt_id)
+
+    def _sweep(self) -> None:
+        """What a ComfyUI left that was killed waits for its prompt, but not for ever."""
+        spools = self._places.folder / SPOOL_FOLDER
+        mark_left(spools)
+        remove_ended(spools)
+
+    def _cached(self, prompt_id: str, nodes: frozenset[str]) -> None:
+        """ComfyUI has the results of these nodes already: a job that only they would ask for runs in vain."""
+        job = self.of_prompt(prompt_id)
+        if job is not None and job.accepted.job_nodes <= nodes:
+            job.cancel("ComfyUI has its results in the cache")
+
+    def _end(self, prompt_id: str, ending: Ending) -> None:
+        with self._lock:
+            job = self._jobs.pop(prompt_id, None)
+            if ending != "success" and self._latest is not None and self._latest.prompt_id == prompt_id:
+                self._latest = None
+        if job is not None:
+            job.end(ending)
+            threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()

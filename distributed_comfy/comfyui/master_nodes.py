@@ -1,0 +1,210 @@
+"""DistributedCollector (and the upscale) inside the master's ComfyUI: they wait for their job, and nothing before them runs here."""
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
+
+from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.jobs import MasterJobs
+from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
+from distributed_comfy.comfyui.participation import Participation
+from distributed_comfy.errors import JobFailed, WorkerNodeFailed
+from distributed_comfy.nodes.collector import DistributedCollector
+from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
+from distributed_comfy.workflow.classes import COLLECTOR_CLASS, COLLECTOR_SLOTS, PASS_THROUGH_INPUT
+from distributed_comfy.workflow.graph import as_link
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+THREADS = 8
+"""Nodes of one prompt that ask at the same time; others take their turn."""
+
+T = TypeVar("T")
+
+
+class JobNodes:
+    """What the node classes ask: one per process.
+
+    Args:
+        host: this ComfyUI.
+        jobs: of its prompts.
+        participation: its own part in them.
+    """
+
+    def __init__(self, host: ComfyHost, jobs: MasterJobs, participation: Participation) -> None:
+        self.host = host
+        self.jobs = jobs
+        self.participation = participation
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="distributed-comfy nodes")
+
+    def distributes(self, node_id: str) -> bool:
+        """Whether a node gets what it gives from a job."""
+        job = self.jobs.of_node(node_id)
+        return job is not None and job.phase != "absent"
+
+    async def wait(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
+        """What the node gives, when it is here, or nodes that ComfyUI is to add before: an item to run.  Shows how far the job is.
+
+        Args:
+            outputs: of the node.
+            alone: what to give where there is no job after all; None: it then fails with the reason.
+        Raises:
+            The error with which the job failed; ComfyUI's own where the prompt was interrupted.
+        """
+        job.start()
+        view = _View(self.host, node_id)
+        while True:
+            view.show(job)
+            found = await self.unless_interrupted(self._look, job, node_id, outputs, alone)
+            if found is not None:
+                view.show(job)
+                return found
+            await asyncio.sleep(POLL_S)
+
+    async def unless_interrupted(self, call: Callable[..., T], *args: Any) -> T:
+        """What a call gives that may take long, as servers do that are away: ComfyUI's interrupt does not wait for it.
+
+        Not in the loop's own threads, for whose end ComfyUI would wait.
+        """
+        running = asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+        while not running.done():
+            self.host.model_management.throw_exception_if_processing_interrupted()
+            await asyncio.wait([running], timeout=POLL_S)
+        self.host.model_management.throw_exception_if_processing_interrupted()
+        return running.result()
+
+    def _look(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
+        if job.phase == "absent":
+            if alone is None and job.error is not None:
+                raise job.error
+            return alone
+        if job.running is not None and job.running.has(node_id):
+            return job.values(node_id)
+        if job.phase == "failed":
+            raise _as_comfyui_shows_it(job)
+        return self.participation.begin(job, node_id, outputs)
+
+
+class _View:
+    """The bar, the text and the previews at one node."""
+
+    def __init__(self, host: ComfyHost, node_id: str) -> None:
+        self._host, self._node_id = host, node_id
+        self._bar: Any = None
+        self._shown: tuple[int, int, str] | None = None
+
+    def show(self, job: MasterJob) -> None:
+        """Send what has changed."""
+        look = job.progress.look()
+        if not look.total:
+            return
+        if self._bar is None:
+            self._bar = self._host.progress_bar(look.total, self._node_id)
+        state = (look.done, look.total, look.text)
+        if state != self._shown or look.preview:
+            self._bar.update_absolute(look.done, look.total, _preview(look.preview))
+        if self._shown is None or look.text != self._shown[2]:
+            self._host.show_text(look.text, self._node_id)
+        self._shown = state
+
+
+def _preview(picture: bytes) -> Any:
+    """As ComfyUI takes one: format, PIL image, longest side."""
+    if not picture:
+        return None
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(picture))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        log.debug("a preview cannot be shown: %s", error)
+        return None
+    return ("JPEG", image.convert("RGB"), None)
+
+
+def _as_comfyui_shows_it(job: MasterJob) -> Exception:
+    """The job's error; a worker's own with the node, the exception and the traceback there."""
+    error = job.error
+    assert error is not None
+    if not isinstance(error, JobFailed):
+        return RuntimeError(f"{error}; queue the prompt again") if is_cancelled(error) else error
+    fields = (error.fields.get("error") or {}).get("fields") or {}
+    return WorkerNodeFailed(summary=str(error), worker_traceback=str(fields.get("traceback", "")).rstrip())
+
+
+class MasterCollector(DistributedCollector):
+    """Collects what the job of this prompt made; its inputs are lazy, so nothing before it runs here unless it asks."""
+
+    nodes: ClassVar[JobNodes]
+    """Set in the subclass that `bind` makes."""
+
+    FUNCTION = "collect"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The collector's own; lazy, and with what tells it which node of which prompt it is."""
+        declared = super().INPUT_TYPES()
+        lazy = {slot: (declared["optional"][slot][0], {"lazy": True}) for slot in COLLECTOR_SLOTS}
+        hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
+        return {**declared, "optional": {**declared["optional"], **lazy}, "hidden": hidden}
+
+    def check_lazy_status(self, unique_id: str, **inputs: Any) -> list[str]:
+        """Nothing, where there is a job; else all that is wired."""
+        if self.nodes.distributes(unique_id):
+            return []
+        return [slot for slot in COLLECTOR_SLOTS if slot in inputs and inputs[slot] is None]
+
+    async def collect(self, unique_id: str, dynprompt: Any, **inputs: Any) -> Any:
+        """What the job collected; what came in, where there is no job."""
+        job = self.nodes.jobs.of_node(unique_id)
+        if job is None or (job.phase == "absent" and any(inputs.get(slot) is not None for slot in COLLECTOR_SLOTS)):
+            return self.run(**inputs)
+        alone = _alone(unique_id, dynprompt.get_node(unique_id)["inputs"])
+        return await self.nodes.wait(job, unique_id, len(COLLECTOR_SLOTS), alone)
+
+
+def _alone(node_id: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A collector in this one's place that passes through: added by a node, so it belongs to no job."""
+    links = {slot: inputs[slot] for slot in COLLECTOR_SLOTS if as_link(inputs.get(slot))}
+    inner = f"{node_id}~alone"
+    node = {"class_type": COLLECTOR_CLASS, "inputs": {**links, PASS_THROUGH_INPUT: True}, "override_display_id": node_id}
+    return {"result": tuple([inner, slot] for slot in range(len(COLLECTOR_SLOTS))), "expand": {inner: node}}
+
+
+class MasterUpscale(UltimateSDUpscaleDistributed):
+    """Gives the image that the job of this prompt upscaled; its links are lazy, so no model loads here."""
+
+    nodes: ClassVar[JobNodes]
+    """Set in the subclass that `bind` makes."""
+
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The upscale's own; the links are lazy."""
+        declared = super().INPUT_TYPES()
+        links = {name: kind[0] for name, kind in declared["required"].items() if len(kind) == 1 and isinstance(kind[0], str)}
+        lazy = {name: (kind, {"lazy": True}) for name, kind in links.items()}
+        hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID"}
+        return {**declared, "required": {**declared["required"], **lazy}, "hidden": hidden}
+
+    def check_lazy_status(self, **inputs: Any) -> list[str]:
+        """Nothing is ever asked for."""
+        return []
+
+    async def upscale(self, unique_id: str, **inputs: Any) -> Any:
+        """The upscaled image.
+
+        Raises:
+            UpscaleUndistributed: there is no job: another node made this one, or the cluster could not be reached.
+        """
+        job = self.nodes.jobs.of_node(unique_id)
+        if job is None:
+            return self.run(**inputs)
+        return await self.nodes.wait(job, unique_id, 1, None)

@@ -1,0 +1,313 @@
+"""Prompts without distributed nodes on any GPU: takes them out of ComfyUI's queue while the master is busy and a worker is free."""
+from __future__ import annotations
+
+import atexit
+import logging
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import redis
+
+from distributed_comfy.collector.spool import SPOOL_FOLDER
+from distributed_comfy.comfyui.comfy_folders import ComfyFolders
+from distributed_comfy.comfyui.interrupts import interrupt_middleware
+from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
+from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
+from distributed_comfy.comfyui.pack import Pack
+from distributed_comfy.comfyui.placed_files import FilePlacer
+from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
+from distributed_comfy.comfyui.saves import SaveWatch
+from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.file_lock import FileLock
+from distributed_comfy.messages import Capability
+from distributed_comfy.planning.requirements import matches
+from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+LOOK_AHEAD = 200
+"""Waiting prompts that are looked at, first to last, for one that a free worker can run."""
+RETURNS = 2
+"""How often a prompt may come back before it stays in this ComfyUI."""
+_TICK_S = 0.1
+_LOOK_S = 5.0
+_END_S = 5.0
+
+OrdinaryState = Literal["off", "offered", "on", "paused", "unfit"]
+
+
+@dataclass(frozen=True)
+class OrdinaryStatus:
+    """For whoever shows it."""
+
+    state: OrdinaryState = "off"
+    """``offered``: not asked yet, and there are workers; ``paused``: on, but there is no cluster; ``unfit``: cannot be had here."""
+    reason: str = ""
+    workers: int = 0
+    """Workers that could run prompts."""
+    running: tuple[str, ...] = ()
+    """Ids of the prompts that run on workers now."""
+    done: int = 0
+    """Prompts that workers have finished since ComfyUI started."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    live: Mapping[str, Capability]
+    verdict: Suitable | str
+
+
+class OrdinaryPrompts:
+    """The part of the pack; one per process.
+
+    Args:
+        pack: host, session and options.
+        queue: ComfyUI's queue.
+        around: what every prompt is run with.
+    """
+
+    def __init__(self, pack: Pack, queue: QueueConsumer, around: Surroundings) -> None:
+        self._pack, self._queue, self._around = pack, queue, around
+        self._runs: dict[str, OrdinaryRun] = {}
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._returns: Counter[str] = Counter()
+        self._judged: dict[str, _Judged] = {}
+        self._unsettled: list[OrdinaryRun] = []
+        """Runs whose jobs could not be taken off the table yet."""
+        self._look_at = 0.0
+        self._status = OrdinaryStatus()
+        self._offered = False
+        self._done = 0
+
+    def start(self) -> None:
+        """Begin to look at the queue, in a thread of its own."""
+        threading.Thread(target=self._work, name="distributed-comfy ordinary", daemon=True).start()
+
+    def status(self) -> OrdinaryStatus:
+        """As it is now."""
+        with self._lock:
+            return replace(self._status, running=tuple(self._runs), done=self._done)
+
+    def interrupt(self, prompt_id: str | None) -> bool:
+        """End a prompt that runs on a worker, or all of them; False where there is none such."""
+        with self._lock:
+            runs = [run for known, run in self._runs.items() if prompt_id in (None, known)]
+        for run in runs:
+            run.interrupt()
+        return bool(runs)
+
+    def close(self) -> None:
+        """ComfyUI ends: no worker goes on for it."""
+        self._ended.set()
+        self._around.placer.stop.set()
+        with self._lock:
+            runs, threads = list(self._runs.values()), list(self._threads)
+        for run in runs:
+            run.give_up("ComfyUI ends")
+        give_up = time.monotonic() + _END_S
+        for thread in threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+        with suppress(OSError):  # another job has its spool there
+            (self._around.folders["output"] / SPOOL_FOLDER).rmdir()
+
+    # -- the thread that takes prompts
+    def _work(self) -> None:
+        atexit.register(self.close)  # now and not at the start, so that it comes before the session's own end
+        while not self._ended.wait(_TICK_S):
+            try:
+                self._tick()
+            except (DistributedComfyError, redis.RedisError) as error:
+                self._tell("paused" if self._pack.options.ordinary else "off", str(error))
+            except Exception as error:  # whatever is wrong with us, ComfyUI goes on alone
+                log.exception("please report this")
+                self._tell("unfit", f"an error of ours: {error}")
+                return
+
+    def _tick(self) -> None:
+        option = self._pack.options.ordinary
+        if option is False:
+            return self._tell("off")
+        if reason := self._queue.why_unfit():
+            return self._tell("unfit", reason)
+        wanted = bool(option) and self._queue.is_queued()
+        if not wanted and not self._unsettled and time.monotonic() < self._look_at:
+            return None
+        self._look_at = time.monotonic() + _LOOK_S
+        cluster = self._pack.session.cluster(0.0)
+        self._settle(cluster)
+        live = {name: found for name, found in cluster.matching.live().items() if found.engine == ENGINE}
+        if option is None:
+            return self._tell("offered" if live else "off", workers=len(live))
+        self._tell("on", workers=len(live))
+        if wanted and live:
+            self._take(cluster, live)
+        return None
+
+    def _take(self, cluster: Cluster, live: Mapping[str, Capability]) -> None:
+        """Begin as many waiting prompts as there are free workers that can run them."""
+        idle = {state.facts.name for state in cluster.workers.workers(live) if state.state == "idle" and not state.drained}
+        free = {name: live[name] for name in sorted(idle)}
+        with self._lock:
+            underway = sum(not run.claimed.is_set() for run in self._runs.values())
+        for _ in range(underway):  # the table decides which of them comes; one is as good as the other
+            free.popitem() if free else None
+        waiting = self._queue.waiting() if free else ()
+        self._forget_judged(waiting)
+        for item in waiting[:LOOK_AHEAD]:
+            worker = self._worker_for(item, live, free)
+            if worker and self._begin(cluster, item):
+                del free[worker]
+            if not free:
+                return
+
+    def _worker_for(self, item: Item, live: Mapping[str, Capability], free: Mapping[str, Capability]) -> str:
+        """A free worker that can run a waiting prompt; empty where there is none, or where it stays here."""
+        prompt_id = str(item[1])
+        if self._returns[prompt_id] > RETURNS:
+            return ""
+        judged = self._judged.get(prompt_id)
+        if judged is None or judged.live != live:
+            judged = self._judged[prompt_id] = _Judged(live, self._judge(item, live))
+            if isinstance(judged.verdict, str):
+                log.info("prompt %s stays in this ComfyUI: %s", prompt_id, judged.verdict)
+        if isinstance(judged.verdict, str):
+            return ""
+        need = judged.verdict.requirement
+        return next((name for name, found in free.items() if matches(need, found)), "")
+
+    def _judge(self, item: Item, live: Mapping[str, Capability]) -> Suitable | str:
+        return judge(item[2], item[4], self._pack.host.nodes.NODE_CLASS_MAPPINGS, self._around.folders, list(live.values()))
+
+    def _forget_judged(self, waiting: tuple[Item, ...]) -> None:
+        if len(self._judged) > 2 * LOOK_AHEAD:
+            here = {str(item[1]) for item in waiting}
+            self._judged = {prompt_id: judged for prompt_id, judged in self._judged.items() if prompt_id in here}
+
+    # -- one prompt
+    def _begin(self, cluster: Cluster, item: Item) -> bool:
+        """Take it and run it; in one step for `interrupt`, which must know of each prompt that is not ComfyUI's own to end."""
+        with self._lock:
+            taken = self._queue.take(item)
+            if taken is None:
+                return False
+            run = self._runs[taken.prompt_id] = OrdinaryRun(cluster, taken, self._around)
+            thread = threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True)
+            self._threads.add(thread)
+        thread.start()
+        return True
+
+    def _run(self, run: OrdinaryRun) -> None:
+        try:
+            ending = run.run()
+        except Exception:  # whatever is wrong with us, the prompt is not lost
+            ending = self._broken_off()
+            if ending.here:
+                log.exception("prompt %s: please report this", run.taken.prompt_id)
+        try:
+            with self._lock:
+                self._runs.pop(run.taken.prompt_id, None)
+                self._done += ending.kind == "done"
+                self._unsettled.append(run)
+                self._end(run, ending)
+        finally:
+            run.close()
+            self._settle_quietly()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _broken_off(self) -> Ending:
+        """Why a run raised what it should not have."""
+        if not threading.main_thread().is_alive():
+            return Ending("back", "ComfyUI ends, and Python begins nothing any more")
+        if self._pack.session.state != "ready":
+            return Ending("back", "the connections to the cluster were closed")
+        return Ending("back", "an error of ours", here=True)
+
+    def _end(self, run: OrdinaryRun, ending: Ending) -> None:
+        """Tell ComfyUI's queue, which is gone where ComfyUI ends."""
+        if self._ended.is_set() or not threading.main_thread().is_alive():
+            return
+        taken = run.taken
+        if ending.kind == "back":
+            self._returns[taken.prompt_id] += RETURNS + 1 if ending.here else 1
+            log.warning("prompt %s is back in the queue: %s", taken.prompt_id, ending.reason)
+            self._queue.give_back(taken)
+            return
+        self._returns.pop(taken.prompt_id, None)
+        self._queue.end(taken, run.history, "success" if ending.kind == "done" else "error", run.events.messages)
+        run.events.end()
+
+    def _settle_quietly(self) -> None:
+        try:
+            self._settle(self._pack.session.cluster(0.0))
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.debug("jobs of prompts are not taken off the table yet: %s", error)
+
+    def _settle(self, cluster: Cluster) -> None:
+        with self._lock:
+            unsettled, self._unsettled = self._unsettled, []
+        while unsettled:
+            try:
+                unsettled[-1].forget(cluster)
+            except BaseException:
+                with self._lock:
+                    self._unsettled += unsettled
+                raise
+            unsettled.pop()
+
+    def _tell(self, state: OrdinaryState, reason: str = "", workers: int = 0) -> None:
+        with self._lock:
+            before, self._status = self._status, OrdinaryStatus(state, reason, workers)
+        if before.state == state:
+            return
+        if state == "offered" and not self._offered:
+            self._offered = True
+            log.info("%d worker(s) could run ordinary prompts too, beside this ComfyUI; switch it on with the option `ordinary`", workers)
+        elif state == "paused" and before.state == "on":
+            log.warning("ordinary prompts run in this ComfyUI alone for now: %s", reason)
+        elif state == "unfit":
+            log.warning("ordinary prompts run in this ComfyUI alone: %s", reason)
+        elif state == "on":
+            log.info("ordinary prompts run on any free worker")
+        elif state == "off" and before.state in ("on", "paused"):
+            log.info("ordinary prompts run in this ComfyUI alone")
+
+
+def install_ordinary(pack: Pack) -> None:
+    """Put it into ComfyUI, while that loads its custom nodes."""
+    host = pack.host
+    folders = ComfyFolders(host.folder_paths)
+    placer = FilePlacer(SaveWatch(host.folder_paths, host), folders.__getitem__)
+    around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders)
+    ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
+    host.server.app.middlewares.append(interrupt_middleware(ordinary.interrupt))
+    _sweep(folders["output"] / SPOOL_FOLDER)
+    ordinary.start()
+
+
+def _knows_metadata(server: Any) -> Callable[[str | None], bool]:
+    """Whether a client's page said that it knows previews that say whose they are."""
+
+    def knows(client_id: str | None) -> bool:
+        flags = server.sockets_metadata.get(client_id, {}).get("feature_flags", {})
+        return bool(flags.get("supports_preview_metadata"))
+
+    return knows
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a ComfyUI that was killed left of its prompts; another one may use the same output folder now."""
+    for spool in folder.glob(f"{SPOOL_PREFIX}*"):
+        lock = FileLock(spool / "lock")
+        if lock.try_acquire():
+            lock.release()
+            shutil.rmtree(spool, ignore_errors=True)

@@ -1,0 +1,315 @@
+"""This ComfyUI's part in its own jobs: it takes an item when its node waits, runs it as nodes added to the prompt, and hands it in.
+
+claim -> `expansion` -> ComfyUI runs the nodes -> captures -> spool -> the table is told -> the next claim.  The result never leaves the
+process, and it lies in the spool before the table knows of it, as with every other worker's.
+"""
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
+from distributed_comfy.comfyui.guest import Guest
+from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob, RunningJob
+from distributed_comfy.engine.catalogue import listed_choices
+from distributed_comfy.engine.comfyui.choices import input_declarations
+from distributed_comfy.engine.comfyui.failures import is_out_of_memory
+from distributed_comfy.engine.context import GraphContext
+from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob, OutOfMemory
+from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
+from distributed_comfy.planning.requirements import matches
+from distributed_comfy.state.records import Claim
+from distributed_comfy.state.specs import unpack_spec
+from distributed_comfy.transport.feed_names import Feed, bind_feed
+from distributed_comfy.transport.memory_blobs import MemoryBlobStore
+from distributed_comfy.transport.values import store_value
+from distributed_comfy.workflow.classes import CLAIM_INPUT, KEPT_MARK, SINK_CLASS, SOURCE_CLASS
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 2.0
+"""How often the live workers are looked at."""
+_TRY_S = 0.5
+"""How often an item is asked for while there was none."""
+FEED_TIMEOUT_S = 600.0
+"""How long a fed item waits for a value, as in the engine of a worker."""
+
+
+@dataclass
+class LocalRun:
+    """An item that runs here."""
+
+    job: MasterJob
+    running: RunningJob
+    node_id: str
+    """Of the prompt: who waits for the job."""
+    claim: Claim
+    spec: ItemSpec
+    prompt: Prompt
+    """Its stage's, with its patches."""
+    prefix: str
+    """Of the ids of its nodes."""
+    fed: GraphContext
+    """What its sources supply."""
+    outputs: int
+    """Of the node that waits."""
+    began: float = field(default_factory=time.monotonic)
+    captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
+    """Sink, slot, position in the list, value."""
+    error: OutOfMemory | None = None
+    """Why it is to run elsewhere."""
+
+    @property
+    def sinks(self) -> list[str]:
+        """Those of its targets that are to give something."""
+        return [target for target in self.spec.targets if self.prompt[target]["class_type"] == SINK_CLASS]
+
+    def placed(self) -> Prompt:
+        """The prompt with the claim in its sources, as `engine.inputs.place_inputs` puts it there for ComfyUI's cache."""
+
+        def place(node: dict[str, Any]) -> dict[str, Any]:
+            if node["class_type"] != SOURCE_CLASS or str(node["inputs"].get(CLAIM_INPUT)).startswith(KEPT_MARK):
+                return node
+            return {**node, "inputs": {**node["inputs"], CLAIM_INPUT: self.claim.claim_id}}
+
+        return {node_id: place(node) for node_id, node in self.prompt.items()}
+
+
+class Participation:
+    """One per process; safe to use from several threads.  It is the `NodeContext` of the nodes of local items.
+
+    Args:
+        guest: this ComfyUI in the table.
+        device_class: of its device, for the results.
+        places: shared by all jobs.
+    """
+
+    def __init__(self, guest: Guest, device_class: Callable[[], str], places: JobPlaces) -> None:
+        self._guest = guest
+        self._device_class = device_class
+        self._takes_part = places.takes_part
+        self._host = places.host
+        self._runs: dict[str, LocalRun] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._others: dict[str, tuple[float, bool]] = {}
+        """Job -> when the live workers were looked at, and whether one of them can run it."""
+        self._alone = False
+        """No worker could run the last job that was looked at."""
+        self._tried: dict[str, float] = defaultdict(float)
+        self._unfit: set[str] = set()
+        """Jobs of which nothing (more) can run here."""
+        self._too_large: set[str] = set()
+        """Jobs of which an item ran out of memory here: they are left to workers, where there are any."""
+
+    # -- for whoever waits
+    def begin(self, job: MasterJob, node_id: str, outputs: int) -> dict[str, Any] | None:
+        """Take an item, if there is one for this ComfyUI: what the node gives ComfyUI to run it.
+
+        Args:
+            outputs: of the node.
+        """
+        running = job.running
+        if running is None or job.phase != "running" or not self._is_due(running) or not self._may_take(job, running):
+            return None
+        try:
+            claim = self._guest.claim(running.cluster, running.record.job_id)
+        except (ClusterUnavailable, redis.RedisError) as error:
+            log.debug("no item for this ComfyUI: %s", error)
+            return None
+        if claim is None:
+            return None
+        try:
+            run = self._run(job, running, (node_id, outputs), claim)
+        except (DistributedComfyError, redis.RedisError) as error:
+            log.warning("item %s cannot run here: %s", item_id(claim.job_id, claim.index), error)
+            run = None
+        if run is None or not self._has_all(run):
+            self._unfit.add(claim.job_id)
+            self._guest.give_back(running.cluster, claim, "release")
+            return None
+        return self._expand(run)
+
+    def _run(self, job: MasterJob, running: RunningJob, asking: tuple[str, int], claim: Claim) -> LocalRun:
+        """All that is known about a claimed item, for the node that asks (its id and the number of its outputs)."""
+        spec = _spec(running, claim)
+        prompt = apply_patches(dict(running.plan.prompts[spec.prompt_hash]), spec.patches)
+        text = running.cluster.jobs.feed(claim.job_id, claim.index) if spec.kind in FED_KINDS else ""
+        request = RunRequest(
+            claim.claim_id, claim.job_id, claim.index, spec.kind, prompt, spec.targets, job.accepted.planned,
+            feed=bind_feed(load(Feed, text), claim.claim_id) if text else {},
+        )  # fmt: skip
+        fed = GraphContext(running.cluster.blobs, feed_timeout_s=FEED_TIMEOUT_S)
+        fed.begin(request, check=self._host.model_management.throw_exception_if_processing_interrupted)
+        node_id, outputs = asking
+        return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}:", fed, outputs)
+
+    def _expand(self, run: LocalRun) -> dict[str, Any] | None:
+        accepted, claim = run.job.accepted, run.claim
+        item = LocalItem(run.placed(), run.spec.targets, claim.claim_id, run.node_id)
+        expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running, accepted.runs_anyway), run.prefix)
+        with self._lock:
+            over = run.job.over
+            if not over:
+                self._runs[claim.claim_id] = run
+        if over:  # while the table was asked
+            self._guest.give_back(run.running.cluster, claim, "release")
+            return None
+        log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), run.spec.seed or "-")
+        return {"result": tuple([expansion.end, slot] for slot in range(run.outputs)), "expand": expansion.nodes}
+
+    # -- for the nodes of an item
+    def supply(self, node_id: str, slot: str) -> list[Any]:
+        """See `nodes.context.NodeContext.supply`."""
+        with self._lock:
+            run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
+        if run is None:
+            raise NodeOutsideJob(node_id=node_id)
+        return run.fed.supply(node_id.removeprefix(run.prefix), slot)
+
+    def capture(self, node_id: str, slot: str, values: list[Any]) -> None:
+        """See `nodes.context.NodeContext.capture`: no item here has a sink.
+
+        Raises:
+            NodeOutsideJob: always.
+        """
+        raise NodeOutsideJob(node_id=node_id)
+
+    def take(self, claim_id: str, sink: str, slot: str, values: list[Any]) -> None:
+        """Keep what reached a sink; an item that is over takes nothing."""
+        with self._lock:
+            run = self._runs.get(claim_id)
+        if run is not None:
+            run.captures += [(sink, slot, position, value) for position, value in enumerate(values) if value is not None]
+
+    def fails(self, node_id: str, error: Exception) -> bool:
+        """Whether a failed node's item is to be tried elsewhere, so that the prompt goes on."""
+        with self._lock:
+            run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
+        if run is None or not is_out_of_memory(self._host.model_management, error):
+            return False
+        log.warning("item %s ran out of memory here: %s", item_id(run.claim.job_id, run.claim.index), error)
+        inner = node_id.removeprefix(run.prefix)
+        run.error = OutOfMemory(
+            device=self._guest.name, node_id=inner, class_type=run.prompt[inner]["class_type"] if inner in run.prompt else "",
+            exception_type=type(error).__name__, exception_message=str(error), traceback="",
+        )  # fmt: skip
+        self._host.model_management.unload_all_models()
+        return True
+
+    def finish(self, claim_id: str) -> LocalRun | None:
+        """Hand in an item whose nodes have run, or give it back; None where its prompt is over."""
+        with self._lock:
+            run = self._runs.pop(claim_id, None)
+        if run is None:
+            return None
+        job_id, index = run.claim.job_id, run.claim.index
+        if run.error is not None:
+            self._too_large.add(job_id)
+            self._guest.give_back(run.running.cluster, run.claim, "retry", run.error)
+            return run
+        store = MemoryBlobStore()
+        result = self._result(run, store)
+        run.running.spool.add(index, claim_id, result, store)
+        try:
+            taken = self._guest.complete(run.running.cluster, run.claim, result)
+        except (ClusterUnavailable, redis.RedisError) as error:  # it lies in the spool: the collector tells the table when it answers
+            log.warning("item %s is done, and the table does not answer: %s", item_id(job_id, index), error)
+        else:
+            elsewhere = "" if taken else "; it was done elsewhere, too"
+            log.info("item %s is done here in %.2f s%s", item_id(job_id, index), result.seconds, elsewhere)
+        self._tried[job_id] = 0.0
+        return run
+
+    def drop(self, job: MasterJob) -> None:
+        """The job's prompt is over: what runs of it here does not any more."""
+        with self._lock:
+            runs = [run for run in self._runs.values() if run.job is job]
+            for run in runs:
+                del self._runs[run.claim.claim_id]
+        for run in runs:
+            self._guest.give_back(run.running.cluster, run.claim, "release")
+        running = job.running
+        if running is not None:
+            job_id = running.record.job_id
+            self._unfit.discard(job_id)
+            self._too_large.discard(job_id)
+            self._others.pop(job_id, None)
+            self._tried.pop(job_id, None)
+
+    def _result(self, run: LocalRun, store: MemoryBlobStore) -> ItemResult:
+        job_id, limit_bytes = run.claim.job_id, run.running.cluster.settings.blob_limit_bytes
+        seconds = time.monotonic() - run.began
+
+        def stored() -> Iterator[Capture]:
+            for number, (sink, slot, position, value) in enumerate(run.captures):
+                name = f"{job_id}:{run.claim.index}:{run.claim.claim_id}:value{number}"
+                yield Capture(sink, slot, position, store_value(store, name, value, job_id=job_id, limit_bytes=limit_bytes))
+
+        captures = tuple(stored())
+        reached = {capture.node_id for capture in captures}
+        return ItemResult(
+            captures=captures,
+            blocked=tuple(sink for sink in run.sinks if sink not in reached),
+            worker=self._guest.name,
+            device_class=self._device_class(),
+            engine="comfyui",
+            seconds=seconds,
+        )
+
+    # -- whether to
+    def _is_due(self, running: RunningJob) -> bool:
+        job_id, now = running.record.job_id, time.monotonic()
+        if job_id in self._unfit or now - self._tried[job_id] < _TRY_S:
+            return False
+        self._tried[job_id] = now
+        return True
+
+    def _may_take(self, job: MasterJob, running: RunningJob) -> bool:
+        """What the user wants; and where no worker is left, this ComfyUI makes all of it."""
+        need = running.record.requirement
+        if not job.can_run_here or (need is not None and need.device_class not in ("", self._device_class())):
+            return False
+        wanted = self._takes_part() and running.record.job_id not in self._too_large
+        return not self._others_can(running) or wanted
+
+    def _others_can(self, running: RunningJob) -> bool:
+        job_id, now = running.record.job_id, time.monotonic()
+        looked_at, could = self._others.get(job_id, (float("-inf"), True))
+        if now - looked_at < _LOOK_S:
+            return could
+        try:
+            live, need = running.cluster.matching.live().values(), running.record.requirement
+        except (DistributedComfyError, redis.RedisError):
+            return True
+        can = any(need is None or matches(need, one) for one in live)
+        if not can and not self._alone:
+            log.info("job %s: no live worker can run it; this ComfyUI runs all of it until one can, and so with what follows", job_id)
+        self._alone = not can
+        self._others[job_id] = (now, can)
+        return can
+
+    def _has_all(self, run: LocalRun) -> bool:
+        """Whether ComfyUI lists each value that this item alone has; the others were in the prompt that it accepted."""
+        classes = self._host.nodes.NODE_CLASS_MAPPINGS
+        for patch in run.spec.patches:
+            declared = input_declarations(classes.get(run.prompt[patch.node_id]["class_type"])).get(patch.input)
+            listed = listed_choices(declared) if declared is not None and isinstance(patch.value, str) else None
+            if listed is not None and patch.value not in listed:
+                return False
+        return True
+
+
+def _spec(running: RunningJob, claim: Claim) -> ItemSpec:
+    if claim.index < len(running.plan.items):
+        return running.plan.items[claim.index]
+    _, templates = running.cluster.jobs.prompts(claim.job_id)
+    return unpack_spec(templates, claim.index, claim.packed_spec)

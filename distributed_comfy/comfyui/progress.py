@@ -1,0 +1,78 @@
+"""How far a job is, as its node in ComfyUI shows it."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.orchestrator.progress import Step
+
+_SHOWN_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One look at a job."""
+
+    done: int
+    total: int
+    """Items; 0 while that is not known."""
+    text: str
+    """``3 of 8 items; pc1-cuda0 5/20``."""
+    preview: bytes = field(default=b"", repr=False)
+    """JPEG or PNG of the latest one; empty where there was none since the last look."""
+
+
+class JobProgress:
+    """Told by the threads of a job, looked at by its node."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = 0
+        self._done: set[int] = set()
+        self._steps: dict[str, Step] = {}
+        """Worker -> what it did last, of items that are not here yet."""
+        self._preview = b""
+        self._note = ""
+
+    def begin(self, record: JobRecord) -> None:
+        """The job is in the table."""
+        with self._lock:
+            self._total = record.items
+
+    def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
+        """An upscale adds items."""
+        with self._lock:
+            self._total += len(tiles)
+
+    def item_done(self, index: int, result: ItemResult) -> None:
+        """An item has arrived."""
+        with self._lock:
+            self._done.add(index)
+            if (step := self._steps.get(result.worker)) and step.index == index:
+                del self._steps[result.worker]
+
+    def step(self, step: Step) -> None:
+        """A worker did some steps, or shows a preview."""
+        with self._lock:
+            if step.preview:
+                self._preview = step.preview
+            elif step.index not in self._done:
+                self._steps[step.worker] = step
+
+    def note(self, text: str) -> None:
+        """A sentence for the user; empty takes the last one back."""
+        with self._lock:
+            self._note = text
+
+    def look(self) -> Shown:
+        """How it is now; a preview is given once."""
+        with self._lock:
+            preview, self._preview = self._preview, b""
+            total = self._total
+            workers = [f"{name} {step.value}/{step.maximum}" for name, step in sorted(self._steps.items()) if step.maximum]
+            more = [f"{len(workers) - _SHOWN_WORKERS} more"] if len(workers) > _SHOWN_WORKERS else []
+            items = [f"{len(self._done)} of {total} items"] if total else []
+            parts = [*items, *workers[:_SHOWN_WORKERS], *more, *([self._note] if self._note else [])]
+            return Shown(len(self._done), total, "; ".join(parts), preview)

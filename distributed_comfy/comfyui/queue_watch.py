@@ -1,0 +1,93 @@
+"""What this ComfyUI does with prompts that have jobs: that they wait or run, that nodes were found in its cache, how they ended.
+
+ComfyUI tells nobody when a prompt is deleted, cleared or interrupted, and tells of cached nodes only the client that queued the prompt;
+so its queue is looked at a few times a second while there is a prompt to follow, and its executor is listened to.
+"""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+from distributed_comfy.comfyui.host import ComfyHost
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+
+Ending = Literal["success", "error", "gone"]
+"""``error``: it failed or was interrupted; ``gone``: it left the queue before it ran."""
+
+
+class QueueWatch:
+    """Follows prompts from acceptance to their end.
+
+    Args:
+        host: this ComfyUI.
+        on_end: called once for each followed prompt, from a thread of its own.
+        on_cached: called with a prompt and its nodes that ComfyUI takes from its cache, from ComfyUI's own thread: it must be quick.
+    """
+
+    def __init__(
+        self, host: ComfyHost, on_end: Callable[[str, Ending], None], on_cached: Callable[[str, frozenset[str]], None]
+    ) -> None:
+        self._queue = host.server.prompt_queue
+        self._on_end = on_end
+        self._followed: set[str] = set()
+        self._changed = threading.Condition()
+        _listen(host.execution.PromptExecutor, on_cached)
+        threading.Thread(target=self._work, name="distributed-comfy queue", daemon=True).start()
+
+    def follow(self, prompt_id: str) -> None:
+        """Look after a prompt that has been accepted."""
+        with self._changed:
+            self._followed.add(prompt_id)
+            self._changed.notify()
+
+    def entry(self, prompt_id: str) -> tuple[Any, ...] | None:
+        """ComfyUI's own entry of a prompt that waits or runs: number, id, prompt, extra data, output nodes."""
+        with self._queue.mutex:
+            entries = [*self._queue.queue, *self._queue.currently_running.values()]
+            return next((entry for entry in entries if entry[1] == prompt_id), None)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._followed)
+                self._changed.wait(LOOK_S)
+                followed = set(self._followed)
+            for prompt_id, ending in self._ended(followed).items():
+                with self._changed:
+                    self._followed.discard(prompt_id)
+                self._tell(prompt_id, ending)
+
+    def _tell(self, prompt_id: str, ending: Ending) -> None:
+        try:
+            self._on_end(prompt_id, ending)
+        except Exception:  # the other prompts are to be followed all the same
+            log.exception("prompt %s has ended (%s), and what follows from that failed", prompt_id, ending)
+
+    def _ended(self, followed: set[str]) -> dict[str, Ending]:
+        with self._queue.mutex:
+            here = {entry[1] for entry in (*self._queue.queue, *self._queue.currently_running.values())}
+            return {prompt_id: _ending(self._queue.history.get(prompt_id)) for prompt_id in followed - here}
+
+
+def _ending(history: dict[str, Any] | None) -> Ending:
+    if history is None:
+        return "gone"
+    status = history.get("status") or {}
+    return "success" if status.get("status_str") == "success" else "error"
+
+
+def _listen(executor: Any, on_cached: Callable[[str, frozenset[str]], None]) -> None:
+    """Hear what ComfyUI's executors announce about their cache, whoever the prompt's client is."""
+    add_message = executor.add_message
+
+    def add_and_tell(self: Any, event: str, facts: dict[str, Any], *args: Any, **options: Any) -> Any:
+        if event == "execution_cached":
+            on_cached(str(facts.get("prompt_id")), frozenset(map(str, facts.get("nodes", ()))))
+        return add_message(self, event, facts, *args, **options)
+
+    executor.add_message = add_and_tell

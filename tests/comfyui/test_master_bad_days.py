@@ -1,0 +1,167 @@
+"""What may go wrong round a master: no worker, a worker that is killed, servers that go away, the master itself that dies."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.blob_server import BlobServer
+from tests.cluster_fixtures import open_rig
+from tests.cluster_rig import Rig
+from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.master_rig import open_master
+from tests.prompts import node, out
+
+SLOW_MS = 700
+
+
+def slow(label: str, items: int, *, seed: int = 100, milliseconds: int = SLOW_MS) -> dict[str, Any]:
+    """A prompt of which a worker with the built-in engine can run every item."""
+    return {
+        "seed": node("DistributedSeed", seed=seed),
+        "image": node("RuleImage", seed=out("seed"), width=16, height=16, batch_size=1, channels=3),
+        "work": node("RuleSlow", images=out("image"), milliseconds=milliseconds),
+        "9": node("DistributedCollector", images=out("work"), items=items),
+        "show": node("RuleRecord", images=out("9"), label=label),
+    }
+
+
+class OwnServers:
+    """A pair of servers of which a test stops and starts the one with the table."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        self._state = BlobServer(program, folder / "state", "--appendonly", "yes", "--appendfsync", "always")
+        self._blobs = BlobServer(program, folder / "blobs")
+        self.state_url, self.blob_url = self._state.url, self._blobs.url
+
+    def stop_state(self) -> None:
+        """Nothing listens there any more."""
+        self._state.kill()
+
+    def restart_state(self, away_s: float) -> None:
+        """It comes back with what it knew."""
+        self._state.kill()
+        time.sleep(away_s)
+        self._state.start()
+
+    def close(self) -> None:
+        """End both."""
+        self._state.kill()
+        self._blobs.kill()
+
+
+@pytest.fixture
+def own_servers(cluster_servers: Any, tmp_path: Path) -> Iterator[OwnServers]:
+    servers = OwnServers(tmp_path, cluster_servers.program)
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def rig(cluster_servers: Any, tmp_path: Path) -> Iterator[Rig]:
+    """Workers of a test's own."""
+    with open_rig("builtin", cluster_servers, tmp_path / "workers", prefix=f"{tmp_path.name}:") as found:
+        yield found
+
+
+def master_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "master"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("participate", [True, False])
+def test_with_nobody_alive_the_master_makes_all_of_it_and_says_so_once(
+    comfy: Comfy, packed_python: str, base_directory: Path, cluster_servers: Any, tmp_path: Path, participate: bool
+) -> None:
+    with open_rig("builtin", cluster_servers, tmp_path / "workers", prefix=f"alone-{participate}:", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": participate}, DC_HOST="here"
+    ) as master:
+        master.server.execute(slow("alone", 4, milliseconds=10))
+        assert master.recorded("alone") == [100, 101, 102, 103]
+        assert master.workers_of(master.last_job()) == ["here-master"] * 4
+        assert master.ran_here().count("RuleImage") == 4
+        master.server.execute(slow("alone again", 2, milliseconds=10))
+        assert master.recorded("alone again") == [100, 101]
+        assert master.server.log().count("no live worker can run it") == 1
+
+
+def test_a_worker_that_is_killed_costs_a_retry_and_no_image(
+    comfy: Comfy, packed_python: str, base_directory: Path, rig: Rig, tmp_path: Path
+) -> None:
+    with open_master(comfy, packed_python, base_directory, master_folder(tmp_path), rig, DC_HOST="here") as master:
+        prompt_id = master.server.queue(slow("killed", 9))
+        job = master.server.until(lambda: list(master.jobs()))[-1]
+        master.server.until(lambda: "two" in [state.worker for state in running(rig, job)])
+        rig.workers["two"].kill()
+        assert master.server.wait(prompt_id)["status"]["status_str"] == "success"
+        assert master.recorded("killed") == list(range(100, 109))
+        assert set(master.workers_of(job)) >= {"one", "here-master"}
+
+
+def running(rig: Rig, job: str) -> list[Any]:
+    return [state for state in rig.cluster.jobs.item_states(job).values() if state.state == "running"]
+
+
+def test_a_master_that_was_killed_goes_on_where_it_stopped_when_the_prompt_comes_again(
+    comfy: Comfy, packed_python: str, base_directory: Path, rig: Rig, tmp_path: Path
+) -> None:
+    with open_master(comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": False}) as master:
+        master.server.queue(slow("resumed", 8))
+        job = master.server.until(lambda: list(master.jobs()))[-1]
+        master.server.until(lambda: sum(state.state == "done" for state in rig.cluster.jobs.item_states(job).values()) >= 3)
+        time.sleep(0.3)
+        master.server.kill()
+        master.restart()
+        master.server.wait_ready()
+        master.server.execute(slow("resumed", 8))
+        assert master.recorded("resumed") == list(range(100, 108))
+        assert f"goes on where job {job} stopped" in master.server.log()
+        second = master.last_job()
+        assert second != job and master.state(job) in ("cancelled", "done")  # workers went on for as long as its owner's lease
+        assert len(rig.executions(second)) <= 5
+        master.server.until(lambda: not master.spools(), 10.0)
+
+
+def test_the_state_server_may_go_away_while_the_node_waits(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers") as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": False}
+    ) as master:
+        prompt_id = master.server.queue(slow("outage", 8))
+        master.server.until(lambda: list(master.jobs()))
+        master.server.until(lambda: running(rig, master.last_job()))
+        own_servers.restart_state(away_s=3.0)
+        assert master.server.wait(prompt_id)["status"]["status_str"] == "success"
+        assert master.recorded("outage") == list(range(100, 108))
+
+
+def test_without_a_server_at_acceptance_the_prompt_runs_here_as_if_we_were_not_there(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig
+    ) as master:
+        own_servers.stop_state()
+        master.server.execute(slow("no server", 3, milliseconds=10))
+        assert master.recorded("no server") == [100]
+        assert master.server.log().count("is not distributed") == 1
+
+
+def test_a_clicked_interrupt_ends_the_wait_also_without_a_server(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers") as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": False}
+    ) as master:
+        prompt_id = master.server.queue(slow("never", 8, milliseconds=2000))
+        master.server.until(lambda: list(master.jobs()))
+        own_servers.stop_state()
+        time.sleep(0.5)
+        master.server.post("/interrupt")
+        entry = master.server.wait(prompt_id, 5.0)
+        assert entry["status"]["messages"][-1][0] == "execution_interrupted"

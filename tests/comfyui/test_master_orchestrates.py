@@ -1,0 +1,290 @@
+"""A real ComfyUI with the pack that only orchestrates, driven as a script does that knows nothing of us.
+
+It has none of the models that its prompts name: only workers do.
+"""
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from PIL import Image
+
+from distributed_comfy.state.keys import Keys
+from tests.cluster_rig import Rig
+from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.master_prompts import pictures, plain_work, upscale
+from tests.comfyui.master_rig import Master, open_master
+from tests.comfyui.plain_comfyui import PlainComfyUI
+from tests.comfyui.test_cluster_exactness import VARIANTS
+from tests.comfyui.tiny_prompts import distributed, plain_item
+from tests.prompts import node, out
+
+
+@pytest.fixture(scope="module")
+def master(
+    comfy: Comfy, packed_python: str, base_directory: Path, comfyui_rig: Rig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Master]:
+    folder = tmp_path_factory.mktemp("master")
+    with open_master(
+        comfy, packed_python, base_directory, folder, comfyui_rig, models=False, options={"participate": False}, MASTER_LACKS_CLASS="1"
+    ) as found:
+        yield found
+
+
+# -- what comes out --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_batch_is_what_plain_comfyui_makes_of_each_seed(master: Master, plain: PlainComfyUI, variant: str) -> None:
+    tail = VARIANTS[variant]
+    end = "end" if tail else "8"
+    ours = master.images(distributed(tail, end, seed=100))
+    assert set(master.workers_of(master.last_job())) <= {"one", "two"}
+    theirs = numpy.concatenate([plain.images(plain_item(tail, end, seed=100 + index), end) for index in range(2)])
+    assert ours.dtype == numpy.float32 and ours.shape == theirs.shape
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_items_run_in_order_of_seeds_however_many_and_nothing_before_the_collector_runs_here(master: Master) -> None:
+    before = master.ran_here()
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(pictures("many", items=7, seed=40), client_id=listener.client_id)
+        listener.wait_end(prompt_id)
+    assert master.recorded("many") == [40, 41, 42, 43, 44, 45, 46]
+    assert master.ran_here() == [*before, "RuleRecord"]
+    executed = {event["data"]["node"] for event in listener.of("executing", prompt_id=prompt_id)}
+    assert executed == {"9", "show", None}
+
+
+def test_by_default_there_is_one_item_for_each_worker(master: Master) -> None:
+    master.server.execute(pictures("default", items=0, seed=5))
+    assert master.recorded("default") == [5, 6]
+
+
+def test_a_masks_latents_and_sound_collector_gives_all_of_them(master: Master) -> None:
+    prompt: dict[str, Any] = {
+        **pictures("slots", items=3, seed=9),
+        "mask": node("RuleMask", images=out("image")),
+        "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=2),
+    }
+    prompt["9"]["inputs"] |= {"masks": out("mask"), "latents": out("latent")}
+    prompt["show"]["inputs"] |= {"mask": out("9", 3), "latent": out("9", 2), "audio": out("9", 1)}
+    master.server.execute(prompt)
+    assert master.recorded("slots") == [9, 10, 11]
+
+
+def test_the_metadata_of_a_saved_image_holds_the_users_prompt(master: Master) -> None:
+    entry = master.server.execute(distributed(seed=700), extra_data={"extra_pnginfo": {"workflow": {"mine": True}}})
+    image = entry["outputs"]["10"]["images"][0]
+    with Image.open(master.server.base / "output" / image["filename"]) as picture:
+        saved = json.loads(picture.info["prompt"])
+        assert {node_id: one["class_type"] for node_id, one in saved.items()} == {
+            node_id: one["class_type"] for node_id, one in distributed().items()
+        }
+        assert saved["1"]["inputs"]["unet_name"] == "tiny_mmdit.safetensors"
+        assert saved["6"]["inputs"]["seed"] == 700
+        assert picture.info["workflow"] == '{"mine": true}'
+
+
+def test_an_upscale_is_what_the_command_line_makes_and_no_model_loads_here(master: Master) -> None:
+    prompt = upscale(2, seed=500)
+    ours = master.images(prompt, "up")
+    assert ours.shape == (2, 200, 200, 3)
+    assert ours.tobytes() == master.headless(prompt, "up").tobytes()
+    assert "Requested to load" not in master.server.log()
+
+
+# -- how it goes -----------------------------------------------------------------------------------------------------------
+def test_the_node_shows_how_many_items_are_done_and_who_works(master: Master) -> None:
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(pictures("progress", items=6, steps=30), client_id=listener.client_id)
+        listener.wait_end(prompt_id)
+    shown = [(event["data"]["value"], event["data"]["max"]) for event in listener.of("progress", prompt_id=prompt_id)]
+    assert {most for _, most in shown} == {6}
+    assert shown[-1] == (6, 6) and shown == sorted(shown)
+    texts = [message[8 + message[7]:].decode() for message in listener.binary if message[:4] == b"\0\0\0\3"]
+    assert any(text.startswith("2 of 6 items") for text in texts), texts
+    assert any("one " in text and "/30" in text for text in texts), texts
+
+
+def test_previews_of_workers_reach_the_client_that_queued_the_prompt(master: Master) -> None:
+    """What a worker publishes; with the models of tests no sampler has a preview."""
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(png, "PNG")
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(pictures("previews", items=2, seed=210, steps=150), client_id=listener.client_id)
+        job = master.server.until(lambda: [job for job, state in master.jobs().items() if state.state == "running"])[-1]
+        cluster = master.rig.cluster
+        channel = Keys(cluster.settings.key_prefix)("progress", job)
+        step = {"index": 0, "worker": "one", "node": "work", "preview": base64.b64encode(png.getvalue()).decode()}
+        master.server.until(lambda: cluster.client.publish(channel, json.dumps(step)) and [one for one in listener.binary if one[3] == 1])
+        listener.wait_end(prompt_id)
+    shown = next(message for message in listener.binary if message[:4] == b"\0\0\0\1")
+    assert Image.open(io.BytesIO(shown[8:])).size == (8, 8)
+
+
+@pytest.mark.parametrize("busy_s", [10, pytest.param(45, marks=pytest.mark.comfyui_long)])
+def test_items_run_while_an_earlier_prompt_keeps_the_master_busy(master: Master, busy_s: int) -> None:
+    first = master.server.queue(plain_work("busy", steps=50 * busy_s))
+    before = list(master.jobs())
+    second = master.server.queue(pictures("meanwhile", items=4, seed=busy_s, steps=25))
+    job = master.job_of(before)
+    master.server.until(lambda: master.state(job) == "done", busy_s - 1.0)
+    assert master.server.history(first) is None
+    assert master.server.wait(first)["status"]["status_str"] == "success"
+    assert master.server.wait(second)["status"]["status_str"] == "success"
+    assert master.recorded("meanwhile") == [busy_s + index for index in range(4)]
+
+
+def test_a_second_run_comes_from_the_cache_and_no_worker_runs_anything(master: Master) -> None:
+    prompt = pictures("cached", items=3, seed=60)
+    master.server.execute(prompt)
+    before = list(master.jobs())
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(prompt, client_id=listener.client_id)
+        listener.wait_end(prompt_id)
+    assert "9" in listener.of("execution_cached", prompt_id=prompt_id)[0]["data"]["nodes"]
+    time.sleep(0.5)
+    assert list(master.jobs()) == before
+
+
+def test_a_cached_collector_with_other_nodes_behind_it_ends_its_job_at_once(master: Master) -> None:
+    prompt = pictures("first look", items=3, seed=61, steps=5)
+    master.server.execute(prompt)
+    before = list(master.jobs())
+    master.server.execute({**prompt, "show": node("RuleRecord", images=out("9"), label="second look")})
+    assert master.recorded("second look") == [61, 62, 63]
+    assert master.recorded("first look") == [61, 62, 63]
+    time.sleep(1.0)  # it may have been known before the job was queued
+    assert [master.state(job) for job in master.jobs() if job not in before] in ([], ["cancelled"])
+
+
+def test_a_prompt_like_one_that_failed_is_queued_at_once(master: Master) -> None:
+    prompt = pictures("never twice", items=2, seed=65, steps=500)
+    first = master.server.queue(prompt)
+    job = master.server.until(lambda: [job for job, state in master.jobs().items() if state.state == "running"])[-1]
+    master.server.post("/interrupt")
+    master.server.until(lambda: master.state(job) == "cancelled", 5.0)
+    master.server.wait(first)
+    busy = master.server.queue(plain_work("busy before", 100, salt=2))
+    before = list(master.jobs())
+    second = master.server.queue(prompt)
+    assert master.job_of(before)
+    assert master.server.history(busy) is None
+    master.server.post("/queue", {"delete": [second]})
+    master.server.wait(busy)
+
+
+def test_two_tabs_get_each_their_own(master: Master) -> None:
+    with master.server.listen() as one, master.server.listen() as two:
+        ids = [
+            master.server.queue(pictures(f"tab{number}", items=3, seed=1000 * number, steps=10), client_id=tab.client_id)
+            for number, tab in ((1, one), (2, two))
+        ]
+        one.wait_end(ids[0])
+        two.wait_end(ids[1])
+    assert master.recorded("tab1") == [1000, 1001, 1002]
+    assert master.recorded("tab2") == [2000, 2001, 2002]
+    assert {event["data"]["prompt_id"] for event in one.of("progress")} == {ids[0]}
+    assert {event["data"]["prompt_id"] for event in two.of("progress")} == {ids[1]}
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------------
+def test_interrupt_reaches_the_engines_of_this_job_within_two_seconds_and_no_other(master: Master) -> None:
+    before = list(master.jobs())
+    running = master.server.queue(pictures("interrupted", items=2, seed=70, steps=2000))
+    job = master.job_of(before)
+    master.server.until(lambda: master.workers_of(job) == ["one", "two"] or sorted(master.workers_of(job)) == ["one", "two"])
+    waiting = master.server.queue(pictures("goes on", items=2, seed=80, steps=5))
+    master.server.until(lambda: len(master.jobs()) == len(before) + 2)
+    time.sleep(0.5)  # the engines are at it
+    began = time.monotonic()
+    master.server.post("/interrupt")
+    master.server.until(lambda: master.state(job) == "cancelled", 2.0)
+    assert time.monotonic() - began < 2
+    entry = master.server.wait(running)
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    assert master.server.wait(waiting, 20)["status"]["status_str"] == "success"
+    assert master.recorded("goes on") == [80, 81]
+
+
+@pytest.mark.parametrize("how", ["delete", "clear"])
+def test_a_prompt_that_leaves_the_queue_takes_its_job_with_it(master: Master, how: str) -> None:
+    busy = master.server.queue(plain_work(f"busy for {how}", steps=200, salt=len(how)))
+    before = list(master.jobs())
+    prompt_id = master.server.queue(pictures("never", items=2, seed=90, steps=2000))
+    job = master.job_of(before)
+    master.server.post("/queue", {"clear": True} if how == "clear" else {"delete": [prompt_id]})
+    master.server.until(lambda: master.state(job) == "cancelled", 2.0)
+    assert master.server.wait(busy)["status"]["status_str"] == "success"
+    assert master.server.history(prompt_id) is None
+    master.server.until(lambda: not [path for path in master.spools() if path.name == job], 5.0)
+
+
+# -- what fails ------------------------------------------------------------------------------------------------------------
+def test_a_failed_item_fails_the_node_with_the_workers_own_error(master: Master) -> None:
+    prompt = pictures("failed", items=3, seed=20)
+    prompt["bad"] = node("RuleFail", images=out("work"), seed=out("seed"), bad_seed=21)
+    prompt["9"]["inputs"]["images"] = out("bad")
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and facts["node_id"] == "9"
+    message = facts["exception_message"]
+    assert "item 1 on worker" in message and "node bad (RuleFail) raised ValueError: seed 21 brings no luck" in message
+    assert 'rule_nodes.py", line' in message
+
+
+def test_sizes_that_differ_fail_the_node_and_end_the_job(master: Master) -> None:
+    prompt = pictures("sizes", items=8, seed=120, steps=25)
+    prompt["image"]["inputs"]["grow"] = 5
+    before = list(master.jobs())
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and "21 x 16" in facts["exception_message"] and "16 x 16" in facts["exception_message"]
+    job = master.job_of(before)
+    master.server.until(lambda: master.state(job) == "cancelled", 5.0)
+
+
+def test_a_model_that_nobody_has_is_refused_in_comfyuis_own_words(master: Master) -> None:
+    prompt = distributed()
+    prompt["1"]["inputs"]["unet_name"] = "nobody_has_it.safetensors"
+    status, answer = master.server.post("/prompt", {"prompt": prompt})
+    assert status == 400
+    assert answer["node_errors"]["1"]["errors"][0]["type"] == "value_not_in_list"
+
+
+def test_a_class_that_only_workers_have_is_accepted_and_runs_there(master: Master) -> None:
+    prompt = pictures("foreign class", items=3, seed=33)
+    prompt["strange"] = node("RuleForeign", images=out("work"))
+    prompt["9"]["inputs"]["images"] = out("strange")
+    master.server.execute(prompt)
+    assert master.recorded("foreign class") == [33, 34, 35]
+    behind = {**prompt, "after": node("RuleForeign", images=out("9")), "show": node("RuleRecord", images=out("after"), label="x")}
+    status, answer = master.server.post("/prompt", {"prompt": behind})
+    assert status == 400 and "RuleForeign" in str(answer)
+
+
+def test_what_cannot_be_planned_fails_the_node_with_the_reason(master: Master) -> None:
+    prompt = pictures("unplanned", items=4)
+    prompt["image"]["inputs"]["seed"] = 3
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and facts["node_id"] == "9"
+    assert "DistributedSeed" in facts["exception_message"]
+
+
+def test_a_collector_that_another_node_made_passes_through(master: Master) -> None:
+    prompt = {
+        "image": node("RuleImage", seed=3, width=16, height=16, batch_size=1, channels=3),
+        "expand": node("ProbeCollectorExpand", images=out("image")),
+        "show": node("RuleRecord", images=out("expand"), label="expanded"),
+    }
+    before = list(master.jobs())
+    master.server.execute(prompt)
+    assert master.recorded("expanded") == [3]
+    assert list(master.jobs()) == before

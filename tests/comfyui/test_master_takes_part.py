@@ -1,0 +1,129 @@
+"""A real ComfyUI with the pack that takes part in its own jobs: on its own, beside workers, and when these die."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+
+from tests.cluster_rig import Rig
+from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.master_prompts import pictures, upscale
+from tests.comfyui.master_rig import Master, open_master
+from tests.comfyui.plain_comfyui import PlainComfyUI
+from tests.comfyui.tiny_prompts import distributed, plain_item
+from tests.prompts import node, out
+
+
+@pytest.fixture(scope="module")
+def master(
+    comfy: Comfy, packed_python: str, base_directory: Path, comfyui_rig: Rig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Master]:
+    folder = tmp_path_factory.mktemp("master")
+    with open_master(comfy, packed_python, base_directory, folder, comfyui_rig, DC_HOST="here", MASTER_LACKS_MEMORY="1") as found:
+        yield found
+
+
+def test_two_workers_and_the_master_make_the_batch_together(master: Master, plain: PlainComfyUI) -> None:
+    prompt = distributed(seed=300, steps=6)
+    prompt["9"]["inputs"]["items"] = 9
+    ours = master.images(prompt)
+    assert set(master.workers_of(master.last_job())) == {"one", "two", "here-master"}
+    theirs = numpy.concatenate([plain.images(plain_item(seed=300 + index, steps=6), "8") for index in range(9)])
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_by_default_there_is_one_item_more_than_workers(master: Master) -> None:
+    master.server.execute(pictures("and the master", items=0, seed=5))
+    assert master.recorded("and the master") == [5, 6, 7]
+
+
+def test_what_feeds_all_items_runs_once_here(master: Master) -> None:
+    prompt = pictures("shared", items=8, seed=50, steps=8)
+    prompt["other"] = node("RuleImage", seed=1, width=16, height=16, batch_size=1, channels=3)
+    prompt["work"]["inputs"]["images"] = out("blend")
+    prompt["blend"] = node("ImageBatch", image1=out("image"), image2=out("other"))
+    before = master.ran_here()
+    master.server.execute(prompt)
+    here = master.workers_of(master.last_job()).count("here-master")
+    assert here > 1
+    assert master.ran_here()[len(before):].count("RuleImage") == here + 1
+
+
+def test_an_upscale_is_made_together_bit_for_bit(master: Master) -> None:
+    prompt = upscale(3, seed=600, side=400)
+    ours = master.images(prompt, "up")
+    job = master.last_job()
+    assert set(master.workers_of(job)) == {"one", "two", "here-master"}
+    assert ours.tobytes() == master.headless(prompt, "up").tobytes()
+
+
+def test_a_blocked_branch_gives_no_images_and_keeps_nothing_waiting(master: Master) -> None:
+    prompt = pictures("blocked", items=5, steps=10)
+    prompt["stop"] = node("ProbeBlock", images=out("work"), block=True, message="")
+    prompt["9"]["inputs"]["images"] = out("stop")
+    entry = master.server.execute(prompt)
+    assert "show" not in entry["outputs"]
+    assert master.state(master.last_job()) == "done"
+
+
+def test_parallel_collectors_are_one_job(master: Master) -> None:
+    prompt = {
+        **pictures("both", items=6, seed=30, steps=10),
+        "other": node("ImageInvert", image=out("work")),
+        "10": node("DistributedCollector", images=out("other"), items=6),
+        "show2": node("RuleRecord", images=out("10"), label="inverted"),
+    }
+    before = list(master.jobs())
+    master.server.execute(prompt)
+    assert master.recorded("both") == list(range(30, 36))
+    assert len([job for job in master.jobs() if job not in before]) == 1
+
+
+def test_an_item_that_fails_here_fails_the_prompt_and_ends_the_job(master: Master) -> None:
+    prompt = pictures("fails", items=12, seed=20, steps=20)
+    prompt["bad"] = node("RuleFail", images=out("work"), seed=out("seed"), bad_seed=25)
+    prompt["9"]["inputs"]["images"] = out("bad")
+    entry = master.server.wait(master.server.queue(prompt))
+    kind, facts = entry["status"]["messages"][-1]
+    assert kind == "execution_error" and facts["node_id"] == "9"
+    assert "seed 25 brings no luck" in facts["exception_message"]
+    job = master.last_job()
+    master.server.until(lambda: master.state(job) in ("failed", "cancelled"), 5.0)
+
+
+def test_an_item_that_runs_out_of_memory_here_is_made_elsewhere(master: Master) -> None:
+    prompt = pictures("too large", items=8, seed=70, steps=15)
+    prompt["large"] = node("MasterLacksMemory", images=out("work"))
+    prompt["9"]["inputs"]["images"] = out("large")
+    master.server.execute(prompt)
+    assert master.recorded("too large") == list(range(70, 78))
+    assert set(master.workers_of(master.last_job())) == {"one", "two"}
+    assert master.server.log().count("ran out of memory here") == 1
+
+
+def test_interrupt_ends_what_runs_here_and_on_workers(master: Master) -> None:
+    prompt_id = master.server.queue(pictures("interrupted", items=6, seed=90, steps=1000))
+    job = master.server.until(lambda: [job for job, state in master.jobs().items() if state.state == "running"])[-1]
+    master.server.until(lambda: len([name for name in master.workers_of(job) if name]) == 3)
+    time.sleep(0.5)
+    began = time.monotonic()
+    master.server.post("/interrupt")
+    master.server.until(lambda: master.state(job) == "cancelled", 4.0)
+    assert time.monotonic() - began < 2
+    assert master.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
+    master.server.execute(pictures("after that", items=4, seed=1))
+    assert master.recorded("after that") == [1, 2, 3, 4]
+
+
+def test_a_second_run_is_cached_although_items_ran_here(master: Master) -> None:
+    prompt = pictures("cached here", items=5, seed=44, steps=10)
+    master.server.execute(prompt)
+    before, here = list(master.jobs()), master.ran_here()
+    master.server.execute(prompt)
+    assert list(master.jobs()) == before and master.ran_here() == here
+    changed = {**prompt, "show": node("RuleRecord", images=out("9"), label="behind")}
+    master.server.execute(changed)
+    assert master.recorded("behind") == [44, 45, 46, 47, 48]

@@ -1,0 +1,53 @@
+"""What a job's node shows while it waits."""
+from __future__ import annotations
+
+from distributed_comfy.comfyui.progress import JobProgress
+from distributed_comfy.messages import ItemResult
+from distributed_comfy.orchestrator.progress import Step
+from tests.collected_jobs import job_record
+
+
+def test_nothing_is_known_before_the_job_is_queued() -> None:
+    look = JobProgress().look()
+    assert (look.done, look.total, look.text) == (0, 0, "")
+
+
+def test_items_workers_and_steps_are_told() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(3))
+    progress.step(Step(0, "pc1-cuda0", "7", 5, 20))
+    progress.step(Step(1, "pc2-cuda0", "7", 2, 20))
+    assert progress.look().text == "0 of 3 items; pc1-cuda0 5/20; pc2-cuda0 2/20"
+    progress.item_done(0, ItemResult(worker="pc1-cuda0"))
+    look = progress.look()
+    assert (look.done, look.total, look.text) == (1, 3, "1 of 3 items; pc2-cuda0 2/20")
+
+
+def test_a_late_step_of_an_item_that_is_here_is_not_shown() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(1))
+    progress.item_done(0, ItemResult(worker="a"))
+    progress.step(Step(0, "a", "7", 20, 20))
+    assert progress.look().text == "1 of 1 items"
+
+
+def test_many_workers_are_counted() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(9))
+    for number in range(6):
+        progress.step(Step(number, f"w{number}", "7", 1, 2))
+    assert progress.look().text.endswith("w3 1/2; 2 more")
+
+
+def test_a_preview_is_given_once() -> None:
+    progress = JobProgress()
+    progress.step(Step(0, "a", "7", preview=b"jpeg"))
+    assert progress.look().preview == b"jpeg"
+    assert progress.look().preview == b""
+
+
+def test_tiles_are_items_too() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(2))
+    progress.tiles_planned([(0,), (1, 2)])
+    assert progress.look().total == 4

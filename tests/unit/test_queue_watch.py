@@ -1,0 +1,103 @@
+"""ComfyUI's queue as it is looked at: a stand-in with the same fields and lock, and its executor's announcements."""
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.queue_watch import QueueWatch
+
+
+class Executor:
+    """Says what it was told, as ComfyUI's does."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def add_message(self, event: str, facts: dict[str, Any], broadcast: bool) -> None:
+        self.said.append(event)
+
+
+class Watched:
+    """A watch over a queue, and what it told."""
+
+    def __init__(self) -> None:
+        class OwnExecutor(Executor):
+            pass
+
+        self.queue = SimpleNamespace(mutex=threading.RLock(), queue=[], currently_running={}, history={})
+        self.executor = OwnExecutor()
+        self.ended: list[tuple[str, str]] = []
+        self.cached: list[tuple[str, frozenset[str]]] = []
+        host = SimpleNamespace(server=SimpleNamespace(prompt_queue=self.queue), execution=SimpleNamespace(PromptExecutor=OwnExecutor))
+        self.watch = QueueWatch(cast(ComfyHost, host), lambda *end: self.ended.append(end), lambda *seen: self.cached.append(seen))
+
+    def until_ended(self, count: int = 1) -> list[tuple[str, str]]:
+        deadline = time.monotonic() + 10
+        while len(self.ended) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.ended
+
+
+def entry(prompt_id: str) -> tuple[Any, ...]:
+    return (0, prompt_id, {}, {}, [])
+
+
+def test_a_prompt_is_over_when_it_neither_waits_nor_runs_any_more() -> None:
+    watched = Watched()
+    watched.queue.queue.append(entry("a"))
+    watched.watch.follow("a")
+    time.sleep(0.5)
+    assert not watched.ended
+    with watched.queue.mutex:
+        watched.queue.currently_running[0] = watched.queue.queue.pop()
+    time.sleep(0.5)
+    assert not watched.ended
+    with watched.queue.mutex:
+        watched.queue.history["a"] = {"status": {"status_str": "success"}}
+        watched.queue.currently_running.clear()
+    assert watched.until_ended() == [("a", "success")]
+
+
+def test_what_failed_and_what_left_the_queue_are_told_apart() -> None:
+    watched = Watched()
+    watched.queue.history["failed"] = {"status": {"status_str": "error"}}
+    watched.watch.follow("failed")
+    watched.watch.follow("deleted")
+    assert sorted(watched.until_ended(2)) == [("deleted", "gone"), ("failed", "error")]
+
+
+def test_a_listener_that_fails_does_not_end_the_watch() -> None:
+    watched = Watched()
+    tell, calls = watched.watch._on_end, []
+
+    def fail_once(prompt_id: str, ending: Any) -> None:
+        calls.append(prompt_id)
+        if len(calls) == 1:
+            raise ValueError("no")
+        tell(prompt_id, ending)
+
+    watched.watch._on_end = fail_once
+    watched.watch.follow("one")
+    deadline = time.monotonic() + 10
+    while not calls and time.monotonic() < deadline:
+        time.sleep(0.01)
+    watched.watch.follow("two")
+    assert watched.until_ended() == [("two", "gone")]
+
+
+def test_cached_nodes_are_told_and_comfyui_hears_all_it_said() -> None:
+    watched = Watched()
+    watched.executor.add_message("execution_start", {"prompt_id": "a"}, broadcast=False)
+    watched.executor.add_message("execution_cached", {"prompt_id": "a", "nodes": ["9", "3"]}, broadcast=False)
+    assert watched.executor.said == ["execution_start", "execution_cached"]
+    assert watched.cached == [("a", frozenset({"3", "9"}))]
+
+
+def test_the_entry_of_a_prompt_is_found_where_it_waits_or_runs() -> None:
+    watched = Watched()
+    watched.queue.queue.append(entry("waits"))
+    watched.queue.currently_running[3] = entry("runs")
+    assert [watched.watch.entry(name) for name in ("waits", "runs", "gone")] == [entry("waits"), entry("runs"), None]
