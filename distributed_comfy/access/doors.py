@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed_comfy.access.certificates import ensure_certificates
 from distributed_comfy.errors import DoorRefused, SettingInvalid
 from distributed_comfy.state.door import DoorPlan, door_file, plan_text, read_plan
 from distributed_comfy.state.server_process import write_secret
@@ -66,6 +65,8 @@ def open_door(folder: Path, address: str, port: int | None = None, *, prefix: st
         if before is not None:
             moved = f"{before.address} port {before.state_port} to {address} port {ports[0]}"
             log.warning("the door moves from %s: hosts that were invited before must be invited again", moved)
+    from distributed_comfy.access.certificates import ensure_certificates  # brings a library that agents and workers can do without
+
     certificates = ensure_certificates(folder / "tls", _names(address))
     prefixes = " ".join(sorted({prefix, *(before.prefixes.split() if before else ())}))
     plan = DoorPlan(address, *ports, str(certificates.certificate), str(certificates.key), prefixes)
@@ -78,6 +79,8 @@ def open_door(folder: Path, address: str, port: int | None = None, *, prefix: st
 
 def renew_door(folder: Path) -> None:
     """Renew the certificate of an open door where that is due; the door takes it by itself."""
+    from distributed_comfy.access.certificates import ensure_certificates
+
     plan = read_plan(folder)
     if plan is not None:
         ensure_certificates(folder / "tls", _names(plan.address))
