@@ -105,7 +105,7 @@ def _door(folder: Path, certificate: Path, key: Path, target: int) -> Iterator[i
     """The door of embedded servers, before this server; the port of its blobs."""
     plan = DoorPlan("127.0.0.1", _free_port(), _free_port(), str(certificate), str(key))
     door_file(folder).write_text(plan_text(plan))
-    door = DoorProcess(folder, target, target)
+    door = DoorProcess(folder, target, target, libraries=str(Path(redis.__file__).resolve().parents[1]))
     give_up = time.monotonic() + START_TIMEOUT_S
     try:
         while not _listens(plan.blob_port):

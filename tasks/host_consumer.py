@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from celery._state import _set_task_join_will_block
 from celery.worker import state as celery_state
 
 from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
@@ -73,6 +74,8 @@ class HostConsumer:
             without_mingle=True,
             without_heartbeat=True,
         )
+        # Celery takes the process for one of its workers now, and lets nobody in it wait for a result, as a master may that has an agent.
+        _set_task_join_will_block(False)
         self._reconnection = Reconnection(self._controller)
         celery_state.should_stop = None
         self._thread = threading.Thread(target=self._controller.start, name="host-orders", daemon=True)

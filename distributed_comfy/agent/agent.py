@@ -107,8 +107,10 @@ class Agent:
         """Take the host's place in the table, before anything is written down or started for it.
 
         Raises:
+            WorkersFileWrong: the file cannot be used.
             AgentRunning: the host has an agent already.
         """
+        self.use(self.file.read_or_empty())  # whoever sees the host from now on sees its workers
         try:
             self.cluster.hosts.take(self.record(), self.seal, self.settings.lease_ttl_s + 2 * self.settings.renew_interval_s)
         except AgentRunning as error:
@@ -126,7 +128,6 @@ class Agent:
             WorkersFileWrong, SettingInvalid: the file cannot be used.
             AgentRunning: the host has an agent already.
         """
-        self.use(self.file.read_or_empty())
         self.take_place()  # again where it was taken before: looking for devices may have lasted longer than a lease
         with self.lock:
             for survivor in self._launcher.find_survivors():

@@ -47,8 +47,8 @@ _CONNECTIONS_OF_USER = 400
 _KINDS_LOGGED = 1000
 _OTHER_FILES = 64
 _ACCEPT_PAUSE_S = 0.5
-_RUN = "import sys; sys.path.insert(0, sys.argv[1]); from distributed_comfy.serve.door import main; main()"
-"""Not `-S`: the rules know the scripts of Celery's transport."""
+_RUN = "import sys; sys.path[:] = [sys.argv[1], *sys.path, *sys.argv[2:]]; from distributed_comfy.serve.door import main; main()"
+"""Not `-S`: the rules know the scripts of Celery's transport, which may also lie where only PYTHONPATH leads."""
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -108,10 +108,14 @@ class DoorProcess:
         state_target: loopback port of the state server.
         blob_target: of the blob server.
         urls: of both for their owner, see `DoorOrder`.
+        libraries: a folder in which the packages that we depend on lie, should the interpreter alone not find them.
     """
 
-    def __init__(self, folder: Path, state_target: int, blob_target: int, urls: tuple[str, str] = ("", "")) -> None:
+    def __init__(
+        self, folder: Path, state_target: int, blob_target: int, urls: tuple[str, str] = ("", ""), libraries: str = ""
+    ) -> None:
         self._folder = folder
+        self._libraries = libraries
         self._targets = (state_target, blob_target)
         self._urls = urls
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,7 +132,7 @@ class DoorProcess:
         if plan and not running and time.monotonic() - self._started_s >= _RESTART_INTERVAL_S:
             self.shut()
             self._started_s = time.monotonic()
-            self._process = _launch(DoorOrder(plan, *self._targets, str(self._folder), *self._urls))
+            self._process = _launch(DoorOrder(plan, *self._targets, str(self._folder), *self._urls), self._libraries)
 
     def shut(self) -> None:
         """End the process; without effect where there is none."""
@@ -149,8 +153,9 @@ def _opens_anew(before: DoorPlan | None, after: DoorPlan | None) -> bool:
     return before is None or after is None or replace(before, prefixes=after.prefixes) != after
 
 
-def _launch(order: DoorOrder) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-I", "-c", _RUN, _PACKAGE_ROOT], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+def _launch(order: DoorOrder, libraries: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-c", _RUN, _PACKAGE_ROOT, *([libraries] if libraries else [])]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     try:
         process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")

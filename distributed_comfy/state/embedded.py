@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+import redis
+
 from distributed_comfy.errors import NoRedisServer, ServerStartFailed, SettingInvalid
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.settings import redact_url
@@ -106,6 +108,7 @@ def start_embedded(
         state_memory_bytes=max(_memory_bytes() // 2, _LEAST_STATE_BYTES),
         bounds_clients=False,  # `_launch` knows the program
         linger_s=linger_s,
+        libraries=str(Path(redis.__file__).resolve().parents[1]),
     )
     try:
         return _start_private(wanted, providers) if private else _start_shared(wanted, providers)

@@ -59,6 +59,8 @@ class Order:
     bounds_clients: bool
     """Whether the program knows ``maxmemory-clients``, which came with Redis 7."""
     linger_s: float
+    libraries: str = ""
+    """See `DoorProcess`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Keeper:
             raise ServerStartFailed(program=self._order.program, reason="the process that asked for it is gone")
         runtime = self._write_runtime()
         self._last_owner_s = time.monotonic()
-        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port, (self._state.url, self._blobs.url))
+        urls = self._state.url, self._blobs.url
+        self._door = DoorProcess(self._folder, self._state.port, self._blobs.port, urls, self._order.libraries)
         return runtime
 
     def _write_runtime(self) -> Runtime:
