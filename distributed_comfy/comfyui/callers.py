@@ -13,7 +13,10 @@ from distributed_comfy.comfyui.peers import may_be_own
 from distributed_comfy.comfyui.token import HEADER, is_token
 from distributed_comfy.relay.address import is_loopback
 
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via", "CF-Connecting-IP")
+_FORWARDED = (
+    "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", "X-Real-IP",
+    "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Via",
+)  # fmt: skip
 """What a proxy or a tunnel adds: its client is not on this host, although it itself may be."""
 _USUAL_PORTS = {"http": 80, "https": 443, "": None}
 
@@ -87,8 +90,10 @@ class Callers:
 
 def _is_own_user(request: web.Request) -> bool:
     """Other users of this host could behave like the page."""
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return peer is None or may_be_own(str(peer[0]), int(peer[1]))
+    if request.transport is None:
+        return False
+    far, near = (request.transport.get_extra_info(name) for name in ("peername", "sockname"))
+    return bool(far and near) and may_be_own((str(far[0]), int(far[1])), (str(near[0]), int(near[1])))
 
 
 def own_names() -> frozenset[str]:

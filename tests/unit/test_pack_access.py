@@ -117,14 +117,24 @@ def test_the_token_is_asked_for_after_the_site() -> None:
 def test_a_connection_of_this_user_is_its_own(family: socket.AddressFamily) -> None:
     address = ("127.0.0.1" if family == socket.AF_INET else "::1", 0)
     with socket.create_server(address, family=family) as server, socket.create_connection(server.getsockname()[:2]) as client:
-        assert may_be_own(*client.getsockname()[:2])
+        far, near = client.getsockname()[:2], server.getsockname()[:2]
+        assert may_be_own(far, near)
+        assert not may_be_own(far, (near[0], near[1] + 1)), "another connection from the same port"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_a_connection_of_another_user_is_not(tmp_path: Path) -> None:
-    line = "   0: 0100007F:1F90 0100007F:1FFC 01 00000000:00000000 00:00000000 00000000  {0}        0 1 1 0000000000000000 20 4 30 10 -1\n"
-    (tmp_path / "tcp").write_text("  sl  local_address rem_address   st\n" + line.format(os.getuid() + 12345))
-    assert not may_be_own("127.0.0.1", 0x1F90, tmp_path)
-    assert may_be_own("127.0.0.1", 0x1F91, tmp_path)  # nobody tells
-    (tmp_path / "tcp").write_text("  sl  local_address rem_address   st\n" + line.format(os.getuid()))
-    assert may_be_own("127.0.0.1", 0x1F90, tmp_path)
+    far, near, me = ("127.0.0.1", 0x1F90), ("127.0.0.1", 0x1FFC), os.getuid()
+    row = "   0: 0100007F:1F90 0100007F:{2} {1} 00000000:00000000 00:00000000 00000000  {0}        0 1 1 0000000000000000 20 4 30 10 -1\n"
+
+    def told(*rows: tuple[int, str, str]) -> bool:
+        (tmp_path / "tcp").write_text("  sl  local_address rem_address   st\n" + "".join(row.format(*each) for each in rows))
+        return may_be_own(far, near, tmp_path)
+
+    assert may_be_own(far, near, tmp_path), "nobody tells"
+    assert told((me, "01", "1FFC"))
+    assert not told((me + 12345, "01", "1FFC")), "another user"
+    assert not told((me, "06", "1FFC")), "a connection that is over"
+    assert not told((me, "01", "1FFD"), (me + 12345, "01", "1FFC")), "another connection from the same port"
+    assert not told((me, "01", "1FFC"), (me + 12345, "01", "1FFC"))
+    assert not told(), "not listed: somewhere else"
