@@ -122,12 +122,11 @@ def intake(jobs: MasterJobs) -> Any:
     async def take(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method != "POST" or request.path not in PATHS:
             return await handler(request)
-        planned = _ours(await request.read())
         answer = await handler(request)
         if answer.status != web.HTTPOk.status_code or not isinstance(answer, web.Response):
             return answer
         try:
-            if planned is None or accept(jobs, _prompt_id(answer), planned) is None:
+            if accept(jobs, _prompt_id(answer)) is None:
                 jobs.others_come_between()
         except Exception:  # the prompt is queued: it runs as if we were not here
             log.exception("a prompt is not distributed; please report it")
@@ -136,35 +135,25 @@ def intake(jobs: MasterJobs) -> Any:
     return take
 
 
-def accept(jobs: MasterJobs, prompt_id: str, planned: Prompt) -> MasterJob | None:
+def accept(jobs: MasterJobs, prompt_id: str) -> MasterJob | None:
     """Make a job of a prompt that is in ComfyUI's queue; None where there is nothing to distribute.
 
-    Args:
-        planned: as the user gave it.
+    What counts is the prompt in the queue, not what was posted: handlers of other packs (wildcards, for one) and newer ComfyUIs change it.
     """
     entry = jobs.watch.entry(prompt_id)
     if entry is None:  # it has run already: there was nothing to wait for
         return None
-    _, _, running, extra_data, outputs = entry[:5]
+    _, _, queued, extra_data, outputs = entry[:5]
+    if not any(node.get("class_type") in _OURS for node in queued.values()):
+        return None
+    running: Prompt = copy.deepcopy(queued)
     extra = extra_data.get("extra_pnginfo")
     return jobs.accept(
         AcceptedPrompt(
-            prompt_id, planned, copy.deepcopy(running), tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
+            prompt_id, foreign.original_of(running), running, tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
             foreign.foreign_in(running),
         )
     )  # fmt: skip
-
-
-def _ours(body: bytes) -> Prompt | None:
-    """The prompt in a body that ComfyUI is about to read, if it has a node of ours."""
-    if not any(name.encode() in body for name in _OURS):
-        return None
-    try:
-        posted = json.loads(body)
-        prompt = posted.get("prompt") if isinstance(posted, dict) else None
-    except ValueError:
-        return None
-    return prompt if isinstance(prompt, dict) else None
 
 
 def _prompt_id(answer: web.Response) -> str:

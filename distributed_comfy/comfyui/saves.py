@@ -6,6 +6,7 @@ may place a file of that name until the node is done.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distributed_comfy.errors import RunInterrupted
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_SAVE_S = 2.0
 """How long a save is respected of which nobody knows when it is over: whoever began it is no node of a prompt."""
@@ -76,11 +79,17 @@ class SaveWatch:
         def watched(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
                 answer = look(*args, **kwargs)
-                self._forget()
-                self._open.append(_Save(_place(str(answer[0]), str(answer[1])), self._nodes.current(), time.monotonic()))
+                try:
+                    self._note(answer)
+                except Exception:  # what ComfyUI saves itself is no affair of ours
+                    log.exception("a save of this ComfyUI is not seen; please report it")
             return answer
 
         return watched
+
+    def _note(self, answer: Any) -> None:
+        self._forget()
+        self._open.append(_Save(_place(str(answer[0]), str(answer[1])), self._nodes.current(), time.monotonic()))
 
     def _forget(self) -> None:
         self._open = [save for save in self._open if not self._is_over(save)]

@@ -7,6 +7,7 @@ import pytest
 
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.foreign import NODE_CLASS, VALUE_CLASS, ForeignValues, foreign_in, original_of
+from distributed_comfy.comfyui.intake import accept
 from distributed_comfy.messages import Capability, Prompt
 from tests.prompts import capability, node, out, txt2img
 from tests.upscale_prompts import batch
@@ -137,3 +138,31 @@ def test_nobody_is_asked_where_nothing_is_missing() -> None:
 def test_a_prompt_without_a_job_is_left_alone() -> None:
     prompt = txt2img(pass_through=True)
     assert values().replace(prompt) is prompt
+
+
+# -- what is in the queue counts -----------------------------------------------------------------------------------------
+class Queue:
+    """Where `accept` looks prompts up, and what it makes jobs of."""
+
+    def __init__(self, **queued: Prompt) -> None:
+        self.watch = self
+        self.queued = queued
+        self.jobs: list[AcceptedPrompt] = []
+
+    def entry(self, prompt_id: str) -> tuple[Any, ...] | None:
+        prompt = self.queued.get(prompt_id)
+        return None if prompt is None else (0.0, prompt_id, prompt, {"extra_pnginfo": {"workflow": 1}}, ["save"], {})
+
+    def accept(self, prompt: AcceptedPrompt) -> AcceptedPrompt:
+        self.jobs.append(prompt)
+        return prompt
+
+
+def test_a_job_is_planned_from_what_comfyui_has_queued() -> None:
+    prompt = batch()
+    queue: Any = Queue(ours=prompt, stock={"save": node("SaveImage", images=out("load"))})
+    job: Any = accept(queue, "ours")
+    assert job.planned == job.running == prompt and job.outputs == ("save",) and job.extra_pnginfo == {"workflow": 1}
+    prompt["changed later"] = node("Other")
+    assert "changed later" not in job.planned, "ComfyUI converts values in what it runs"
+    assert accept(queue, "stock") is None and accept(queue, "over") is None and queue.jobs == [job]

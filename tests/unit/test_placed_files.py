@@ -139,6 +139,15 @@ def test_a_file_waits_until_the_node_that_saves_under_its_name_is_done(place: Pl
     assert contents == ["of the master"] * 4 + ["of a worker"]
 
 
+def test_a_comfyui_that_does_not_tell_what_runs_saves_all_the_same(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    def unknown() -> None:
+        raise ModuleNotFoundError("comfy_execution.utils")
+
+    place.nodes.current = unknown  # type: ignore[method-assign, assignment]
+    assert place.paths.get_save_image_path("x", str(place.folders["output"]))[1:3] == ("x", 1)
+    assert "a save of this ComfyUI is not seen" in caplog.text
+
+
 def test_a_save_under_another_name_is_not_waited_for(place: Place) -> None:
     place.nodes.node = ("p", "9")
     place.paths.get_save_image_path("other", str(place.folders["output"]))
