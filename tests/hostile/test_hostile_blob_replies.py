@@ -27,7 +27,7 @@ def server_that_says(*replies: bytes) -> Iterator[RedisBlobStore]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=answer, args=(listener, list(replies)), daemon=True).start()
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
-        with redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 3), socket_timeout=1) as client:
+        with redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 3), socket_timeout=10) as client:
             yield RedisBlobStore(client, prefix="dc:", chunk_bytes=4096, ttl_s=60)
 
 

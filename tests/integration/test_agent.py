@@ -362,7 +362,7 @@ def test_what_is_no_order_is_refused_and_the_agent_goes_on(agent: AgentProcess) 
 def test_other_hosts_change_the_configuration_only_where_that_is_allowed(line: CommandLine, agent: AgentProcess) -> None:
     agent.write(workers={"pc1-cpu": {"device": "cpu", "enabled": False}})
     process = agent.start("--no-remote-configuration")
-    until(lambda: agent.host() and agent.written()["remote_configuration"] is False)
+    until(lambda: agent.host() and agent.written().get("remote_configuration") is False)
     for verb in ("add", "edit", "remove"):
         with pytest.raises(OrderRefused, match="does not let others change its configuration"):
             send_order(agent.cluster, HOST, order_for(verb, "pc1-cpu", fields={"environment": {"A": "1"}}))  # type: ignore[arg-type]

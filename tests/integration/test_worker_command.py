@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.command_line import PROJECT, CommandLine, pictures, until
@@ -99,6 +100,7 @@ def test_a_worker_that_starts_is_told_until_it_gives_up(line: CommandLine) -> No
     environment = {"COMFYUI_PATH": str(tree), "DC_COMFYUI_PYTHON": sys.executable}
     process = line.start("worker", "--engine", "comfyui", "--device", "cpu", "--name", "slow", **environment)
     assert until(lambda: line.run("workers", "list").out == "starting: slow\n")
+    until(lambda: psutil.Process(process.pid).children())  # its engine: before that a signal ends it like any program
     end(line, process)
     assert line.run("workers", "list").out.startswith("no worker is running; ")
 
