@@ -34,6 +34,8 @@ class Guest:
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._cluster: Cluster | None = None
+        """Where it is registered."""
 
     @property
     def name(self) -> str:
@@ -79,6 +81,8 @@ class Guest:
     def _live(self, cluster: Cluster) -> None:
         """Be registered, and stay so."""
         with self._lock:
+            if cluster is not self._cluster:  # embedded servers that were started again are others
+                self._cluster, self._incarnation, self._thread = cluster, "", None
             if not self._incarnation:
                 self._register(cluster)
             if self._thread is None:
@@ -104,16 +108,19 @@ class Guest:
             return
 
     def _renew(self, cluster: Cluster) -> None:
-        """A sign of life again and again; ends when the table declared this guest dead, until the next claim."""
+        """A sign of life again and again; ends where the guest was declared dead, until its next claim, or is another cluster's."""
         sleep: Callable[[float], bool] = threading.Event().wait
-        while not sleep(cluster.settings.renew_interval_s):
-            try:
-                alive = cluster.workers.renew(self.name, self._incarnation, tuple(self._held)).alive
-            except (DistributedComfyError, redis.RedisError) as error:
-                log.debug("guest %s: no sign of life (%s)", self.name, error)
-                continue
-            if not alive:
-                log.warning("guest %s was declared dead; it registers anew with its next item", self.name)
-                break
-        with self._lock:
-            self._incarnation, self._thread = "", None
+        try:
+            while not sleep(cluster.settings.renew_interval_s) and self._cluster is cluster:
+                try:
+                    alive = cluster.workers.renew(self.name, self._incarnation, tuple(self._held)).alive
+                except (DistributedComfyError, redis.RedisError) as error:
+                    log.debug("guest %s: no sign of life (%s)", self.name, error)
+                    continue
+                if not alive:
+                    log.warning("guest %s was declared dead; it registers anew with its next item", self.name)
+                    break
+        finally:
+            with self._lock:
+                if self._cluster is cluster:
+                    self._incarnation, self._thread = "", None
