@@ -302,7 +302,8 @@ def test_a_failed_tile_fails_the_job_and_after_a_retry_it_goes_on(builtin_rig: R
     prompt["gate"] = node("RuleGate", model=out("model"), closed=str(closed))
     prompt["up"]["inputs"]["model"] = out("gate")
     report = builtin_rig.run(prompt)
-    assert isinstance(report.error, JobFailed) and "the gate is closed" in str(report.error) and report.error.index == 2
+    assert isinstance(report.error, JobFailed) and "the gate is closed" in str(report.error)
+    assert report.error.index in (2, 3)  # the first two tiles are on two workers, and the one or the other meets the gate first
     closed.unlink()
     builtin_rig.cluster.jobs.retry(report.job_id)
     delivery = attach(builtin_rig.cluster, report.job_id, report.out, SilentReporter(), threading.Event())
