@@ -18,8 +18,8 @@ from PIL import Image
 
 from distributed_comfy.errors import RunInterrupted
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
-from distributed_comfy.orchestrator.demo_summary import ALONE_FOLDER, forget_last_demo, remember_files
-from distributed_comfy.orchestrator.demo_upscale import DemoUpscale, run_upscale
+from distributed_comfy.orchestrator.demo_summary import ALONE_FOLDER, DemoResult, forget_last_demo, remember_files
+from distributed_comfy.orchestrator.demo_upscale import run_upscale
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import Reporter, RunOptions, open_session, run_on
 from distributed_comfy.orchestrator.servers import redis_servers
@@ -39,21 +39,6 @@ class DemoOptions:
     """Told what comes next."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it to end the demo."""
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What came of it; every time is measured, none is computed from another."""
-
-    delivery: Delivery
-    """The job on all workers."""
-    workers: tuple[str, ...]
-    upscale: DemoUpscale
-    """The first picture, larger, by all workers."""
-    alone: Delivery | None = None
-    """The same job again on one worker while the others were drained; None where there was only one from the start."""
-    same_pixels: bool | None = None
-    """Whether both jobs gave the same pixels, picture by picture."""
 
 
 def run_demo(settings: Settings, options: DemoOptions, reporter: Reporter) -> DemoResult:

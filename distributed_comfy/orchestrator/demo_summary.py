@@ -1,19 +1,17 @@
-"""What the demo leaves beside its pictures: a contact sheet and a summary, as text and as JSON."""
+"""What came of a demo, and what it leaves beside its pictures: a contact sheet and a summary, as text and as JSON."""
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed_comfy.collector.contact_sheet import SheetEntry, SheetHeader, save_contact_sheet
 from distributed_comfy.collector.naming import writing
-from distributed_comfy.orchestrator.demo_upscale import BEFORE_AFTER, SCALE
-
-if TYPE_CHECKING:
-    from distributed_comfy.orchestrator.delivery import Delivery
-    from distributed_comfy.orchestrator.demo import DemoResult
+from distributed_comfy.orchestrator.delivery import Delivery
+from distributed_comfy.orchestrator.demo_upscale import BEFORE_AFTER, SCALE, DemoUpscale
 
 SHEET = "contact-sheet.png"
 SUMMARY_JSON = "summary.json"
@@ -34,6 +32,21 @@ COMFYUI_STEPS = (
     "Then, on this machine:",
     "    distributed-comfy run graph.json --items 32 --out pictures",
 )
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of it; every time is measured, none is computed from another."""
+
+    delivery: Delivery
+    """The job on all workers."""
+    workers: tuple[str, ...]
+    upscale: DemoUpscale
+    """The first picture, larger, by all workers."""
+    alone: Delivery | None = None
+    """The same job again on one worker while the others were drained; None where there was only one from the start."""
+    same_pixels: bool | None = None
+    """Whether both jobs gave the same pixels, picture by picture."""
 
 
 def summary_rows(result: DemoResult) -> list[tuple[str, ...]]:
