@@ -215,7 +215,7 @@ class Rig:
 
     def _start(self, name: str, settings: dict[str, object], environment: Mapping[str, str]) -> WorkerProcess:
         folder = self.folder / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # another life of the same worker has its cache
         ours = {
             "DC_REDIS_URL": self.cluster.redis_url,
             "DC_BLOB_URL": self.cluster.blob_url,
@@ -231,7 +231,7 @@ class Rig:
             **{f"DC_{key.upper()}": str(value) for key, value in settings.items()},
             **environment,
         }
-        with (folder / "worker.log").open("wb") as log:
+        with (folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *self._worker_command()],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=PROJECT, env={**os.environ, **ours}, start_new_session=True,
