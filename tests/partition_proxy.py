@@ -41,8 +41,14 @@ class _Line:
 class PartitionProxy:
     """Forwards to one server; each change holds when the method that asked for it returns."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
+        """Args:
+        host: of the server.
+        port: of the server.
+        address: where to listen.
+        """
         self._target = (host, port)
+        self._address = address
         self._lines: set[_Line] = set()
         self._selector = selectors.DefaultSelector()
         self._orders: queue.Queue[tuple[Callable[[], Any], threading.Event]] = queue.Queue()
@@ -63,7 +69,7 @@ class PartitionProxy:
     @property
     def url(self) -> str:
         """Of the database behind it."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self._address}:{self.port}/0"
 
     def stop(self) -> None:
         """Carry nothing, in neither direction, and answer nobody who connects."""
@@ -133,7 +139,7 @@ class PartitionProxy:
         self._ear.close()
 
     def _listen(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=1)  # while it stops, the kernel answers hardly anybody
+        self._listener = socket.create_server((self._address, port), backlog=1)  # while it stops, the kernel answers hardly anybody
         self._watch(self._listener, self._accept)
 
     def _accept(self, listener: socket.socket) -> None:

@@ -212,7 +212,7 @@ class RuleSlow(Rule):
 
 
 class RuleStep(Rule):
-    """One step of an item: takes its time, and notes afterwards that a device was busy with it."""
+    """One step of an item: takes its time, and notes afterwards that a device was busy with it; never taken from a cache."""
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -223,15 +223,24 @@ class RuleStep(Rule):
         note("RuleStep", milliseconds)
         return (images,)
 
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
 
 class RuleMishap(Rule):
-    """Does what a file in ``folder`` that is called like the seed says, and takes the file away, unless it says that it stays."""
+    """Does what a file in ``folder`` that is called like the seed says, and takes the file away, unless it says that it stays.
+
+    On a worker whose RULE_MISHAP names something, it does that for every seed.
+    """
 
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"images": ("IMAGE",), "seed": SEED, "folder": TEXT}}
 
     def run(self, images, seed, folder):
+        if os.environ.get("RULE_MISHAP"):
+            MISHAPS[os.environ["RULE_MISHAP"]]()
         order = Path(folder, str(seed))
         if folder and order.is_file():
             kind, _, stays = order.read_text("utf-8").partition(" ")

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from distributed_comfy.messages import Prompt
+from benchmarks.slow_link import SlowLink
+from distributed_comfy.messages import Prompt, canonical_json
 from distributed_comfy.settings import read_settings
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.scripts import script_source
@@ -43,15 +44,21 @@ class Timing:
     items: int
     frozen_s: float
     """How long what is frozen, or cut off, stays so."""
+    stall_s: float
+    """After this long without a sign of life an engine is ended; above what it takes to start."""
+    old_s: float
+    """How old a copy of the table is that a server comes back with."""
 
     @property
     def settings(self) -> dict[str, float]:
         """Of workers and masters."""
-        return {"lease_ttl_s": self.lease_s, "renew_interval_s": self.renew_s, "retry_backoff_s": 0.2}
+        return {
+            "lease_ttl_s": self.lease_s, "renew_interval_s": self.renew_s, "retry_backoff_s": 0.2, "stall_timeout_s": self.stall_s
+        }  # fmt: skip
 
 
-SHORT = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=9, frozen_s=4.0)
-LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0)
+SHORT = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=12, frozen_s=4.0, stall_s=60.0, old_s=0.7)
+LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0, old_s=2.0)
 """Lease and renewals as they are by default."""
 
 
@@ -87,8 +94,10 @@ class Ending:
     """Seconds since 1970, as Redis counts them."""
     index: int | None = None
     """The item that the fault hit."""
-    claimable_s: float | None = None
-    """Where the scenario has measured it itself."""
+    prompt: Prompt | None = None
+    """Where it was another one than the field's."""
+    reported: tuple[int, ...] = ()
+    """Items that the job itself says it could not make."""
 
 
 @dataclass
@@ -130,24 +139,41 @@ class Field:
         self.rig = Rig("builtin", self.cluster, self.folder / "rig", {"DC_THREADS": "1"})
         self.mishaps = self.folder / "mishaps"
         self.mishaps.mkdir()
-        self._undisturbed: dict[int, Undisturbed] = {}
+        self._undisturbed: dict[str, Undisturbed] = {}
         self._lines = 0
 
     # -- workers -----------------------------------------------------------------------------------------------------------
     def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: Any) -> list[WorkerProcess]:
         """Start workers, each behind a network of its own, and wait until they can claim."""
-        for name in names:
-            if name not in self.networks:
-                self.networks[name] = Network(*(PartitionProxy("127.0.0.1", server.port) for server in (self.state, self.blobs)))
-        started = [self._begin_worker(name, {**self.timing.settings, **settings}, environment) for name in names]
+        started = [self._begin_worker(name, settings, environment) for name in names]
         for name in names:
             until(lambda name=name: self.rig.state(name) or self.rig.workers[name].process.poll() is not None)  # type: ignore[misc]
             assert self.rig.workers[name].process.poll() is None, self.rig.workers[name].log()[-3000:]
         return started
 
-    def _begin_worker(self, name: str, settings: dict[str, object], environment: Mapping[str, str]) -> WorkerProcess:
-        ways = {"redis_url": self.networks[name].state.url, "blob_url": self.networks[name].blobs.url}
-        return self.rig._start(name, {**ways, **settings}, environment)
+    def _begin_worker(
+        self, name: str, settings: Mapping[str, object], environment: Mapping[str, str], far: SlowLink | None = None
+    ) -> WorkerProcess:
+        if name not in self.networks:
+            address = far.near if far else "127.0.0.1"
+            self.networks[name] = Network(*(PartitionProxy("127.0.0.1", server.port, address) for server in (self.state, self.blobs)))
+        ways = {"redis_url": self.networks[name].state.url, "blob_url": self.networks[name].blobs.url, "allow_plaintext": "1"}
+        return self.rig.begin_worker(name, {**self.timing.settings, **ways, **settings}, environment, far.inside if far else ())
+
+    @contextlib.contextmanager
+    def another(
+        self, name: str, *, environment: Mapping[str, str] = MappingProxyType({}), far: SlowLink | None = None, **settings: object
+    ) -> Iterator[WorkerProcess]:
+        """One worker more while the context lasts; ``far`` is the line that it is at the other end of."""
+        worker = self._begin_worker(name, settings, environment, far)
+        try:
+            until(lambda: self.rig.state(name) or worker.process.poll() is not None)
+            assert worker.process.poll() is None, worker.log()[-3000:]
+            yield worker
+        finally:
+            self.networks[name].each(lambda way: way.go_on())
+            self.rig.stop(name)
+            self.networks.pop(name).each(lambda way: way.close())
 
     def mend(self) -> None:
         """All servers, networks and workers as they were before the fault."""
@@ -173,7 +199,7 @@ class Field:
             server.kill()
 
     # -- jobs --------------------------------------------------------------------------------------------------------------
-    def prompt(self, steps: int = 0) -> Prompt:
+    def prompt(self) -> Prompt:
         """Pictures of a seed, each after some steps of a tenth of a second."""
         prompt: Prompt = {
             "seed": node("DistributedSeed", seed=SEED),
@@ -181,15 +207,15 @@ class Field:
             "mishap": node("RuleMishap", images=out("make"), seed=out("seed"), folder=str(self.mishaps)),
         }
         last = "mishap"
-        for step in range(steps or self.timing.steps):
+        for step in range(self.timing.steps):
             prompt[f"step{step}"] = node("RuleStep", images=out(last), milliseconds=STEP_MS)
             last = f"step{step}"
         prompt["collect"] = node("DistributedCollector", images=out(last), load_balance=False)
         return prompt
 
-    def begin(self, items: int = 0, steps: int = 0, **options: Any) -> RunningJob:
-        """A job in a thread of this process."""
-        return self.rig.begin(self.prompt(steps), items=items or self.timing.items, **options)
+    def begin(self, prompt: Prompt | None = None, **options: Any) -> RunningJob:
+        """The field's job, or another one, in a thread of this process."""
+        return self.rig.begin(prompt or self.prompt(), items=self.timing.items, **options)
 
     def command_line(self) -> CommandLine:
         """A user of this cluster, with ``graph.json`` in the folder."""
@@ -237,15 +263,16 @@ class Field:
         return hashlib.sha1(script_source(name, PREFIX).encode()).hexdigest().encode()
 
     # -- measuring -----------------------------------------------------------------------------------------------------------
-    def undisturbed(self, items: int) -> Undisturbed:
-        """The job of this number of items when nothing happens to it."""
-        if items not in self._undisturbed:
+    def undisturbed(self, prompt: Prompt) -> Undisturbed:
+        """The job of this prompt when nothing happens to it."""
+        key = canonical_json(prompt)
+        if key not in self._undisturbed:
             before = self.engine_seconds()
-            report = self.begin(items).wait()
+            report = self.begin(prompt).wait()
             assert report.done.error is None
-            assert len(self.rig.executions(report.job_id)) == items
-            self._undisturbed[items] = Undisturbed(images(report.out), self.engine_seconds() - before)
-        return self._undisturbed[items]
+            assert len(self.rig.executions(report.job_id)) == self.timing.items
+            self._undisturbed[key] = Undisturbed(images(report.out), self.engine_seconds() - before)
+        return self._undisturbed[key]
 
     def engine_seconds(self) -> float:
         """Time of all steps that engines have made so far."""
@@ -255,7 +282,7 @@ class Field:
     @contextlib.contextmanager
     def measuring(self, name: str, fault: str, costs: Costs, rows: list[Measured]) -> Iterator[list[Ending]]:
         """Put the ending of the context's job into a row, once all is mended."""
-        self.undisturbed(self.timing.items)
+        self.undisturbed(self.prompt())
         before, began, endings = self.engine_seconds(), time.monotonic(), list[Ending]()
         try:
             yield endings
@@ -263,22 +290,25 @@ class Field:
         finally:
             self.mend()
         (ending,) = endings
-        wanted, found = self.undisturbed(self.timing.items), images(ending.out)
-        lost, twice = lost_and_twice(wanted.images, found, ending.told)
+        spent_s = self.engine_seconds() - before
+        wanted, found = self.undisturbed(ending.prompt or self.prompt()), images(ending.out)
+        reported = [str(SEED + index) for index in ending.reported]
+        left = {seed: files for seed, files in wanted.images.items() if seed not in reported}
+        lost, twice = lost_and_twice(left, found, ending.told)
         rows.append(Measured(
             name, fault, self.timing.items, lost, twice,
             executions=sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids),
             costs=costs,
-            wasted_s=self.engine_seconds() - before - wanted.engine_s,
+            wasted_s=spent_s - wanted.engine_s,
             claimable_s=self._claimable_s(ending),
-            identical=all(found.get(seed) == files for seed, files in wanted.images.items()),
+            identical=all(found.get(seed) == files for seed, files in left.items()),
             took_s=took_s,
         ))  # fmt: skip
 
     def _claimable_s(self, ending: Ending) -> float | None:
         """From the fault until the table told that the item it hit was given back."""
-        if ending.claimable_s is not None or ending.index is None or not ending.job_ids:
-            return ending.claimable_s
+        if ending.index is None:
+            return None
         entries: Any = self.cluster.client.xrange(Keys(PREFIX)("events", ending.job_ids[0]))
         at = [int(number.split("-")[0]) / 1000 for number, fields in entries if fields["k"] == "released" and fields["i"] == str(ending.index)]
         return next((moment - ending.struck_at for moment in at if moment >= ending.struck_at), None)
