@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -38,6 +39,7 @@ _PROGRESS_INTERVAL_S = 0.1
 _PREVIEW_INTERVAL_S = 0.5
 _UNREAD_TICKS = 3
 _JOBS_REMEMBERED = 16
+_ITEMS_REMEMBERED = 64
 _JOIN_S = 2.0
 
 
@@ -78,6 +80,7 @@ class WorkerRuntime:
         self._ailing: set[str] = set()
         self._admission = Admission(cluster.redis_url, cluster.settings.refused_ttl_s)
         self._shown_at: dict[str, float] = {}
+        self._ran_out: deque[str] = deque(maxlen=_ITEMS_REMEMBERED)
 
     # -- life ----------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -106,6 +109,12 @@ class WorkerRuntime:
     def wait_able(self, timeout_s: float) -> bool:
         """Wait until the engine is ready and the worker registered; False after ``timeout_s``."""
         return self._able.wait(timeout_s)
+
+    def ran_out_before(self, item: str) -> bool:
+        """Note that an item ran out of memory here; whether it is not the first time."""
+        before = item in self._ran_out
+        self._ran_out.append(item)
+        return before
 
     def drain(self, timeout_s: float) -> None:
         """Claim nothing more; let running items finish, and after ``timeout_s`` give them back."""

@@ -44,7 +44,7 @@ def poison(field: Field) -> Ending:
     return Ending(report.out, [report.job_id], report.arrived, struck_at, reported=(INDEX,))
 
 
-@scenario("one device too small", "every item that one of the workers takes runs out of memory there", "memory is freed, then elsewhere", costs=Costs(2, 8))
+@scenario("one device too small", "every item that one of the workers takes runs out of memory there", "memory is freed, then elsewhere", costs=Costs(1, 4))
 def small_device(field: Field) -> Ending:
     """Twice at most: once more after the memory was freed, then the worker leaves this job to the others."""
     with field.another("small", environment={"RULE_MISHAP": "memory"}):

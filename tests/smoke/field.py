@@ -204,10 +204,12 @@ class Field:
         prompt: Prompt = {
             "seed": node("DistributedSeed", seed=SEED),
             "make": node("SeededGenerator", seed=out("seed"), steps=1, width=48, height=32, batch_size=1, style="auto"),
-            "mishap": node("RuleMishap", images=out("make"), seed=out("seed"), folder=str(self.mishaps)),
         }
-        last = "mishap"
+        last = "make"
         for step in range(self.timing.steps):
+            if step == self.timing.steps // 2:
+                prompt["mishap"] = node("RuleMishap", images=out(last), seed=out("seed"), folder=str(self.mishaps))
+                last = "mishap"
             prompt[f"step{step}"] = node("RuleStep", images=out(last), milliseconds=STEP_MS)
             last = f"step{step}"
         prompt["collect"] = node("DistributedCollector", images=out(last), load_balance=False)
@@ -299,7 +301,7 @@ class Field:
             name, fault, self.timing.items, lost, twice,
             executions=sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids),
             costs=costs,
-            wasted_s=spent_s - wanted.engine_s,
+            wasted_s=spent_s - wanted.engine_s * len(left) / self.timing.items,
             claimable_s=self._claimable_s(ending),
             identical=all(found.get(seed) == files for seed, files in left.items()),
             took_s=took_s,
