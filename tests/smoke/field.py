@@ -266,7 +266,7 @@ class Field:
 
     # -- measuring -----------------------------------------------------------------------------------------------------------
     def undisturbed(self, prompt: Prompt) -> Undisturbed:
-        """The job of this prompt when nothing happens to it."""
+        """The job of this prompt when nothing happens to it; run once."""
         key = canonical_json(prompt)
         if key not in self._undisturbed:
             before = self.engine_seconds()
