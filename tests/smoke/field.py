@@ -140,6 +140,7 @@ class Field:
         self.mishaps = self.folder / "mishaps"
         self.mishaps.mkdir()
         self._undisturbed: dict[str, Undisturbed] = {}
+        self._quiet_s = 0.0
         self._lines = 0
 
     # -- workers -----------------------------------------------------------------------------------------------------------
@@ -274,6 +275,7 @@ class Field:
             assert report.done.error is None
             assert len(self.rig.executions(report.job_id)) == self.timing.items
             self._undisturbed[key] = Undisturbed(images(report.out), self.engine_seconds() - before)
+            self._quiet_s += self._undisturbed[key].engine_s
         return self._undisturbed[key]
 
     def engine_seconds(self) -> float:
@@ -285,14 +287,14 @@ class Field:
     def measuring(self, name: str, fault: str, costs: Costs, rows: list[Measured]) -> Iterator[list[Ending]]:
         """Put the ending of the context's job into a row, once all is mended."""
         self.undisturbed(self.prompt())
-        before, began, endings = self.engine_seconds(), time.monotonic(), list[Ending]()
+        before, began, endings = self.engine_seconds() - self._quiet_s, time.monotonic(), list[Ending]()
         try:
             yield endings
             took_s = time.monotonic() - began
         finally:
             self.mend()
         (ending,) = endings
-        spent_s = self.engine_seconds() - before
+        spent_s = self.engine_seconds() - self._quiet_s - before
         wanted, found = self.undisturbed(ending.prompt or self.prompt()), images(ending.out)
         reported = [str(SEED + index) for index in ending.reported]
         left = {seed: files for seed, files in wanted.images.items() if seed not in reported}

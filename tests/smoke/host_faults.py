@@ -130,6 +130,7 @@ def agent_killed(field: Field) -> Ending:
     agent = line.start("up", DC_EXECUTION_LOG=str(field.rig.execution_log), **settings)
     try:
         until(lambda: field.rig.state(f"{HOST}-cpu"))
+        field.begin(prompt).wait()  # its engine loads torch with its first item, and heeds nothing meanwhile
         job = field.begin(prompt)
         item = str(until(lambda: (state := field.rig.state(f"{HOST}-cpu")) and state.claims and state.claims[0]))
         index = int(item.rpartition("-")[2])
