@@ -945,6 +945,13 @@ class ItemsMissing(JobError):
     sentence = "job {job_id} ended without items {indexes}; nothing was assembled; run the prompt again"
 
 
+class JobLost(JobError):
+    """The table has lost the job, because its server came back without its data."""
+
+    code = "job_lost"
+    sentence = "the state Redis has lost job {job_id}: it came back without its data; run the prompt again"
+
+
 class SizesDiffer(JobError):
     """Images of one batch have different sizes."""
 

@@ -11,10 +11,13 @@ import redis
 from celery.exceptions import Ignore
 
 from distributed_comfy.errors import (
+    CacheUnwritable,
     ClusterUnavailable,
     DistributedComfyError,
     FrameEncodingMissing,
     ItemInterrupted,
+    MessageVersionUnknown,
+    OutOfMemory,
     RemoteError,
     WorkerLacks,
     WorkerLost,
@@ -188,7 +191,8 @@ def _feed(runtime: WorkerRuntime, claim: Claim) -> Feed:
 
 def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: DistributedComfyError) -> Outcome:
     runtime.held.advance(claim.claim_id, "ending")
-    how, item = _how(runtime, error), item_id(claim.job_id, claim.index)
+    item = item_id(claim.job_id, claim.index)
+    how = _how(runtime, error, item)
     if how == "release":
         log.info("item %s is given back: %s", item, error)
     else:
@@ -206,11 +210,13 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
     return "failed" if outcome == "failed" else "again"
 
 
-def _how(runtime: WorkerRuntime, error: DistributedComfyError) -> GiveBackReason:
+def _how(runtime: WorkerRuntime, error: DistributedComfyError, item: str) -> GiveBackReason:
     if isinstance(error, ItemInterrupted):
         return "release"
-    if isinstance(error, (WorkerLacks, FrameEncodingMissing)):
+    if isinstance(error, (WorkerLacks, FrameEncodingMissing, MessageVersionUnknown)):
         return "lacks"
+    if isinstance(error, CacheUnwritable) or (isinstance(error, OutOfMemory) and runtime.ran_out_before(item)):
+        return "elsewhere"  # this worker is free at once, and would take the item again and again while the others are busy
     return "retry" if error.retryable or isinstance(error, RemoteError) else "final"
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -37,7 +38,9 @@ log = logging.getLogger(__name__)
 _PROGRESS_INTERVAL_S = 0.1
 _PREVIEW_INTERVAL_S = 0.5
 _UNREAD_TICKS = 3
+_LONGEST_PATIENCE_TICKS = 24
 _JOBS_REMEMBERED = 16
+_ITEMS_REMEMBERED = 64
 _JOIN_S = 2.0
 
 
@@ -74,10 +77,11 @@ class WorkerRuntime:
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._restart_consumer = restart_consumer
-        self._unread = 0
+        self._unread, self._patience = 0, _UNREAD_TICKS
         self._ailing: set[str] = set()
         self._admission = Admission(cluster.redis_url, cluster.settings.refused_ttl_s)
         self._shown_at: dict[str, float] = {}
+        self._ran_out: deque[str] = deque(maxlen=_ITEMS_REMEMBERED)
 
     # -- life ----------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -107,6 +111,12 @@ class WorkerRuntime:
         """Wait until the engine is ready and the worker registered; False after ``timeout_s``."""
         return self._able.wait(timeout_s)
 
+    def ran_out_before(self, item: str) -> bool:
+        """Note that an item ran out of memory here; whether it is not the first time."""
+        before = item in self._ran_out
+        self._ran_out.append(item)
+        return before
+
     def drain(self, timeout_s: float) -> None:
         """Claim nothing more; let running items finish, and after ``timeout_s`` give them back."""
         self.draining.set()
@@ -125,6 +135,8 @@ class WorkerRuntime:
     def stop(self) -> None:
         """End the engine, leave the table, end the threads."""
         self._stopped.set()
+        if self.held.running():  # the engine does not heed its interrupt, loading something; the items need not wait for its end
+            self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
         self.engine.close()
         self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
         never_there = not self._ever_able and not isinstance(self.failed, WorkerNameTaken)
@@ -282,10 +294,14 @@ class WorkerRuntime:
     def _check_queue(self) -> None:
         """Tickets that lie unread although a slot is free: the consumer's connection is stuck."""
         waiting = self.cluster.client.llen(queue_key(self.settings, f"gpu.{self.name}"))
-        self._unread = self._unread + 1 if waiting and len(self.held) < self.settings.slots else 0
-        if self._unread >= _UNREAD_TICKS:
+        if not waiting or len(self.held) >= self.settings.slots:
+            self._unread, self._patience = 0, _UNREAD_TICKS
+            return
+        self._unread += 1
+        if self._unread >= self._patience:
             log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)
-            self._unread = 0
+            # Through a slow network that takes a while, and must not be begun again before it is done.
+            self._unread, self._patience = 0, min(2 * self._patience, _LONGEST_PATIENCE_TICKS)
             self._restart_consumer()
 
     def _keep_reaping(self) -> None:

@@ -16,16 +16,16 @@ class BlobServer:
         folder.mkdir()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+        self.folder = folder
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         """Empty, where it was before."""
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until_it_answers(self.url, self._process, self._folder / "log")
+        wait_until_it_answers(self.url, self._process, self.folder / "log")
 
     def kill(self) -> None:
         """SIGKILL; nothing listens on the port until `start`."""
@@ -33,6 +33,11 @@ class BlobServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
 
     def keys(self) -> int:
         """How many chunks and sets lie there."""

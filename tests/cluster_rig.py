@@ -204,7 +204,7 @@ class Rig:
 
     def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: object) -> list[WorkerProcess]:
         """Start workers and wait until all can claim; ``slots=3`` is their DC_SLOTS, ``environment`` what else they get."""
-        started = [self._start(name, settings, environment) for name in names]
+        started = [self.begin_worker(name, settings, environment) for name in names]
         deadline = time.monotonic() + START_TIMEOUT_S
         for worker in started:
             while self.state(worker.name) is None:
@@ -213,9 +213,19 @@ class Rig:
                 time.sleep(0.05)
         return started
 
-    def _start(self, name: str, settings: dict[str, object], environment: Mapping[str, str]) -> WorkerProcess:
+    def begin_worker(
+        self, name: str, settings: Mapping[str, object], environment: Mapping[str, str], inside: Sequence[str] = ()
+    ) -> WorkerProcess:
+        """Start a worker and do not wait for it.
+
+        Args:
+            name: of the worker.
+            settings: as for `start`.
+            environment: what else it gets.
+            inside: what stands before its command, such as ``ip netns exec NAME``.
+        """
         folder = self.folder / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # another life of the same worker has its cache
         ours = {
             "DC_REDIS_URL": self.cluster.redis_url,
             "DC_BLOB_URL": self.cluster.blob_url,
@@ -231,9 +241,9 @@ class Rig:
             **{f"DC_{key.upper()}": str(value) for key, value in settings.items()},
             **environment,
         }
-        with (folder / "worker.log").open("wb") as log:
+        with (folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *self._worker_command()],
+                [*inside, sys.executable, "-m", *self._worker_command()],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=PROJECT, env={**os.environ, **ours}, start_new_session=True,
             )  # fmt: skip
         self.workers[name] = WorkerProcess(name, process, folder)

@@ -1,5 +1,7 @@
 """A TCP proxy that is the network between one worker and Redis: it can stop, lose what it carries, refuse, or go silent for some.
 
+It can also swallow the reply to one request: what was asked for has happened, and whoever asked does not hear it.
+
 A stopped network closes nothing: who sends hears nothing, who connects is not answered.  After a short stop TCP sends again, so bytes
 and connections live on (`go_on`); after a long one, or behind a router that forgot them, new ones work and old ones stay silent (`renew`).
 """
@@ -29,6 +31,8 @@ class _Line:
     said: bytes = b""
     """The beginning of each of the client's messages, to know a connection by."""
     silent: bool = False
+    doomed: bool = False
+    """The next reply is lost, and the connection with it."""
 
     def __post_init__(self) -> None:
         self.ends = (self.client, self.server)
@@ -37,8 +41,14 @@ class _Line:
 class PartitionProxy:
     """Forwards to one server; each change holds when the method that asked for it returns."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
+        """Args:
+        host: of the server.
+        port: of the server.
+        address: where to listen.
+        """
         self._target = (host, port)
+        self._address = address
         self._lines: set[_Line] = set()
         self._selector = selectors.DefaultSelector()
         self._orders: queue.Queue[tuple[Callable[[], Any], threading.Event]] = queue.Queue()
@@ -47,6 +57,9 @@ class PartitionProxy:
         self._watch(self._ear, self._obey)
         self._listener: socket.socket | None = None
         self._stopped = self._closed = False
+        self._word = b""
+        self.swallowed = 0
+        """Replies that were lost by `swallow`."""
         self._listen(0)
         assert self._listener is not None
         self.port = int(self._listener.getsockname()[1])
@@ -56,7 +69,7 @@ class PartitionProxy:
     @property
     def url(self) -> str:
         """Of the database behind it."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self._address}:{self.port}/0"
 
     def stop(self) -> None:
         """Carry nothing, in neither direction, and answer nobody who connects."""
@@ -81,6 +94,18 @@ class PartitionProxy:
 
         self._order(silence)
         return len(found)
+
+    def swallow(self, word: bytes) -> None:
+        """Let the next request that holds this word pass, and reset its connection in place of the reply."""
+
+        def look_for() -> None:
+            self._word = word
+
+        self._order(look_for)
+
+    def reset(self) -> None:
+        """Reset every connection; new ones work."""
+        self._order(self._reset)
 
     def refuse(self) -> None:
         """Reset every connection and refuse new ones, until `go_on`."""
@@ -114,12 +139,16 @@ class PartitionProxy:
         self._ear.close()
 
     def _listen(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=1)  # while it stops, the kernel answers hardly anybody
+        self._listener = socket.create_server((self._address, port), backlog=1)  # while it stops, the kernel answers hardly anybody
         self._watch(self._listener, self._accept)
 
     def _accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
-        line = _Line(client, socket.create_connection(self._target))
+        try:
+            line = _Line(client, socket.create_connection(self._target))
+        except OSError:  # the server is away
+            client.close()
+            return
         self._lines.add(line)
         self._watch_line(line)
 
@@ -132,11 +161,20 @@ class PartitionProxy:
             data = source.recv(_AT_ONCE)
             if source is line.client:
                 line.said = (line.said + data[:_BEGINNING])[-_REMEMBERED:]
+                self._doom(line, data)
+            elif line.doomed and data:
+                self.swallowed += 1
+                self._end(line, reset=True)
+                return
             line.ends[source is line.client].sendall(data)
         except OSError:
             data = b""
         if not data:
             self._end(line)
+
+    def _doom(self, line: _Line, data: bytes) -> None:
+        if self._word and self._word in data:
+            self._word, line.doomed = b"", True
 
     def _end(self, line: _Line, *, reset: bool = False) -> None:
         self._lines.discard(line)
@@ -171,6 +209,9 @@ class PartitionProxy:
         if self._listener is not None:
             self._listener.close()
         self._listener = None
+        self._reset()
+
+    def _reset(self) -> None:
         for line in list(self._lines):
             self._end(line, reset=True)
 

@@ -5,6 +5,7 @@ to the file that RULE_LOG names, so a test can count executions of nodes.
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
@@ -210,6 +211,65 @@ class RuleSlow(Rule):
         return (images,)
 
 
+class RuleStep(Rule):
+    """One step of an item: takes its time, and notes afterwards that a device was busy with it; never taken from a cache."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",), "milliseconds": ("INT", {"default": 0, "min": 0, "max": 60_000})}}
+
+    def run(self, images, milliseconds):
+        time.sleep(milliseconds / 1000)
+        note("RuleStep", milliseconds)
+        return (images,)
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+
+class RuleMishap(Rule):
+    """Does what a file in ``folder`` that is called like the seed says, and takes the file away, unless it says that it stays.
+
+    On a worker whose RULE_MISHAP names something, it does that for every seed.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",), "seed": SEED, "folder": TEXT}}
+
+    def run(self, images, seed, folder):
+        if os.environ.get("RULE_MISHAP"):
+            MISHAPS[os.environ["RULE_MISHAP"]]()
+        order = Path(folder, str(seed))
+        if folder and order.is_file():
+            kind, _, stays = order.read_text("utf-8").partition(" ")
+            if not stays:
+                order.unlink()
+            MISHAPS[kind]()
+        return (images,)
+
+
+def run_out_of_memory():
+    """As torch does it when it allocates."""
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def hang():
+    """No step, no sign of life, for longer than any test waits."""
+    time.sleep(600)
+
+
+def break_off():
+    """A fault in native code."""
+    ctypes.string_at(0)
+
+
+MISHAPS = {"memory": run_out_of_memory, "hang": hang, "segfault": break_off}
+
+
 class MasterLacksMemory(Rule):
     """Needs more memory than a ComfyUI has that is told so by the variable of this name."""
 
@@ -271,7 +331,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleBroken, RuleNarrowVae, RuleSlow, RuleRecord,
-        MasterLacksMemory, RuleForeign,
+        RuleStep, RuleMishap, MasterLacksMemory, RuleForeign,
     )
 }  # fmt: skip
 if os.environ.get("MASTER_LACKS_CLASS"):

@@ -233,6 +233,10 @@ class Model:
         self.failed(job, index, job.items[index].claim, worker.name, for_all=True)
         return False
 
+    def others_may(self, worker: ModelWorker, job: ModelJob, index: int) -> bool:
+        """Whether somebody else is there who may run the item."""
+        return any(other is not worker and self.serves(other, job, index) for other in self.workers.values())
+
     def retried(self, job: ModelJob) -> None:
         job.state, job.paused, job.parked = "active", False, False
         gaps = {index for index in job.generated if job.spare and job.items[index].state == "failed"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
+from distributed_comfy.messages import JobRecord
 from distributed_comfy.orchestrator.worker import engine_options, servers_to_serve
 from distributed_comfy.settings import read_settings
 from tasks.consumer import run_worker
@@ -15,6 +16,8 @@ from tasks.consumer import run_worker
 def main() -> int:
     """Be a worker by the environment, until standard input closes; TEST_JOIN is the token of an invitation."""
     settings = read_settings()
+    if os.environ.get("TEST_JOB_VERSION"):  # plays a worker of another version of this project
+        JobRecord.version = int(os.environ["TEST_JOB_VERSION"])
     set_up_logging(settings, Output(), audience="supervisor")
     with servers_to_serve(settings, os.environ.get("TEST_JOIN", "")) as (mine, servers):
         options = replace(engine_options(mine, servers), node_provider="tests.rule_nodes:node_classes")

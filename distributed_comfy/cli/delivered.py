@@ -5,7 +5,7 @@ from typing import Any
 
 from distributed_comfy.cli.failures import error_json, show_error
 from distributed_comfy.cli.output import Output
-from distributed_comfy.errors import DistributedComfyError, JobError, OutputUnwritable, RunInterrupted
+from distributed_comfy.errors import DistributedComfyError, JobError, JobLost, OutputUnwritable, RunInterrupted
 from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, TensorRef, item_id
 from distributed_comfy.orchestrator.delivery import Delivery
 
@@ -107,8 +107,8 @@ def _remedies(delivery: Delivery, error: DistributedComfyError) -> list[str]:
     if isinstance(error, OutputUnwritable):
         return [f"nothing is lost: `distributed-comfy jobs attach {delivery.job_id} --out DIR` goes on, into a folder with room"]
     if delivery.waiting:
-        again = f"`jobs retry {delivery.job_id}` and `jobs attach {delivery.job_id} --out {delivery.out}`"
-        lines = [f"the same command goes on with them (--fresh starts afresh), and so do {again}"]
+        again = f", and so do `jobs retry {delivery.job_id}` and `jobs attach {delivery.job_id} --out {delivery.out}`"
+        lines = [f"the same command goes on with them (--fresh starts afresh){'' if isinstance(error, JobLost) else again}"]
         if delivery.early:
             what = "the file that is here stays" if delivery.early == 1 else f"the {delivery.early} files of finished items stay"
             lines.append(f"{what} then: the job's last stage, which did not run yet, saves its own beside, under its own names")

@@ -23,7 +23,17 @@ from distributed_comfy.collector.patience import Patience
 from distributed_comfy.collector.spool import Spool, references
 from distributed_comfy.collector.table import JobTable
 from distributed_comfy.collector.tile_work import Places, TileLimits, TileWork
-from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameError, ItemsMissing, JobCancelled, JobFailed, from_wire
+from distributed_comfy.errors import (
+    BlobMissing,
+    DistributedComfyError,
+    FrameError,
+    ItemsMissing,
+    JobCancelled,
+    JobFailed,
+    JobLost,
+    JobUnknown,
+    from_wire,
+)
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.state.jobs import FinishedItem
 from distributed_comfy.state.records import ItemState, JobEvent, JobState
@@ -104,6 +114,7 @@ class Collector:
         Raises:
             JobFailed: an item failed for good; every finished one is in the spool.
             JobCancelled: likewise, after a cancel.
+            JobLost: the table knows nothing of the job any more; every finished item that was fetched is in the spool.
             ItemsMissing: the job ended, and the table cannot account for these items.
             SizesDiffer, AudioDiffers: two items cannot be in one batch; the rest of the job is for the caller to cancel.
             OutputUnwritable: the spool's disk is full; nothing is lost, the unfetched results stay where they are.
@@ -122,6 +133,8 @@ class Collector:
                 self._reap()
                 self._fetch()
                 self._go_on()
+        except JobUnknown as error:  # nobody takes a job out of the table while it has an owner
+            raise JobLost(job_id=self._job.job_id) from error
         finally:
             self._end()
 

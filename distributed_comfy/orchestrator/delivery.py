@@ -26,6 +26,7 @@ from distributed_comfy.errors import (
     JobCancelled,
     JobError,
     JobFailed,
+    JobLost,
     OutputUnwritable,
     PictureUnsavable,
     RunInterrupted,
@@ -65,7 +66,7 @@ class Delivery:
     error: DistributedComfyError | None = None
     """Why the job is not complete; None where it is."""
     waiting: bool = False
-    """True where the finished items of a failed or cancelled job lie in the folder for a run that goes on with them."""
+    """True where the finished items of a failed, cancelled or lost job lie in the folder for a run that goes on with them."""
     early: int = 0
     """How many of `collected` were saved because the last stage, which would have saved what is made of them, did not run."""
     kept: bool = False
@@ -187,7 +188,7 @@ class Courier:
         """Collect until the job ends; finished images are saved even where it fails.  Called once.
 
         Raises:
-            JobFailed, JobCancelled, ItemsMissing, SizesDiffer, ...: see `Collector.run`; `delivery` tells what was saved all the same.
+            JobFailed, JobCancelled, JobLost, ItemsMissing, SizesDiffer, ...: see `Collector.run`; `delivery` tells what was saved all the same.
             OutputUnwritable: what is not saved stays in the spool.
             RunInterrupted: `stop` was called.
         """
@@ -270,7 +271,7 @@ class Courier:
             return
         if self._record.last_index is not None and not self._spool.has(self._record.last_index):
             self._save_for_last_stage()
-        if isinstance(error, (JobFailed, JobCancelled)) and self._options.keep and self._spool.items():
+        if isinstance(error, (JobFailed, JobCancelled, JobLost)) and self._options.keep and self._spool.items():
             self._spool.mark_ended()
             self._waiting = True
 

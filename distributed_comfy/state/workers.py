@@ -16,7 +16,7 @@ from distributed_comfy.state.readable import ReadableRecords
 from distributed_comfy.state.records import Claim, DeviceMemory, WorkerFacts, WorkerState
 from distributed_comfy.state.scripts import Scripts
 
-GiveBackReason = Literal["release", "retry", "lacks", "final"]
+GiveBackReason = Literal["release", "retry", "lacks", "elsewhere", "final"]
 
 
 def to_ms(seconds: float) -> int:
@@ -204,7 +204,8 @@ class WorkerTable:
 
         Args:
             how: ``release`` uses up no attempt; ``retry`` counts one of the error's class; ``lacks`` bars this worker from the job;
-                ``final`` fails the item and with it the job.
+                ``elsewhere`` does so where another worker is left for it, and else counts as ``retry``; ``final`` fails the item and
+                with it the job.
             error: why; None only for ``release``.
         Returns:
             ``ok`` (it will run again), ``failed`` or ``lost`` (the claim was no longer valid).

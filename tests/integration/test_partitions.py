@@ -160,7 +160,7 @@ def look(runtime: WorkerRuntime, times: int) -> None:
         runtime._check_queue()
 
 
-def test_a_ticket_that_lies_for_three_ticks_restarts_the_consumer_once(runtime: WorkerRuntime, restarts: list[str]) -> None:
+def test_a_ticket_that_lies_for_three_ticks_restarts_the_consumer_and_then_less_and_less_often(runtime: WorkerRuntime, restarts: list[str]) -> None:
     look(runtime, 9)
     assert restarts == [], "there is no ticket"
     send_tickets(runtime.cluster.app, ["w"])
@@ -168,10 +168,19 @@ def test_a_ticket_that_lies_for_three_ticks_restarts_the_consumer_once(runtime: 
     assert restarts == []
     look(runtime, 1)
     assert restarts == ["restart"]
-    look(runtime, 2)
-    assert restarts == ["restart"], "it has three ticks to connect"
+    look(runtime, 5)
+    assert restarts == ["restart"], "it has six ticks to connect"
     look(runtime, 1)
     assert restarts == ["restart"] * 2
+    look(runtime, 11)
+    assert restarts == ["restart"] * 2, "through a slow network it takes longer"
+    look(runtime, 1)
+    assert restarts == ["restart"] * 3
+    runtime.cluster.client.delete("unread:celery:gpu.w")
+    look(runtime, 1)
+    send_tickets(runtime.cluster.app, ["w"])
+    look(runtime, 3)
+    assert restarts == ["restart"] * 4, "it had connected"
 
 
 def test_an_empty_queue_in_between_starts_the_count_anew(runtime: WorkerRuntime, restarts: list[str]) -> None:

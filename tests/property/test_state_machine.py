@@ -283,7 +283,7 @@ class Table(RuleBasedStateMachine):
 
     @rule(
         number=NUMBER,
-        how=st.sampled_from(["release", "release", "retry", "retry", "lacks", "final"]),
+        how=st.sampled_from(["release", "release", "retry", "retry", "lacks", "elsewhere", "final"]),
         error=st.sampled_from(sorted(ERRORS)),
         twice=st.booleans(),
         mute=st.booleans(),
@@ -293,7 +293,7 @@ class Table(RuleBasedStateMachine):
         if not found:
             return
         worker, claim = found
-        if worker.name == GUEST and how == "lacks":
+        if worker.name == GUEST and how in ("lacks", "elsewhere"):
             how = "release"  # it says for itself what it can run
         given = WorkerLacks(worker=worker.name, lacks="x") if how == "lacks" else ERRORS[error]
         outcome = self._as(worker, lambda: self.cluster.give_back(worker.name, claim, how, given), twice, mute)
@@ -307,9 +307,9 @@ class Table(RuleBasedStateMachine):
         if how == "release":
             job.items[index].free("pending")
             return True
-        if how == "retry":
+        if how == "retry" or (how == "elsewhere" and not self.model.others_may(worker, job, index)):
             return self.model.lost(job, index, error)
-        if how == "lacks":
+        if how == "lacks" or (how == "elsewhere" and self.model.others_may(worker, job, index)):
             return self.model.lacks(worker, job, index)
         self.model.failed(job, index, job.items[index].claim, worker.name)
         return False

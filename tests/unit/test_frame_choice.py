@@ -190,4 +190,4 @@ def test_only_zstd_asks_for_the_package(no_zstandard: None) -> None:
 
 def test_an_item_that_a_worker_cannot_read_goes_to_another() -> None:
     runtime: Any = None
-    assert _how(runtime, FrameEncodingMissing(encoding="zstd", package="zstandard", reason="not there")) == "lacks"
+    assert _how(runtime, FrameEncodingMissing(encoding="zstd", package="zstandard", reason="not there"), "a-1") == "lacks"

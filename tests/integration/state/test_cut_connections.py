@@ -192,6 +192,7 @@ CASES = {
     "release": Case("give_back", a_claim, lambda c, claim: c.give_back("v", claim), second_answer="lost"),
     "retry an item": Case("give_back", a_claim, lambda c, claim: c.give_back("v", claim, "retry", DIED), second_answer="lost"),
     "lacks": Case("give_back", a_claim, lambda c, claim: c.give_back("v", claim, "lacks", LACKS), second_answer="lost"),
+    "elsewhere": Case("give_back", a_claim, lambda c, claim: c.give_back("v", claim, "elsewhere", LACKS), second_answer="lost"),
     "final": Case("give_back", a_claim, lambda c, claim: c.give_back("v", claim, "final"), second_answer="lost"),
     "renew": Case("renew", a_claim, lambda c, claim: c.renew("v", claim.claim_id)),
     "renew without a claim": Case("renew", a_forgotten_claim, lambda c, _: c.renew("v")),

@@ -217,6 +217,17 @@ def test_a_job_fails_only_when_every_capable_worker_lacks_something(cluster: Clu
     assert cluster.jobs.job_state("a").state == "failed"
 
 
+def test_an_item_that_is_to_run_elsewhere_uses_up_attempts_only_where_nobody_else_is_left(new_cluster: OpenCluster) -> None:
+    cluster = new_cluster(max_attempts=3, retry_backoff_s=0)
+    cluster.join("v", "w")
+    cluster.submit("a", items=1)
+    assert cluster.give_back("v", cluster.take("v"), "elsewhere", OUT_OF_MEMORY) == "ok"
+    assert cluster.claim("v") is None, "it is barred"
+    assert [cluster.give_back("w", cluster.take("w"), "elsewhere", OUT_OF_MEMORY) for _ in range(3)] == ["ok", "ok", "failed"]
+    error = cluster.jobs.job_state("a").error
+    assert error is not None and error["code"] == "out_of_memory"
+
+
 def test_a_worker_that_lacked_something_runs_the_job_once_it_has_it(cluster: Cluster) -> None:
     cluster.join("v", "w")
     cluster.submit("a")

@@ -1,0 +1,49 @@
+"""Two fields: one for each length, and the table of what was measured at the end of the run."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.smoke.field import LONG, SHORT, Field, Timing
+from tests.smoke.measured import Measured, as_json, markdown
+
+ROWS: list[Measured] = []
+REPORT = Path(os.environ.get("SMOKE_REPORT", "smoke-report.json"))
+
+
+@pytest.fixture(scope="session")
+def measured() -> list[Measured]:
+    """Rows of the table, to be added to."""
+    return ROWS
+
+
+def _field(timing: Timing, servers: Any, folder: Path, names: tuple[str, ...]) -> Iterator[Field]:
+    field = Field(folder, servers.program, timing)
+    try:
+        field.start(*names)
+        yield field
+    finally:
+        field.close()
+
+
+@pytest.fixture(scope="session")
+def short_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """Three workers, and leases of two seconds."""
+    yield from _field(SHORT, redis_server, tmp_path_factory.mktemp("short"), ("one", "two", "three"))
+
+
+@pytest.fixture(scope="session")
+def long_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """Four workers, and times as they are by default."""
+    yield from _field(LONG, redis_server, tmp_path_factory.mktemp("long"), ("one", "two", "three", "four"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table, and for a program the same as JSON."""
+    if ROWS:
+        terminalreporter.write_line(markdown(row.cells for row in ROWS))
+        REPORT.write_text(as_json(ROWS), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""What an item does to its engine: it hangs, takes all memory, breaks off in native code, once or each time."""
+from __future__ import annotations
+
+import time
+
+from tests.smoke.field import SEED, Ending, Field
+from tests.smoke.measured import Costs
+from tests.smoke.scenario import scenario
+
+INDEX = 3
+
+
+def with_mishap(field: Field, order: str) -> Ending:
+    """A job in which one item does that."""
+    (field.mishaps / str(SEED + INDEX)).write_text(order)
+    job = field.begin()
+    job.queued()
+    return field.ended(job, None, time.time())
+
+
+@scenario("engine hangs", "a node makes no step any more", "stall limit")
+def engine_hangs(field: Field) -> Ending:
+    return with_mishap(field, "hang")
+
+
+@scenario("out of memory", "a node raises torch's own class", "memory is freed, then elsewhere", short=True)
+def out_of_memory(field: Field) -> Ending:
+    return with_mishap(field, "memory")
+
+
+@scenario("segfault", "a node breaks off in native code", "engine death")
+def segfault(field: Field) -> Ending:
+    return with_mishap(field, "segfault")
+
+
+@scenario("poison item", "an item breaks off in native code on every engine; the job may go on without it", "attempts end", costs=Costs(2, 2), short=True)
+def poison(field: Field) -> Ending:
+    (field.mishaps / str(SEED + INDEX)).write_text("segfault stays")
+    job = field.begin(on_missing="drop")
+    job.queued()
+    struck_at = time.time()
+    report = job.wait()
+    assert list(report.done.missing) == [INDEX] and "SIGSEGV" in str(report.done.missing[INDEX]), report.done.missing
+    return Ending(report.out, [report.job_id], report.arrived, struck_at, reported=(INDEX,))
+
+
+@scenario("one device too small", "every item that one of the workers takes runs out of memory there", "memory is freed, then elsewhere", costs=Costs(1, 4))
+def small_device(field: Field) -> Ending:
+    """Twice at most: once more after the memory was freed, then the worker leaves this job to the others."""
+    with field.another("small", environment={"RULE_MISHAP": "memory"}):
+        job = field.begin()
+        field.cluster.jobs.job_state(job.queued())
+        return field.ended(job, None, time.time())

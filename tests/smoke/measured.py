@@ -1,0 +1,107 @@
+"""What a disturbed job was like beside an undisturbed one, and the tables of it."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.command_line import texts
+
+COLUMNS = (
+    "Scenario", "What is done", "Items lost", "Counted twice", "Executions", "Expected", "Engine seconds wasted", "Claimable again after",
+    "Same bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Costs:
+    """How many executions beyond one per item a fault may cost."""
+
+    least: int
+    most: int
+
+    def of(self, items: int) -> str:
+        """The number of executions expected of a job."""
+        numbers = dict.fromkeys((items + self.least, items + self.most))
+        return " to ".join(map(str, numbers))
+
+
+NOTHING, ONE = Costs(0, 0), Costs(1, 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the table."""
+
+    scenario: str
+    fault: str
+    items: int
+    lost: int
+    """Items that are not among the files of the job."""
+    twice: int
+    """Items that are there more than once, or were told of more than once."""
+    executions: int
+    """Lines that engines wrote before they began an item."""
+    costs: Costs
+    wasted_s: float
+    """Steps that engines made beyond those of the undisturbed job."""
+    claimable_s: float | None
+    """From the fault until the table offered the item again; None where it did not have to."""
+    identical: bool
+    """Each file has the bytes that it has without a disturbance."""
+    took_s: float
+
+    @property
+    def faults(self) -> list[str]:
+        """What of it must not be, in words."""
+        extra = self.executions - self.items
+        found = {
+            f"{self.lost} items are lost": self.lost > 0,
+            f"{self.twice} items are there twice": self.twice > 0,
+            f"{self.executions} executions, not {self.costs.of(self.items)}": not self.costs.least <= extra <= self.costs.most,
+            "its files differ from those of an undisturbed job": not self.identical,
+        }
+        return [what for what, is_so in found.items() if is_so]
+
+    @property
+    def cells(self) -> list[str]:
+        """In the order of `COLUMNS`."""
+        again = "-" if self.claimable_s is None else f"{self.claimable_s:.2f} s"
+        return [
+            self.scenario, self.fault, f"{self.lost} of {self.items}", str(self.twice), str(self.executions), self.costs.of(self.items),
+            f"{self.wasted_s:.1f}", again, "yes" if self.identical else "NO",
+        ]  # fmt: skip
+
+
+def images(folder: Path) -> dict[str, list[bytes]]:
+    """Seed -> the files that show it."""
+    found: dict[str, list[bytes]] = {}
+    for path in sorted(folder.rglob("*.png")):
+        found.setdefault(str(texts(path)["seed"]), []).append(path.read_bytes())
+    return found
+
+
+def lost_and_twice(wanted: Mapping[str, Sequence[bytes]], found: Mapping[str, Sequence[bytes]], told: Iterable[int]) -> tuple[int, int]:
+    """How many items are lost, and how many are there, or were told of, more than once.
+
+    Args:
+        wanted: images of the undisturbed job.
+        found: those of the disturbed one.
+        told: indexes of items in the order in which its collector told of them.
+    """
+    surplus = sum(len(files) - 1 for files in found.values()) + len(found.keys() - wanted.keys())
+    return len(wanted.keys() - found.keys()), surplus + sum(count - 1 for count in Counter(told).values())
+
+
+def markdown(rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_json(rows: Iterable[Measured], **facts: Any) -> str:
+    """All that was measured, and where."""
+    return json.dumps({**facts, "scenarios": [asdict(row) for row in rows]}, indent=1)
