@@ -11,7 +11,7 @@ from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.engine.attach.captures import CLAIM_MARK, file_entries
 from distributed_comfy.engine.attach.shelf import FOLDER
 
-IDLE_S = 60.0
+IDLE_S = 30.0
 """How long the input files of a worker stay after its last item: the next one of the same job needs them again."""
 
 

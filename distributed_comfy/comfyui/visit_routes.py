@@ -17,6 +17,7 @@ from aiohttp import web
 from distributed_comfy import __version__
 from distributed_comfy.comfyui.callers import Refused
 from distributed_comfy.comfyui.routes import BadRequest, Routes, body_of, number_of
+from distributed_comfy.comfyui.surroundings import for_workers
 from distributed_comfy.comfyui.token import read_token, token_path
 from distributed_comfy.comfyui.visits import OpenVisit, VisitContext, Visits
 from distributed_comfy.engine.attach.pack_words import (
@@ -165,9 +166,10 @@ class VisitRoutes:
         return self._pack.jobs is not None and self._pack.jobs.has_job(job_id)
 
     def _read_device_class(self) -> str:
+        """As a worker on this device would have it: what chooses the device is no flag of its own then."""
         host, folder = self._pack.host, self._pack.settings.cache_folder
-        commit = tree_commit(host.root)
-        options = EngineOptions("comfyui", "", sys.executable, folder, folder, "", device=host.device(), comfyui_args=tuple(sys.argv[1:]))
+        commit, arguments = tree_commit(host.root), tuple(for_workers(sys.argv[1:]))
+        options = EngineOptions("comfyui", "", sys.executable, folder, folder, "", device=host.device(), comfyui_args=arguments)
         return device_class(options, f"{host.version} ({commit})" if commit else host.version, sys.modules["torch"])
 
 

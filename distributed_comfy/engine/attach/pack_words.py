@@ -27,7 +27,7 @@ CLIENT_PREFIX = "distributed-comfy-"
 NOT_FOR_IT = 409
 """Status for a visit whose item another worker is to run; the error says what a worker needs for it."""
 
-LEASE_S = 30.0
+LEASE_S = 20.0
 """Longest silence of a worker."""
 WANTED_S = 5.0
 """Longest wait for something to be wanted; its repetition is the sign of life."""
