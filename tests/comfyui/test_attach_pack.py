@@ -171,7 +171,7 @@ def test_an_upscale_is_redrawn_by_such_a_worker_and_shared_with_another(pair: Ri
         files = {file.name: file.path.read_bytes() for file in report.done.files}
         assert files == {file.name: file.path.read_bytes() for file in one.done.files}
     assert by(shared, "attached") and by(shared, "headless"), "both redrew tiles"
-    assert_same({place: value for place, value in one.values.items()}, {place: value for place, value in other.values.items()})
+    assert_same(one.values, other.values)
 
 
 def test_frames_travel_as_the_job_says(pair: Rig) -> None:
