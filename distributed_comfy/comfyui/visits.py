@@ -137,6 +137,8 @@ class OpenVisit:
         self._limit_bytes = min(limit_bytes, visit.limit_bytes)
         self._on_want = on_want
         self._lock = threading.Lock()
+        """Held for moments: the server's own thread waits for it."""
+        self._making = threading.Lock()
         self._heard = time.monotonic()
         self._busy = 0
         self._result: VisitResult | None = None
@@ -175,7 +177,7 @@ class OpenVisit:
 
     def result(self) -> VisitResult:
         """What the nodes did, once the prompt has ended; always the same."""
-        with self._lock:
+        with self._making:
             if self._result is None:
                 self._result = self._made()
             return self._result

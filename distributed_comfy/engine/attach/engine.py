@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,15 @@ from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.interrupts import InterruptLatch
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.refusals import require_classes
-from distributed_comfy.errors import ComfyUIUnreachable, EngineStartFailed, ItemInterrupted, OutOfMemory, SinkDidNotRun, WorkerLacks
+from distributed_comfy.errors import (
+    ComfyUIDropped,
+    ComfyUIUnreachable,
+    EngineStartFailed,
+    ItemInterrupted,
+    OutOfMemory,
+    SinkDidNotRun,
+    WorkerLacks,
+)
 from distributed_comfy.messages import Capability, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.workflow.classes import OWN_CLASSES, SINK_CLASS
@@ -123,7 +131,7 @@ class AttachEngine:
             self._listener.begin(sink, prompt_id_of(request.claim_id))
             self._latch.begin(request.claim_id)
             self._require_wanted(request)
-            with self._visit(request) if self._pack else nullcontext() as visit:
+            with self._visit(request) as visit:
                 translation = self._translated(request, visit)
                 if not translation.targets:  # nothing was fed, so nothing runs
                     return RunOutcome(blocked=_sinks(request))
@@ -152,13 +160,26 @@ class AttachEngine:
         self._listener.close()
         self._server.close()
 
-    def _visit(self, request: RunRequest) -> Visiting:
+    def _visit(self, request: RunRequest) -> AbstractContextManager[Visiting | None]:
+        """The visit of an item, where ComfyUI has our pack.
+
+        Raises:
+            ComfyUIDropped, WorkerLacks: the pack does not let it in.
+        """
+        if self._pack is None:
+            return nullcontext()
         visit = Visit(
             claim_id=request.claim_id, job_id=request.job_id, worker=self._options.worker, kind=request.kind, feed=request.feed,
             frames=request.frames, limit_bytes=self._options.blob_limit_bytes,
         )  # fmt: skip
         feed = Feed(self._context.hand_on, self._options.feed_timeout_s)
-        return Visiting(self._door, visit, feed, self._listener.news.set)
+        visiting = Visiting(self._door, visit, feed, self._listener.news.set)
+        try:
+            visiting.open()
+        except ComfyUIDropped:  # ComfyUI may have been started anew, with another pack or without one
+            self._insist(self._look)
+            raise
+        return visiting
 
     # -- before ---------------------------------------------------------------------------------------------------------
     def _translated(self, request: RunRequest, visit: Visiting | None) -> Translation:

@@ -83,7 +83,7 @@ class PackDoor:
             self._tell("")
             return None
         answer = self._ask("GET", ATTACH_PATH)
-        facts = from_plain(PackFacts, answer.body) if answer.status == _GOOD and _tells_version(answer.body) else None
+        facts = _facts(answer)
         why = self._why_not(answer, facts)
         if why:
             self._tell(f"{self._pack} {why}; until then images come as 8 bits, and no tiles run there")
@@ -105,7 +105,7 @@ class PackDoor:
         remedy = "`distributed-comfy comfyui token` on its host prints the right one"
         if self._token:
             raise EngineStartFailed(reason=f"{self._pack} does not take DC_COMFYUI_TOKEN; {remedy}")
-        return f"wants its token from this worker; set DC_COMFYUI_TOKEN (or --comfyui-token @FILE): {remedy}"
+        return f"wants its token from this worker; set DC_COMFYUI_TOKEN, or use --comfyui-token: {remedy}"
 
     def _tell(self, line: str, level: int = logging.WARNING) -> None:
         if line and line != self._told:
@@ -178,8 +178,9 @@ class Visiting:
         self.kept: tuple[str, ...] = ()
         """Files of this worker that lie in ComfyUI's input folder."""
 
-    def __enter__(self) -> Visiting:
-        """
+    def open(self) -> None:
+        """Announce the item.
+
         Raises:
             WorkerLacks: another worker is to run the item.
             ComfyUIDropped: the pack does not let it in now.
@@ -187,6 +188,9 @@ class Visiting:
         """
         opened = self._door.ask("POST", VISITS_PATH, worker=self._visit.worker, json=to_plain(self._visit))
         self.kept = tuple(map(str, opened.get("files", ())))
+
+    def __enter__(self) -> Visiting:
+        """It is open."""
         self._thread.start()
         return self
 
@@ -225,11 +229,9 @@ class Visiting:
             while not self._ending.is_set():
                 try:
                     self._serve_once()
-                except ComfyUIUnreachable as error:  # who holds the web socket decides when it is gone
+                except (ComfyUIUnreachable, ItemInterrupted) as error:  # who waits for the prompt decides what follows
                     log.debug("visit %s: %s", self._visit.claim_id, error)
                     self._ending.wait(_PAUSE_S)
-        except ItemInterrupted:  # the thread of the run knows it as well
-            return
         except DistributedComfyError as error:
             if not self._ending.is_set():
                 self.problem = error
@@ -261,5 +263,9 @@ def failure_of(result: VisitResult) -> DistributedComfyError | None:
     return from_wire(result.failure) if result.failure else None
 
 
-def _tells_version(body: Any) -> bool:
-    return isinstance(body, dict) and isinstance(body.get("version"), str)
+def _facts(answer: Answer) -> PackFacts | None:
+    """What an answer says; another version may say more."""
+    body = answer.body
+    if answer.status != _GOOD or not isinstance(body, dict) or not isinstance(body.get("version"), str):
+        return None
+    return PackFacts(body["version"], body.get("allowed") is True, str(body.get("device_class", "")))
