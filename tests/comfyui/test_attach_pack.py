@@ -342,13 +342,13 @@ def test_a_token_that_is_given_opens_the_pack_and_a_wrong_one_ends_the_worker_wi
 def test_a_pack_of_another_version_is_used_like_a_comfyui_without_one(
     pair: Rig, comfy: Comfy, packed_python: str, base_directory: Path, tmp_path: Path
 ) -> None:
-    other, older = tmp_path / "other", tmp_path / "older"
-    other.mkdir()
-    older.mkdir()
-    server = ComfyServer(comfy, packed_python, base_directory, CommandLine(other))
-    (older / "sitecustomize.py").write_text("import distributed_comfy\ndistributed_comfy.__version__ = '0.0.1'\n")
+    server = ComfyServer(comfy, packed_python, base_directory, CommandLine(tmp_path))
+    (door,) = server.base.glob("custom_nodes/*/__init__.py")
+    lines = door.read_text()
+    at = lines.index("from distributed_comfy")
+    door.write_text(lines[:at] + "import distributed_comfy; distributed_comfy.__version__ = '0.0.1'\n    " + lines[at:])
     try:
-        server.start(PYTHONPATH=str(older))
+        server.start()
         worker = pair.start("older", engine="attach", comfyui_url=server.url, worker_tags="older", workers_file=workers_file(server))[0]
         assert pair.cluster.matching.live()["older"].device_class.endswith("images of 8 bits")
         assert by(pair.run(distributed({}, "8", seed=740), items=1, tags=["older"]), "older")
