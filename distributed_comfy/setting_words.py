@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 _PATTERNS = {
     r"^[A-Za-z0-9_.-]+:$": "letters, digits, _ . or - with a colon at the end",
     r"^(\d[\w.:~+-]*)?$": "a version, like 7.0.15",
+    r"^([A-Za-z0-9_-]{43})?$": "what `distributed-comfy comfyui token` prints, of 43 letters, digits, _ and -",
     r"^[A-Za-z0-9., _-]*$": "names with commas between them, like comfy.example.org",
 }
 

@@ -27,7 +27,7 @@ LogFormat = Literal["text", "json"]
 Starter = Literal["agent", "run", "systemd", "container", "hand"]
 """Who starts a worker, and so who may start it again."""
 
-_SECRETS = {"DC_REDIS_URL", "DC_BLOB_URL", "DC_FLOWER_BASIC_AUTH", "DC_COMFYUI_URL", "DC_COMFYUI_HEADERS"}
+_SECRETS = {"DC_REDIS_URL", "DC_BLOB_URL", "DC_FLOWER_BASIC_AUTH", "DC_COMFYUI_URL", "DC_COMFYUI_HEADERS", "DC_COMFYUI_TOKEN"}
 """Settings that may hold a password."""
 
 
@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     """Address of the running ComfyUI that engine ``attach`` drives: http or https, with a path where a proxy has one."""
     comfyui_headers: str = ""
     """Headers of each request to that ComfyUI, where a proxy asks for them: a JSON object, or lines like ``Name: value``."""
+    comfyui_token: str = Field("", pattern=r"^([A-Za-z0-9_-]{43})?$")
+    """Token of the node pack in that ComfyUI (``distributed-comfy comfyui token`` prints it there); without it that of this user's own."""
     comfyui_names: str = Field("", pattern=r"^[A-Za-z0-9., _-]*$")
     """Comma-separated names, like ``comfy.example.org``, under which browsers may reach the node pack's part of ComfyUI; addresses, names
     without a dot and this host's own name always do."""
@@ -329,7 +331,7 @@ def environment_at_start(names: Collection[str]) -> dict[str, str]:
 
 def _shown(field: str, value: object) -> str:
     """A URL may hold a password, so only its scheme is shown; a password not at all."""
-    if field.endswith(("_auth", "_headers")):
+    if field.endswith(("_auth", "_headers", "_token")):
         return " (it is not shown)"
     return f", not {str(value).split(':')[0]}:..." if field.endswith("_url") else f", not {value!r}"
 

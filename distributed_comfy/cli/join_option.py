@@ -7,9 +7,12 @@ from pathlib import Path
 from distributed_comfy.errors import SettingInvalid
 
 
-def token_text(given: str) -> str:
-    """A token as it was given to ``--join``: itself, ``@FILE``, or ``-`` for standard input, so that no list of processes shows it.
+def token_text(given: str, option: str = "--join") -> str:
+    """A token as it was given: itself, ``@FILE``, or ``-`` for standard input, so that no list of processes shows it.
 
+    Args:
+        given: what the option holds.
+        option: its name, for messages.
     Raises:
         SettingInvalid: the file cannot be read.
     """
@@ -18,4 +21,4 @@ def token_text(given: str) -> str:
             return sys.stdin.readline()
         return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingInvalid(name="--join", reason=f"cannot read {given[1:]}: {error}") from error
+        raise SettingInvalid(name=option, reason=f"cannot read {given[1:]}: {error}") from error

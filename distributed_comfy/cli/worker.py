@@ -35,6 +35,7 @@ def refuse_words(arguments: tuple[str, ...]) -> None:
 @click.option("--name", help="Name in listings and results [DC_WORKER_NAME, else host, device and a free number].")
 @click.option("--engine", type=click.Choice(["comfyui", "builtin", "attach"]), help="[DC_ENGINE, else comfyui where a ComfyUI is found]")
 @click.option("--comfyui-url", metavar="URL", help="Of the running ComfyUI that --engine attach drives [DC_COMFYUI_URL, else http://127.0.0.1:8188].")
+@click.option("--comfyui-token", metavar="TOKEN", help="Of its node pack; @FILE keeps it secret [DC_COMFYUI_TOKEN, else your own].")
 @comfyui_option
 @click.option("--join", metavar="TOKEN", help="Serve the cluster that invited this host; @FILE and - (standard input) keep it secret.")
 @click.option("--end-with-stdin", is_flag=True, hidden=True, help="End when standard input closes.")
@@ -62,6 +63,7 @@ def worker(output: Output, /, end_with_stdin: bool, comfyui: Path | None, comfyu
         "worker_name": ("--name", options["name"]),
         "engine": ("--engine", options["engine"]),
         "comfyui_url": ("--comfyui-url", options["comfyui_url"]),
+        "comfyui_token": ("--comfyui-token", token_text(options["comfyui_token"] or "", "--comfyui-token").strip() or None),
         "comfyui_path": ("--comfyui", comfyui),
         "comfyui_args": ("what follows --", join_arguments(comfyui_arguments) or None),
     }

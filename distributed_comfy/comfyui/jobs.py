@@ -69,6 +69,12 @@ class MasterJobs:
         with self._lock:
             return self._jobs.get(prompt_id)
 
+    def has_job(self, job_id: str) -> bool:
+        """Whether a prompt that is not over waits for a job of the table."""
+        with self._lock:
+            running = [job.running for job in self._jobs.values()]
+        return any(job is not None and job.record.job_id == job_id for job in running)
+
     def _sweep(self) -> None:
         """What a ComfyUI left that was killed waits for its prompt, but not for ever."""
         spools = self._places.folder / SPOOL_FOLDER

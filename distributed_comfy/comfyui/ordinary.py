@@ -24,6 +24,7 @@ from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
 from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
 from distributed_comfy.comfyui.saves import SaveWatch
+from distributed_comfy.engine.attach.pack_words import CLIENT_PREFIX
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import Capability
@@ -185,6 +186,8 @@ class OrdinaryPrompts:
         return next((name for name, found in free.items() if matches(need, found)), "")
 
     def _judge(self, item: Item, live: Mapping[str, Capability]) -> Suitable | str:
+        if str((item[3] or {}).get("client_id", "")).startswith(CLIENT_PREFIX):
+            return "a worker has queued it here"
         return judge(item[2], item[4], self._pack.host.nodes.NODE_CLASS_MAPPINGS, self._around.folders, list(live.values()))
 
     def _forget_judged(self, waiting: tuple[Item, ...]) -> None:

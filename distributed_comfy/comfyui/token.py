@@ -4,25 +4,19 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from distributed_comfy.errors import OptionWrong
-from distributed_comfy.settings import Settings
+from distributed_comfy.pack_token import is_token_text, token_path
+
+__all__ = ["HEADER", "is_token", "read_token", "token_path"]
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "comfyui.token"
 HEADER = "X-Distributed-Comfy-Token"
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _PRIVATE = 0o600
-
-
-def token_path(settings: Settings) -> Path:
-    """Where the token of this user lies: beside the options of the pack."""
-    return settings.workers_path.expanduser().absolute().with_name(FILE_NAME)
 
 
 def read_token(path: Path) -> str:
@@ -55,7 +49,7 @@ def _kept(path: Path) -> str:
     if os.name == "posix" and mode & 0o077:
         log.warning("%s could be read by other users; there is a new token", path)
         return ""
-    return text if _TOKEN.fullmatch(text) else ""
+    return text if is_token_text(text) else ""
 
 
 def _made(path: Path) -> str:

@@ -11,6 +11,7 @@ from distributed_comfy.engine.joining import joined_audio, joined_latents, joine
 from distributed_comfy.errors import BlobMissing, DistributedComfyError
 from distributed_comfy.messages import RunRequest, Value
 from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.frames import BytesLike
 from distributed_comfy.transport.values import load_value, value_blobs
 from distributed_comfy.workflow.classes import COLLECTOR_SLOTS, TENSOR_SLOTS
 
@@ -76,6 +77,21 @@ class GraphContext:
         """The records of what a source supplies, and the values without torch, one by one; see `supply` for when they are there."""
         values = self._running().feed.get(node_id, {}).get(slot, ())
         return values, read_feed(self._blobs, values, wait_for=self._wait_for, as_torch=False)
+
+    def hand_on(self, blob: str, send: Callable[[BytesLike], None]) -> bool:
+        """Give a blob of the feed to somebody else, if it is there; unlinked then as by `supply`.
+
+        Returns:
+            Whether it was there.
+        """
+        self._check()
+        if not self._blobs.exists([blob])[0]:
+            self._on_wait()
+            return False
+        send(self._blobs.get(blob))
+        if self._running().kind != "tile":
+            self._blobs.unlink([blob])
+        return True
 
     # -- for the node classes -------------------------------------------------------------------------------------------
     def capture(self, node_id: str, slot: str, values: list[Any]) -> None:

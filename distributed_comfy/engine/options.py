@@ -61,6 +61,10 @@ class EngineOptions:
     """The running ComfyUI that engine ``attach`` drives."""
     comfyui_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Of each request to it; they may hold a password."""
+    comfyui_token: str = field(default="", repr=False)
+    """Of the node pack there, where the user gave it."""
+    comfyui_token_file: Path | None = None
+    """Where the token of a ComfyUI of this user on this host lies; read each time, for it may be made later."""
     comfyui_wait_s: float = 10.0
     """How long a start waits for it; the next one follows at once."""
     execution_log: Path | None = None

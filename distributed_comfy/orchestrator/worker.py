@@ -14,6 +14,7 @@ from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.orchestrator.servers import Servers, cluster_servers
+from distributed_comfy.pack_token import token_path
 from distributed_comfy.settings import Settings, redact_url, slug
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         comfyui_args=_arguments(settings.comfyui_args),
         comfyui_url=settings.comfyui_url,
         comfyui_headers=settings.headers,
+        comfyui_token=settings.comfyui_token,
+        comfyui_token_file=token_path(settings),
         execution_log=settings.execution_log.absolute() if settings.execution_log else None,
         threads=settings.threads,
         preload=settings.started_by == "run",

@@ -104,6 +104,14 @@ class FrameHeader:
     """Payload bytes; as many as `size_bytes` in a plain frame."""
 
 
+@dataclass(frozen=True)
+class FramedTensor:
+    """A tensor that came as a frame and goes on as it is, by whoever has no use for its elements."""
+
+    frame: BytesLike
+    header: FrameHeader
+
+
 def encode_tensor(tensor: Any, *, limit_bytes: int, encoding: Encoding = "plain") -> list[BytesLike]:
     """Turn a tensor into the pieces of one frame; join them or send them one after the other.
 

@@ -17,6 +17,8 @@ from distributed_comfy.transport.blobs import BlobReader, BlobStore
 from distributed_comfy.transport.encodings import Encoding
 from distributed_comfy.transport.frames import (
     BytesLike,
+    FramedTensor,
+    FrameHeader,
     decode_tensor,
     decode_torch,
     encode_tensor,
@@ -37,8 +39,8 @@ def store_value(  # noqa: PLR0913 - all but the first three say how, by name
 
     Args:
         name: of the blobs; an entry of a dict adds ``.<key>``.  Holds the claim id, so that no two executions share a blob.
-        value: torch or numpy tensor; number, text, boolean, None or a list of these; a dict of values with text keys.  A tuple counts
-            as a list, a numpy scalar as its number.
+        value: torch or numpy tensor, or a `FramedTensor`, which stays as it is; number, text, boolean, None or a list of these; a dict of
+            values with text keys.  A tuple counts as a list, a numpy scalar as its number.
         limit_bytes: largest single tensor.
         encoding: of every tensor that it suits.
     Raises:
@@ -63,6 +65,20 @@ def load_value(store: BlobReader, value: Value, *, as_torch: bool) -> Any:
     return _load_tensor(store, value, as_torch)
 
 
+def framed_value(store: BlobReader, value: Value, *, limit_bytes: int) -> Any:
+    """As `load_value`, with tensors as `FramedTensor`: whoever reads them in the end compares their checksums.
+
+    Args:
+        limit_bytes: largest single tensor.
+    """
+    if isinstance(value, MappingValue):
+        return {key: framed_value(store, entry, limit_bytes=limit_bytes) for key, entry in value.entries.items()}
+    if isinstance(value, LiteralValue):
+        return value.literal
+    frame = store.get(value.blob)
+    return FramedTensor(frame, _checked_header(frame, value, limit_bytes))
+
+
 def value_blobs(value: Value) -> list[str]:
     """Ids of all blobs that a value refers to."""
     if isinstance(value, MappingValue):
@@ -82,6 +98,8 @@ def expected_ref(store: BlobStore, name: str, *, dtype: str, shape: Sequence[int
 
 def _check(value: Any, where: str) -> None:
     """Walk a value before any of it is stored."""
+    if isinstance(value, FramedTensor):
+        return
     if _is_tensor(value):
         tensor_dtype(value)
     elif isinstance(value, dict):
@@ -94,6 +112,10 @@ def _check(value: Any, where: str) -> None:
 
 
 def _store(store: BlobStore, name: str, value: Any, encode: Callable[[Any], list[BytesLike]], job_id: str) -> Value:
+    if isinstance(value, FramedTensor):
+        header = value.header
+        ref = TensorRef(store.put(name, [value.frame], job_id=job_id), header.dtype, header.shape, header.size_bytes)
+        return ref if header.encoding == "plain" else replace(ref, stored_bytes=header.stored_bytes)
     if _is_tensor(value):
         pieces = encode(value)
         ref = _ref(store.put(name, pieces, job_id=job_id), tensor_dtype(value), value.shape)
@@ -107,12 +129,18 @@ def _store(store: BlobStore, name: str, value: Any, encode: Callable[[Any], list
 def _load_tensor(store: BlobReader, ref: TensorRef, as_torch: bool) -> Any:
     frame = store.get(ref.blob)
     limit_bytes = max(len(frame), ref.size_bytes)
+    _checked_header(frame, ref, limit_bytes)
+    return (decode_torch if as_torch else decode_tensor)(frame, limit_bytes=limit_bytes)
+
+
+def _checked_header(frame: BytesLike, ref: TensorRef, limit_bytes: int) -> FrameHeader:
+    """The header of a frame that is that of the record."""
     header = read_header(frame, limit_bytes=limit_bytes)
     if (header.dtype, header.shape) != (ref.dtype, tuple(ref.shape)):
         raise FrameMalformed(
             reason=f"blob {ref.blob} holds {header.dtype} {list(header.shape)}, its record says {ref.dtype} {list(ref.shape)}"
         )
-    return (decode_torch if as_torch else decode_tensor)(frame, limit_bytes=limit_bytes)
+    return header
 
 
 def _ref(blob: str, dtype: str, shape: Sequence[int]) -> TensorRef:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from distributed_comfy.engine.attach.capability import NODE_PACK, describe
+from distributed_comfy.engine.attach.capability import describe
+from distributed_comfy.engine.attach.pack_words import PackFacts
 from distributed_comfy.messages import Capability
 from distributed_comfy.planning.facts import ClassFacts
 from distributed_comfy.planning.plan import PlanOptions, plan_job
@@ -56,8 +57,13 @@ def test_a_service_is_offered_where_all_stock_nodes_for_it_are_there() -> None:
 
 def test_our_node_pack_is_told_where_it_is_there_and_a_foreign_class_of_its_name_is_not_taken_for_it() -> None:
     ours = {**about({}, output_node=True), "category": "distributed/internal"}
-    assert NODE_PACK in (capability(DistributedSink=ours).services or ())
-    assert NODE_PACK not in (capability(DistributedSink=about({}, output_node=True)).services or ())
+    assert listing(DistributedSink=ours).has_pack
+    assert not listing().has_pack and not listing(DistributedSink=about({}, output_node=True)).has_pack
+
+
+def test_with_the_pack_nothing_is_lacking_and_results_compare_with_those_of_workers_with_such_a_tree() -> None:
+    found = describe(listing(), STATS, [], PackFacts("1.0", True, "RTX 4090, driver 1, torch 2, ComfyUI 0.3.64"))
+    assert (found.services, found.device_class) == (None, "RTX 4090, driver 1, torch 2, ComfyUI 0.3.64")
 
 
 def test_what_the_services_are_makes_another_capability() -> None:

@@ -10,6 +10,7 @@ from distributed_comfy.engine.attach.supplies import Supply
 from distributed_comfy.engine.attach.translation import Translation, translate
 from distributed_comfy.errors import ValidationRefused, WorkerLacks
 from distributed_comfy.messages import Prompt, RunRequest
+from distributed_comfy.workflow.classes import OWN_CLASSES
 from distributed_comfy.workflow.graph import Link
 from tests.prompts import node, out
 from tests.unit.attach_listing import about, listing
@@ -160,3 +161,36 @@ def test_our_other_nodes_are_refused_unless_comfyui_has_them(class_type: str) ->
             translated(prompt, "p", found=found)
     else:
         assert translated(prompt, "p", found=found).prompt["x"] == node(class_type)
+
+
+# -- with the node pack ------------------------------------------------------------------------------------------------------
+def with_pack(prompt: Prompt, *targets: str) -> Translation:
+    ours = {name: about({}, "IMAGE", output_node=name == "DistributedSink", module="custom_nodes.pack") for name in OWN_CLASSES}
+    return translate(RunRequest(CLAIM, "job", 0, "last", prompt, targets, prompt), listing(**ours), None, "w1")
+
+
+def test_where_comfyui_has_our_nodes_they_stay_and_its_own_outputs_write_into_the_folder_of_the_claim() -> None:
+    prompt = {
+        "c": node("DistributedSource", claim_id=CLAIM, slots="images"), "x": node("DistributedTileImage", image=out("c")),
+        "9": node("DistributedSink", claim_id=CLAIM, images=out("x"), audio=out("c", 1)),
+        "save": node("SaveImage", images=out("c"), filename_prefix="pic"),
+    }  # fmt: skip
+    got = with_pack(prompt, "9", "save")
+    assert got.prompt["save"]["inputs"].pop("filename_prefix") == "distributed-comfy/c1/pic"
+    prompt["save"]["inputs"].pop("filename_prefix")
+    assert (got.prompt, got.captures, got.origin, got.targets) == (prompt, [], {}, ("9", "save"))
+
+
+def test_a_collector_would_make_a_job_there_so_a_source_gives_what_it_makes_of_nothing() -> None:
+    prompt = {
+        **IMAGE, "c": node("DistributedCollector", images=out("load"), pass_through=True), "p": node("PreviewImage", images=out("c")),
+        "m": node("MaskToImage", mask=out("c", 3)), "q": node("PreviewImage", images=out("m")),
+    }  # fmt: skip
+    got = with_pack(prompt, "p", "q")
+    assert got.prompt["p"]["inputs"]["images"] == ["load", 0] and got.prompt["m"]["inputs"]["mask"] == ["c~nothing", 3]
+    assert got.prompt["c~nothing"] == node("DistributedSource", claim_id="", slots="") and "c" not in got.prompt
+
+
+def test_an_upscale_would_make_a_job_there_too_and_is_for_another_worker() -> None:
+    with pytest.raises(WorkerLacks, match="a way of running UltimateSDUpscaleDistributed"):
+        with_pack({"up": node("UltimateSDUpscaleDistributed"), "p": node("PreviewImage", images=out("up"))}, "p")

@@ -1,6 +1,7 @@
 """Values on edges: what travels, what is refused before anything is stored, and what a damaged store gives."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from distributed_comfy.errors import BlobMissing, FrameDtypeUnknown, FrameMalformed, FrameTooLarge, ValueNotSendable
 from distributed_comfy.messages import LiteralValue, MappingValue, TensorRef, Value, dump, load
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
-from distributed_comfy.transport.values import expected_ref, load_value, store_value, value_blobs
+from distributed_comfy.transport.values import expected_ref, framed_value, load_value, store_value, value_blobs
 
 LIMIT_BYTES = 2**20
 
@@ -117,3 +118,27 @@ def test_a_blob_that_is_gone_is_missing(store: MemoryBlobStore) -> None:
     store.drop_job("job")
     with pytest.raises(BlobMissing):
         load_value(store, value, as_torch=True)
+
+
+@pytest.mark.parametrize("encoding", ["plain", "float16"])
+def test_a_value_is_handed_on_from_store_to_store_without_being_decoded(store: MemoryBlobStore, encoding: Any) -> None:
+    latent = {"samples": torch.rand(1, 4, 32, 32), "half": torch.rand(3, dtype=torch.bfloat16), "batch_index": [1], "text": "x"}
+    first = store_value(store, "first", latent, job_id="", limit_bytes=LIMIT_BYTES, encoding=encoding)
+    other = MemoryBlobStore()
+    second = store_value(other, "second", framed_value(store, first, limit_bytes=LIMIT_BYTES), job_id="job", limit_bytes=LIMIT_BYTES)
+    assert isinstance(first, MappingValue) and isinstance(second, MappingValue)
+    for key, ref in first.entries.items():
+        copy = second.entries[key]
+        if isinstance(ref, TensorRef) and isinstance(copy, TensorRef):
+            assert replace(copy, blob=ref.blob) == ref and bytes(other.get(copy.blob)) == bytes(store.get(ref.blob))
+        else:
+            assert copy == ref
+
+
+def test_a_frame_over_the_limit_or_of_another_tensor_is_not_handed_on(store: MemoryBlobStore) -> None:
+    ref = stored(store, torch.zeros(100))
+    with pytest.raises(FrameTooLarge):
+        framed_value(store, ref, limit_bytes=399)
+    assert isinstance(ref, TensorRef)
+    with pytest.raises(FrameMalformed, match="its record says"):
+        framed_value(store, replace(ref, shape=(10, 10)), limit_bytes=LIMIT_BYTES)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from distributed_comfy.engine.attach.pack_words import PackFacts
 from distributed_comfy.engine.catalogue import Catalogue, Declaration, declarations, folder_shown, is_upload, listed_choices, type_names
 from distributed_comfy.engine.flags import telling_flags
 from distributed_comfy.messages import Capability
@@ -45,8 +46,7 @@ Audio is not among them: SaveAudio writes FLAC of 16 bits, which is neither exac
 """
 
 OUR_CATEGORY = "distributed/internal"
-NODE_PACK = "the node pack of this project"
-"""Offered as a service where ComfyUI has it, so that `describe` tells; nothing asks for it yet."""
+"""Of the nodes that the node pack of this project has, and which the nodes of other packs are not taken for."""
 
 
 class NodeListing:
@@ -88,9 +88,12 @@ class NodeListing:
         """What of `Requirement.services` can be done with these classes."""
         found = {service for service, classes in STOCK_NODES.items() if self.info.keys() >= set(classes)}
         found |= {running(name) for name in OF_PACKS if name in self.info}
-        if self.info.get(SINK_CLASS, {}).get("category") == OUR_CATEGORY:
-            found.add(NODE_PACK)
         return tuple(sorted(found))
+
+    @property
+    def has_pack(self) -> bool:
+        """Whether the node pack of this project is there, of whatever version."""
+        return bool(self.info.get(SINK_CLASS, {}).get("category") == OUR_CATEGORY)
 
     def fields(self) -> dict[str, Any]:
         """Fields of a `Capability` that depend on the classes."""
@@ -104,7 +107,6 @@ class NodeListing:
             "node_classes": tuple(sorted(self.info)),
             "output_classes": tuple(sorted(self.output_classes)),
             "output_types": self.output_types,
-            "services": self.services(),
             **catalogue.fields(),
         }
 
@@ -121,8 +123,13 @@ class NodeListing:
             catalogue.add_model_input(place, folder_shown(values, self._model_files))
 
 
-def describe(listing: NodeListing, stats: Mapping[str, Any], tags: Collection[str]) -> Capability:
-    """The capability of a worker that drives this ComfyUI."""
+def describe(listing: NodeListing, stats: Mapping[str, Any], tags: Collection[str], pack: PackFacts | None = None) -> Capability:
+    """The capability of a worker that drives this ComfyUI.
+
+    Args:
+        pack: of the node pack there, where it carries everything exactly: then nothing is lacking, and what comes from there is comparable
+            with what comes from a worker with such a ComfyUI of its own.
+    """
     system = stats.get("system") or {}
     device = str((first_device(stats)).get("name", "unknown device"))
     version = str(system.get("comfyui_version", "unknown"))
@@ -132,9 +139,10 @@ def describe(listing: NodeListing, stats: Mapping[str, Any], tags: Collection[st
         engine="attach",
         engine_version=version,
         device=device,
-        # Its images are of 8 bits, so they are comparable with those of such workers only, whatever the device.
-        device_class=", ".join([*parts, "images of 8 bits"]),
+        # Images of 8 bits are comparable with those of such workers only, whatever the device.
+        device_class=pack.device_class if pack else ", ".join([*parts, "images of 8 bits"]),
         tags=tuple(tags),
+        services=None if pack else listing.services(),
         **listing.fields(),
     )
 

@@ -7,27 +7,39 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distributed_comfy.engine.attach.capability import NODE_PACK, NodeListing, describe, first_device
+from distributed_comfy.engine.attach.capability import NodeListing, describe, first_device
 from distributed_comfy.engine.attach.captures import read_capture
 from distributed_comfy.engine.attach.following import History, Prompts, Waiter, prompt_id_of
 from distributed_comfy.engine.attach.listener import EventListener
 from distributed_comfy.engine.attach.outcome import failure, fetch_files, own_outputs, without_value
+from distributed_comfy.engine.attach.pack import Feed, PackDoor, Visiting, failure_of
+from distributed_comfy.engine.attach.pack_words import CLIENT_PREFIX, PackFacts, Visit
 from distributed_comfy.engine.attach.server import TOO_LARGE, ComfyServer
 from distributed_comfy.engine.attach.shelf import InputShelf
 from distributed_comfy.engine.attach.supplies import SlotFeed, Supplier, Supply
 from distributed_comfy.engine.attach.translation import Translation, placed_in, translate
-from distributed_comfy.engine.base import RunOutcome, Sink
+from distributed_comfy.engine.base import CapturedValue, RunOutcome, Sink
 from distributed_comfy.engine.context import GraphContext
 from distributed_comfy.engine.endings import INTERRUPTED, SUCCESS, cached_nodes, ending
 from distributed_comfy.engine.folders import WorkFolders
 from distributed_comfy.engine.interrupts import InterruptLatch
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.refusals import require_classes
-from distributed_comfy.errors import ComfyUIUnreachable, ItemInterrupted, OutOfMemory, SinkDidNotRun, WorkerLacks
+from distributed_comfy.errors import (
+    ComfyUIDropped,
+    ComfyUIUnreachable,
+    EngineStartFailed,
+    ItemInterrupted,
+    OutOfMemory,
+    SinkDidNotRun,
+    WorkerLacks,
+)
 from distributed_comfy.messages import Capability, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.workflow.classes import OWN_CLASSES, SINK_CLASS
@@ -53,7 +65,8 @@ class AttachEngine:
     """Runs one prompt at a time in a ComfyUI that runs elsewhere.
 
     Flow of a run: input files and feed into ComfyUI's input folder -> our nodes replaced by stock ones -> its queue -> its history ->
-    files, of which captures are made.  The prompt comes with input files and claim in place (`engine.inputs.place_inputs`).
+    files, of which captures are made.  Where ComfyUI has the node pack of this project, our nodes stay, and feed and captures go through
+    the pack, bit for bit (`pack`).  The prompt comes with input files and claim in place (`engine.inputs.place_inputs`).
     """
 
     name = "attach"
@@ -69,13 +82,13 @@ class AttachEngine:
         self._folders = WorkFolders(options.folder)
         self._work = options.folder / "attached"
         self._work.mkdir(parents=True, exist_ok=True)
-        self._server = ComfyServer(options.comfyui_url, options.comfyui_headers, f"distributed-comfy-{options.worker}")
+        self._server = ComfyServer(options.comfyui_url, options.comfyui_headers, f"{CLIENT_PREFIX}{options.worker}")
         self._prompts = Prompts(self._server, options.worker)
         self._shelf = InputShelf(self._server.upload, options.worker, self._work / "shelf.json", self._work / "empty")
         self._memory: DeviceMemory | None = None
+        self._door = PackDoor(self._server, options.comfyui_token, options.comfyui_token_file)
+        self._pack: PackFacts | None = None
         self._capability = self._wait_for_comfyui()
-        if NODE_PACK in (self._capability.services or ()):
-            log.info("ComfyUI at %s has %s", self._server.shown, NODE_PACK)
         self._prompts.clear_leftovers()
         self._listener = EventListener(self._server, _end_without_comfyui)
         self._latch = InterruptLatch(self._listener.news.set)
@@ -96,7 +109,7 @@ class AttachEngine:
         """See `engine.base.Engine.describe`; while ComfyUI does not answer, what was known: whether it is gone is decided elsewhere."""
         try:
             self._capability = self._look()
-        except ComfyUIUnreachable as error:
+        except (ComfyUIUnreachable, EngineStartFailed) as error:
             log.warning("%s; its node classes stay as they were", error)
         return self._capability
 
@@ -104,7 +117,8 @@ class AttachEngine:
         stats = self._server.ask("/system_stats")
         self._listing = NodeListing(self._server.ask("/object_info"), self._server.model_files())
         self._memory = _memory(stats)
-        return describe(self._listing, stats, self._options.tags)
+        self._pack = self._door.look(self._listing)
+        return describe(self._listing, stats, self._options.tags, self._pack)
 
     def memory(self) -> DeviceMemory | None:
         """See `engine.base.Engine.memory`."""
@@ -117,11 +131,12 @@ class AttachEngine:
             self._listener.begin(sink, prompt_id_of(request.claim_id))
             self._latch.begin(request.claim_id)
             self._require_wanted(request)
-            translation = self._translated(request)
-            if not translation.targets:  # nothing was fed, so nothing runs
-                return RunOutcome(blocked=_sinks(request))
-            history = self._executed(request, translation, sink)
-            return self._outcome(request, translation, history)
+            with self._visit(request) as visit:
+                translation = self._translated(request, visit)
+                if not translation.targets:  # nothing was fed, so nothing runs
+                    return RunOutcome(blocked=_sinks(request))
+                history = self._executed(request, translation, _Followed(sink, visit))
+                return self._outcome(request, translation, history, visit)
         finally:
             self._listener.end()
             self._latch.end()
@@ -145,13 +160,36 @@ class AttachEngine:
         self._listener.close()
         self._server.close()
 
+    def _visit(self, request: RunRequest) -> AbstractContextManager[Visiting | None]:
+        """The visit of an item, where ComfyUI has our pack.
+
+        Raises:
+            ComfyUIDropped, WorkerLacks: the pack does not let it in.
+        """
+        if self._pack is None:
+            return nullcontext()
+        visit = Visit(
+            claim_id=request.claim_id, job_id=request.job_id, worker=self._options.worker, kind=request.kind, feed=request.feed,
+            frames=request.frames, limit_bytes=self._options.blob_limit_bytes,
+        )  # fmt: skip
+        feed = Feed(self._context.hand_on, self._options.feed_timeout_s)
+        visiting = Visiting(self._door, visit, feed, self._listener.news.set)
+        try:
+            visiting.open()
+        except ComfyUIDropped:  # ComfyUI may have been started anew, with another pack or without one
+            self._insist(self._look)
+            raise
+        return visiting
+
     # -- before ---------------------------------------------------------------------------------------------------------
-    def _translated(self, request: RunRequest) -> Translation:
+    def _translated(self, request: RunRequest, visit: Visiting | None) -> Translation:
         """What is queued; node classes are looked at again where one is unknown, for ComfyUI may have been started anew."""
         foreign = {node["class_type"] for node in request.prompt.values()} - OWN_CLASSES
         if not foreign <= self._listing.info.keys():
             self._insist(self._look)
         require_classes(self._listing.info.keys() | OWN_CLASSES, request.prompt, self._options.worker)
+        if visit is not None:
+            self._shelf.note_there(visit.kept)
         (self._work / "run").mkdir(parents=True, exist_ok=True)
         names = {path.name: self._put(path) for path in self._placed(request)}
         supplier = Supplier(self._work / "run", self._put, self._options.worker)
@@ -163,7 +201,7 @@ class AttachEngine:
             needed.update(str(value) for node in made.nodes.values() for value in node["inputs"].values())
             return made
 
-        translation = translate(placed_in(request, names), self._listing, supply, self._options.worker)
+        translation = translate(placed_in(request, names), self._listing, supply if visit is None else None, self._options.worker)
         require_classes(self._listing.info, translation.prompt, self._options.worker)
         self._insist(lambda: self._shelf.tidy(needed))
         return translation
@@ -183,16 +221,20 @@ class AttachEngine:
             raise WorkerLacks(worker=self._options.worker, lacks=lacks) from error
 
     # -- run ------------------------------------------------------------------------------------------------------------
-    def _executed(self, request: RunRequest, translation: Translation, sink: Sink) -> History:
+    def _executed(self, request: RunRequest, translation: Translation, followed: _Followed) -> History:
         """Run to the end; the history of a prompt that ended well, or the error."""
+        visit = followed.visit
         prompt_id = prompt_id_of(request.claim_id)
         self._listener.rename(translation.origin)
         self._require_wanted(request)
         self._prompts.queue(translation, prompt_id, request.extra_pnginfo)
-        history = self._prompts.follow(prompt_id, self._waiter(sink))
+        history = self._prompts.follow(prompt_id, self._waiter(followed))
+        if visit is None or visit.problem is not None:  # else the pack does so, when it has looked which files are left
+            self._prompts.forget(prompt_id)
+        if visit is not None:
+            visit.require_well()
         if history is None:
             raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
-        self._prompts.forget(prompt_id)
         event, facts = ending(history["status"]["messages"])
         if event == SUCCESS and not self._latch.requested:
             return history
@@ -201,33 +243,39 @@ class AttachEngine:
         nowhere = without_value(facts, translation.origin)
         if nowhere:
             raise WorkerLacks(worker=self._options.worker, lacks=f"a way of telling that nothing came to node {nowhere}")
+        ours = failure_of(visit.result()) if visit is not None else None
+        if ours is not None:
+            raise ours
         error = failure(event, facts, translation.origin, self._capability.device, self._server.shown)
         if isinstance(error, OutOfMemory):
             self.free()
             time.sleep(FREE_S)
         raise error
 
-    def _waiter(self, sink: Sink) -> Waiter:
+    def _waiter(self, followed: _Followed) -> Waiter:
+        def stop_requested() -> bool:
+            return self._latch.requested or (followed.visit is not None and followed.visit.problem is not None)
+
         def wait_for_news(seconds: float) -> None:
             self._listener.news.wait(seconds)
             self._listener.news.clear()
-            if self._latch.requested:  # it is set again and again then
+            if stop_requested():  # it is set again and again then
                 time.sleep(min(seconds, 0.1))
 
         def queued(before: int) -> None:
-            sink.progress(QUEUE_NODE, 0, before)  # a sign of life: whoever runs now may take longer than a stall
+            followed.sink.progress(QUEUE_NODE, 0, before)  # a sign of life: whoever runs now may take longer than a stall
 
-        return Waiter(lambda: self._latch.requested, wait_for_news, queued)
+        return Waiter(stop_requested, wait_for_news, queued)
 
     def _require_wanted(self, request: RunRequest) -> None:
         if self._latch.requested:
             raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
 
     # -- after ----------------------------------------------------------------------------------------------------------
-    def _outcome(self, request: RunRequest, translation: Translation, history: History) -> RunOutcome:
+    def _outcome(self, request: RunRequest, translation: Translation, history: History, visit: Visiting | None) -> RunOutcome:
         cached = cached_nodes(history["status"]["messages"])
         outputs: dict[str, Any] = history.get("outputs", {})
-        captures = []
+        captures = [] if visit is None else self._brought(request, visit, cached)
         for plan in translation.captures:
             if plan.tellers[0] in cached:
                 raise SinkDidNotRun(node_id=plan.sink)
@@ -237,6 +285,25 @@ class AttachEngine:
         files = fetch_files(outputs, translation.origin, request, fetch)
         filled = {capture.node_id for capture in captures}
         return RunOutcome(captures, files, shown, tuple(node for node in _sinks(request) if node not in filled))
+
+    def _brought(self, request: RunRequest, visit: Visiting, cached: Collection[str]) -> list[CapturedValue]:
+        """What the sinks took, from the pack.
+
+        Raises:
+            SinkDidNotRun: ComfyUI took one from its cache.
+        """
+        result = self._insist(visit.result)
+        failed = failure_of(result)
+        if failed is not None:
+            raise failed
+        for node_id in _sinks(request):
+            if node_id in cached and node_id not in result.reached:
+                raise SinkDidNotRun(node_id=node_id)
+        captures = []
+        for capture in result.captures:
+            self._context.alive()
+            captures.append(self._insist(lambda capture=capture: visit.captured(capture)))  # type: ignore[misc]
+        return captures
 
     def _fetch(self, folder: Path) -> Callable[[Mapping[str, Any]], Path]:
         numbers = itertools.count()
@@ -268,6 +335,14 @@ class AttachEngine:
                 self._memory = _memory(self._server.ask("/system_stats"))
             except ComfyUIUnreachable as error:
                 log.debug("%s", error)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """Whoever is told how a prompt goes on."""
+
+    sink: Sink
+    visit: Visiting | None
 
 
 def _sinks(request: RunRequest) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +14,9 @@ from urllib.parse import quote
 import aiohttp
 
 from distributed_comfy.engine.catalogue import NO_MODELS
-from distributed_comfy.errors import ComfyUIUnreachable
+from distributed_comfy.errors import ComfyUIUnreachable, FrameTooLarge
 from distributed_comfy.settings import redact_url
+from distributed_comfy.transport.frames import BytesLike
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,49 @@ class ComfyServer:
         if answer.status in _UNKNOWN_USER or answer.status >= BAD_GATEWAY:
             raise self._refused(path, answer.status)
         return answer
+
+    def exchange(self, method: str, path: str, **options: Any) -> Answer:
+        """Any request; the answer as it is, unless a proxy gives it for a ComfyUI that does not.
+
+        Args:
+            options: as those of aiohttp's requests: headers, params, json.
+        """
+        answer = self._talk(method, path, **options)
+        if answer.status >= BAD_GATEWAY:
+            raise self._refused(path, answer.status)
+        return answer
+
+    def put(self, path: str, content: BytesLike, **options: Any) -> Answer:
+        """PUT bytes, piece by piece."""
+
+        async def pieces() -> AsyncIterator[memoryview]:
+            view = memoryview(content).cast("B")
+            for start in range(0, len(view), _PIECE_BYTES):
+                yield view[start : start + _PIECE_BYTES]
+
+        return self.exchange("PUT", path, data=pieces(), **options)
+
+    def fetch(self, path: str, limit_bytes: int, **options: Any) -> bytearray | None:
+        """The bytes that a GET gives; None where there is nothing (any more).
+
+        Raises:
+            FrameTooLarge: there are more of them.
+        """
+
+        async def fetch(session: aiohttp.ClientSession) -> tuple[int, bytearray]:
+            async with session.get(self._url + path, timeout=_patient(), **options) as response:
+                content = bytearray()
+                if response.status == _GOOD:
+                    async for piece in response.content.iter_chunked(_PIECE_BYTES):
+                        content += piece
+                        if len(content) > limit_bytes:
+                            raise FrameTooLarge(size_bytes=len(content), limit_bytes=limit_bytes)
+                return response.status, content
+
+        status, content = self._run(fetch, path)
+        if status >= BAD_GATEWAY:
+            raise self._refused(path, status)
+        return content if status == _GOOD else None
 
     def upload(self, content: Path, name: str, subfolder: str) -> str:
         """Put a file into ComfyUI's input folder, over one of the same name; its name as loaders take it.

@@ -56,6 +56,10 @@ class InputShelf:
         self._write()
         return f"{self._folder}/{name}"
 
+    def note_there(self, names: Collection[str]) -> None:
+        """Somebody who sees the folder says what is in it; all else is sent again."""
+        self._sent &= set(names)
+
     def tidy(self, needed: Collection[str]) -> None:
         """Empty the longest unused files over the limit, but none of ``needed``, which are names that `put` gave."""
         total = sum(self._sizes.values())

@@ -1,4 +1,7 @@
-"""An item's prompt as one that a ComfyUI without our nodes runs: stock nodes in the place of ours, files in the claim's own folder."""
+"""An item's prompt as one that a ComfyUI runs beside those of others: stock nodes in the place of ours, files in the claim's own folder.
+
+A ComfyUI with the node pack of this project has our nodes; there only those are replaced that make jobs of prompts.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +23,16 @@ from distributed_comfy.workflow.classes import (
     MODEL_NAME_CLASS,
     OWN_CLASSES,
     SINK_CLASS,
+    SLOTS_INPUT,
     SOURCE_CLASS,
+    UPSCALE_CLASS,
 )
 from distributed_comfy.workflow.graph import Graph, Link, as_link
 from distributed_comfy.workflow.services import (
     SLOT_TYPES,
     capturing,
     needed_services,
+    running,
     supplying_nothing,
     wired_slots_of,
 )
@@ -49,11 +55,11 @@ class Translation:
     """Output nodes that must run."""
 
 
-def translate(request: RunRequest, listing: NodeListing, supply_of: SupplyOf, worker: str) -> Translation:
+def translate(request: RunRequest, listing: NodeListing, supply_of: SupplyOf | None, worker: str) -> Translation:
     """Args:
         request: its prompt has the input files and the claim in place.
         listing: of ComfyUI's node classes.
-        supply_of: brings what sources give into ComfyUI's input folder.
+        supply_of: brings what sources give into ComfyUI's input folder; None where ComfyUI has our nodes.
         worker: its name, for messages.
     Raises:
         WorkerLacks: something that stock nodes cannot do.
@@ -62,11 +68,15 @@ def translate(request: RunRequest, listing: NodeListing, supply_of: SupplyOf, wo
     prompt = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in Graph(request.prompt).prune(request.targets).items()}
     work = _Work(request, listing, worker, prompt)
     work.require_outputs()
-    work.require_services()
-    work.pass_through()
-    work.replace_sources(supply_of)
-    work.replace_sinks()
-    work.show_names()
+    if supply_of is None:
+        work.require_no_job()
+        work.pass_through(made_up=True)
+    else:
+        work.require_services()
+        work.pass_through()
+        work.replace_sources(supply_of)
+        work.replace_sinks()
+        work.show_names()
     work.free_outputs()
     work.spell_choices()
     return work.translation()
@@ -103,12 +113,26 @@ class _Work:
         if missing:
             raise WorkerLacks(worker=self._worker, lacks=", ".join(f"a way of {service}" for service in missing))
 
-    def pass_through(self) -> None:
-        """A collector that collects nothing gives what it gets."""
+    def require_no_job(self) -> None:
+        """A prompt with such a node would become a job of that ComfyUI."""
+        if self._of_class(UPSCALE_CLASS):
+            raise WorkerLacks(worker=self._worker, lacks=f"a way of {running(UPSCALE_CLASS)}")
+
+    def pass_through(self, *, made_up: bool = False) -> None:
+        """A collector that collects nothing gives what it gets.
+
+        Args:
+            made_up: whether a source of ours can make what such a collector gives at an output that nothing feeds.
+        """
         for node_id in self._of_class(COLLECTOR_CLASS):
             inputs = self._prompt[node_id]["inputs"]
             for user, name, output in self._users(node_id):
                 slot = COLLECTOR_SLOTS[output]
+                if as_link(inputs.get(slot)) is None and made_up:
+                    nothing = f"{node_id}~nothing"
+                    self._add({nothing: {"class_type": SOURCE_CLASS, "inputs": {CLAIM_INPUT: "", SLOTS_INPUT: ""}}}, node_id)
+                    self._prompt[user]["inputs"][name] = [nothing, output]
+                    continue
                 if as_link(inputs.get(slot)) is None:
                     raise WorkerLacks(worker=self._worker, lacks=f"a way of {supplying_nothing(SLOT_TYPES[slot])} (node {node_id})")
                 self._prompt[user]["inputs"][name] = inputs[slot]
