@@ -376,6 +376,13 @@ class NoCapableWorker(ClusterUnavailable):
     sentence = "no live worker can run this prompt: {lacks}; install what is missing, or give it time with --wait SECONDS"
 
 
+class NobodyCapable(ClusterUnavailable):
+    """Neither a live worker nor the ComfyUI that accepted the prompt has all that it needs."""
+
+    code = "nobody_capable"
+    sentence = "neither a live worker nor this ComfyUI can run this prompt: {lacks}; install it on one of them, and queue the prompt again"
+
+
 class NoAgent(ClusterUnavailable):
     """The host that an order is for has no agent."""
 
@@ -784,7 +791,10 @@ class OutOfMemory(ItemError):
 
     code = "out_of_memory"
     retryable = True
-    sentence = "{device} ran out of memory in node {node_id}: {exception_message}"
+    sentence = (
+        "{device} ran out of memory in node {node_id}: {exception_message}; ask for a smaller batch_size or smaller images, "
+        "or run it where there is more memory"
+    )
 
 
 class SinkDidNotRun(ItemError):
@@ -906,6 +916,16 @@ class JobFailed(JobError):
 
     code = "job_failed"
     sentence = "job {job_id} failed: item {index} on worker {worker}: {last}"
+
+
+class CollectedTooLarge(JobError):
+    """What a collector collected does not fit into the memory of the ComfyUI that waits for it."""
+
+    code = "collected_too_large"
+    sentence = (
+        "the {items} items that node {node_id} collected ({megabytes} MB) do not fit into the memory of this ComfyUI: {reason}; "
+        "ask for fewer items or smaller images; or end what else uses memory and queue the same prompt again: nothing is made again"
+    )
 
 
 class OnlyWorkersHave(JobError):

@@ -19,6 +19,7 @@ from distributed_comfy.errors import (
     MessageVersionUnknown,
     OutOfMemory,
     RemoteError,
+    ValidationRefused,
     WorkerLacks,
     WorkerLost,
 )
@@ -217,6 +218,8 @@ def _how(runtime: WorkerRuntime, error: DistributedComfyError, item: str) -> Giv
         return "lacks"
     if isinstance(error, CacheUnwritable) or (isinstance(error, OutOfMemory) and runtime.ran_out_before(item)):
         return "elsewhere"  # this worker is free at once, and would take the item again and again while the others are busy
+    if isinstance(error, ValidationRefused):
+        return "refused"
     return "retry" if error.retryable or isinstance(error, RemoteError) else "final"
 
 

@@ -24,7 +24,7 @@ from distributed_comfy.messages import Capture as CapturedValue
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.state.jobs import FinishedItem, JobTable, Submission
 from distributed_comfy.state.matching import Matching
-from distributed_comfy.state.records import Claim, WorkerFacts
+from distributed_comfy.state.records import Claim, Outer, WorkerFacts
 from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.workers import GiveBackReason, Reaped, Renewal, WorkerTable
 
@@ -56,6 +56,8 @@ class Job:
     """An item that prepares for tiles comes after the others."""
     grows: bool = False
     """As `JobRecord.grows`."""
+    outer: Outer = ""
+    """As `Submission.outer`."""
 
 
 @dataclass
@@ -253,7 +255,8 @@ def submission(job_id: str, job: Job) -> Submission:
     if job.last_needs is not None:
         specs.append(ItemSpec(count - 1, "last", "p", ("9",)))
     last = "sig-" + "-".join(job.last_needs) if job.last_needs is not None else ""
-    return Submission(record, specs, {"p": {"3": {"class_type": "Sampler", "inputs": {}}}}, "sig-" + "-".join(job.needs), last)
+    prompts = {"p": {"3": {"class_type": "Sampler", "inputs": {}}}}
+    return Submission(record, specs, prompts, "sig-" + "-".join(job.needs), last, outer=job.outer)
 
 
 def tile_specs(first: int, count: int) -> list[ItemSpec]:

@@ -39,6 +39,7 @@ class ModelJob:
     largest: int = 0
     prepare: bool = False
     grows: bool = False
+    outer: str = ""
     tiles: int = 0
     tiles_largest: int = 0
     fatal: int = -1
@@ -227,7 +228,7 @@ class Model:
     def lacks(self, worker: ModelWorker, job: ModelJob, index: int) -> bool:
         """The worker is barred; False where nobody is left and the job failed."""
         worker.barred.add((job.name, job.needs_of(index)))
-        if any(self.serves(other, job, index) for other in self.workers.values()):
+        if self.others_may(worker, job, index):
             job.items[index].free("pending")
             return True
         self.failed(job, index, job.items[index].claim, worker.name, for_all=True)
@@ -235,7 +236,7 @@ class Model:
 
     def others_may(self, worker: ModelWorker, job: ModelJob, index: int) -> bool:
         """Whether somebody else is there who may run the item."""
-        return any(other is not worker and self.serves(other, job, index) for other in self.workers.values())
+        return job.outer == "runs" or any(other is not worker and self.serves(other, job, index) for other in self.workers.values())
 
     def retried(self, job: ModelJob) -> None:
         job.state, job.paused, job.parked = "active", False, False

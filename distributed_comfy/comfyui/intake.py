@@ -63,7 +63,7 @@ def install_intake(pack: Pack) -> None:
     pack.jobs = jobs
     host.server.app.middlewares.append(intake(jobs))
     _let_pass(pack)
-    watch_execution(host, participation.fails)
+    watch_execution(host, participation.fails, participation.users_node)
 
 
 def _register(pack: Pack, nodes: JobNodes) -> None:

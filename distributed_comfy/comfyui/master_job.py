@@ -21,12 +21,15 @@ from distributed_comfy.comfyui.collected import collected_values, upscaled_value
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.progress import JobProgress
 from distributed_comfy.comfyui.queue_watch import Ending
+from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.errors import (
     ClusterUnavailable,
+    CollectedTooLarge,
     DistributedComfyError,
     JobCancelled,
     JobStateInvalid,
     JobUnknown,
+    NobodyCapable,
     NoCapableWorker,
     NoWorker,
     OnlyWorkersHave,
@@ -131,7 +134,13 @@ class MasterJob:
             assert canvas is not None
             return upscaled_value(canvas)
         plan = next(one for one in running.record.collectors if one.node_id == node_id)
-        return collected_values(running.spool, running.record, plan, self._places.host.blocker())
+        try:
+            return collected_values(running.spool, running.record, plan, self._places.host.blocker())
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(self._places.host.model_management, error):
+                raise
+            megabytes = sum(running.spool.result(index).size_bytes for index in running.spool.items()) // 10**6
+            raise CollectedTooLarge(items=running.record.generated, node_id=node_id, megabytes=megabytes, reason=str(error)) from error
 
     @property
     def can_run_here(self) -> bool:
@@ -177,7 +186,7 @@ class MasterJob:
             self._run(self._places.cluster(CLUSTER_WAIT_S))
             self.phase = "here"
         except (ClusterUnavailable, redis.RedisError) as error:
-            self._fail("failed" if self.running or isinstance(error, NoCapableWorker) else "absent", error)
+            self._fail("failed" if self.running or isinstance(error, NobodyCapable) else "absent", error)
         except DistributedComfyError as error:
             self._fail("failed", error)
         except Exception as error:  # the thread's boundary: the node that waits must learn of it
@@ -238,7 +247,7 @@ class MasterJob:
         except NoWorker as error:
             raise OnlyWorkersHave(what=", ".join(self.accepted.foreign)) from error
         except NoCapableWorker as error:
-            raise NoCapableWorker(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {', '.join(self.accepted.foreign)}") from error
+            raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {', '.join(self.accepted.foreign)}") from error
         self.progress.begin(queued.record)
         for warning in queued.plan.warnings:
             log.warning("prompt %s: %s", self.accepted.prompt_id, warning)

@@ -12,7 +12,7 @@ from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
 from distributed_comfy.comfyui.participation import Participation
-from distributed_comfy.errors import JobFailed, WorkerNodeFailed
+from distributed_comfy.errors import JobFailed, ValidationRefused, WorkerNodeFailed
 from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, COLLECTOR_SLOTS, PASS_THROUGH_INPUT
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 THREADS = 8
 """Nodes of one prompt that ask at the same time; others take their turn."""
+_OTHER_VERSION = "This ComfyUI accepted the prompt, so that worker has another version of the node; update its node packs, or these here."
 
 T = TypeVar("T")
 
@@ -134,8 +135,9 @@ def _as_comfyui_shows_it(job: MasterJob) -> Exception:
     assert error is not None
     if not isinstance(error, JobFailed):
         return RuntimeError(f"{error}; queue the prompt again") if is_cancelled(error) else error
-    fields = (error.fields.get("error") or {}).get("fields") or {}
-    return WorkerNodeFailed(summary=str(error), worker_traceback=str(fields.get("traceback", "")).rstrip())
+    cause = error.fields.get("error") or {}
+    more = _OTHER_VERSION if cause.get("code") == ValidationRefused.code else str((cause.get("fields") or {}).get("traceback", ""))
+    return WorkerNodeFailed(summary=str(error), worker_traceback=more.rstrip())
 
 
 class MasterCollector(DistributedCollector):

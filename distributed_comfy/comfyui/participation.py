@@ -19,13 +19,13 @@ import redis
 from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
 from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob, RunningJob
+from distributed_comfy.comfyui.other_workers import OtherWorkers
 from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.engine.context import GraphContext
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob, OutOfMemory
 from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
-from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import Claim
 from distributed_comfy.state.specs import unpack_spec
 from distributed_comfy.transport.feed_names import Feed, bind_feed
@@ -35,8 +35,6 @@ from distributed_comfy.workflow.classes import CLAIM_INPUT, KEPT_MARK, SINK_CLAS
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 2.0
-"""How often the live workers are looked at."""
 _TRY_S = 0.5
 """How often an item is asked for while there was none."""
 FEED_TIMEOUT_S = 600.0
@@ -100,10 +98,7 @@ class Participation:
         self._runs: dict[str, LocalRun] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._others: dict[str, tuple[float, bool]] = {}
-        """Job -> when the live workers were looked at, and whether one of them can run it."""
-        self._alone = False
-        """No worker could run the last job that was looked at."""
+        self._others = OtherWorkers()
         self._tried: dict[str, float] = defaultdict(float)
         self._unfit: set[str] = set()
         """Jobs of which nothing (more) can run here."""
@@ -118,7 +113,10 @@ class Participation:
             outputs: of the node.
         """
         running = job.running
-        if running is None or job.phase != "running" or not self._is_due(running) or not self._may_take(job, running):
+        if running is None or job.phase != "running":
+            return None
+        others_can = self._others.can_run(job, running)
+        if not self._is_due(running) or not self._may_take(job, running, others_can):
             return None
         try:
             claim = self._guest.claim(running.cluster, running.record.job_id)
@@ -169,8 +167,7 @@ class Participation:
     # -- for the nodes of an item
     def supply(self, node_id: str, slot: str) -> list[Any]:
         """See `nodes.context.NodeContext.supply`."""
-        with self._lock:
-            run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
+        run = self._run_of(node_id)
         if run is None:
             raise NodeOutsideJob(node_id=node_id)
         return run.fed.supply(node_id.removeprefix(run.prefix), slot)
@@ -192,8 +189,7 @@ class Participation:
 
     def fails(self, node_id: str, error: Exception) -> bool:
         """Whether a failed node's item is to be tried elsewhere, so that the prompt goes on."""
-        with self._lock:
-            run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
+        run = self._run_of(node_id)
         if run is None or not is_out_of_memory(self._host.model_management, error):
             return False
         log.warning("item %s ran out of memory here: %s", item_id(run.claim.job_id, run.claim.index), error)
@@ -204,6 +200,16 @@ class Participation:
         )  # fmt: skip
         self._host.model_management.unload_all_models()
         return True
+
+    def users_node(self, node_id: str) -> str:
+        """The node of the user's prompt that a node of a local item was made from; the same id for all others."""
+        run = self._run_of(node_id)
+        inner = node_id.removeprefix(run.prefix) if run is not None else node_id
+        return inner if run is not None and inner in run.job.accepted.running else node_id
+
+    def _run_of(self, node_id: str) -> LocalRun | None:
+        with self._lock:
+            return next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
 
     def finish(self, claim_id: str) -> LocalRun | None:
         """Hand in an item whose nodes have run, or give it back; None where its prompt is over."""
@@ -217,8 +223,12 @@ class Participation:
             self._guest.give_back(run.running.cluster, run.claim, "retry", run.error)
             return run
         store = MemoryBlobStore()
-        result = self._result(run, store)
-        run.running.spool.add(index, claim_id, result, store)
+        try:
+            result = self._result(run, store)
+            run.running.spool.add(index, claim_id, result, store)
+        except DistributedComfyError as error:  # too large for a frame, a disk that is full: the others run in vain
+            self._guest.give_back(run.running.cluster, run.claim, "final", error)
+            raise
         try:
             taken = self._guest.complete(run.running.cluster, run.claim, result)
         except (ClusterUnavailable, redis.RedisError) as error:  # it lies in the spool: the collector tells the table when it answers
@@ -242,7 +252,7 @@ class Participation:
             job_id = running.record.job_id
             self._unfit.discard(job_id)
             self._too_large.discard(job_id)
-            self._others.pop(job_id, None)
+            self._others.forget(job_id)
             self._tried.pop(job_id, None)
 
     def _result(self, run: LocalRun, store: MemoryBlobStore) -> ItemResult:
@@ -273,29 +283,13 @@ class Participation:
         self._tried[job_id] = now
         return True
 
-    def _may_take(self, job: MasterJob, running: RunningJob) -> bool:
+    def _may_take(self, job: MasterJob, running: RunningJob, others_can: bool) -> bool:
         """What the user wants; and where no worker is left, this ComfyUI makes all of it."""
         need = running.record.requirement
         if not job.can_run_here or (need is not None and need.device_class not in ("", self._device_class())):
             return False
         wanted = self._takes_part() and running.record.job_id not in self._too_large
-        return not self._others_can(running) or wanted
-
-    def _others_can(self, running: RunningJob) -> bool:
-        job_id, now = running.record.job_id, time.monotonic()
-        looked_at, could = self._others.get(job_id, (float("-inf"), True))
-        if now - looked_at < _LOOK_S:
-            return could
-        try:
-            live, need = running.cluster.matching.live().values(), running.record.requirement
-        except (DistributedComfyError, redis.RedisError):
-            return True
-        can = any(need is None or matches(need, one) for one in live)
-        if not can and not self._alone:
-            log.info("job %s: no live worker can run it; this ComfyUI runs all of it until one can, and so with what follows", job_id)
-        self._alone = not can
-        self._others[job_id] = (now, can)
-        return can
+        return not others_can or wanted
 
     def _has_all(self, run: LocalRun) -> bool:
         """Whether ComfyUI lists each value that this item alone has; the others were in the prompt that it accepted."""

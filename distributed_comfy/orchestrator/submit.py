@@ -31,6 +31,7 @@ from distributed_comfy.planning.near_names import meant
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import common_class, lacks, matches, signature, united
 from distributed_comfy.state.jobs import Submission
+from distributed_comfy.state.records import Outer
 from distributed_comfy.transport.travel import check_here, loses_bits
 from distributed_comfy.workflow.edit import set_input
 from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
@@ -186,7 +187,7 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
-        cluster.jobs.submit(_submission(record, plan, resumed), owner)
+        cluster.jobs.submit(_submission(record, plan, resumed, options), owner)
     except BaseException as error:
         if resumed is not None:
             resumed.spool.close()
@@ -214,10 +215,15 @@ def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> Fram
     return frames
 
 
-def _submission(record: JobRecord, plan: JobPlan, resumed: Resumed | None) -> Submission:
+def _submission(record: JobRecord, plan: JobPlan, resumed: Resumed | None, options: SubmitOptions) -> Submission:
     prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
     last = signature(plan.last_requirement) if plan.last_requirement else ""
-    return Submission(record, plan.items, prompts, signature(plan.requirement), last, resumed.finished if resumed else ())
+    finished = resumed.finished if resumed else ()
+    return Submission(record, plan.items, prompts, signature(plan.requirement), last, finished, outer=_outer(options.outer))
+
+
+def _outer(outer: OuterRun | None) -> Outer:
+    return "" if outer is None else "runs" if outer.can_run_items else "checked"
 
 
 def _record(cluster: Cluster, given: GivenPrompt, plan: JobPlan, options: SubmitOptions, input_files: tuple[InputFile, ...]) -> JobRecord:

@@ -12,7 +12,7 @@ from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, ItemSpec
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
 from distributed_comfy.state.matching import Matching
-from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState, SpoolPlace
+from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState, Outer, SpoolPlace
 from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.specs import pack_specs, unpack_spec
 from distributed_comfy.state.workers import to_ms
@@ -50,6 +50,8 @@ class Submission:
     """Of these nothing runs and nothing is fetched any more."""
     blocked: Sequence[int] = ()
     """Items that wait for `JobTable.unblock`, beside the last stage and the one that prepares for tiles where others come before it."""
+    outer: Outer = ""
+    """What the submitter's own ComfyUI answers for."""
 
 
 class JobTable:
@@ -95,15 +97,13 @@ class JobTable:
             record.spare,
             int(record.grows),
             prepare,
-            len(packed),
-            len(blocked),
-            len(submission.finished),
+            submission.outer,
+            *(len(each) for each in (packed, blocked, submission.finished)),
             *(part for pair in packed for part in pair),
             *blocked,
             *_finished(record.job_id, submission.finished),
         ]
-        for name, prompt in submission.prompts.items():
-            args += [name, _in_order(prompt)]
+        args += [part for name, prompt in submission.prompts.items() for part in (name, _in_order(prompt))]
         args += [TEMPLATES, canonical_json(templates)]
         # Workers whose capability is known here are called at once; a look at all capabilities, where it is due, comes after.
         needs = {submission.signature: record.requirement, submission.last_signature: record.last_requirement}

@@ -8,6 +8,9 @@ from distributed_comfy.messages import MESSAGE_VERSION
 
 EventKind = Literal["claimed", "done", "failed", "released", "job"]
 
+Outer = Literal["", "checked", "runs"]
+"""``checked``: a ComfyUI has accepted the prompt, so one that refuses it differs; ``runs``: and it runs the items that no worker can."""
+
 
 @dataclass(frozen=True)
 class JobEvent:

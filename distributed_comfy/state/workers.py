@@ -16,7 +16,7 @@ from distributed_comfy.state.readable import ReadableRecords
 from distributed_comfy.state.records import Claim, DeviceMemory, WorkerFacts, WorkerState
 from distributed_comfy.state.scripts import Scripts
 
-GiveBackReason = Literal["release", "retry", "lacks", "elsewhere", "final"]
+GiveBackReason = Literal["release", "retry", "lacks", "elsewhere", "refused", "final"]
 
 
 def to_ms(seconds: float) -> int:
@@ -204,8 +204,8 @@ class WorkerTable:
 
         Args:
             how: ``release`` uses up no attempt; ``retry`` counts one of the error's class; ``lacks`` bars this worker from the job;
-                ``elsewhere`` does so where another worker is left for it, and else counts as ``retry``; ``final`` fails the item and
-                with it the job.
+                ``elsewhere`` does so where another worker is left for it, and else counts as ``retry``; ``refused`` does so where a
+                ComfyUI has accepted the prompt, and else is ``final``, which fails the item and with it the job.
             error: why; None only for ``release``.
         Returns:
             ``ok`` (it will run again), ``failed`` or ``lost`` (the claim was no longer valid).
@@ -249,6 +249,12 @@ class WorkerTable:
         return Reaped(gone, abandoned)
 
     # -- listing -------------------------------------------------------------------------------------------------------
+    def barred(self, job_id: str) -> frozenset[str]:
+        """Workers that have proved unable to run the job's items, although they seemed to be able."""
+        client, keys = self._scripts.client, self._scripts.keys
+        signature = self._scripts.reply(lambda: client.hget(keys("job", job_id), "sig")) or ""
+        return frozenset(self._scripts.reply(lambda: client.smembers(keys("sig_barred", signature))))
+
     def workers(self, among: Collection[str] | None = None) -> list[WorkerState]:
         """All registered workers, by name; not those that left in an orderly way, which the next tick of a reaper takes off the table.
 

@@ -32,7 +32,7 @@ class Comfy:
 def make_base_directory(comfy: Comfy, folder: Path) -> Path:
     """Write the tiny model and the node packs into ``folder``."""
     subprocess.run([comfy.python, str(PROJECT / "examples" / "tiny_model.py"), str(folder)], check=True, timeout=START_TIMEOUT_S)
-    for pack in ("probe_nodes.py", "tile_probes.py"):
+    for pack in ("probe_nodes.py", "tile_probes.py", "uneven_nodes.py"):
         shutil.copyfile(Path(__file__).with_name(pack), folder / "custom_nodes" / pack)
     shutil.copyfile(PROJECT / "tests" / "rule_nodes.py", folder / "custom_nodes" / "rule_nodes.py")
     (folder / "input").mkdir()

@@ -18,11 +18,11 @@ from tests.prompts import node, out
 SLOW_MS = 700
 
 
-def slow(label: str, items: int, *, seed: int = 100, milliseconds: int = SLOW_MS) -> dict[str, Any]:
+def slow(label: str, items: int, *, seed: int = 100, milliseconds: int = SLOW_MS, side: int = 16) -> dict[str, Any]:
     """A prompt of which a worker with the built-in engine can run every item."""
     return {
         "seed": node("DistributedSeed", seed=seed),
-        "image": node("RuleImage", seed=out("seed"), width=16, height=16, batch_size=1, channels=3),
+        "image": node("RuleImage", seed=out("seed"), width=side, height=side, batch_size=1, channels=3),
         "work": node("RuleSlow", images=out("image"), milliseconds=milliseconds),
         "9": node("DistributedCollector", images=out("work"), items=items),
         "show": node("RuleRecord", images=out("9"), label=label),

@@ -88,7 +88,7 @@ def test_an_item_that_fails_here_fails_the_prompt_and_ends_the_job(master: Maste
     prompt["9"]["inputs"]["images"] = out("bad")
     entry = master.server.wait(master.server.queue(prompt))
     kind, facts = entry["status"]["messages"][-1]
-    assert kind == "execution_error" and facts["node_id"] == "9"
+    assert kind == "execution_error" and facts["node_id"] in ("9", "bad"), "the collector's where a worker ran it, else its own"
     assert "seed 25 brings no luck" in facts["exception_message"]
     job = master.last_job()
     master.server.until(lambda: master.state(job) in ("failed", "cancelled"), 5.0)

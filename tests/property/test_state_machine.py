@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from distributed_comfy.errors import EngineDied, OutOfMemory, WorkerLacks
-from distributed_comfy.state.records import Claim
+from distributed_comfy.state.records import Claim, Outer
 from tests.state_audit import Audit
 from tests.state_cluster import OWNER, Cluster, Job, cluster_of
 from tests.state_model import MIB, Item, Model, ModelJob, ModelWorker
@@ -121,7 +121,7 @@ class Table(RuleBasedStateMachine):
         for k in range(jobs):
             choice = (number + k) * 7919 % 997  # small numbers are drawn most often
             spare = ("", "all", "others")[choice % 3]
-            self.submit(choice % 4, bool(choice & 4), bool(choice & 8), "AB"[k], choice % 5 == 0, "ann", 5, spare, False, False)
+            self.submit(choice % 4, bool(choice & 4), bool(choice & 8), "AB"[k], choice % 5 == 0, "ann", 5, spare, "", False, False)
             if choice & 16:
                 self.extend(k, choice % 5, 0, choice % 7, MIB, bool(choice & 32), False, False)
                 self.unblock(k, False, False)
@@ -283,7 +283,7 @@ class Table(RuleBasedStateMachine):
 
     @rule(
         number=NUMBER,
-        how=st.sampled_from(["release", "release", "retry", "retry", "lacks", "elsewhere", "final"]),
+        how=st.sampled_from(["release", "release", "retry", "retry", "lacks", "elsewhere", "refused", "final"]),
         error=st.sampled_from(sorted(ERRORS)),
         twice=st.booleans(),
         mute=st.booleans(),
@@ -293,7 +293,7 @@ class Table(RuleBasedStateMachine):
         if not found:
             return
         worker, claim = found
-        if worker.name == GUEST and how in ("lacks", "elsewhere"):
+        if worker.name == GUEST and how in ("lacks", "elsewhere", "refused"):
             how = "release"  # it says for itself what it can run
         given = WorkerLacks(worker=worker.name, lacks="x") if how == "lacks" else ERRORS[error]
         outcome = self._as(worker, lambda: self.cluster.give_back(worker.name, claim, how, given), twice, mute)
@@ -309,7 +309,7 @@ class Table(RuleBasedStateMachine):
             return True
         if how == "retry" or (how == "elsewhere" and not self.model.others_may(worker, job, index)):
             return self.model.lost(job, index, error)
-        if how == "lacks" or (how == "elsewhere" and self.model.others_may(worker, job, index)):
+        if how in ("lacks", "elsewhere") or (how == "refused" and job.outer):
             return self.model.lacks(worker, job, index)
         self.model.failed(job, index, job.items[index].claim, worker.name)
         return False
@@ -335,6 +335,7 @@ class Table(RuleBasedStateMachine):
         user=st.sampled_from(["ann", "bob"]),
         priority=st.integers(4, 6),
         spare=st.sampled_from(["", "", "all", "others"]),
+        outer=st.sampled_from(["", "", "checked", "runs"]),
         twice=st.booleans(),
         mute=st.booleans(),
     )
@@ -348,14 +349,15 @@ class Table(RuleBasedStateMachine):
         user: str,
         priority: int,
         spare: str,
+        outer: Outer,
         twice: bool,
         mute: bool,
     ) -> None:
         name = f"j{len(self.model.jobs)}"
         prepare = prepare or not items
         rows = [Item() for _ in range(items)] + [Item("blocked" if items else "pending")] * prepare + [Item("blocked")] * last
-        self.model.jobs[name] = ModelJob(name, rows, needs, "Saver" if last else "", spare, prepare=prepare, grows=grows)
-        job = Job(items, user, priority, (needs,), ("Saver",) if last else None, spare, prepare, grows)
+        self.model.jobs[name] = ModelJob(name, rows, needs, "Saver" if last else "", spare, prepare=prepare, grows=grows, outer=outer)
+        job = Job(items, user, priority, (needs,), ("Saver",) if last else None, spare, prepare, grows, outer)
         self.does(lambda: self.cluster.submit(name, job), twice, mute)
 
     @precondition(lambda self: self.model.jobs)

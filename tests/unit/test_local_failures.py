@@ -1,4 +1,4 @@
-"""A failed node of a local item: the prompt goes on where that is wanted, in versions of ComfyUI whose executor is known."""
+"""A failed node of a local item: the prompt goes on where that is wanted, whatever the executor keeps of what nodes gave."""
 from __future__ import annotations
 
 import asyncio
@@ -15,64 +15,79 @@ class Result(Enum):
     FAILURE = 1
 
 
+class Sampler:
+    """A node that has no memory, and gives two things."""
+
+    RETURN_TYPES = ("IMAGE", "MASK")
+
+
 FULL = MemoryError("full")
 
 
-async def fails(server: Any, dynprompt: Any, caches: Any, current_item: str, extra: Any) -> Any:
-    return (Result.FAILURE, {"node_id": current_item}, FULL)
+def host_with(error: Exception | None = FULL) -> Any:
+    """An executor that keeps what nodes give in a form of its own; ``error`` is what its one node raises."""
+    execution = SimpleNamespace(ExecutionResult=Result, kept={})
+
+    async def get_output_data(prompt_id: str, unique_id: str, obj: Any) -> Any:
+        if error is not None:
+            raise error
+        return [["picture"], ["mask"]], {}, False, False
+
+    async def execute(server: Any, current_item: str) -> Any:
+        try:
+            outputs, _, _, pending = await execution.get_output_data("", current_item, Sampler())
+        except MemoryError as failed:
+            return (Result.FAILURE, {"node_id": "9"}, failed)
+        assert not pending
+        execution.kept[current_item] = outputs
+        return (Result.SUCCESS, None, None)
+
+    execution.get_output_data, execution.execute = get_output_data, execute
+    return SimpleNamespace(execution=execution, blocker=lambda: "blocked")
 
 
-async def succeeds(server: Any, dynprompt: Any, caches: Any, current_item: str, extra: Any) -> Any:
-    return (Result.SUCCESS, None, None)
-
-
-async def of_another_version(server: Any, everything: Any) -> Any:
-    return (Result.FAILURE, {}, FULL)
-
-
-def host_with(execute: Any, **more: Any) -> Any:
-    node_class = SimpleNamespace(RETURN_TYPES=("IMAGE", "MASK"))
-    return SimpleNamespace(
-        execution=SimpleNamespace(ExecutionResult=Result, execute=execute, **more),
-        nodes=SimpleNamespace(NODE_CLASS_MAPPINGS={"Sampler": node_class}),
-        blocker=lambda: "blocked",
-    )
-
-
-def run(host: Any, *, takes: bool) -> tuple[Any, dict[str, Any], list[tuple[str, Exception]]]:
-    """What the executor is answered, what lies in its cache then, and what was asked."""
+def run(host: Any, *, takes: bool) -> tuple[Any, list[tuple[str, Exception]]]:
+    """What the executor is answered, and what was asked."""
     asked: list[tuple[str, Exception]] = []
-    outputs: dict[str, Any] = {}
 
     def judge(node_id: str, error: Exception) -> bool:
         asked.append((node_id, error))
         return takes
 
-    watch_execution(cast(ComfyHost, host), judge)
-    caches = SimpleNamespace(outputs=SimpleNamespace(set=outputs.__setitem__))
-    dynprompt = SimpleNamespace(get_node=lambda node_id: {"class_type": "Sampler"})
-    return asyncio.run(host.execution.execute(None, dynprompt, caches, "x:7", None)), outputs, asked
+    watch_execution(cast(ComfyHost, host), judge, lambda node_id: node_id.removeprefix("x:"))
+    return asyncio.run(host.execution.execute(None, "x:7")), asked
 
 
 def test_a_failure_that_is_taken_becomes_outputs_that_stop_what_is_behind() -> None:
-    answer, outputs, asked = run(host_with(fails), takes=True)
+    host = host_with()
+    before = host.execution.get_output_data
+    answer, asked = run(host, takes=True)
     assert answer == (Result.SUCCESS, None, None)
-    assert outputs == {"x:7": [["blocked"], ["blocked"]]}
+    assert host.execution.kept == {"x:7": [["blocked"], ["blocked"]]}
     assert asked == [("x:7", FULL)]
+    assert host.execution.get_output_data is before
 
 
-def test_every_other_failure_stays_comfyuis() -> None:
-    answer, outputs, _ = run(host_with(fails), takes=False)
-    assert answer == (Result.FAILURE, {"node_id": "x:7"}, FULL) and outputs == {}
+def test_every_other_failure_is_shown_at_the_users_node() -> None:
+    host = host_with()
+    answer, _ = run(host, takes=False)
+    assert answer == (Result.FAILURE, {"node_id": "7"}, FULL) and host.execution.kept == {}
 
 
 def test_nobody_is_asked_about_a_node_that_ran() -> None:
-    answer, outputs, asked = run(host_with(succeeds), takes=True)
-    assert answer == (Result.SUCCESS, None, None) and outputs == {} and asked == []
+    host = host_with(error=None)
+    answer, asked = run(host, takes=True)
+    assert answer == (Result.SUCCESS, None, None) and asked == []
+    assert host.execution.kept == {"x:7": [["picture"], ["mask"]]}
 
 
 def test_an_executor_of_another_kind_is_left_alone() -> None:
-    for host in (host_with(of_another_version), host_with(fails, CacheEntry=object), host_with(None)):
+    async def other(everything: Any) -> Any:
+        return (Result.FAILURE, {}, FULL)
+
+    for name, replaced in (("execute", other), ("execute", None), ("get_output_data", other), ("get_output_data", None)):
+        host = host_with()
+        setattr(host.execution, name, replaced)
         before = host.execution.execute
-        watch_execution(host, lambda node_id, error: True)
+        watch_execution(host, lambda node_id, error: True, lambda node_id: node_id)
         assert host.execution.execute is before

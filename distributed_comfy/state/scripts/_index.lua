@@ -20,7 +20,7 @@ end
 -- == jobs and items =================================================================================================
 local NUMBERS = {'paused', 'parked', 'seq', 'base', 'level', 'running', 'done', 'failed', 'total', 'largest', 'unfetched', 'cap',
   'offered', 'offered_last', 'settled', 'created_ms', 'grows', 'tiles', 'tiles_done', 'tiles_largest'}
-local TEXTS = {'state', 'sig', 'last_sig', 'last', 'prepare', 'submitter', 'place', 'kind', 'spare'}
+local TEXTS = {'state', 'sig', 'last_sig', 'last', 'prepare', 'submitter', 'place', 'kind', 'spare', 'outer'}
 
 local function job_read(id)
   local fields = {}

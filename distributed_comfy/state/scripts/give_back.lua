@@ -1,7 +1,8 @@
 -- A worker cannot finish an item.  Idempotent: a claim that is not (or no longer) the item's changes nothing.
 -- ARGV  worker, incarnation, claim id, job, index, how, error, class, max attempts, first wait ms, meta
 --       how: 'release' (uses up no attempt), 'retry' (class counts), 'lacks' (this worker is barred from the job's signature),
---       'elsewhere' (as 'lacks' while another worker may run it, else as 'retry'), 'final'
+--       'elsewhere' (as 'lacks' while another one may run it, else as 'retry'), 'refused' (as 'lacks' where the submitter's ComfyUI has
+--       accepted the prompt, else as 'final'), 'final'.  A job whose submitter runs items itself never fails because all are barred.
 -- Gives  {'ok' | 'failed' | 'lost', worker...}
 local name, inc, claim, id, index, how = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local job = job_read(id)
@@ -27,19 +28,14 @@ local function own_signature(field)
   return own
 end
 
-local function bar(field) -- false where no worker is left that may run it
+local function bar(field)
   local own = own_signature(field)
   call('SADD', K.barred(name), own)
   call('SADD', K.sig_barred(own), name)
-  for _, cap in ipairs(call('SMEMBERS', K.sig_caps(own))) do
-    for _, other in ipairs(call('SMEMBERS', K.cap_workers(cap))) do
-      if call('SISMEMBER', K.barred(other), own) == 0 then return true end
-    end
-  end
-  return false
 end
 
-local function others_may(sig)
+local function others_may(sig) -- somebody else is left for it
+  if job.outer == 'runs' then return true end
   for _, cap in ipairs(call('SMEMBERS', K.sig_caps(sig))) do
     for _, other in ipairs(call('SMEMBERS', K.cap_workers(cap))) do
       if other ~= name and call('SISMEMBER', K.barred(other), sig) == 0 then return true end
@@ -50,10 +46,15 @@ end
 
 local out = {'ok'}
 local field = index == job.last and 'last_sig' or 'sig'
-if how == 'elsewhere' then how = others_may(job[field]) and 'lacks' or 'retry' end
+local left = others_may(job[field])
+if how == 'elsewhere' then how = left and 'lacks' or 'retry' end
+if how == 'refused' then how = job.outer ~= '' and 'lacks' or 'final' end
 local class, wait_ms, goes_back = '', 0, how ~= 'final'
 if how == 'retry' then class, wait_ms = ARGV[8], num(ARGV[10]) end
-if how == 'lacks' then goes_back = bar(field) end
+if how == 'lacks' then
+  bar(field)
+  goes_back = left
+end
 if goes_back then
   goes_back = give_back(job, index, item, class, num(ARGV[9]), wait_ms, how == 'lacks' and ARGV[8] or nil)
 else

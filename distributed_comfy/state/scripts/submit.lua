@@ -2,9 +2,10 @@
 -- ARGV  job, record, submitter, priority, sig, last_sig or '', cap bytes, aging ms, ttl s, last index or '', host,
 --       owner, owner lease ms (or '', how long after its end the results of a job without owner are kept),
 --       title, requirement, last requirement, kind of the generated items, which of them may be missing in the end ('', 'all', 'others'
---       than item 0), '1' where `extend` will add items, index of the item that prepares for them or '', count, blocked count, finished
---       count, then `count` times: index, packed spec;  then each index that is blocked at first;  then for each item that an earlier
---       job finished and the owner has: index, claim id, worker, result, bytes, meta;  then pairs: prompt hash, prompt.
+--       than item 0), '1' where `extend` will add items, index of the item that prepares for them or '', what the submitter's ComfyUI
+--       answers for ('', 'checked', 'runs'), count, blocked count, finished count, then `count` times: index, packed spec;  then each
+--       index that is blocked at first;  then for each item that an earlier job finished and the owner has: index, claim id, worker,
+--       result, bytes, meta;  then pairs: prompt hash, prompt.
 -- Writes job, jobs, active, spec, prompts, pending | item (blocked; finished: done), owner, submitter, sigs, the index, result and meta of
 --        finished items.
 -- Gives  {'ok' | 'new' (a signature has not been matched with the capabilities yet), worker...}
@@ -12,8 +13,8 @@ local id = ARGV[1]
 local job = job_read(id)
 if job.state ~= '' then return {unmatched(job) and 'new' or 'ok'} end
 local seq = call('INCR', K.sequence())
-local last, prepare, count, blocked, finished = ARGV[10], ARGV[20], tonumber(ARGV[21]), tonumber(ARGV[22]), tonumber(ARGV[23])
-local first_specs = 24
+local last, prepare, count, blocked, finished = ARGV[10], ARGV[20], tonumber(ARGV[22]), tonumber(ARGV[23]), tonumber(ARGV[24])
+local first_specs = 25
 local first_blocked = first_specs + 2 * count
 local first_finished = first_blocked + blocked
 local done, waits, largest = {}, {}, 0
@@ -27,7 +28,7 @@ end
 call('HSET', K.job(id), 'record', ARGV[2], 'submitter', ARGV[3], 'base', ARGV[4], 'level', ARGV[4], 'sig', ARGV[5], 'last_sig', ARGV[6],
   'cap', ARGV[7], 'aging_ms', ARGV[8], 'ttl_s', ARGV[9], 'last', last, 'host', ARGV[11], 'title', ARGV[14], 'seq', seq, 'total', count,
   'state', 'active', 'created_ms', NOW, 'place', '', 'done', finished, 'largest', largest,
-  'kind', ARGV[17], 'spare', ARGV[18], 'grows', num(ARGV[19]), 'prepare', prepare)
+  'kind', ARGV[17], 'spare', ARGV[18], 'grows', num(ARGV[19]), 'prepare', prepare, 'outer', ARGV[21])
 call('ZADD', K.jobs(), seq, id)
 call('SADD', K.active(), id)
 if ARGV[12] == '' then call('HSET', K.job(id), 'keep_ms', ARGV[13]) else call('SET', K.owner(id), ARGV[12], 'PX', ARGV[13]) end

@@ -5,13 +5,14 @@ import json
 
 import pytest
 
-from distributed_comfy.errors import EngineDied, OutOfMemory, WorkerLacks
+from distributed_comfy.errors import EngineDied, OutOfMemory, ValidationRefused, WorkerLacks
 from tests.integration.state.conftest import OpenCluster
 from tests.state_cluster import Cluster, result_of
 
 DIED = EngineDied(status="signal 9", log_tail="")
 OUT_OF_MEMORY = OutOfMemory(device="cuda:0", node_id="3", exception_message="")
 LACKS = WorkerLacks(worker="v", lacks="model.safetensors")
+REFUSED = ValidationRefused(details="Required input is missing: strength", error=None, node_errors={})
 
 
 def heard(cluster: Cluster, name: str) -> dict[str, object]:
@@ -271,6 +272,25 @@ def test_a_retried_job_may_run_again_on_the_worker_that_lacked_something(cluster
     cluster.jobs.retry("a")
     assert cluster.client.hget(cluster.key("job", "a"), "sig") == "sig-Sampler"
     assert cluster.answer_tickets() == ["a"]
+
+
+def test_a_prompt_that_a_comfyui_has_accepted_is_tried_elsewhere_where_a_worker_refuses_it(cluster: Cluster) -> None:
+    cluster.join("v", "w")
+    cluster.submit("nobody asked")
+    assert cluster.give_back("v", cluster.take("v"), "refused", REFUSED) == "failed"
+    cluster.submit("checked", outer="checked")
+    assert cluster.give_back("v", cluster.take("v"), "refused", REFUSED) == "ok"
+    assert cluster.workers.barred("checked") == {"v"} and cluster.workers.barred("nobody asked") == frozenset()
+    assert cluster.claim("v") is None
+    assert cluster.give_back("w", cluster.take("w"), "refused", REFUSED) == "failed"
+
+
+def test_a_job_whose_owner_can_run_it_waits_for_that_one_where_all_workers_are_barred(cluster: Cluster) -> None:
+    cluster.join("v")
+    cluster.submit("a", outer="runs")
+    assert cluster.give_back("v", cluster.take("v"), "lacks", LACKS) == "ok"
+    assert cluster.claim("v") is None
+    assert cluster.jobs.item_states("a")[0].state == "pending" and cluster.workers.barred("a") == {"v"}
 
 
 def test_a_worker_that_lacks_the_last_stage_is_still_good_for_the_items(cluster: Cluster) -> None:
