@@ -16,9 +16,11 @@ from aiohttp import web
 from distributed_comfy import __version__
 from distributed_comfy.comfyui import foreign
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.alone import open_alone
 from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
 from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.jobs import MasterJobs
+from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.local_failures import watch_execution
 from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
@@ -54,6 +56,8 @@ def install_intake(pack: Pack) -> None:
         folder=pack.settings.cache_folder / SPOOLS,
         engine_version=f"{host.version} ({commit})" if commit else host.version,
         takes_part=lambda: pack.options.participate,
+        alone=open_alone(pack.session.settings),
+        keeper=JobKeeper(),
     )
     participation = _participation(pack, places)
     jobs = MasterJobs(host, places, participation.drop)
@@ -61,6 +65,7 @@ def install_intake(pack: Pack) -> None:
     _register(pack, nodes)
     pack.context.inner = participation
     pack.jobs = jobs
+    pack.session.on_left.append(jobs.leave)
     host.server.app.middlewares.append(intake(jobs))
     _let_pass(pack)
     watch_execution(host, participation.fails)

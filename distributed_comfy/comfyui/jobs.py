@@ -9,8 +9,10 @@ from distributed_comfy.collector.adopt import mark_left, remove_ended
 from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.keeping import AWAY_S
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
 from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
+from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,13 @@ class MasterJobs:
         """The job of a prompt that is not over."""
         with self._lock:
             return self._jobs.get(prompt_id)
+
+    def leave(self, cluster: Cluster) -> None:
+        """The session leaves a cluster: so do the jobs that are in it."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.leave(cluster, AWAY_S)
 
     def _sweep(self) -> None:
         """What a ComfyUI left that was killed waits for its prompt, but not for ever."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.collected import collected_values, upscaled_value
 from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.keeping import AWAY_S, JobKeeper
 from distributed_comfy.comfyui.progress import JobProgress
 from distributed_comfy.comfyui.queue_watch import Ending
 from distributed_comfy.errors import (
@@ -35,9 +37,8 @@ from distributed_comfy.errors import (
 from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import JobRecord
 from distributed_comfy.orchestrator.delivery import CapableWorkers
-from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener
-from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_prompt
+from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_again, submit_prompt
 from distributed_comfy.planning.plan import JobPlan
 from distributed_comfy.state.records import SpoolPlace
 from distributed_comfy.workflow.parse import parse_prompt
@@ -49,12 +50,12 @@ CLUSTER_WAIT_S = 20.0
 """How long a prompt's job waits for the pack's connection to the cluster."""
 SUBMIT_S = 15.0
 """How long servers that went away may take to come back before a prompt is not distributed."""
-SUBMIT_PAUSE_S = 1.0
+PAUSE_S = 1.0
 CANCEL_S = 5.0
 """How long a cancelled job may take to come to its end before it is left to its lease."""
 
-Phase = Literal["deferred", "starting", "running", "here", "failed", "absent"]
-"""``deferred``: not queued before a node asks; ``here``: all of it; ``absent``: there is no job, the prompt runs as if we were not here."""
+Phase = Literal["deferred", "starting", "running", "here", "failed"]
+"""``deferred``: not queued before a node asks; ``starting``: also while it moves to another cluster; ``here``: all of it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class JobPlaces:
     """Of this ComfyUI, as a worker of it would tell it."""
     takes_part: Callable[[], bool]
     """The user's choice, as it is now."""
+    alone: Cluster
+    """What is used while there is no other; see `alone.open_alone`."""
+    keeper: JobKeeper
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class MasterJob:
         self.accepted = accepted
         self.progress = JobProgress()
         self.error: Exception | None = None
-        """Why it is ``failed`` or ``absent``."""
+        """Why it is ``failed``."""
         self.running: RunningJob | None = None
         """Once it is in the table, until its prompt is over."""
         self.phase: Phase = "deferred"
@@ -111,6 +115,8 @@ class MasterJob:
         self._reason = ""
         self._over = threading.Event()
         self._keep = False
+        self._move_by = 0.0
+        """Until when a cluster that the job has left may take to come back."""
         self._changing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name=f"job of {accepted.prompt_id[:8]}", daemon=True)
 
@@ -171,46 +177,87 @@ class MasterJob:
         self._thread.join(CANCEL_S)
         running.collector.stop()
 
+    def leave(self, cluster: Cluster, wait_s: float) -> None:
+        """Its cluster is gone: go on in another one, which may take so long to come, else without; returns at once."""
+        running = self.running
+        if running is not None and running.cluster is cluster and self.phase == "running":
+            self._move_by = time.monotonic() + wait_s
+            running.collector.stop()
+
     # -- the job's own thread
     def _work(self) -> None:
         try:
-            self._run(self._places.cluster(CLUSTER_WAIT_S))
+            self._run()
             self.phase = "here"
-        except (ClusterUnavailable, redis.RedisError) as error:
-            self._fail("failed" if self.running or isinstance(error, NoCapableWorker) else "absent", error)
-        except DistributedComfyError as error:
-            self._fail("failed", error)
+        except (DistributedComfyError, redis.RedisError) as error:
+            self._fail(error)
         except Exception as error:  # the thread's boundary: the node that waits must learn of it
-            self._fail("failed", error)
+            self._fail(error)
             raise
 
-    def _fail(self, phase: Phase, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         self.error = error
-        if self._stop.is_set():
-            log.debug("prompt %s: %s", self.accepted.prompt_id, error)
-        elif phase == "absent":
-            log.warning("prompt %s is not distributed: %s; this ComfyUI runs it alone, once", self.accepted.prompt_id, error)
-        else:
-            log.warning("prompt %s: %s", self.accepted.prompt_id, error)
-        self.phase = phase
+        log.log(logging.DEBUG if self._stop.is_set() else logging.WARNING, "prompt %s: %s", self.accepted.prompt_id, error)
+        self.phase = "failed"
 
-    def _run(self, cluster: Cluster) -> None:
-        queued = self._submit(cluster)
+    def _run(self) -> None:
+        cluster, queued = self._queue()
+        with subject(queued.record.job_id):
+            while not self._collect(cluster, queued):
+                cluster, queued = self._move(queued)
+
+    def _collect(self, cluster: Cluster, queued: QueuedJob) -> bool:
+        """Collect all of it; False where the cluster has gone before."""
         record = queued.record
-        with subject(record.job_id), Ownership(cluster, record.job_id, queued.owner), self._listening(cluster, record.job_id):
-            self.running = self._begin(cluster, queued)
+        self.running = running = self._begin(cluster, queued)
+        with ExitStack() as meanwhile:
+            if cluster is not self._places.alone:
+                meanwhile.enter_context(self._places.keeper.keeping(cluster, record.job_id, queued.owner, lambda: self.leave(cluster, 0.0)))
+                meanwhile.enter_context(self._listening(cluster, record.job_id))
             self.phase = "running"
             if self._stop.is_set():  # while it was being submitted
                 self._cancel_now(cluster, record.job_id, self._reason)
             try:
-                self.running.collector.run()
+                running.collector.run()
             except CancelledError:
+                if not self._stop.is_set():
+                    self.phase = "starting"
+                    return False
+                self._settle(cluster, record.job_id)
                 raise RunInterrupted(when="before all of the job was here") from None
+            except JobUnknown:
+                if self._stop.is_set():
+                    raise
+                self.phase, self._move_by = "starting", time.monotonic() + AWAY_S
+                return False
             except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
                 self._cancel_now(cluster, record.job_id, str(error))
-                raise
-            finally:
                 self._settle(cluster, record.job_id)
+                raise
+            self._settle(cluster, record.job_id)
+            return True
+
+    def _move(self, queued: QueuedJob) -> tuple[Cluster, QueuedJob]:
+        """Enter the job where the next cluster is: what is in the spool does not run again."""
+        running, record = self.running, queued.record
+        assert running is not None
+        log.warning("job %s: its cluster is gone; it goes on with %d items in the next one", record.job_id, len(running.spool.items()))
+        while True:
+            try:
+                cluster = self._places.cluster(max(0.0, self._move_by - time.monotonic()))
+                moved = submit_again(cluster, queued, running.spool, self._outer())
+            except (ClusterUnavailable, redis.RedisError) as error:
+                if self._stop.wait(PAUSE_S):
+                    raise RunInterrupted(when="before all of the job was here") from None
+                if time.monotonic() >= self._move_by and self.can_run_here:
+                    self._tell_alone(error)
+                    return self._places.alone, submit_again(self._places.alone, queued, running.spool, self._outer())
+            else:
+                log.info("job %s goes on: %d of %d items are here", record.job_id, len(running.spool.items()), record.items)
+                return cluster, moved
+
+    def _tell_alone(self, error: Exception) -> None:
+        log.warning("prompt %s is not distributed: %s; this ComfyUI makes what is missing itself", self.accepted.prompt_id, error)
 
     def _listening(self, cluster: Cluster, job_id: str) -> ProgressListener:
         return ProgressListener(cluster, job_id, self.progress.step)
@@ -226,40 +273,51 @@ class MasterJob:
             if self.running is not None:
                 self.running.collector.stop()
 
-    def _submit(self, cluster: Cluster) -> QueuedJob:
-        parsed = replace(parse_prompt(self.accepted.needed), extra_pnginfo=self.accepted.extra_pnginfo)
-        given = GivenPrompt(parsed, Path.cwd(), f"ComfyUI {self.accepted.prompt_id[:8]}")
+    def _outer(self) -> OuterRun:
         takes_part = self._places.takes_part() and self.can_run_here
-        outer = OuterRun(
+        return OuterRun(
             self.accepted.outputs, self._places.engine_version, self._places.host.folders, self.can_run_here, takes_part
         )
+
+    def _queue(self) -> tuple[Cluster, QueuedJob]:
+        """Enter the job in the table of the cluster; of this ComfyUI alone, where none answers."""
+        parsed = replace(parse_prompt(self.accepted.needed), extra_pnginfo=self.accepted.extra_pnginfo)
+        given = GivenPrompt(parsed, Path.cwd(), f"ComfyUI {self.accepted.prompt_id[:8]}")
+        options = SubmitOptions(resume_in=self._places.folder, outer=self._outer())
         try:
-            queued = self._patiently(cluster, given, SubmitOptions(resume_in=self._places.folder, outer=outer))
+            cluster, queued = self._patiently(given, options)
         except NoWorker as error:
             raise OnlyWorkersHave(what=", ".join(self.accepted.foreign)) from error
         except NoCapableWorker as error:
             raise NoCapableWorker(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {', '.join(self.accepted.foreign)}") from error
+        except (ClusterUnavailable, redis.RedisError) as error:
+            if self._stop.is_set() or not self.can_run_here:
+                raise
+            self._tell_alone(error)
+            cluster, queued = self._places.alone, submit_prompt(self._places.alone, given, options, self._stop)
         self.progress.begin(queued.record)
         for warning in queued.plan.warnings:
             log.warning("prompt %s: %s", self.accepted.prompt_id, warning)
         log.info("prompt %s is job %s: %d items", self.accepted.prompt_id, queued.record.job_id, queued.record.items)
-        return queued
+        return cluster, queued
 
-    def _patiently(self, cluster: Cluster, given: GivenPrompt, options: SubmitOptions) -> QueuedJob:
-        """Submit, and again for a while where the servers do not answer: run here alone, the prompt would give one item instead of all.
+    def _patiently(self, given: GivenPrompt, options: SubmitOptions) -> tuple[Cluster, QueuedJob]:
+        """Submit, and again for a while where the servers do not answer.
 
         A job whose submission was not answered has no owner; it ends by itself.
         """
         give_up_at = time.monotonic() + SUBMIT_S
+        cluster = self._places.cluster(CLUSTER_WAIT_S)
         while True:
             try:
-                return submit_prompt(cluster, given, options, self._stop)
+                return cluster, submit_prompt(cluster, given, options, self._stop)
             except NoWorker:
                 raise
             except (ClusterUnavailable, redis.RedisError) as error:
-                if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(SUBMIT_PAUSE_S):
+                if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(PAUSE_S):
                     raise
                 log.info("prompt %s: %s; it is tried again", self.accepted.prompt_id, error)
+            cluster = self._places.cluster(SUBMIT_S)  # embedded servers that were started again are others
 
     def _begin(self, cluster: Cluster, queued: QueuedJob) -> RunningJob:
         record, folder = queued.record, self._places.folder

@@ -23,7 +23,7 @@ from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob, OutOfMemory
+from distributed_comfy.errors import ClusterUnavailable, ConnectionLost, DistributedComfyError, NodeOutsideJob, OutOfMemory
 from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import Claim
@@ -64,8 +64,8 @@ class LocalRun:
     began: float = field(default_factory=time.monotonic)
     captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
     """Sink, slot, position in the list, value."""
-    error: OutOfMemory | None = None
-    """Why it is to run elsewhere."""
+    error: OutOfMemory | ConnectionLost | None = None
+    """Why it is to run elsewhere, or again."""
 
     @property
     def sinks(self) -> list[str]:
@@ -129,7 +129,11 @@ class Participation:
             return None
         try:
             run = self._run(job, running, (node_id, outputs), claim)
-        except (DistributedComfyError, redis.RedisError) as error:
+        except (ClusterUnavailable, redis.RedisError) as error:
+            log.info("item %s does not begin here: %s", item_id(claim.job_id, claim.index), error)
+            self._guest.give_back(running.cluster, claim, "release")
+            return None
+        except DistributedComfyError as error:
             log.warning("item %s cannot run here: %s", item_id(claim.job_id, claim.index), error)
             run = None
         if run is None or not self._has_all(run):
@@ -194,7 +198,13 @@ class Participation:
         """Whether a failed node's item is to be tried elsewhere, so that the prompt goes on."""
         with self._lock:
             run = next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
-        if run is None or not is_out_of_memory(self._host.model_management, error):
+        if run is None:
+            return False
+        if isinstance(error, ConnectionLost):
+            log.info("item %s runs again: %s", item_id(run.claim.job_id, run.claim.index), error)
+            run.error = error
+            return True
+        if not is_out_of_memory(self._host.model_management, error):
             return False
         log.warning("item %s ran out of memory here: %s", item_id(run.claim.job_id, run.claim.index), error)
         inner = node_id.removeprefix(run.prefix)
@@ -213,7 +223,8 @@ class Participation:
             return None
         job_id, index = run.claim.job_id, run.claim.index
         if run.error is not None:
-            self._too_large.add(job_id)
+            if isinstance(run.error, OutOfMemory):
+                self._too_large.add(job_id)
             self._guest.give_back(run.running.cluster, run.claim, "retry", run.error)
             return run
         store = MemoryBlobStore()

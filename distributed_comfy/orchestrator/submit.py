@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_comfy import __version__
+from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
@@ -195,6 +196,28 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
             cluster.blobs.drop_job(job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
+
+
+def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: OuterRun) -> QueuedJob:
+    """Enter a job in another table, as it was planned and under its id: what lies in its spool does not run again.
+
+    A table that knows the job, because it is the old one come back, is changed in nothing.
+
+    Args:
+        cluster: open connections.
+        queued: the job, whose table is gone.
+        spool: its own, open.
+        outer: the ComfyUI that runs the prompt.
+    Raises:
+        InputFileMissing: a file that the prompt loads is there no more.
+        ClusterUnavailable: this table does not answer either.
+    """
+    record = queued.record
+    inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
+    inputs.add(queued.plan.input_files, {name: [folder] for name, folder in outer.folders.items()})
+    resumed = Resumed(record.job_id, spool, record.items)
+    cluster.jobs.submit(_submission(record, queued.plan, resumed), queued.owner)
+    return replace(queued, inputs=inputs, resumed=resumed)
 
 
 def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
