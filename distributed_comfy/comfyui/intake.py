@@ -127,6 +127,10 @@ def intake(jobs: MasterJobs) -> Any:
     async def take(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method != "POST" or request.path not in PATHS:
             return await handler(request)
+        with jobs.intake():
+            return await accepted(request, handler)
+
+    async def accepted(request: web.Request, handler: Handler) -> web.StreamResponse:
         answer = await handler(request)
         if answer.status != web.HTTPOk.status_code or not isinstance(answer, web.Response):
             return answer

@@ -1,9 +1,11 @@
 """The jobs of the prompts that this ComfyUI has accepted, by prompt."""
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from distributed_comfy.collector.adopt import mark_left, remove_ended
 from distributed_comfy.collector.spool import SPOOL_FOLDER
@@ -15,6 +17,9 @@ from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+INTAKE_S = 5.0
+"""How long a node waits for prompts that are just being accepted: its own may be one of them."""
 
 
 class MasterJobs:
@@ -34,6 +39,10 @@ class MasterJobs:
         self._lock = threading.Lock()
         self._latest: AcceptedPrompt | None = None
         """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
+        self._intakes: set[int] = set()
+        """Prompts that ComfyUI is being asked to accept, by number."""
+        self._numbers = itertools.count()
+        self._intake_over = threading.Condition()
         self.watch = QueueWatch(host, self._end, self._cached)
         threading.Thread(target=self._sweep, name="distributed-comfy spools", daemon=True).start()
 
@@ -53,6 +62,25 @@ class MasterJobs:
         if not deferred:
             job.start()
         return job
+
+    @contextmanager
+    def intake(self) -> Iterator[None]:
+        """While it lasts ComfyUI accepts a prompt: it may run that before `accept` is called."""
+        number = next(self._numbers)
+        with self._intake_over:
+            self._intakes.add(number)
+        try:
+            yield
+        finally:
+            with self._intake_over:
+                self._intakes.discard(number)
+                self._intake_over.notify_all()
+
+    def wait_for_intakes(self) -> None:
+        """Until the prompts that are being accepted now have their jobs."""
+        with self._intake_over:
+            now = set(self._intakes)
+            self._intake_over.wait_for(lambda: not now & self._intakes, INTAKE_S)
 
     def others_come_between(self) -> None:
         """ComfyUI has accepted a prompt of another sort: its cache will be of that one."""

@@ -42,7 +42,9 @@ class JobNodes:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="distributed-comfy nodes")
 
     def distributes(self, node_id: str) -> bool:
-        """Whether a node gets what it gives from a job."""
+        """Whether a node gets what it gives from a job; ComfyUI may have begun its prompt before that is known."""
+        if self.jobs.of_node(node_id) is None:
+            self.jobs.wait_for_intakes()
         return self.jobs.of_node(node_id) is not None
 
     async def wait(self, job: MasterJob, node_id: str, outputs: int) -> Any:
@@ -176,8 +178,9 @@ class MasterUpscale(UltimateSDUpscaleDistributed):
         hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID"}
         return {**declared, "required": {**declared["required"], **lazy}, "hidden": hidden}
 
-    def check_lazy_status(self, **inputs: Any) -> list[str]:
+    def check_lazy_status(self, unique_id: str, **inputs: Any) -> list[str]:
         """Nothing is ever asked for."""
+        self.nodes.distributes(unique_id)
         return []
 
     async def upscale(self, unique_id: str, **inputs: Any) -> Any:
