@@ -15,7 +15,7 @@ from aiohttp import web
 
 from distributed_comfy import __version__
 from distributed_comfy.comfyui import foreign
-from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
 from distributed_comfy.comfyui.alone import open_alone
 from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
 from distributed_comfy.comfyui.guest import Guest
@@ -135,7 +135,7 @@ def intake(jobs: MasterJobs) -> Any:
         if answer.status != web.HTTPOk.status_code or not isinstance(answer, web.Response):
             return answer
         try:
-            if accept(jobs, _prompt_id(answer)) is None:
+            if accept(jobs, _place(answer)) is None:
                 jobs.others_come_between()
         except Exception:  # the prompt is queued: it runs as if we were not here
             log.exception("a prompt is not distributed; please report it")
@@ -144,26 +144,27 @@ def intake(jobs: MasterJobs) -> Any:
     return take
 
 
-def accept(jobs: MasterJobs, prompt_id: str) -> MasterJob | None:
+def accept(jobs: MasterJobs, place: Place) -> MasterJob | None:
     """Make a job of a prompt that is in ComfyUI's queue; None where there is nothing to distribute.
 
     What counts is the prompt in the queue, not what was posted: handlers of other packs (wildcards, for one) and newer ComfyUIs change it.
     """
-    entry = jobs.watch.entry(prompt_id)
+    entry = jobs.watch.entry(place)
     if entry is None:  # it has run already: there was nothing to wait for
         return None
-    _, _, queued, extra_data, outputs = entry[:5]
+    number, prompt_id, queued, extra_data, outputs = entry[:5]
     if not any(node.get("class_type") in _OURS for node in queued.values()):
         return None
     running: Prompt = copy.deepcopy(queued)
     extra = extra_data.get("extra_pnginfo")
     return jobs.accept(
         AcceptedPrompt(
-            prompt_id, foreign.original_of(running), running, tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
-            foreign.foreign_in(running),
+            str(prompt_id), foreign.original_of(running), running, tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
+            foreign.foreign_in(running), number,
         )
     )  # fmt: skip
 
 
-def _prompt_id(answer: web.Response) -> str:
-    return str(json.loads(bytes(answer.body))["prompt_id"])  # type: ignore[arg-type]  # it is JSON of ComfyUI's own
+def _place(answer: web.Response) -> Place:
+    facts = json.loads(bytes(answer.body))  # type: ignore[arg-type]  # it is JSON of ComfyUI's own
+    return facts["number"], str(facts["prompt_id"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from distributed_comfy.collector.adopt import mark_left, remove_ended
 from distributed_comfy.collector.spool import SPOOL_FOLDER
-from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.keeping import AWAY_S
 from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
@@ -35,7 +35,7 @@ class MasterJobs:
         self._host = host
         self._on_end = on_end
         self._places = places
-        self._jobs: dict[str, MasterJob] = {}
+        self._jobs: dict[Place, MasterJob] = {}
         self._lock = threading.Lock()
         self._latest: AcceptedPrompt | None = None
         """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
@@ -55,10 +55,10 @@ class MasterJobs:
             return None
         job = MasterJob(accepted, self._places)
         with self._lock:
-            self._jobs[accepted.prompt_id] = job
+            self._jobs[accepted.place] = job
             deferred = self._latest is not None and self._latest.content == accepted.content
             self._latest = accepted
-        self.watch.follow(accepted.prompt_id)
+        self.watch.follow(accepted.place)
         if not deferred:
             job.start()
         return job
@@ -90,14 +90,14 @@ class MasterJobs:
     def of_node(self, node_id: str) -> MasterJob | None:
         """The job that a node of the prompt that runs now belongs to; None where it is to work as if we were not here."""
         prompt_id, _ = self._host.executing()
-        with self._lock:
-            job = self._jobs.get(prompt_id)
+        job = self._of_running(prompt_id)
         return job if job is not None and node_id in job.accepted.job_nodes else None
 
-    def of_prompt(self, prompt_id: str) -> MasterJob | None:
-        """The job of a prompt that is not over."""
+    def _of_running(self, prompt_id: str) -> MasterJob | None:
+        """The job of the prompt with this id that runs now; another one with the same id may wait."""
+        places = self.watch.running(prompt_id)
         with self._lock:
-            return self._jobs.get(prompt_id)
+            return next((self._jobs[place] for place in places if place in self._jobs), None)
 
     def leave(self, cluster: Cluster) -> None:
         """The session leaves a cluster: so do the jobs that are in it."""
@@ -114,15 +114,15 @@ class MasterJobs:
 
     def _cached(self, prompt_id: str, nodes: frozenset[str]) -> None:
         """ComfyUI has the results of these nodes already: a job that only they would ask for runs in vain."""
-        job = self.of_prompt(prompt_id)
+        job = self._of_running(prompt_id)
         if job is not None and job.accepted.job_nodes <= nodes:
             job.cancel("ComfyUI has its results in the cache")
 
-    def _end(self, prompt_id: str, ending: Ending) -> None:
+    def _end(self, place: Place, ending: Ending) -> None:
         with self._lock:
-            job = self._jobs.pop(prompt_id, None)
-            if ending != "success" and self._latest is not None and self._latest.prompt_id == prompt_id:
+            job = self._jobs.pop(place, None)
+            if ending != "success" and self._latest is not None and self._latest.place == place:
                 self._latest = None
         if job is not None:
             job.end(ending)
-            threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()
+            threading.Thread(target=self._on_end, args=(job,), name=f"end of {place[1][:8]}", daemon=True).start()
