@@ -10,7 +10,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import redis
 from aiohttp import web
 
 from distributed_comfy import __version__
@@ -27,21 +26,18 @@ from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.participation import Participation
+from distributed_comfy.comfyui.passing import JOB_CLASSES, PATHS, Passing
 from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import Prompt
 from distributed_comfy.nodes.cut import bind
 from distributed_comfy.state.records import WorkerFacts
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
-from distributed_comfy.workflow.parse import parse_prompt
 
 log = logging.getLogger(__name__)
 
-PATHS = ("/prompt", "/api/prompt")
 SPOOLS = "comfyui-jobs"
-_OURS = (COLLECTOR_CLASS, UPSCALE_CLASS)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -84,21 +80,10 @@ def _register(pack: Pack, nodes: JobNodes) -> None:
 
 def _let_pass(pack: Pack) -> None:
     """Let ComfyUI accept prompts that name what only workers have."""
-    values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS, lambda: pack.session.cluster(0.0).matching.live().values())
-
-    def replace(posted: dict[str, Any]) -> dict[str, Any]:
-        prompt = posted.get("prompt")
-        if not isinstance(prompt, dict) or not any(isinstance(node, dict) and node.get("class_type") in _OURS for node in prompt.values()):
-            return posted
-        try:
-            parsed = parse_prompt(prompt).prompt
-            changed = values.replace(parsed)
-            return posted if changed is parsed else {**posted, "prompt": changed}
-        except (DistributedComfyError, redis.RedisError) as error:  # ComfyUI says what is wrong with it
-            log.debug("a prompt is validated as it is: %s", error)
-            return posted
-
-    pack.host.server.add_on_prompt_handler(replace)
+    values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS)
+    passing = Passing(values, lambda: pack.session.cluster(0.0).matching.live().values())
+    pack.host.server.app.middlewares.append(passing.middleware)
+    pack.host.server.add_on_prompt_handler(passing.replace)
     foreign.restore_in_metadata(pack.host.execution.DynamicPrompt)
 
 
@@ -153,7 +138,7 @@ def accept(jobs: MasterJobs, place: Place) -> MasterJob | None:
     if entry is None:  # it has run already: there was nothing to wait for
         return None
     number, prompt_id, queued, extra_data, outputs = entry[:5]
-    if not any(node.get("class_type") in _OURS for node in queued.values()):
+    if not any(node.get("class_type") in JOB_CLASSES for node in queued.values()):
         return None
     running: Prompt = copy.deepcopy(queued)
     extra = extra_data.get("extra_pnginfo")

@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,15 @@ class OwnServers:
         self._state.kill()
         time.sleep(away_s)
         self._state.start()
+
+    @contextmanager
+    def silent_state(self) -> Iterator[None]:
+        """It takes connections and says nothing, as behind a network that drops everything."""
+        self._state.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._state.signal(signal.SIGCONT)
 
     def wipe_state(self) -> None:
         """It comes back and knows nothing."""
@@ -224,3 +236,26 @@ def test_a_clicked_interrupt_ends_the_wait_also_without_a_server(
         master.server.post("/interrupt")
         entry = master.server.wait(prompt_id, 5.0)
         assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+
+
+def test_a_prompt_with_a_class_that_is_not_here_does_not_stop_comfyui_while_the_server_is_silent(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, MASTER_LACKS_CLASS="1"
+    ) as master:
+        prompt = slow("foreign", 2)
+        prompt["strange"] = node("RuleForeign", images=out("work"))
+        prompt["9"]["inputs"]["images"] = out("strange")
+        answers: list[Any] = []
+        with own_servers.silent_state():
+            posting = threading.Thread(target=lambda: answers.append(master.server.post("/prompt", {"prompt": prompt})))
+            posting.start()
+            longest_s = 0.0
+            while posting.is_alive():
+                began = time.monotonic()
+                master.server.get("/prompt")
+                longest_s = max(longest_s, time.monotonic() - began)
+        assert answers[0][0] == 400 and "RuleForeign" in str(answers[0][1])
+        assert longest_s < 1.5
+        assert "the cluster did not say within 3 s" in master.server.log()
