@@ -18,11 +18,13 @@ from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
 from distributed_comfy.comfyui.alone import open_alone
 from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
 from distributed_comfy.comfyui.guest import Guest
+from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.keeping import JobKeeper
+from distributed_comfy.comfyui.lanes import Lanes
 from distributed_comfy.comfyui.local_failures import watch_execution
 from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
-from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.participation import Participation
@@ -54,6 +56,7 @@ def install_intake(pack: Pack) -> None:
         takes_part=lambda: pack.options.participate,
         alone=open_alone(pack.session.settings),
         keeper=JobKeeper(),
+        lanes=Lanes(),
     )
     participation = _participation(pack, places)
     jobs = MasterJobs(host, places, participation.drop)

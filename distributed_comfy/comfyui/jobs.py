@@ -11,8 +11,9 @@ from distributed_comfy.collector.adopt import mark_left, remove_ended
 from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
 from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.keeping import AWAY_S
-from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
 from tasks.cluster import Cluster
 
@@ -60,7 +61,7 @@ class MasterJobs:
             self._latest = accepted
         self.watch.follow(accepted.place)
         if not deferred:
-            job.start()
+            self._places.lanes.soon(job.enter)
         return job
 
     @contextmanager
@@ -125,4 +126,4 @@ class MasterJobs:
                 self._latest = None
         if job is not None:
             job.end(ending)
-            threading.Thread(target=self._on_end, args=(job,), name=f"end of {place[1][:8]}", daemon=True).start()
+            self._places.lanes.soon(lambda: self._on_end(job))

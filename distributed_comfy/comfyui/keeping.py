@@ -5,8 +5,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import redis
@@ -41,9 +40,8 @@ class JobKeeper:
         self._away: dict[int, float] = {}
         """Clusters that did not answer, by identity -> since when."""
 
-    @contextmanager
-    def keeping(self, cluster: Cluster, job_id: str, owner: str, on_away: Callable[[], None]) -> Iterator[None]:
-        """While it lasts the job has an owner.
+    def keep(self, cluster: Cluster, job_id: str, owner: str, on_away: Callable[[], None]) -> None:
+        """From now on the job has an owner.
 
         Args:
             cluster: open connections.
@@ -51,14 +49,6 @@ class JobKeeper:
             owner: a name of this process for this job.
             on_away: called from the keeper's thread, again and again, where the cluster has not answered for `AWAY_S`; it must be quick.
         """
-        self.keep(cluster, job_id, owner, on_away)
-        try:
-            yield
-        finally:
-            self.leave(job_id)
-
-    def keep(self, cluster: Cluster, job_id: str, owner: str, on_away: Callable[[], None]) -> None:
-        """Begin to; see `keeping`."""
         with self._changed:
             self._kept[job_id] = _Kept(cluster, job_id, owner, on_away)
             self._changed.notify()

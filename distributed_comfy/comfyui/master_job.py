@@ -1,14 +1,13 @@
-"""One prompt's job: queued, owned and collected by a thread of this ComfyUI, asked by the nodes of the prompt."""
+"""One prompt's job: queued, owned and collected for the nodes of the prompt, which ask for it when ComfyUI comes to them."""
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis
@@ -19,8 +18,8 @@ from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest
 from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.collected import collected_values, upscaled_value
-from distributed_comfy.comfyui.host import ComfyHost
-from distributed_comfy.comfyui.keeping import AWAY_S, JobKeeper
+from distributed_comfy.comfyui.job_entry import Entered, JobEntry, JobPlaces
+from distributed_comfy.comfyui.keeping import AWAY_S
 from distributed_comfy.comfyui.progress import JobProgress
 from distributed_comfy.comfyui.queue_watch import Ending
 from distributed_comfy.errors import (
@@ -29,51 +28,24 @@ from distributed_comfy.errors import (
     JobCancelled,
     JobStateInvalid,
     JobUnknown,
-    NoCapableWorker,
-    NoWorker,
-    OnlyWorkersHave,
     RunInterrupted,
 )
 from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import JobRecord
 from distributed_comfy.orchestrator.delivery import CapableWorkers
 from distributed_comfy.orchestrator.progress import ProgressListener
-from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_again, submit_prompt
 from distributed_comfy.planning.plan import JobPlan
 from distributed_comfy.state.records import SpoolPlace
-from distributed_comfy.workflow.parse import parse_prompt
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
-CLUSTER_WAIT_S = 20.0
-"""How long a prompt's job waits for the pack's connection to the cluster."""
-SUBMIT_S = 15.0
-"""How long servers that went away may take to come back before a prompt is not distributed."""
-PAUSE_S = 1.0
 CANCEL_S = 5.0
 """How long a cancelled job may take to come to its end before it is left to its lease."""
 
-Phase = Literal["deferred", "starting", "running", "here", "failed"]
-"""``deferred``: not queued before a node asks; ``starting``: also while it moves to another cluster; ``here``: all of it."""
-
-
-@dataclass(frozen=True)
-class JobPlaces:
-    """What all jobs of this process share."""
-
-    host: ComfyHost
-    cluster: Callable[[float], Cluster]
-    """See `Session.cluster`."""
-    folder: Path
-    """Spools lie below it."""
-    engine_version: str
-    """Of this ComfyUI, as a worker of it would tell it."""
-    takes_part: Callable[[], bool]
-    """The user's choice, as it is now."""
-    alone: Cluster
-    """What is used while there is no other; see `alone.open_alone`."""
-    keeper: JobKeeper
+Phase = Literal["deferred", "starting", "queued", "running", "here", "failed"]
+"""``deferred``: not queued yet; ``queued``: in the table, and nobody collects it; ``starting``: on its way, also to another cluster;
+``running``: being collected; ``here``: all of it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,7 @@ class RunningJob:
 
 
 class MasterJob:
-    """The job of one accepted prompt.
+    """The job of one accepted prompt; safe to use from several threads.
 
     Args:
         accepted: the prompt.
@@ -108,25 +80,37 @@ class MasterJob:
         self.error: Exception | None = None
         """Why it is ``failed``."""
         self.running: RunningJob | None = None
-        """Once it is in the table, until its prompt is over."""
+        """Once it is collected, until its prompt is over."""
         self.phase: Phase = "deferred"
         self._places = places
         self._stop = threading.Event()
         self._reason = ""
         self._over = threading.Event()
+        self._asked = False
         self._keep = False
+        self._entry = JobEntry(accepted, places, self._stop)
+        self._entered: Entered | None = None
+        self._spool: Spool | None = None
+        self._left = False
+        """The cluster that it is in is gone."""
         self._move_by = 0.0
-        """Until when a cluster that the job has left may take to come back."""
+        """Until when the next one may take."""
+        self._listener: ProgressListener | None = None
+        self._done = threading.Event()
+        """Nothing of it runs any more."""
+        self._cleared = False
         self._changing = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name=f"job of {accepted.prompt_id[:8]}", daemon=True)
 
     # -- for the nodes of the prompt
     def start(self) -> None:
-        """Queue it, if that has not been done; returns at once."""
+        """A node asks for it: it waits for no other job any more; returns at once."""
         with self._changing:
-            if self.phase == "deferred" and not self._over.is_set():
-                self.phase = "starting"
-                self._thread.start()
+            if self._asked or self._over.is_set():
+                return
+            self._asked, phase = True, self.phase
+        if phase in ("deferred", "queued"):
+            self._spawn(self.enter if phase == "deferred" else self._collect)
+        self._listen()
 
     def values(self, node_id: str) -> tuple[Any, ...]:
         """What a node of the prompt gives, which is here; see `collected_values`."""
@@ -150,15 +134,22 @@ class MasterJob:
         return self._over.is_set()
 
     # -- for whoever follows the prompt
+    def enter(self) -> None:
+        """Enter it in the table, if that has not been done, and let it be collected when its turn comes; waits for servers."""
+        with self._changing:
+            if self.phase != "deferred" or self._stop.is_set():
+                return
+            self.phase = "starting"
+        with self._boundary():
+            self._enqueue(self._entry.enter())
+
     def end(self, ending: Ending) -> None:
         """The prompt is over: what is under way is cancelled; what is finished waits for the same prompt, if this one failed."""
         self._keep = ending == "error"
         self.cancel(f"its prompt is over ({ending})")
         with self._changing:
             self._over.set()
-        if not self._thread.ident:
-            return
-        threading.Thread(target=self._clear, name=f"end of {self.accepted.prompt_id[:8]}", daemon=True).start()
+        self._places.lanes.soon(self._clear)
 
     def cancel(self, reason: str) -> None:
         """End a job that is under way; returns at once."""
@@ -167,100 +158,179 @@ class MasterJob:
                 return
             self._reason = reason
             self._stop.set()
-        if self.running is not None and self.phase == "running":
-            threading.Thread(target=self._cancel, name=f"cancel {self.accepted.prompt_id[:8]}", daemon=True).start()
+            phase = self.phase
+        if phase == "running":
+            self._spawn(self._cancel)
+        elif phase == "queued":
+            self._places.lanes.soon(self._collect)
 
     def _cancel(self) -> None:
         running = self.running
         assert running is not None
         self._cancel_now(running.cluster, running.record.job_id, self._reason)
-        self._thread.join(CANCEL_S)
+        self._done.wait(CANCEL_S)
         running.collector.stop()
 
     def leave(self, cluster: Cluster, wait_s: float) -> None:
         """Its cluster is gone: go on in another one, which may take so long to come, else without; returns at once."""
-        running = self.running
-        if running is not None and running.cluster is cluster and self.phase == "running":
-            self._move_by = time.monotonic() + wait_s
-            running.collector.stop()
+        with self._changing:
+            entered, phase = self._entered, self.phase
+            if entered is None or entered.cluster is not cluster or phase not in ("queued", "running") or self._left:
+                return
+            self._left, self._move_by = True, time.monotonic() + wait_s
+        self._places.keeper.leave(entered.queued.record.job_id)
+        if phase == "queued":
+            self._places.lanes.soon(self._move_queued)
+        elif self.running is not None:
+            self.running.collector.stop()
 
-    # -- the job's own thread
-    def _work(self) -> None:
+    def close(self, timeout_s: float) -> None:
+        """This ComfyUI ends: so does the job, and what is finished waits for the same prompt."""
+        self._keep = True
+        self.cancel("its ComfyUI ends")
+        self._over.set()
+        if self.running is not None:
+            self.running.collector.stop()
+        self._done.wait(timeout_s if self._entered is not None else 0.0)
+        self._clear()
+
+    # -- the work, in threads
+    def _spawn(self, work: Any) -> None:
+        threading.Thread(target=work, name=f"job of {self.accepted.prompt_id[:8]}", daemon=True).start()
+
+    @contextmanager
+    def _boundary(self) -> Iterator[None]:
+        """Round all work: the node that waits must learn how it ends."""
         try:
-            self._run()
-            self.phase = "here"
+            yield
         except (DistributedComfyError, redis.RedisError) as error:
             self._fail(error)
-        except Exception as error:  # the thread's boundary: the node that waits must learn of it
+        except Exception as error:
             self._fail(error)
             raise
+        finally:
+            if self.phase in ("here", "failed"):
+                if self._entered is not None:
+                    self._places.keeper.leave(self._entered.queued.record.job_id)
+                self._done.set()
+                if self._over.is_set():
+                    self._clear()
 
     def _fail(self, error: Exception) -> None:
         self.error = error
         log.log(logging.DEBUG if self._stop.is_set() else logging.WARNING, "prompt %s: %s", self.accepted.prompt_id, error)
         self.phase = "failed"
 
-    def _run(self) -> None:
-        cluster, queued = self._queue()
-        with subject(queued.record.job_id):
-            while not self._collect(cluster, queued):
-                cluster, queued = self._move(queued)
+    def _enqueue(self, entered: Entered) -> None:
+        """It is in a table: from now on it has an owner, and somebody collects it."""
+        self._entered, self._left = entered, False
+        self._own(entered)
+        self.progress.begin(entered.queued.record)
+        with self._changing:
+            self.phase = "queued"
+            asked = self._asked
+        if self._stop.is_set():
+            self._places.lanes.soon(self._collect)
+        elif asked:
+            self._spawn(self._collect)
+        else:
+            self._places.lanes.collect(self._collect)
 
-    def _collect(self, cluster: Cluster, queued: QueuedJob) -> bool:
+    def _own(self, entered: Entered) -> None:
+        if entered.cluster is not self._places.alone:
+            record, cluster = entered.queued.record, entered.cluster
+            self._places.keeper.keep(cluster, record.job_id, entered.queued.owner, lambda: self.leave(cluster, 0.0))
+
+    def _collect(self) -> None:
+        with self._changing:
+            if self.phase != "queued":
+                return
+            self.phase = "starting"
+        assert self._entered is not None
+        with subject(self._entered.queued.record.job_id), self._boundary():
+            if self._stop.is_set():
+                self._drop(self._entered)
+            while self._left or not self._collected(self._entered):
+                self._move()
+            self.phase = "here"
+
+    def _drop(self, entered: Entered) -> None:
+        """Cancel it before anybody has begun to collect it."""
+        self._cancel_now(entered.cluster, entered.queued.record.job_id, self._reason)
+        self._settle(entered.cluster, entered.queued.record.job_id)
+        raise RunInterrupted(when="before all of the job was here")
+
+    def _collected(self, entered: Entered) -> bool:
         """Collect all of it; False where the cluster has gone before."""
-        record = queued.record
-        self.running = running = self._begin(cluster, queued)
-        with ExitStack() as meanwhile:
-            if cluster is not self._places.alone:
-                meanwhile.enter_context(self._places.keeper.keeping(cluster, record.job_id, queued.owner, lambda: self.leave(cluster, 0.0)))
-                meanwhile.enter_context(self._listening(cluster, record.job_id))
-            self.phase = "running"
-            if self._stop.is_set():  # while it was being submitted
-                self._cancel_now(cluster, record.job_id, self._reason)
-            try:
-                running.collector.run()
-            except CancelledError:
-                if not self._stop.is_set():
-                    self.phase = "starting"
-                    return False
-                self._settle(cluster, record.job_id)
+        cluster, job_id = entered.cluster, entered.queued.record.job_id
+        self.running = running = self._begin(entered)
+        self.phase = "running"
+        self._listen()
+        if self._stop.is_set():  # while it was being submitted
+            self._cancel_now(cluster, job_id, self._reason)
+        if self._left:
+            running.collector.stop()
+        try:
+            running.collector.run()
+        except CancelledError:
+            if self._stop.is_set():
+                self._settle(cluster, job_id)
                 raise RunInterrupted(when="before all of the job was here") from None
-            except JobUnknown:
-                if self._stop.is_set():
-                    raise
-                self.phase, self._move_by = "starting", time.monotonic() + AWAY_S
-                return False
-            except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
-                self._cancel_now(cluster, record.job_id, str(error))
-                self._settle(cluster, record.job_id)
+            return False
+        except JobUnknown:  # the server came back without its data
+            if self._stop.is_set():
                 raise
-            self._settle(cluster, record.job_id)
-            return True
+            self._left, self._move_by = True, time.monotonic() + AWAY_S
+            return False
+        except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
+            self._cancel_now(cluster, job_id, str(error))
+            self._settle(cluster, job_id)
+            raise
+        finally:
+            self._listen_no_more()
+        self._settle(cluster, job_id)
+        return True
 
-    def _move(self, queued: QueuedJob) -> tuple[Cluster, QueuedJob]:
-        """Enter the job where the next cluster is: what is in the spool does not run again."""
-        running, record = self.running, queued.record
-        assert running is not None
-        log.warning("job %s: its cluster is gone; it goes on with %d items in the next one", record.job_id, len(running.spool.items()))
-        while True:
-            try:
-                cluster = self._places.cluster(max(0.0, self._move_by - time.monotonic()))
-                moved = submit_again(cluster, queued, running.spool, self._outer())
-            except (ClusterUnavailable, redis.RedisError) as error:
-                if self._stop.wait(PAUSE_S):
-                    raise RunInterrupted(when="before all of the job was here") from None
-                if time.monotonic() >= self._move_by and self.can_run_here:
-                    self._tell_alone(error)
-                    return self._places.alone, submit_again(self._places.alone, queued, running.spool, self._outer())
-            else:
-                log.info("job %s goes on: %d of %d items are here", record.job_id, len(running.spool.items()), record.items)
-                return cluster, moved
+    # -- to another cluster
+    def _move(self) -> None:
+        self.phase = "starting"
+        assert self._entered is not None
+        self._entered = self._entry.enter_again(self._entered.queued, self._open_spool(self._entered), self._move_by)
+        self._left = False
+        self._own(self._entered)
 
-    def _tell_alone(self, error: Exception) -> None:
-        log.warning("prompt %s is not distributed: %s; this ComfyUI makes what is missing itself", self.accepted.prompt_id, error)
+    def _move_queued(self) -> None:
+        with self._changing:
+            if self.phase != "queued" or not self._left:
+                return
+            self.phase = "starting"
+        assert self._entered is not None
+        with self._boundary():
+            self._enqueue(self._entry.enter_again(self._entered.queued, self._open_spool(self._entered), self._move_by))
 
-    def _listening(self, cluster: Cluster, job_id: str) -> ProgressListener:
-        return ProgressListener(cluster, job_id, self.progress.step)
+    # -- steps
+    def _listen(self) -> None:
+        """Hear what workers do, while a node shows it."""
+        with self._changing:
+            running = self.running
+            if not self._asked or running is None or self.phase != "running" or self._listener is not None:
+                return
+            if running.cluster is not self._places.alone:
+                self._listener = ProgressListener(running.cluster, running.record.job_id, self.progress.step)
+                self._listener.__enter__()
+
+    def _listen_no_more(self) -> None:
+        with self._changing:
+            listener, self._listener, self.phase = self._listener, None, "starting"
+        if listener is not None:
+            listener.__exit__()
+
+    def _open_spool(self, entered: Entered) -> Spool:
+        record, resumed = entered.queued.record, entered.queued.resumed
+        if self._spool is None:
+            folder = spool_folder(self._places.folder, record.job_id)
+            self._spool = resumed.spool if resumed else Spool(folder, SpoolManifest(record.job_id, record.resume_key))
+        return self._spool
 
     def _cancel_now(self, cluster: Cluster, job_id: str, reason: str) -> None:
         try:
@@ -273,56 +343,9 @@ class MasterJob:
             if self.running is not None:
                 self.running.collector.stop()
 
-    def _outer(self) -> OuterRun:
-        takes_part = self._places.takes_part() and self.can_run_here
-        return OuterRun(
-            self.accepted.outputs, self._places.engine_version, self._places.host.folders, self.can_run_here, takes_part
-        )
-
-    def _queue(self) -> tuple[Cluster, QueuedJob]:
-        """Enter the job in the table of the cluster; of this ComfyUI alone, where none answers."""
-        parsed = replace(parse_prompt(self.accepted.needed), extra_pnginfo=self.accepted.extra_pnginfo)
-        given = GivenPrompt(parsed, Path.cwd(), f"ComfyUI {self.accepted.prompt_id[:8]}")
-        options = SubmitOptions(resume_in=self._places.folder, outer=self._outer())
-        try:
-            cluster, queued = self._patiently(given, options)
-        except NoWorker as error:
-            raise OnlyWorkersHave(what=", ".join(self.accepted.foreign)) from error
-        except NoCapableWorker as error:
-            raise NoCapableWorker(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {', '.join(self.accepted.foreign)}") from error
-        except (ClusterUnavailable, redis.RedisError) as error:
-            if self._stop.is_set() or not self.can_run_here:
-                raise
-            self._tell_alone(error)
-            cluster, queued = self._places.alone, submit_prompt(self._places.alone, given, options, self._stop)
-        self.progress.begin(queued.record)
-        for warning in queued.plan.warnings:
-            log.warning("prompt %s: %s", self.accepted.prompt_id, warning)
-        log.info("prompt %s is job %s: %d items", self.accepted.prompt_id, queued.record.job_id, queued.record.items)
-        return cluster, queued
-
-    def _patiently(self, given: GivenPrompt, options: SubmitOptions) -> tuple[Cluster, QueuedJob]:
-        """Submit, and again for a while where the servers do not answer.
-
-        A job whose submission was not answered has no owner; it ends by itself.
-        """
-        give_up_at = time.monotonic() + SUBMIT_S
-        cluster = self._places.cluster(CLUSTER_WAIT_S)
-        while True:
-            try:
-                return cluster, submit_prompt(cluster, given, options, self._stop)
-            except NoWorker:
-                raise
-            except (ClusterUnavailable, redis.RedisError) as error:
-                if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(PAUSE_S):
-                    raise
-                log.info("prompt %s: %s; it is tried again", self.accepted.prompt_id, error)
-            cluster = self._places.cluster(SUBMIT_S)  # embedded servers that were started again are others
-
-    def _begin(self, cluster: Cluster, queued: QueuedJob) -> RunningJob:
+    def _begin(self, entered: Entered) -> RunningJob:
+        cluster, queued, spool = entered.cluster, entered.queued, self._open_spool(entered)
         record, folder = queued.record, self._places.folder
-        manifest = SpoolManifest(record.job_id, record.resume_key)
-        spool = queued.resumed.spool if queued.resumed else Spool(spool_folder(folder, record.job_id), manifest)
         place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(folder.absolute()))
         try:
             cluster.jobs.note_spool(record.job_id, place)
@@ -350,16 +373,18 @@ class MasterJob:
     # -- after the prompt
     def _clear(self) -> None:
         """The spool goes, unless the same prompt may go on with it."""
-        self._thread.join()
-        running, self.running = self.running, None
-        if running is None:
-            return
-        if self._keep and running.spool.items():
-            running.spool.mark_ended()
-            running.spool.close()
-        else:
-            running.spool.remove()
-        remove_ended(self._places.folder / SPOOL_FOLDER, "" if self._keep else running.record.resume_key)
+        with self._changing:
+            entered = self._entered
+            if self._cleared or entered is None or not self._done.is_set():
+                return
+            self._cleared, self.running = True, None
+        spool = self._open_spool(entered) if self._spool is not None or entered.queued.resumed else None
+        if spool is not None and self._keep and spool.items():
+            spool.mark_ended()
+            spool.close()
+        elif spool is not None:
+            spool.remove()
+        remove_ended(self._places.folder / SPOOL_FOLDER, "" if self._keep else entered.queued.record.resume_key)
 
 
 def is_cancelled(error: Exception | None) -> bool:

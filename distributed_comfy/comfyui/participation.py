@@ -18,7 +18,8 @@ import redis
 
 from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
 from distributed_comfy.comfyui.guest import Guest
-from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob, RunningJob
+from distributed_comfy.comfyui.job_entry import JobPlaces
+from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
 from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
