@@ -1,12 +1,14 @@
 """Takes prompts as ComfyUI accepts them: what it queues and what has a collector becomes a job at once, whoever posted it."""
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -65,9 +67,15 @@ def install_intake(pack: Pack) -> None:
     pack.context.inner = participation
     pack.jobs = jobs
     pack.session.on_left.append(jobs.leave)
+    _at_exit(jobs.close)
     host.server.app.middlewares.append(intake(jobs))
     _let_pass(pack)
     watch_execution(host, participation.fails)
+
+
+def _at_exit(call: Callable[[], None]) -> None:
+    """Call it before Python waits for the threads of pools, some of which wait for servers; `atexit` would come after that."""
+    getattr(threading, "_register_atexit", atexit.register)(call)
 
 
 def _register(pack: Pack, nodes: JobNodes) -> None:

@@ -19,6 +19,8 @@ from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 5.0
+"""How long the end of ComfyUI waits for its jobs."""
 INTAKE_S = 5.0
 """How long a node waits for prompts that are just being accepted: its own may be one of them."""
 
@@ -106,6 +108,19 @@ class MasterJobs:
             jobs = list(self._jobs.values())
         for job in jobs:
             job.leave(cluster, AWAY_S)
+
+    def close(self) -> None:
+        """This ComfyUI ends, and with it all jobs; what servers that do not answer are not told ends with its lease."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+
+        def close_each() -> None:
+            for job in jobs:
+                job.close()
+
+        closing = threading.Thread(target=close_each, name="distributed-comfy ends its jobs", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
     def _sweep(self) -> None:
         """What a ComfyUI left that was killed waits for its prompt, but not for ever."""

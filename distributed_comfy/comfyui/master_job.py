@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 CANCEL_S = 5.0
 """How long a cancelled job may take to come to its end before it is left to its lease."""
+CLOSE_S = 2.0
+"""The same where this ComfyUI ends."""
 
 Phase = Literal["deferred", "starting", "queued", "running", "here", "failed"]
 """``deferred``: not queued yet; ``queued``: in the table, and nobody collects it; ``starting``: on its way, also to another cluster;
@@ -184,14 +186,19 @@ class MasterJob:
         elif self.running is not None:
             self.running.collector.stop()
 
-    def close(self, timeout_s: float) -> None:
-        """This ComfyUI ends: so does the job, and what is finished waits for the same prompt."""
-        self._keep = True
-        self.cancel("its ComfyUI ends")
-        self._over.set()
-        if self.running is not None:
-            self.running.collector.stop()
-        self._done.wait(timeout_s if self._entered is not None else 0.0)
+    def close(self) -> None:
+        """This ComfyUI ends: so does the job, and what is finished waits for the same prompt; waits for servers and threads."""
+        with self._changing:
+            self._keep, self._reason = True, "its ComfyUI ends"
+            self._stop.set()
+            self._over.set()
+            phase, running = self.phase, self.running
+        if phase == "running" and running is not None:
+            self._cancel_now(running.cluster, running.record.job_id, self._reason)
+            running.collector.stop()
+        self._collect()
+        if phase in ("starting", "running"):
+            self._done.wait(CLOSE_S)
         self._clear()
 
     # -- the work, in threads
