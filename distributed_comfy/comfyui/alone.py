@@ -148,7 +148,10 @@ class AloneWorkers:
 
     def claim(self, name: str, incarnation: str, claim_id: str, job_id: str) -> Claim | None:
         """The first item of the job that can run; None where there is none now."""
-        job = self._jobs.job(job_id)
+        try:
+            job = self._jobs.job(job_id)
+        except JobUnknown:  # it has just ended
+            return None
         for index, state in job.table.item_states(job_id).items():
             if state.state == "pending" and job.table.claim(index, claim_id, name):
                 return Claim(claim_id, job_id, index, job.packed[index], state.attempts + 1)

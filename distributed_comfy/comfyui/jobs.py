@@ -58,9 +58,12 @@ class MasterJobs:
             return None
         job = MasterJob(accepted, self._places)
         with self._lock:
+            before = self._jobs.get(accepted.place)
             self._jobs[accepted.place] = job
             deferred = self._latest is not None and self._latest.content == accepted.content
             self._latest = accepted
+        if before is not None:  # a client chose number and id, and that prompt has just ended
+            before.end("gone")
         self.watch.follow(accepted.place)
         if not deferred:
             self._places.lanes.soon(job.enter)

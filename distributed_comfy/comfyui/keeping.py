@@ -56,13 +56,15 @@ class JobKeeper:
                 self._thread = threading.Thread(target=self._work, name="distributed-comfy owner", daemon=True)
                 self._thread.start()
 
+    def forget(self, job_id: str) -> _Kept | None:
+        """Let the lease run out, where nobody is there to be told; what was kept."""
+        with self._changed:
+            return self._kept.pop(job_id, None)
+
     def leave(self, job_id: str) -> None:
         """Give the lease back, as far as the table answers."""
-        with self._changed:
-            kept = self._kept.pop(job_id, None)
-        if kept is None:
-            return
-        if id(kept.cluster) in self._away:
+        kept = self.forget(job_id)
+        if kept is None or id(kept.cluster) in self._away:
             return
         try:
             kept.cluster.jobs.disown(job_id, kept.owner)

@@ -126,6 +126,11 @@ class MasterJob:
         return collected_values(running.spool, running.record, plan, self._places.host.blocker())
 
     @property
+    def job_id(self) -> str:
+        """In the table; empty before."""
+        return self._entered.queued.record.job_id if self._entered is not None else ""
+
+    @property
     def can_run_here(self) -> bool:
         """Whether this ComfyUI could run an item itself."""
         return not self.accepted.foreign
@@ -180,7 +185,7 @@ class MasterJob:
             if entered is None or entered.cluster is not cluster or phase not in ("queued", "running") or self._left:
                 return
             self._left, self._move_by = True, time.monotonic() + wait_s
-        self._places.keeper.leave(entered.queued.record.job_id)
+        self._places.keeper.forget(entered.queued.record.job_id)
         if phase == "queued":
             self._places.lanes.soon(self._move_queued)
         elif self.running is not None:
@@ -217,8 +222,7 @@ class MasterJob:
             raise
         finally:
             if self.phase in ("here", "failed"):
-                if self._entered is not None:
-                    self._places.keeper.leave(self._entered.queued.record.job_id)
+                self._places.keeper.leave(self.job_id)
                 self._done.set()
                 if self._over.is_set():
                     self._clear()
@@ -254,7 +258,7 @@ class MasterJob:
                 return
             self.phase = "starting"
         assert self._entered is not None
-        with subject(self._entered.queued.record.job_id), self._boundary():
+        with subject(self.job_id), self._boundary():
             if self._stop.is_set():
                 self._drop(self._entered)
             while self._left or not self._collected(self._entered):

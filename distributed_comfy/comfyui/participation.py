@@ -249,13 +249,10 @@ class Participation:
                 del self._runs[run.claim.claim_id]
         for run in runs:
             self._guest.give_back(run.running.cluster, run.claim, "release")
-        running = job.running
-        if running is not None:
-            job_id = running.record.job_id
-            self._unfit.discard(job_id)
-            self._too_large.discard(job_id)
-            self._others.pop(job_id, None)
-            self._tried.pop(job_id, None)
+        self._unfit.discard(job.job_id)
+        self._too_large.discard(job.job_id)
+        self._others.pop(job.job_id, None)
+        self._tried.pop(job.job_id, None)
 
     def _result(self, run: LocalRun, store: MemoryBlobStore) -> ItemResult:
         job_id, limit_bytes = run.claim.job_id, run.running.cluster.settings.blob_limit_bytes
