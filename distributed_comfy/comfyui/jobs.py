@@ -39,6 +39,8 @@ class MasterJobs:
         self._on_end = on_end
         self._places = places
         self._jobs: dict[Place, MasterJob] = {}
+        self.closed = threading.Event()
+        """Set once this ComfyUI ends: no node gets anything more."""
         self._lock = threading.Lock()
         self._latest: AcceptedPrompt | None = None
         """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
@@ -114,6 +116,7 @@ class MasterJobs:
 
     def close(self) -> None:
         """This ComfyUI ends, and with it all jobs; what servers that do not answer are not told ends with its lease."""
+        self.closed.set()
         with self._lock:
             jobs = list(self._jobs.values())
 

@@ -58,6 +58,7 @@ class JobNodes:
         job.start()
         view = _View(self.host, node_id)
         while True:
+            self._check()
             view.show(job)
             found = await self.unless_interrupted(self._look, job, node_id, outputs)
             if found is not None:
@@ -72,10 +73,19 @@ class JobNodes:
         """
         running = asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
         while not running.done():
-            self.host.model_management.throw_exception_if_processing_interrupted()
+            self._check()
             await asyncio.wait([running], timeout=POLL_S)
-        self.host.model_management.throw_exception_if_processing_interrupted()
+        self._check()
         return running.result()
+
+    def _check(self) -> None:
+        """
+        Raises:
+            ComfyUI's own exception, where the prompt was interrupted; or where ComfyUI ends, which is no error of the node's.
+        """
+        if self.jobs.closed.is_set():
+            raise self.host.model_management.InterruptProcessingException
+        self.host.model_management.throw_exception_if_processing_interrupted()
 
     def _look(self, job: MasterJob, node_id: str, outputs: int) -> Any:
         if job.running is not None and job.running.has(node_id):
