@@ -70,12 +70,11 @@ def test_prompts_of_one_id_have_each_a_job_of_its_own(master: Master) -> None:
 
 def test_of_prompts_of_one_id_the_deleted_one_ends_its_job_and_no_other(master: Master) -> None:
     busy = master.server.queue(plain_work("busy again", steps=300, salt=4))
-    before = list(master.jobs())
-    labels = ("one", "other")
+    labels, jobs = ("one", "other"), []
     for number, label in enumerate(labels):
+        before = list(master.jobs())
         master.server.queue(pictures(label, items=2, seed=700 + 10 * number, steps=400), prompt_id="twice")
-    master.server.until(lambda: len(master.jobs()) == len(before) + 2, 20.0)
-    jobs = [job for job in master.jobs() if job not in before]
+        jobs.append(master.job_of(before))
     master.server.post("/queue", {"delete": ["twice"]})
     left = {entry[2]["show"]["inputs"]["label"] for entry in master.server.get("/queue")["queue_pending"]}
     assert len(left) == 1
