@@ -12,24 +12,23 @@ from tests.comfyui.master_prompts import pictures, plain_work
 from tests.comfyui.master_rig import Master, open_master
 
 SLOW_ANSWERS = """
-import asyncio
-from aiohttp import web
+import time
 from server import PromptServer
 
 NODE_CLASS_MAPPINGS = {}
+queue = PromptServer.instance.prompt_queue
+put = queue.put
 
 
-@web.middleware
-async def answers_late(request, handler):
-    answer = await handler(request)
-    if "slow_answer" in request.query:
-        await asyncio.sleep(1.0)
-    return answer
+def put_and_rest(item):
+    put(item)
+    if item[3].get("slow_answer"):
+        time.sleep(1.0)
 
 
-PromptServer.instance.app.middlewares.append(answers_late)
+queue.put = put_and_rest
 """
-"""A pack that is loaded after ours: what it does comes before ours learns of ComfyUI's answer."""
+"""With this pack ComfyUI has begun a prompt, and may be through with it, before anybody learns of its answer."""
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +38,14 @@ def master(
     folder = tmp_path_factory.mktemp("master")
     with open_master(
         comfy, packed_python, base_directory, folder, comfyui_rig, models=False, options={"participate": False},
-        packs={"zz_late.py": SLOW_ANSWERS}, MASTER_LACKS_CLASS="1",
+        packs={"slow_answers.py": SLOW_ANSWERS}, MASTER_LACKS_CLASS="1",
     ) as found:  # fmt: skip
         yield found
 
 
 def test_a_prompt_that_comfyui_begins_before_it_has_answered_is_distributed_all_the_same(master: Master) -> None:
     before = master.ran_here()
-    _, answer = master.server.post("/prompt?slow_answer", {"prompt": pictures("late", items=3, seed=30)})
-    master.server.wait(answer["prompt_id"])
+    master.server.execute(pictures("late", items=3, seed=30), extra_data={"slow_answer": True})
     assert master.recorded("late") == [30, 31, 32]
     assert master.ran_here() == [*before, "RuleRecord"]
 
