@@ -144,10 +144,12 @@ class MasterJob:
     def enter(self) -> None:
         """Enter it in the table, if that has not been done, and let it be collected when its turn comes; waits for servers."""
         with self._changing:
-            if self.phase != "deferred" or self._stop.is_set():
+            if self.phase != "deferred":
                 return
             self.phase = "starting"
         with self._boundary():
+            if self._stop.is_set():
+                raise RunInterrupted(when="before a job was queued")
             self._enqueue(self._entry.enter())
 
     def end(self, ending: Ending) -> None:
