@@ -27,6 +27,11 @@ class BlobServer:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until_it_answers(self.url, self._process, self.folder / "log")
 
+    def signal(self, number: int) -> None:
+        """SIGSTOP and SIGCONT, for one that hangs for a while."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL; nothing listens on the port until `start`."""
         if self._process is not None:

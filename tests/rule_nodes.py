@@ -207,6 +207,7 @@ class RuleSlow(Rule):
         return {"required": {"images": ("IMAGE",), "milliseconds": ("INT", {"default": 0, "min": 0, "max": 60_000})}}
 
     def run(self, images, milliseconds):
+        note("RuleSlow", milliseconds)
         time.sleep(milliseconds / 1000)
         return (images,)
 

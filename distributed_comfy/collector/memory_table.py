@@ -1,4 +1,4 @@
-"""A job's table of truth in this process, with the rules of the Redis one: for tests of the collector's loop."""
+"""A job's table of truth in this process, with the rules of the Redis one: for jobs without a cluster, and for tests of the collector."""
 from __future__ import annotations
 
 import threading
@@ -45,6 +45,11 @@ class MemoryJobTable:
         """What `unblock` was given last."""
         self.feeds: dict[int, str] = {}
         """What it was given for each item."""
+
+    def block(self, index: int) -> None:
+        """Let an item that is not a generated one wait for `unblock`, before anything begins."""
+        self._rows[index].state = ItemState("blocked")
+        self._generated = min(self._generated, index)
 
     # -- the protocol
     def wait_events(self, job_id: str, cursor: str, block_s: float) -> tuple[str, list[JobEvent]]:

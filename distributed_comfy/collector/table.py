@@ -1,4 +1,4 @@
-"""What the collector asks of the table of truth; the Redis job table satisfies it, `MemoryJobTable` does so for tests."""
+"""What the collector asks of the table of truth; the Redis job table satisfies it, `MemoryJobTable` does so without a server."""
 from __future__ import annotations
 
 from collections.abc import Sequence

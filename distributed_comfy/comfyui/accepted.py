@@ -10,6 +10,9 @@ from distributed_comfy.planning.cut import passes_through, wired_slots
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
 from distributed_comfy.workflow.graph import Graph
 
+Place = tuple[Any, str]
+"""ComfyUI's number and id of a queued prompt.  A client may choose the id, and give it twice."""
+
 
 @dataclass(frozen=True)
 class AcceptedPrompt:
@@ -25,6 +28,13 @@ class AcceptedPrompt:
     extra_pnginfo: dict[str, Any] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
     """Values that this ComfyUI does not list, so that only workers can run the nodes that have them; in words."""
+    number: Any = 0
+    """Its place in the queue, as ComfyUI numbers them."""
+
+    @property
+    def place(self) -> Place:
+        """What tells it from every other prompt that waits or runs."""
+        return self.number, self.prompt_id
 
     @cached_property
     def needed(self) -> Prompt:

@@ -8,7 +8,7 @@ else ComfyUI refuses in its own words.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from distributed_comfy.comfyui.accepted import job_nodes_of
@@ -72,19 +72,25 @@ class ForeignValues:
 
     Args:
         classes: ComfyUI's node classes, by name.
-        live: the capabilities of the live workers; asked only where something is missing here.
     """
 
-    def __init__(self, classes: Mapping[str, Any], live: Callable[[], Iterable[Capability]]) -> None:
+    def __init__(self, classes: Mapping[str, Any]) -> None:
         self._classes = classes
-        self._live = live
 
-    def replace(self, prompt: Prompt) -> Prompt:
-        """The prompt as this ComfyUI can validate it; the same object where nothing has to be replaced."""
-        missing = {node_id: lacks for node_id in self._behind_jobs(prompt) if (lacks := self._lacks(prompt[node_id]))}
+    def missing(self, prompt: Prompt) -> dict[str, list[str]]:
+        """Node -> its inputs with a value that is not listed here, or an empty text where its class is unknown."""
+        return {node_id: lacks for node_id in self._behind_jobs(prompt) if (lacks := self._lacks(prompt[node_id]))}
+
+    def replace(self, prompt: Prompt, live: Sequence[Capability]) -> Prompt:
+        """The prompt as this ComfyUI can validate it; the same object where nothing has to be replaced.
+
+        Args:
+            prompt: as it was posted.
+            live: the capabilities of the live workers; they matter only where something is `missing`.
+        """
+        missing = self.missing(prompt)
         if not missing:
             return prompt
-        live = list(self._live())
         changed = dict(prompt)
         for node_id, lacks in missing.items():
             changed |= self._replaced(node_id, prompt[node_id], lacks, live)
@@ -110,7 +116,7 @@ class ForeignValues:
         listed = {name: listed_choices(declared[name]) for name in texts if name in declared and name not in exempt}
         return [name for name, values in listed.items() if values is not None and texts[name] not in values]
 
-    def _replaced(self, node_id: str, node: dict[str, Any], lacks: list[str], live: list[Capability]) -> Prompt:
+    def _replaced(self, node_id: str, node: dict[str, Any], lacks: list[str], live: Sequence[Capability]) -> Prompt:
         class_type = str(node["class_type"])
         able = [one for one in live if class_type in one.node_classes]
         if lacks == [""]:

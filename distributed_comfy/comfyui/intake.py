@@ -1,45 +1,47 @@
 """Takes prompts as ComfyUI accepts them: what it queues and what has a collector becomes a job at once, whoever posted it."""
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import redis
 from aiohttp import web
 
 from distributed_comfy import __version__
 from distributed_comfy.comfyui import foreign
-from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
+from distributed_comfy.comfyui.alone import open_alone
 from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS
 from distributed_comfy.comfyui.guest import Guest
+from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.jobs import MasterJobs
+from distributed_comfy.comfyui.keeping import JobKeeper
+from distributed_comfy.comfyui.lanes import Lanes
 from distributed_comfy.comfyui.local_failures import watch_execution
 from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
-from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.participation import Participation
+from distributed_comfy.comfyui.passing import JOB_CLASSES, PATHS, Passing
 from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import Prompt
 from distributed_comfy.nodes.cut import bind
 from distributed_comfy.state.records import WorkerFacts
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
-from distributed_comfy.workflow.parse import parse_prompt
 
 log = logging.getLogger(__name__)
 
-PATHS = ("/prompt", "/api/prompt")
 SPOOLS = "comfyui-jobs"
-_OURS = (COLLECTOR_CLASS, UPSCALE_CLASS)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -54,6 +56,9 @@ def install_intake(pack: Pack) -> None:
         folder=pack.settings.cache_folder / SPOOLS,
         engine_version=f"{host.version} ({commit})" if commit else host.version,
         takes_part=lambda: pack.options.participate,
+        alone=open_alone(pack.session.settings),
+        keeper=JobKeeper(),
+        lanes=Lanes(),
     )
     participation = _participation(pack, places)
     jobs = MasterJobs(host, places, participation.drop)
@@ -61,9 +66,16 @@ def install_intake(pack: Pack) -> None:
     _register(pack, nodes)
     pack.context.inner = participation
     pack.jobs = jobs
+    pack.session.on_left.append(jobs.leave)
+    _at_exit(jobs.close)
     host.server.app.middlewares.append(intake(jobs))
     _let_pass(pack)
     watch_execution(host, participation.fails, participation.users_node)
+
+
+def _at_exit(call: Callable[[], None]) -> None:
+    """Call it before Python waits for the threads of pools, some of which wait for servers; `atexit` would come after that."""
+    getattr(threading, "_register_atexit", atexit.register)(call)
 
 
 def _register(pack: Pack, nodes: JobNodes) -> None:
@@ -79,21 +91,10 @@ def _register(pack: Pack, nodes: JobNodes) -> None:
 
 def _let_pass(pack: Pack) -> None:
     """Let ComfyUI accept prompts that name what only workers have."""
-    values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS, lambda: pack.session.cluster(0.0).matching.live().values())
-
-    def replace(posted: dict[str, Any]) -> dict[str, Any]:
-        prompt = posted.get("prompt")
-        if not isinstance(prompt, dict) or not any(isinstance(node, dict) and node.get("class_type") in _OURS for node in prompt.values()):
-            return posted
-        try:
-            parsed = parse_prompt(prompt).prompt
-            changed = values.replace(parsed)
-            return posted if changed is parsed else {**posted, "prompt": changed}
-        except (DistributedComfyError, redis.RedisError) as error:  # ComfyUI says what is wrong with it
-            log.debug("a prompt is validated as it is: %s", error)
-            return posted
-
-    pack.host.server.add_on_prompt_handler(replace)
+    values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS)
+    passing = Passing(values, lambda: pack.session.cluster(0.0).matching.live().values())
+    pack.host.server.app.middlewares.append(passing.middleware)
+    pack.host.server.add_on_prompt_handler(passing.replace)
     foreign.restore_in_metadata(pack.host.execution.DynamicPrompt)
 
 
@@ -122,11 +123,15 @@ def intake(jobs: MasterJobs) -> Any:
     async def take(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method != "POST" or request.path not in PATHS:
             return await handler(request)
+        with jobs.intake():
+            return await accepted(request, handler)
+
+    async def accepted(request: web.Request, handler: Handler) -> web.StreamResponse:
         answer = await handler(request)
         if answer.status != web.HTTPOk.status_code or not isinstance(answer, web.Response):
             return answer
         try:
-            if accept(jobs, _prompt_id(answer)) is None:
+            if accept(jobs, _place(answer)) is None:
                 jobs.others_come_between()
         except Exception:  # the prompt is queued: it runs as if we were not here
             log.exception("a prompt is not distributed; please report it")
@@ -135,26 +140,27 @@ def intake(jobs: MasterJobs) -> Any:
     return take
 
 
-def accept(jobs: MasterJobs, prompt_id: str) -> MasterJob | None:
+def accept(jobs: MasterJobs, place: Place) -> MasterJob | None:
     """Make a job of a prompt that is in ComfyUI's queue; None where there is nothing to distribute.
 
     What counts is the prompt in the queue, not what was posted: handlers of other packs (wildcards, for one) and newer ComfyUIs change it.
     """
-    entry = jobs.watch.entry(prompt_id)
+    entry = jobs.watch.entry(place)
     if entry is None:  # it has run already: there was nothing to wait for
         return None
-    _, _, queued, extra_data, outputs = entry[:5]
-    if not any(node.get("class_type") in _OURS for node in queued.values()):
+    number, prompt_id, queued, extra_data, outputs = entry[:5]
+    if not any(node.get("class_type") in JOB_CLASSES for node in queued.values()):
         return None
     running: Prompt = copy.deepcopy(queued)
     extra = extra_data.get("extra_pnginfo")
     return jobs.accept(
         AcceptedPrompt(
-            prompt_id, foreign.original_of(running), running, tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
-            foreign.foreign_in(running),
+            str(prompt_id), foreign.original_of(running), running, tuple(map(str, outputs)), extra if isinstance(extra, dict) else {},
+            foreign.foreign_in(running), number,
         )
     )  # fmt: skip
 
 
-def _prompt_id(answer: web.Response) -> str:
-    return str(json.loads(bytes(answer.body))["prompt_id"])  # type: ignore[arg-type]  # it is JSON of ComfyUI's own
+def _place(answer: web.Response) -> Place:
+    facts = json.loads(bytes(answer.body))  # type: ignore[arg-type]  # it is JSON of ComfyUI's own
+    return facts["number"], str(facts["prompt_id"])

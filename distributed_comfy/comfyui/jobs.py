@@ -1,18 +1,28 @@
 """The jobs of the prompts that this ComfyUI has accepted, by prompt."""
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from distributed_comfy.collector.adopt import mark_left, remove_ended
 from distributed_comfy.collector.spool import SPOOL_FOLDER
-from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
 from distributed_comfy.comfyui.host import ComfyHost
-from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob
+from distributed_comfy.comfyui.job_entry import JobPlaces
+from distributed_comfy.comfyui.keeping import AWAY_S
+from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
+from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+CLOSE_S = 5.0
+"""How long the end of ComfyUI waits for its jobs."""
+INTAKE_S = 5.0
+"""How long a node waits for prompts that are just being accepted: its own may be one of them."""
 
 
 class MasterJobs:
@@ -28,10 +38,16 @@ class MasterJobs:
         self._host = host
         self._on_end = on_end
         self._places = places
-        self._jobs: dict[str, MasterJob] = {}
+        self._jobs: dict[Place, MasterJob] = {}
+        self.closed = threading.Event()
+        """Set once this ComfyUI ends: no node gets anything more."""
         self._lock = threading.Lock()
         self._latest: AcceptedPrompt | None = None
         """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
+        self._intakes: set[int] = set()
+        """Prompts that ComfyUI is being asked to accept, by number."""
+        self._numbers = itertools.count()
+        self._intake_over = threading.Condition()
         self.watch = QueueWatch(host, self._end, self._cached)
         threading.Thread(target=self._sweep, name="distributed-comfy spools", daemon=True).start()
 
@@ -44,13 +60,35 @@ class MasterJobs:
             return None
         job = MasterJob(accepted, self._places)
         with self._lock:
-            self._jobs[accepted.prompt_id] = job
+            before = self._jobs.get(accepted.place)
+            self._jobs[accepted.place] = job
             deferred = self._latest is not None and self._latest.content == accepted.content
             self._latest = accepted
-        self.watch.follow(accepted.prompt_id)
+        if before is not None:  # a client chose number and id, and that prompt has just ended
+            before.end("gone")
+        self.watch.follow(accepted.place)
         if not deferred:
-            job.start()
+            self._places.lanes.soon(job.enter)
         return job
+
+    @contextmanager
+    def intake(self) -> Iterator[None]:
+        """While it lasts ComfyUI accepts a prompt: it may run that before `accept` is called."""
+        number = next(self._numbers)
+        with self._intake_over:
+            self._intakes.add(number)
+        try:
+            yield
+        finally:
+            with self._intake_over:
+                self._intakes.discard(number)
+                self._intake_over.notify_all()
+
+    def wait_for_intakes(self) -> None:
+        """Until the prompts that are being accepted now have their jobs."""
+        with self._intake_over:
+            now = set(self._intakes)
+            self._intake_over.wait_for(lambda: not now & self._intakes, INTAKE_S)
 
     def others_come_between(self) -> None:
         """ComfyUI has accepted a prompt of another sort: its cache will be of that one."""
@@ -60,14 +98,35 @@ class MasterJobs:
     def of_node(self, node_id: str) -> MasterJob | None:
         """The job that a node of the prompt that runs now belongs to; None where it is to work as if we were not here."""
         prompt_id, _ = self._host.executing()
-        with self._lock:
-            job = self._jobs.get(prompt_id)
+        job = self._of_running(prompt_id)
         return job if job is not None and node_id in job.accepted.job_nodes else None
 
-    def of_prompt(self, prompt_id: str) -> MasterJob | None:
-        """The job of a prompt that is not over."""
+    def _of_running(self, prompt_id: str) -> MasterJob | None:
+        """The job of the prompt with this id that runs now; another one with the same id may wait."""
+        places = self.watch.running(prompt_id)
         with self._lock:
-            return self._jobs.get(prompt_id)
+            return next((self._jobs[place] for place in places if place in self._jobs), None)
+
+    def leave(self, cluster: Cluster) -> None:
+        """The session leaves a cluster: so do the jobs that are in it."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.leave(cluster, AWAY_S)
+
+    def close(self) -> None:
+        """This ComfyUI ends, and with it all jobs; what servers that do not answer are not told ends with its lease."""
+        self.closed.set()
+        with self._lock:
+            jobs = list(self._jobs.values())
+
+        def close_each() -> None:
+            for job in jobs:
+                job.close()
+
+        closing = threading.Thread(target=close_each, name="distributed-comfy ends its jobs", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
     def has_job(self, job_id: str) -> bool:
         """Whether a prompt that is not over waits for a job of the table."""
@@ -83,15 +142,15 @@ class MasterJobs:
 
     def _cached(self, prompt_id: str, nodes: frozenset[str]) -> None:
         """ComfyUI has the results of these nodes already: a job that only they would ask for runs in vain."""
-        job = self.of_prompt(prompt_id)
+        job = self._of_running(prompt_id)
         if job is not None and job.accepted.job_nodes <= nodes:
             job.cancel("ComfyUI has its results in the cache")
 
-    def _end(self, prompt_id: str, ending: Ending) -> None:
+    def _end(self, place: Place, ending: Ending) -> None:
         with self._lock:
-            job = self._jobs.pop(prompt_id, None)
-            if ending != "success" and self._latest is not None and self._latest.prompt_id == prompt_id:
+            job = self._jobs.pop(place, None)
+            if ending != "success" and self._latest is not None and self._latest.place == place:
                 self._latest = None
         if job is not None:
             job.end(ending)
-            threading.Thread(target=self._on_end, args=(job,), name=f"end of {prompt_id[:8]}", daemon=True).start()
+            self._places.lanes.soon(lambda: self._on_end(job))

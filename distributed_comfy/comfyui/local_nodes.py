@@ -65,4 +65,4 @@ class DistributedLocalEnd:
         run = await self.nodes.unless_interrupted(self.nodes.participation.finish, claim_id)
         if run is None:
             raise NodeOutsideJob(node_id=unique_id)
-        return await self.nodes.wait(run.job, run.node_id, run.outputs, None)
+        return await self.nodes.wait(run.job, run.node_id, run.outputs)

@@ -1,13 +1,13 @@
-"""One prompt's job: queued, owned and collected by a thread of this ComfyUI, asked by the nodes of the prompt."""
+"""One prompt's job: queued, owned and collected for the nodes of the prompt, which ask for it when ComfyUI comes to them."""
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis
@@ -18,7 +18,8 @@ from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest
 from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.collected import collected_values, upscaled_value
-from distributed_comfy.comfyui.host import ComfyHost
+from distributed_comfy.comfyui.job_entry import Entered, JobEntry, JobPlaces
+from distributed_comfy.comfyui.keeping import AWAY_S
 from distributed_comfy.comfyui.progress import JobProgress
 from distributed_comfy.comfyui.queue_watch import Ending
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
@@ -29,50 +30,26 @@ from distributed_comfy.errors import (
     JobCancelled,
     JobStateInvalid,
     JobUnknown,
-    NobodyCapable,
-    NoCapableWorker,
-    NoWorker,
-    OnlyWorkersHave,
     RunInterrupted,
 )
 from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import JobRecord
 from distributed_comfy.orchestrator.delivery import CapableWorkers
-from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener
-from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_prompt
 from distributed_comfy.planning.plan import JobPlan
 from distributed_comfy.state.records import SpoolPlace
-from distributed_comfy.workflow.parse import parse_prompt
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
-CLUSTER_WAIT_S = 20.0
-"""How long a prompt's job waits for the pack's connection to the cluster."""
-SUBMIT_S = 15.0
-"""How long servers that went away may take to come back before a prompt is not distributed."""
-SUBMIT_PAUSE_S = 1.0
 CANCEL_S = 5.0
 """How long a cancelled job may take to come to its end before it is left to its lease."""
+CLOSE_S = 2.0
+"""The same where this ComfyUI ends."""
 
-Phase = Literal["deferred", "starting", "running", "here", "failed", "absent"]
-"""``deferred``: not queued before a node asks; ``here``: all of it; ``absent``: there is no job, the prompt runs as if we were not here."""
-
-
-@dataclass(frozen=True)
-class JobPlaces:
-    """What all jobs of this process share."""
-
-    host: ComfyHost
-    cluster: Callable[[float], Cluster]
-    """See `Session.cluster`."""
-    folder: Path
-    """Spools lie below it."""
-    engine_version: str
-    """Of this ComfyUI, as a worker of it would tell it."""
-    takes_part: Callable[[], bool]
-    """The user's choice, as it is now."""
+Phase = Literal["deferred", "starting", "queued", "running", "here", "failed"]
+"""``deferred``: not queued yet; ``queued``: in the table, and nobody collects it; ``starting``: on its way, also to another cluster;
+``running``: being collected; ``here``: all of it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +71,7 @@ class RunningJob:
 
 
 class MasterJob:
-    """The job of one accepted prompt.
+    """The job of one accepted prompt; safe to use from several threads.
 
     Args:
         accepted: the prompt.
@@ -105,25 +82,39 @@ class MasterJob:
         self.accepted = accepted
         self.progress = JobProgress()
         self.error: Exception | None = None
-        """Why it is ``failed`` or ``absent``."""
+        """Why it is ``failed``."""
         self.running: RunningJob | None = None
-        """Once it is in the table, until its prompt is over."""
+        """Once it is collected, until its prompt is over."""
         self.phase: Phase = "deferred"
         self._places = places
         self._stop = threading.Event()
         self._reason = ""
         self._over = threading.Event()
+        self._asked = False
         self._keep = False
+        self._entry = JobEntry(accepted, places, self._stop)
+        self._entered: Entered | None = None
+        self._spool: Spool | None = None
+        self._left = False
+        """The cluster that it is in is gone."""
+        self._move_by = 0.0
+        """Until when the next one may take."""
+        self._listener: ProgressListener | None = None
+        self._done = threading.Event()
+        """Nothing of it runs any more."""
+        self._cleared = False
         self._changing = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name=f"job of {accepted.prompt_id[:8]}", daemon=True)
 
     # -- for the nodes of the prompt
     def start(self) -> None:
-        """Queue it, if that has not been done; returns at once."""
+        """A node asks for it: it waits for no other job any more; returns at once."""
         with self._changing:
-            if self.phase == "deferred" and not self._over.is_set():
-                self.phase = "starting"
-                self._thread.start()
+            if self._asked or self._over.is_set():
+                return
+            self._asked, phase = True, self.phase
+        if phase in ("deferred", "queued"):
+            self._spawn(self.enter if phase == "deferred" else self._collect)
+        self._listen()
 
     def values(self, node_id: str) -> tuple[Any, ...]:
         """What a node of the prompt gives, which is here; see `collected_values`."""
@@ -143,6 +134,11 @@ class MasterJob:
             raise CollectedTooLarge(items=running.record.generated, node_id=node_id, megabytes=megabytes, reason=str(error)) from error
 
     @property
+    def job_id(self) -> str:
+        """In the table; empty before."""
+        return self._entered.queued.record.job_id if self._entered is not None else ""
+
+    @property
     def can_run_here(self) -> bool:
         """Whether this ComfyUI could run an item itself."""
         return not self.accepted.foreign
@@ -153,15 +149,24 @@ class MasterJob:
         return self._over.is_set()
 
     # -- for whoever follows the prompt
+    def enter(self) -> None:
+        """Enter it in the table, if that has not been done, and let it be collected when its turn comes; waits for servers."""
+        with self._changing:
+            if self.phase != "deferred":
+                return
+            self.phase = "starting"
+        with self._boundary():
+            if self._stop.is_set():
+                raise RunInterrupted(when="before a job was queued")
+            self._enqueue(self._entry.enter())
+
     def end(self, ending: Ending) -> None:
         """The prompt is over: what is under way is cancelled; what is finished waits for the same prompt, if this one failed."""
         self._keep = ending == "error"
         self.cancel(f"its prompt is over ({ending})")
         with self._changing:
             self._over.set()
-        if not self._thread.ident:
-            return
-        threading.Thread(target=self._clear, name=f"end of {self.accepted.prompt_id[:8]}", daemon=True).start()
+        self._places.lanes.soon(self._clear)
 
     def cancel(self, reason: str) -> None:
         """End a job that is under way; returns at once."""
@@ -170,59 +175,183 @@ class MasterJob:
                 return
             self._reason = reason
             self._stop.set()
-        if self.running is not None and self.phase == "running":
-            threading.Thread(target=self._cancel, name=f"cancel {self.accepted.prompt_id[:8]}", daemon=True).start()
+            phase = self.phase
+        if phase == "running":
+            self._spawn(self._cancel)
+        elif phase == "queued":
+            self._places.lanes.soon(self._collect)
 
     def _cancel(self) -> None:
         running = self.running
         assert running is not None
         self._cancel_now(running.cluster, running.record.job_id, self._reason)
-        self._thread.join(CANCEL_S)
+        self._done.wait(CANCEL_S)
         running.collector.stop()
 
-    # -- the job's own thread
-    def _work(self) -> None:
+    def leave(self, cluster: Cluster, wait_s: float) -> None:
+        """Its cluster is gone: go on in another one, which may take so long to come, else without; returns at once."""
+        with self._changing:
+            entered, phase = self._entered, self.phase
+            if entered is None or entered.cluster is not cluster or phase not in ("queued", "running") or self._left:
+                return
+            self._left, self._move_by = True, time.monotonic() + wait_s
+        self._places.keeper.forget(entered.queued.record.job_id)
+        if phase == "queued":
+            self._places.lanes.soon(self._move_queued)
+        elif self.running is not None:
+            self.running.collector.stop()
+
+    def close(self) -> None:
+        """This ComfyUI ends: so does the job, and what is finished waits for the same prompt; waits for servers and threads."""
+        with self._changing:
+            self._keep, self._reason = True, "its ComfyUI ends"
+            self._stop.set()
+            self._over.set()
+            phase, running = self.phase, self.running
+        if phase == "running" and running is not None:
+            self._cancel_now(running.cluster, running.record.job_id, self._reason)
+            running.collector.stop()
+        self._collect()
+        if phase in ("starting", "running"):
+            self._done.wait(CLOSE_S)
+        self._clear()
+
+    # -- the work, in threads
+    def _spawn(self, work: Any) -> None:
+        threading.Thread(target=work, name=f"job of {self.accepted.prompt_id[:8]}", daemon=True).start()
+
+    @contextmanager
+    def _boundary(self) -> Iterator[None]:
+        """Round all work: the node that waits must learn how it ends."""
         try:
-            self._run(self._places.cluster(CLUSTER_WAIT_S))
-            self.phase = "here"
-        except (ClusterUnavailable, redis.RedisError) as error:
-            self._fail("failed" if self.running or isinstance(error, NobodyCapable) else "absent", error)
-        except DistributedComfyError as error:
-            self._fail("failed", error)
-        except Exception as error:  # the thread's boundary: the node that waits must learn of it
-            self._fail("failed", error)
+            yield
+        except (DistributedComfyError, redis.RedisError) as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(error)
             raise
+        finally:
+            if self.phase in ("here", "failed"):
+                self._places.keeper.leave(self.job_id)
+                self._done.set()
+                if self._over.is_set():
+                    self._clear()
 
-    def _fail(self, phase: Phase, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         self.error = error
+        log.log(logging.DEBUG if self._stop.is_set() else logging.WARNING, "prompt %s: %s", self.accepted.prompt_id, error)
+        self.phase = "failed"
+
+    def _enqueue(self, entered: Entered) -> None:
+        """It is in a table: from now on it has an owner, and somebody collects it."""
+        self._entered, self._left = entered, False
+        self._own(entered)
+        self.progress.begin(entered.queued.record)
+        with self._changing:
+            self.phase = "queued"
+            asked = self._asked
         if self._stop.is_set():
-            log.debug("prompt %s: %s", self.accepted.prompt_id, error)
-        elif phase == "absent":
-            log.warning("prompt %s is not distributed: %s; this ComfyUI runs it alone, once", self.accepted.prompt_id, error)
+            self._places.lanes.soon(self._collect)
+        elif asked:
+            self._spawn(self._collect)
         else:
-            log.warning("prompt %s: %s", self.accepted.prompt_id, error)
-        self.phase = phase
+            self._places.lanes.collect(self._collect)
 
-    def _run(self, cluster: Cluster) -> None:
-        queued = self._submit(cluster)
-        record = queued.record
-        with subject(record.job_id), Ownership(cluster, record.job_id, queued.owner), self._listening(cluster, record.job_id):
-            self.running = self._begin(cluster, queued)
-            self.phase = "running"
-            if self._stop.is_set():  # while it was being submitted
-                self._cancel_now(cluster, record.job_id, self._reason)
-            try:
-                self.running.collector.run()
-            except CancelledError:
+    def _own(self, entered: Entered) -> None:
+        if entered.cluster is not self._places.alone:
+            record, cluster = entered.queued.record, entered.cluster
+            self._places.keeper.keep(cluster, record.job_id, entered.queued.owner, lambda: self.leave(cluster, 0.0))
+
+    def _collect(self) -> None:
+        with self._changing:
+            if self.phase != "queued":
+                return
+            self.phase = "starting"
+        assert self._entered is not None
+        with subject(self.job_id), self._boundary():
+            if self._stop.is_set():
+                self._drop(self._entered)
+            while self._left or not self._collected(self._entered):
+                self._move()
+            self.phase = "here"
+
+    def _drop(self, entered: Entered) -> None:
+        """Cancel it before anybody has begun to collect it."""
+        self._cancel_now(entered.cluster, entered.queued.record.job_id, self._reason)
+        self._settle(entered.cluster, entered.queued.record.job_id)
+        raise RunInterrupted(when="before all of the job was here")
+
+    def _collected(self, entered: Entered) -> bool:
+        """Collect all of it; False where the cluster has gone before."""
+        cluster, job_id = entered.cluster, entered.queued.record.job_id
+        self.running = running = self._begin(entered)
+        self.phase = "running"
+        self._listen()
+        if self._stop.is_set():  # while it was being submitted
+            self._cancel_now(cluster, job_id, self._reason)
+        if self._left:
+            running.collector.stop()
+        try:
+            running.collector.run()
+        except CancelledError:
+            if self._stop.is_set():
+                self._settle(cluster, job_id)
                 raise RunInterrupted(when="before all of the job was here") from None
-            except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
-                self._cancel_now(cluster, record.job_id, str(error))
+            return False
+        except JobUnknown:  # the server came back without its data
+            if self._stop.is_set():
                 raise
-            finally:
-                self._settle(cluster, record.job_id)
+            self._left, self._move_by = True, time.monotonic() + AWAY_S
+            return False
+        except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
+            self._cancel_now(cluster, job_id, str(error))
+            self._settle(cluster, job_id)
+            raise
+        finally:
+            self._listen_no_more()
+        self._settle(cluster, job_id)
+        return True
 
-    def _listening(self, cluster: Cluster, job_id: str) -> ProgressListener:
-        return ProgressListener(cluster, job_id, self.progress.step)
+    # -- to another cluster
+    def _move(self) -> None:
+        self.phase = "starting"
+        assert self._entered is not None
+        self._entered = self._entry.enter_again(self._entered.queued, self._open_spool(self._entered), self._move_by)
+        self._left = False
+        self._own(self._entered)
+
+    def _move_queued(self) -> None:
+        with self._changing:
+            if self.phase != "queued" or not self._left:
+                return
+            self.phase = "starting"
+        assert self._entered is not None
+        with self._boundary():
+            self._enqueue(self._entry.enter_again(self._entered.queued, self._open_spool(self._entered), self._move_by))
+
+    # -- steps
+    def _listen(self) -> None:
+        """Hear what workers do, while a node shows it."""
+        with self._changing:
+            running = self.running
+            if not self._asked or running is None or self.phase != "running" or self._listener is not None:
+                return
+            if running.cluster is not self._places.alone:
+                self._listener = ProgressListener(running.cluster, running.record.job_id, self.progress.step)
+                self._listener.__enter__()
+
+    def _listen_no_more(self) -> None:
+        with self._changing:
+            listener, self._listener, self.phase = self._listener, None, "starting"
+        if listener is not None:
+            listener.__exit__()
+
+    def _open_spool(self, entered: Entered) -> Spool:
+        record, resumed = entered.queued.record, entered.queued.resumed
+        if self._spool is None:
+            folder = spool_folder(self._places.folder, record.job_id)
+            self._spool = resumed.spool if resumed else Spool(folder, SpoolManifest(record.job_id, record.resume_key))
+        return self._spool
 
     def _cancel_now(self, cluster: Cluster, job_id: str, reason: str) -> None:
         try:
@@ -235,45 +364,9 @@ class MasterJob:
             if self.running is not None:
                 self.running.collector.stop()
 
-    def _submit(self, cluster: Cluster) -> QueuedJob:
-        parsed = replace(parse_prompt(self.accepted.needed), extra_pnginfo=self.accepted.extra_pnginfo)
-        given = GivenPrompt(parsed, Path.cwd(), f"ComfyUI {self.accepted.prompt_id[:8]}")
-        takes_part = self._places.takes_part() and self.can_run_here
-        outer = OuterRun(
-            self.accepted.outputs, self._places.engine_version, self._places.host.folders, self.can_run_here, takes_part
-        )
-        try:
-            queued = self._patiently(cluster, given, SubmitOptions(resume_in=self._places.folder, outer=outer))
-        except NoWorker as error:
-            raise OnlyWorkersHave(what=", ".join(self.accepted.foreign)) from error
-        except NoCapableWorker as error:
-            raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {', '.join(self.accepted.foreign)}") from error
-        self.progress.begin(queued.record)
-        for warning in queued.plan.warnings:
-            log.warning("prompt %s: %s", self.accepted.prompt_id, warning)
-        log.info("prompt %s is job %s: %d items", self.accepted.prompt_id, queued.record.job_id, queued.record.items)
-        return queued
-
-    def _patiently(self, cluster: Cluster, given: GivenPrompt, options: SubmitOptions) -> QueuedJob:
-        """Submit, and again for a while where the servers do not answer: run here alone, the prompt would give one item instead of all.
-
-        A job whose submission was not answered has no owner; it ends by itself.
-        """
-        give_up_at = time.monotonic() + SUBMIT_S
-        while True:
-            try:
-                return submit_prompt(cluster, given, options, self._stop)
-            except NoWorker:
-                raise
-            except (ClusterUnavailable, redis.RedisError) as error:
-                if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(SUBMIT_PAUSE_S):
-                    raise
-                log.info("prompt %s: %s; it is tried again", self.accepted.prompt_id, error)
-
-    def _begin(self, cluster: Cluster, queued: QueuedJob) -> RunningJob:
+    def _begin(self, entered: Entered) -> RunningJob:
+        cluster, queued, spool = entered.cluster, entered.queued, self._open_spool(entered)
         record, folder = queued.record, self._places.folder
-        manifest = SpoolManifest(record.job_id, record.resume_key)
-        spool = queued.resumed.spool if queued.resumed else Spool(spool_folder(folder, record.job_id), manifest)
         place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(folder.absolute()))
         try:
             cluster.jobs.note_spool(record.job_id, place)
@@ -301,16 +394,18 @@ class MasterJob:
     # -- after the prompt
     def _clear(self) -> None:
         """The spool goes, unless the same prompt may go on with it."""
-        self._thread.join()
-        running, self.running = self.running, None
-        if running is None:
-            return
-        if self._keep and running.spool.items():
-            running.spool.mark_ended()
-            running.spool.close()
-        else:
-            running.spool.remove()
-        remove_ended(self._places.folder / SPOOL_FOLDER, "" if self._keep else running.record.resume_key)
+        with self._changing:
+            entered = self._entered
+            if self._cleared or entered is None or not self._done.is_set():
+                return
+            self._cleared, self.running = True, None
+        spool = self._open_spool(entered) if self._spool is not None or entered.queued.resumed else None
+        if spool is not None and self._keep and spool.items():
+            spool.mark_ended()
+            spool.close()
+        elif spool is not None:
+            spool.remove()
+        remove_ended(self._places.folder / SPOOL_FOLDER, "" if self._keep else entered.queued.record.resume_key)
 
 
 def is_cancelled(error: Exception | None) -> bool:

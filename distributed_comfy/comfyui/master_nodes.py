@@ -15,8 +15,7 @@ from distributed_comfy.comfyui.participation import Participation
 from distributed_comfy.errors import JobFailed, ValidationRefused, WorkerNodeFailed
 from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
-from distributed_comfy.workflow.classes import COLLECTOR_CLASS, COLLECTOR_SLOTS, PASS_THROUGH_INPUT
-from distributed_comfy.workflow.graph import as_link
+from distributed_comfy.workflow.classes import COLLECTOR_SLOTS
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +43,25 @@ class JobNodes:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="distributed-comfy nodes")
 
     def distributes(self, node_id: str) -> bool:
-        """Whether a node gets what it gives from a job."""
-        job = self.jobs.of_node(node_id)
-        return job is not None and job.phase != "absent"
+        """Whether a node gets what it gives from a job; ComfyUI may have begun its prompt before that is known."""
+        if self.jobs.of_node(node_id) is None:
+            self.jobs.wait_for_intakes()
+        return self.jobs.of_node(node_id) is not None
 
-    async def wait(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
+    async def wait(self, job: MasterJob, node_id: str, outputs: int) -> Any:
         """What the node gives, when it is here, or nodes that ComfyUI is to add before: an item to run.  Shows how far the job is.
 
         Args:
             outputs: of the node.
-            alone: what to give where there is no job after all; None: it then fails with the reason.
         Raises:
             The error with which the job failed; ComfyUI's own where the prompt was interrupted.
         """
         job.start()
         view = _View(self.host, node_id)
         while True:
+            self._check()
             view.show(job)
-            found = await self.unless_interrupted(self._look, job, node_id, outputs, alone)
+            found = await self.unless_interrupted(self._look, job, node_id, outputs)
             if found is not None:
                 view.show(job)
                 return found
@@ -74,16 +74,21 @@ class JobNodes:
         """
         running = asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
         while not running.done():
-            self.host.model_management.throw_exception_if_processing_interrupted()
+            self._check()
             await asyncio.wait([running], timeout=POLL_S)
-        self.host.model_management.throw_exception_if_processing_interrupted()
+        self._check()
         return running.result()
 
-    def _look(self, job: MasterJob, node_id: str, outputs: int, alone: dict[str, Any] | None) -> Any:
-        if job.phase == "absent":
-            if alone is None and job.error is not None:
-                raise job.error
-            return alone
+    def _check(self) -> None:
+        """
+        Raises:
+            ComfyUI's own exception, where the prompt was interrupted; or where ComfyUI ends, which is no error of the node's.
+        """
+        if self.jobs.closed.is_set():
+            raise self.host.model_management.InterruptProcessingException
+        self.host.model_management.throw_exception_if_processing_interrupted()
+
+    def _look(self, job: MasterJob, node_id: str, outputs: int) -> Any:
         if job.running is not None and job.running.has(node_id):
             return job.values(node_id)
         if job.phase == "failed":
@@ -153,7 +158,7 @@ class MasterCollector(DistributedCollector):
         """The collector's own; lazy, and with what tells it which node of which prompt it is."""
         declared = super().INPUT_TYPES()
         lazy = {slot: (declared["optional"][slot][0], {"lazy": True}) for slot in COLLECTOR_SLOTS}
-        hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
+        hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID"}
         return {**declared, "optional": {**declared["optional"], **lazy}, "hidden": hidden}
 
     def check_lazy_status(self, unique_id: str, **inputs: Any) -> list[str]:
@@ -162,21 +167,10 @@ class MasterCollector(DistributedCollector):
             return []
         return [slot for slot in COLLECTOR_SLOTS if slot in inputs and inputs[slot] is None]
 
-    async def collect(self, unique_id: str, dynprompt: Any, **inputs: Any) -> Any:
+    async def collect(self, unique_id: str, **inputs: Any) -> Any:
         """What the job collected; what came in, where there is no job."""
         job = self.nodes.jobs.of_node(unique_id)
-        if job is None or (job.phase == "absent" and any(inputs.get(slot) is not None for slot in COLLECTOR_SLOTS)):
-            return self.run(**inputs)
-        alone = _alone(unique_id, dynprompt.get_node(unique_id)["inputs"])
-        return await self.nodes.wait(job, unique_id, len(COLLECTOR_SLOTS), alone)
-
-
-def _alone(node_id: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A collector in this one's place that passes through: added by a node, so it belongs to no job."""
-    links = {slot: inputs[slot] for slot in COLLECTOR_SLOTS if as_link(inputs.get(slot))}
-    inner = f"{node_id}~alone"
-    node = {"class_type": COLLECTOR_CLASS, "inputs": {**links, PASS_THROUGH_INPUT: True}, "override_display_id": node_id}
-    return {"result": tuple([inner, slot] for slot in range(len(COLLECTOR_SLOTS))), "expand": {inner: node}}
+        return self.run(**inputs) if job is None else await self.nodes.wait(job, unique_id, len(COLLECTOR_SLOTS))
 
 
 class MasterUpscale(UltimateSDUpscaleDistributed):
@@ -196,17 +190,18 @@ class MasterUpscale(UltimateSDUpscaleDistributed):
         hidden = {**declared["hidden"], "unique_id": "UNIQUE_ID"}
         return {**declared, "required": {**declared["required"], **lazy}, "hidden": hidden}
 
-    def check_lazy_status(self, **inputs: Any) -> list[str]:
+    def check_lazy_status(self, unique_id: str, **inputs: Any) -> list[str]:
         """Nothing is ever asked for."""
+        self.nodes.distributes(unique_id)
         return []
 
     async def upscale(self, unique_id: str, **inputs: Any) -> Any:
         """The upscaled image.
 
         Raises:
-            UpscaleUndistributed: there is no job: another node made this one, or the cluster could not be reached.
+            UpscaleUndistributed: there is no job: another node made this one.
         """
         job = self.nodes.jobs.of_node(unique_id)
         if job is None:
             return self.run(**inputs)
-        return await self.nodes.wait(job, unique_id, 1, None)
+        return await self.nodes.wait(job, unique_id, 1)

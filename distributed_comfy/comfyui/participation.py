@@ -18,13 +18,14 @@ import redis
 
 from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
 from distributed_comfy.comfyui.guest import Guest
-from distributed_comfy.comfyui.master_job import JobPlaces, MasterJob, RunningJob
+from distributed_comfy.comfyui.job_entry import JobPlaces
+from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
 from distributed_comfy.comfyui.other_workers import OtherWorkers
 from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NodeOutsideJob, OutOfMemory
+from distributed_comfy.errors import ClusterUnavailable, ConnectionLost, DistributedComfyError, NodeOutsideJob, OutOfMemory
 from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.state.records import Claim
 from distributed_comfy.state.specs import unpack_spec
@@ -62,8 +63,8 @@ class LocalRun:
     began: float = field(default_factory=time.monotonic)
     captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
     """Sink, slot, position in the list, value."""
-    error: OutOfMemory | None = None
-    """Why it is to run elsewhere."""
+    error: OutOfMemory | ConnectionLost | None = None
+    """Why it is to run elsewhere, or again."""
 
     @property
     def sinks(self) -> list[str]:
@@ -127,7 +128,11 @@ class Participation:
             return None
         try:
             run = self._run(job, running, (node_id, outputs), claim)
-        except (DistributedComfyError, redis.RedisError) as error:
+        except (ClusterUnavailable, redis.RedisError) as error:
+            log.info("item %s does not begin here: %s", item_id(claim.job_id, claim.index), error)
+            self._guest.give_back(running.cluster, claim, "release")
+            return None
+        except DistributedComfyError as error:
             log.warning("item %s cannot run here: %s", item_id(claim.job_id, claim.index), error)
             run = None
         if run is None or not self._has_all(run):
@@ -190,7 +195,13 @@ class Participation:
     def fails(self, node_id: str, error: Exception) -> bool:
         """Whether a failed node's item is to be tried elsewhere, so that the prompt goes on."""
         run = self._run_of(node_id)
-        if run is None or not is_out_of_memory(self._host.model_management, error):
+        if run is None:
+            return False
+        if isinstance(error, ConnectionLost):
+            log.info("item %s runs again: %s", item_id(run.claim.job_id, run.claim.index), error)
+            run.error = error
+            return True
+        if not is_out_of_memory(self._host.model_management, error):
             return False
         log.warning("item %s ran out of memory here: %s", item_id(run.claim.job_id, run.claim.index), error)
         inner = node_id.removeprefix(run.prefix)
@@ -219,7 +230,8 @@ class Participation:
             return None
         job_id, index = run.claim.job_id, run.claim.index
         if run.error is not None:
-            self._too_large.add(job_id)
+            if isinstance(run.error, OutOfMemory):
+                self._too_large.add(job_id)
             self._guest.give_back(run.running.cluster, run.claim, "retry", run.error)
             return run
         store = MemoryBlobStore()
@@ -247,13 +259,10 @@ class Participation:
                 del self._runs[run.claim.claim_id]
         for run in runs:
             self._guest.give_back(run.running.cluster, run.claim, "release")
-        running = job.running
-        if running is not None:
-            job_id = running.record.job_id
-            self._unfit.discard(job_id)
-            self._too_large.discard(job_id)
-            self._others.forget(job_id)
-            self._tried.pop(job_id, None)
+        self._unfit.discard(job.job_id)
+        self._too_large.discard(job.job_id)
+        self._others.forget(job.job_id)
+        self._tried.pop(job.job_id, None)
 
     def _result(self, run: LocalRun, store: MemoryBlobStore) -> ItemResult:
         job_id, limit_bytes = run.claim.job_id, run.running.cluster.settings.blob_limit_bytes

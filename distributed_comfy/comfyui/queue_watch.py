@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
+from distributed_comfy.comfyui.accepted import Place
 from distributed_comfy.comfyui.host import ComfyHost
 
 log = logging.getLogger(__name__)
@@ -30,48 +31,67 @@ class QueueWatch:
     """
 
     def __init__(
-        self, host: ComfyHost, on_end: Callable[[str, Ending], None], on_cached: Callable[[str, frozenset[str]], None]
+        self, host: ComfyHost, on_end: Callable[[Place, Ending], None], on_cached: Callable[[str, frozenset[str]], None]
     ) -> None:
         self._queue = host.server.prompt_queue
         self._on_end = on_end
-        self._followed: set[str] = set()
+        self._followed: dict[Place, Any] = {}
+        """What is in the history under the id, as long as the prompt waits or runs: that of another prompt which has it."""
         self._changed = threading.Condition()
         _listen(host.execution.PromptExecutor, on_cached)
         threading.Thread(target=self._work, name="distributed-comfy queue", daemon=True).start()
 
-    def follow(self, prompt_id: str) -> None:
+    def follow(self, place: Place) -> None:
         """Look after a prompt that has been accepted."""
         with self._changed:
-            self._followed.add(prompt_id)
+            self._followed[place] = None
             self._changed.notify()
 
-    def entry(self, prompt_id: str) -> tuple[Any, ...] | None:
+    def entry(self, place: Place) -> tuple[Any, ...] | None:
         """ComfyUI's own entry of a prompt that waits or runs: number, id, prompt, extra data, output nodes."""
         with self._queue.mutex:
-            entries = [*self._queue.queue, *self._queue.currently_running.values()]
-            return next((entry for entry in entries if entry[1] == prompt_id), None)
+            return next((entry for entry in self._entries() if _place(entry) == place), None)
+
+    def running(self, prompt_id: str) -> list[Place]:
+        """The prompts with this id that run; one of them, unless some run elsewhere."""
+        with self._queue.mutex:
+            return [_place(entry) for entry in self._queue.currently_running.values() if str(entry[1]) == prompt_id]
+
+    def _entries(self) -> list[tuple[Any, ...]]:
+        return [*self._queue.queue, *self._queue.currently_running.values()]
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._followed)
                 self._changed.wait(LOOK_S)
-                followed = set(self._followed)
-            for prompt_id, ending in self._ended(followed).items():
+                followed = list(self._followed)
+            for place, ending in self._ended(followed).items():
                 with self._changed:
-                    self._followed.discard(prompt_id)
-                self._tell(prompt_id, ending)
+                    del self._followed[place]
+                self._tell(place, ending)
 
-    def _tell(self, prompt_id: str, ending: Ending) -> None:
+    def _tell(self, place: Place, ending: Ending) -> None:
         try:
-            self._on_end(prompt_id, ending)
+            self._on_end(place, ending)
         except Exception:  # the other prompts are to be followed all the same
-            log.exception("prompt %s has ended (%s), and what follows from that failed", prompt_id, ending)
+            log.exception("prompt %s has ended (%s), and what follows from that failed", place[1], ending)
 
-    def _ended(self, followed: set[str]) -> dict[str, Ending]:
+    def _ended(self, followed: list[Place]) -> dict[Place, Ending]:
+        ended: dict[Place, Ending] = {}
         with self._queue.mutex:
-            here = {entry[1] for entry in (*self._queue.queue, *self._queue.currently_running.values())}
-            return {prompt_id: _ending(self._queue.history.get(prompt_id)) for prompt_id in followed - here}
+            here = {_place(entry) for entry in self._entries()}
+            for place in followed:
+                history = self._queue.history.get(place[1])
+                if place in here:
+                    self._followed[place] = history
+                else:
+                    ended[place] = _ending(None if history is self._followed[place] else history)
+        return ended
+
+
+def _place(entry: tuple[Any, ...]) -> Place:
+    return entry[0], str(entry[1])
 
 
 def _ending(history: dict[str, Any] | None) -> Ending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -54,6 +54,8 @@ class Session:
         self.servers: Servers | None = None
         self.workers = HostWorkers(host, options)
         """The workers of this host."""
+        self.on_left: list[Callable[[Cluster], None]] = []
+        """Called with a cluster that is left, before its connections are closed: it must be quick."""
         self._cluster: Cluster | None = None
         self._error: DistributedComfyError | None = None
         self._changed = threading.Condition()
@@ -148,7 +150,11 @@ class Session:
 
     def _forget(self) -> None:
         with self._changed:
-            self.servers = self._cluster = None
+            left, self.servers, self._cluster = self._cluster, None, None
+            self.state = "starting"
+        if left is not None:
+            for tell in self.on_left:
+                tell(left)
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, (DistributedComfyError, redis.RedisError)):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_comfy import __version__
+from distributed_comfy.collector.spool import Spool
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
@@ -187,7 +188,7 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
-        cluster.jobs.submit(_submission(record, plan, resumed, options), owner)
+        cluster.jobs.submit(_submission(record, plan, resumed, options.outer), owner)
     except BaseException as error:
         if resumed is not None:
             resumed.spool.close()
@@ -196,6 +197,28 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
             cluster.blobs.drop_job(job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
+
+
+def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: OuterRun) -> QueuedJob:
+    """Enter a job in another table, as it was planned and under its id: what lies in its spool does not run again.
+
+    A table that knows the job, because it is the old one come back, is changed in nothing.
+
+    Args:
+        cluster: open connections.
+        queued: the job, whose table is gone.
+        spool: its own, open.
+        outer: the ComfyUI that runs the prompt.
+    Raises:
+        InputFileMissing: a file that the prompt loads is there no more.
+        ClusterUnavailable: this table does not answer either.
+    """
+    record = queued.record
+    inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
+    inputs.add(queued.plan.input_files, {name: [folder] for name, folder in outer.folders.items()})
+    resumed = Resumed(record.job_id, spool, record.items)
+    cluster.jobs.submit(_submission(record, queued.plan, resumed, outer), queued.owner)
+    return replace(queued, inputs=inputs, resumed=resumed)
 
 
 def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
@@ -215,11 +238,11 @@ def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> Fram
     return frames
 
 
-def _submission(record: JobRecord, plan: JobPlan, resumed: Resumed | None, options: SubmitOptions) -> Submission:
+def _submission(record: JobRecord, plan: JobPlan, resumed: Resumed | None, outer: OuterRun | None) -> Submission:
     prompts = {**plan.prompts, plan.original_prompt_hash: plan.original_prompt}
     last = signature(plan.last_requirement) if plan.last_requirement else ""
     finished = resumed.finished if resumed else ()
-    return Submission(record, plan.items, prompts, signature(plan.requirement), last, finished, outer=_outer(options.outer))
+    return Submission(record, plan.items, prompts, signature(plan.requirement), last, finished, outer=_outer(outer))
 
 
 def _outer(outer: OuterRun | None) -> Outer:

@@ -1,4 +1,4 @@
-"""The blob store of unit tests: the same promises as the Redis one, in a dict of this process."""
+"""The blob store of a job without a cluster, and of unit tests: the same promises as the Redis one, in a dict of this process."""
 from __future__ import annotations
 
 import threading

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -92,13 +93,15 @@ class Master:
 @contextmanager
 def open_master(
     comfy: Comfy, python: str, base_directory: Path, folder: Path, rig: Rig, *arguments: str, models: bool = True,
-    options: dict[str, Any] | None = None, **environment: str,
+    options: dict[str, Any] | None = None, packs: Mapping[str, str] = MappingProxyType({}), **environment: str,
 ) -> Iterator[Master]:  # fmt: skip
-    """Start one; without ``models`` it has none, and ``options`` are those of the pack."""
+    """Start one; without ``models`` it has none, ``options`` are those of the pack, and ``packs`` are further node packs by file name."""
     server = ComfyServer(comfy, python, base_directory, CommandLine(folder))
     if not models:
         for path in (server.base / "models").rglob("*.safetensors"):
             path.unlink()
+    for name, text in packs.items():
+        (server.base / "custom_nodes" / name).write_text(text)
     (folder / "comfyui.json").write_text(json.dumps(options or {}))
     ours = {
         "DC_REDIS_URL": rig.cluster.redis_url, "DC_BLOB_URL": rig.cluster.blob_url, "DC_KEY_PREFIX": rig.cluster.settings.key_prefix,

@@ -1,8 +1,13 @@
 """What may go wrong round a master: no worker, a worker that is killed, servers that go away, the master itself that dies."""
 from __future__ import annotations
 
+import re
+import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from tests.blob_server import BlobServer
 from tests.cluster_fixtures import open_rig
 from tests.cluster_rig import Rig
 from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.master_prompts import upscale
 from tests.comfyui.master_rig import open_master
 from tests.prompts import node, out
 
@@ -33,6 +39,7 @@ class OwnServers:
     """A pair of servers of which a test stops and starts the one with the table."""
 
     def __init__(self, folder: Path, program: str) -> None:
+        self._folder = folder / "state"
         self._state = BlobServer(program, folder / "state", "--appendonly", "yes", "--appendfsync", "always")
         self._blobs = BlobServer(program, folder / "blobs")
         self.state_url, self.blob_url = self._state.url, self._blobs.url
@@ -45,6 +52,21 @@ class OwnServers:
         """It comes back with what it knew."""
         self._state.kill()
         time.sleep(away_s)
+        self._state.start()
+
+    @contextmanager
+    def silent_state(self) -> Iterator[None]:
+        """It takes connections and says nothing, as behind a network that drops everything."""
+        self._state.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._state.signal(signal.SIGCONT)
+
+    def wipe_state(self) -> None:
+        """It comes back and knows nothing."""
+        self._state.kill()
+        shutil.rmtree(self._folder / "appendonlydir")
         self._state.start()
 
     def close(self) -> None:
@@ -140,15 +162,65 @@ def test_the_state_server_may_go_away_while_the_node_waits(
         assert master.recorded("outage") == list(range(100, 108))
 
 
-def test_without_a_server_at_acceptance_the_prompt_runs_here_as_if_we_were_not_there(
+@pytest.mark.parametrize("participate", [True, False])
+def test_without_a_server_at_acceptance_all_of_it_is_made_here(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path, participate: bool
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": participate}
+    ) as master:
+        own_servers.stop_state()
+        master.server.execute(slow("no server", 3, milliseconds=10))
+        assert master.recorded("no server") == [100, 101, 102]
+        assert master.server.log().count("is not distributed") == 1
+        master.server.until(lambda: not master.spools(), 10.0)
+
+
+def test_without_a_server_at_acceptance_an_upscale_is_made_here(
     comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
 ) -> None:
     with open_rig("builtin", own_servers, tmp_path / "workers", names=()) as rig, open_master(
         comfy, packed_python, base_directory, master_folder(tmp_path), rig
     ) as master:
+        there = master.images(upscale(2, seed=500), "up")
         own_servers.stop_state()
-        master.server.execute(slow("no server", 3, milliseconds=10))
-        assert master.recorded("no server") == [100]
+        master.server.post("/free", {"unload_models": True, "free_memory": True})  # nothing comes from ComfyUI's cache
+        again = master.images(upscale(2, seed=500), "up")
+        assert again.tobytes() == there.tobytes()
+
+
+def test_a_state_server_that_comes_back_empty_gets_the_job_again(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers") as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": False}
+    ) as master:
+        prompt_id = master.server.queue(slow("wiped", 8))
+        job = master.server.until(lambda: list(master.jobs()))[-1]
+        master.server.until(lambda: master.server.log().count(f"job {job} item") >= 3)
+        own_servers.wipe_state()
+        assert master.server.wait(prompt_id)["status"]["status_str"] == "success"
+        assert master.recorded("wiped") == list(range(100, 108))
+        here = int(re.findall(rf"job {job} goes on: (\d+) of 8 items are here", master.server.log())[-1])
+        assert here >= 3
+        assert sum(state.worker != "" for state in rig.cluster.jobs.item_states(job).values()) == 8
+        assert len(rig.executions(job)) <= 8 + 2  # what ran when the server went ran in vain
+
+
+def test_a_cluster_that_stays_away_while_the_node_waits_leaves_the_rest_to_the_master(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers") as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, options={"participate": False}
+    ) as master:
+        prompt_id = master.server.queue(slow("away", 9))
+        job = master.server.until(lambda: list(master.jobs()))[-1]
+        master.server.until(lambda: master.server.log().count(f"job {job} item") >= 3)
+        own_servers.stop_state()
+        assert master.server.wait(prompt_id)["status"]["status_str"] == "success"
+        assert master.recorded("away") == list(range(100, 109))
+        here = int(re.findall(rf"job {job} goes on: (\d+) of 9 items are here", master.server.log())[-1])
+        assert here >= 3 and master.ran_here().count("RuleSlow") == 9 - here
         assert master.server.log().count("is not distributed") == 1
 
 
@@ -165,3 +237,26 @@ def test_a_clicked_interrupt_ends_the_wait_also_without_a_server(
         master.server.post("/interrupt")
         entry = master.server.wait(prompt_id, 5.0)
         assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+
+
+def test_a_prompt_with_a_class_that_is_not_here_does_not_stop_comfyui_while_the_server_is_silent(
+    comfy: Comfy, packed_python: str, base_directory: Path, own_servers: OwnServers, tmp_path: Path
+) -> None:
+    with open_rig("builtin", own_servers, tmp_path / "workers", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, master_folder(tmp_path), rig, MASTER_LACKS_CLASS="1"
+    ) as master:
+        prompt = slow("foreign", 2)
+        prompt["strange"] = node("RuleForeign", images=out("work"))
+        prompt["9"]["inputs"]["images"] = out("strange")
+        answers: list[Any] = []
+        with own_servers.silent_state():
+            posting = threading.Thread(target=lambda: answers.append(master.server.post("/prompt", {"prompt": prompt})))
+            posting.start()
+            longest_s = 0.0
+            while posting.is_alive():
+                began = time.monotonic()
+                master.server.get("/prompt")
+                longest_s = max(longest_s, time.monotonic() - began)
+        assert answers[0][0] == 400 and "RuleForeign" in str(answers[0][1])
+        assert longest_s < 1.5
+        assert "the cluster did not say within 3 s" in master.server.log()

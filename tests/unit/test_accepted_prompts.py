@@ -8,7 +8,7 @@ import pytest
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.foreign import NODE_CLASS, VALUE_CLASS, ForeignValues, foreign_in, original_of
 from distributed_comfy.comfyui.intake import accept
-from distributed_comfy.messages import Capability, Prompt
+from distributed_comfy.messages import Prompt
 from tests.prompts import capability, node, out, txt2img
 from tests.upscale_prompts import batch
 
@@ -43,8 +43,8 @@ CLASSES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def values(*live: Capability, classes: dict[str, Any] = CLASSES) -> ForeignValues:
-    return ForeignValues(classes, lambda: live or (capability(),))
+def replaced(prompt: Prompt, *, classes: dict[str, Any] = CLASSES) -> Prompt:
+    return ForeignValues(classes).replace(prompt, [capability()])
 
 
 # -- nodes of a job --------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_what_a_look_before_the_collector_needs_runs_anyway() -> None:
 
 # -- names that only workers know ------------------------------------------------------------------------------------------
 def test_a_model_that_only_a_worker_has_becomes_a_link() -> None:
-    changed = values().replace(txt2img())
+    changed = replaced(txt2img())
     assert changed["ckpt"]["inputs"]["ckpt_name"] == ["ckpt~ckpt_name", 0]
     assert changed["ckpt~ckpt_name"] == {"class_type": VALUE_CLASS, "inputs": {"text": "a.safetensors"}}
     assert foreign_in(changed) == ("model 'a.safetensors'",)
@@ -93,51 +93,50 @@ def test_a_model_that_only_a_worker_has_becomes_a_link() -> None:
 def test_windows_names_are_found_on_workers_too() -> None:
     prompt = txt2img()
     prompt["ckpt"]["inputs"]["ckpt_name"] = "sub\\b.safetensors"
-    assert values().replace(prompt)["ckpt~ckpt_name"]["inputs"]["text"] == "sub\\b.safetensors"
+    assert replaced(prompt)["ckpt~ckpt_name"]["inputs"]["text"] == "sub\\b.safetensors"
 
 
 def test_a_model_that_this_comfyui_has_stays() -> None:
     prompt = txt2img()
     prompt["ckpt"]["inputs"] |= {"ckpt_name": "mine.safetensors", "note": "a.safetensors"}
-    assert values().replace(prompt) is prompt
+    assert replaced(prompt) is prompt
 
 
 def test_a_model_that_nobody_has_stays_for_comfyui_to_refuse() -> None:
     prompt = txt2img()
     prompt["ckpt"]["inputs"]["ckpt_name"] = "typo.safetensors"
-    changed = values().replace(prompt)
+    changed = replaced(prompt)
     assert changed == prompt and foreign_in(changed) == ()
 
 
 def test_a_model_that_is_also_needed_behind_the_collector_stays() -> None:
     prompt = {**txt2img(), "again": node("VAEDecode", samples=out("collect", 2), vae=out("ckpt", 2))}
     prompt["save"]["inputs"]["images"] = out("again")
-    assert values().replace(prompt) == prompt
+    assert replaced(prompt) == prompt
 
 
 def test_a_class_that_only_a_worker_has_is_stood_for() -> None:
     prompt = {**txt2img(), "odd": node("ImageBlend", images=out("decode"), strength=0.5)}
     prompt["collect"]["inputs"]["images"] = out("odd")
     prompt["ckpt"]["inputs"]["ckpt_name"] = "mine.safetensors"
-    changed = values().replace(prompt)
+    changed = replaced(prompt)
     assert changed["odd"] == node(NODE_CLASS, images=out("decode"), strength=0.5, foreign_class="ImageBlend")
     assert foreign_in(changed) == ("node class ImageBlend",)
     assert original_of(changed) == prompt
 
 
-def test_nobody_is_asked_where_nothing_is_missing() -> None:
+def test_workers_are_asked_for_what_is_missing_and_for_nothing_else() -> None:
     prompt = txt2img()
+    assert ForeignValues(CLASSES).missing(prompt) == {"ckpt": ["ckpt_name"]}
+    assert ForeignValues(CLASSES).replace(prompt, ()) == prompt
     prompt["ckpt"]["inputs"]["ckpt_name"] = "mine.safetensors"
-
-    def live() -> list[Capability]:
-        raise AssertionError("asked")
-
-    assert ForeignValues(CLASSES, live).replace(prompt) is prompt
+    assert ForeignValues(CLASSES).missing(prompt) == {}
+    assert replaced(prompt) is prompt
 
 
 def test_a_prompt_without_a_job_is_left_alone() -> None:
     prompt = txt2img(pass_through=True)
-    assert values().replace(prompt) is prompt
+    assert replaced(prompt) is prompt
 
 
 # -- what is in the queue counts -----------------------------------------------------------------------------------------
