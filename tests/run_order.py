@@ -1,10 +1,30 @@
-"""Which test files the processes of xdist are given first: those that take longest, so that none of them is left for the end.
+"""Which tests the processes of xdist are given, and in which order: what takes longest comes first, so that none of it is left for the end.
 
-A file is never divided, for its tests share a cluster.  xdist by itself begins with the files of many tests, which are the quick ones.
+A file is never divided, for its tests share a cluster; files that share processes with a real ComfyUI stay together as well, each start
+of which costs five seconds of a core.  xdist by itself begins with the files of many tests, which are the quick ones.
 """
 from __future__ import annotations
 
+import re
+
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+COMFYUI_WORKERS = "two workers with real ComfyUI"
+COMFYUI_ENGINES = "engines with real ComfyUI"
+SHARED = {
+    **dict.fromkeys((
+        "test_attach_cluster", "test_clear_memory", "test_cluster_exactness", "test_cluster_failures", "test_cluster_models",
+        "test_cluster_rules", "test_cluster_slots", "test_frame_options_in_comfyui", "test_look_again", "test_master_orchestrates",
+        "test_master_takes_part", "test_saved_values", "test_upscale_exactness", "test_upscale_example",
+    ), COMFYUI_WORKERS),
+    **dict.fromkeys((
+        "test_attach_agent", "test_builtin_matches_comfyui", "test_capability", "test_engine_process", "test_exactness", "test_failures",
+        "test_runs", "test_tile_crops_in_comfyui",
+    ), COMFYUI_ENGINES),
+}  # fmt: skip
+"""File in tests/comfyui -> what it uses that lives as long as the session: `comfyui_rig`, or `engine`, `attached` and `plain`."""
+_WITH_COMFYUI_RIG = re.compile(r"\[(.*-)?comfyui(-.*)?\]$")
 
 SECONDS = {
     "test_agent": 100, "test_workers_page": 90, "test_demo": 90, "test_benchmarks": 80, "test_upscale": 80, "test_relay_worker": 60,
@@ -18,6 +38,16 @@ SECONDS = {
     "test_tile_items": 10, "test_pack_session": 40,
 }  # fmt: skip
 """Roughly, of one process on an idle machine; a file that is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
+
+
+class SharingScheduling(LoadFileScheduling):
+    """Gives a process of xdist the tests of a file at once, or those of all files that share processes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        if path.startswith("tests/comfyui/"):
+            return SHARED.get(path.rpartition("/")[2].removesuffix(".py"), path)
+        return COMFYUI_WORKERS if _WITH_COMFYUI_RIG.search(nodeid) else path
 
 
 def longest_first(items: list[pytest.Item]) -> None:
