@@ -36,20 +36,32 @@ SECONDS = {
     "test_other_roles": 20, "test_tls_servers": 20, "test_bad_input": 15, "test_kept_and_collected_results": 15, "test_python_api": 15,
     "test_cut_rules": 15, "test_contact_sheet": 10, "test_hostile_messages": 10, "test_private_redis": 10, "test_shipping": 10,
     "test_tile_items": 10, "test_pack_session": 40,
+    COMFYUI_WORKERS: 400, COMFYUI_ENGINES: 120, "test_ordinary_bad_days": 100, "test_master_bad_days": 90, "test_pack_start": 90,
+    "test_ordinary_prompts": 60, "test_ordinary_files": 40, "test_pack_routes": 30, "test_saved_workflows": 30, "test_upscale_command": 30,
+    "test_start": 30, "test_prompts_of_before": 20, "test_video_tiles": 20, "test_queue_consumer": 10, "test_planned_tiles": 10,
 }  # fmt: skip
-"""Roughly, of one process on an idle machine; a file that is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
+"""Roughly, of one process on an idle machine; what is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
 
 
 class SharingScheduling(LoadFileScheduling):
     """Gives a process of xdist the tests of a file at once, or those of all files that share processes."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        if path.startswith("tests/comfyui/"):
-            return SHARED.get(path.rpartition("/")[2].removesuffix(".py"), path)
-        return COMFYUI_WORKERS if _WITH_COMFYUI_RIG.search(nodeid) else path
+        return unit_of(nodeid)
+
+
+def unit_of(nodeid: str) -> str:
+    """The file of a test, or what its file shares with others."""
+    path = nodeid.partition("::")[0]
+    if path.startswith("tests/comfyui/"):
+        return SHARED.get(_name(path), path)
+    return COMFYUI_WORKERS if _WITH_COMFYUI_RIG.search(nodeid) else path
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort tests by the length of their file; those of one file, and files of one length, stay in order."""
-    items.sort(key=lambda item: -SECONDS.get(item.path.stem, 0))
+    """Sort tests by the length of their file, or of all files with it; those of one file, and files of one length, stay in order."""
+    items.sort(key=lambda item: -SECONDS.get(_name(unit_of(item.nodeid)), 0))
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".py")
