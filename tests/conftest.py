@@ -41,7 +41,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores for us: tests of whole clusters wait most of their time.  Another one for those with a real ComfyUI."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 7) + (1 if config.getoption("markexpr") == "not comfyui" else 2)
+    return min(cores, 7) + (1 if "not comfyui " in config.getoption("markexpr") + " " else 2)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduling | None:
