@@ -11,7 +11,7 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
+.PHONY: help env demo test test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -25,6 +25,10 @@ demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
 
 test: env ## all tests but those that need a real ComfyUI
 	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: env ## those and the tests with a real ComfyUI, side by side
+	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
+		$(BIN)/python -m pytest -m "not comfyui_long" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-comfyui: COMFYUI_TESTS := comfyui and not comfyui_long
 test-comfyui: ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)

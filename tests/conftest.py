@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,13 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import pytest
 import redis
 
-from tests.run_order import longest_first
+from tests.run_order import SharingScheduling, longest_first
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 START_TIMEOUT_S = 10.0
@@ -32,11 +33,20 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell gives it to what runs in its background; every process that a test ends by Ctrl-C would inherit it, and go on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores for us: tests of whole clusters wait most of their time."""
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores for us: tests of whole clusters wait most of their time.  Another one for those with a real ComfyUI."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 7) + 1
+    return min(cores, 7) + (1 if "not comfyui " in config.getoption("markexpr") + " " else 2)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduling | None:
+    """Of ``--dist loadfile``, which knows nothing of what files share."""
+    return SharingScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

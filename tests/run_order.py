@@ -1,10 +1,30 @@
-"""Which test files the processes of xdist are given first: those that take longest, so that none of them is left for the end.
+"""Which tests the processes of xdist are given, and in which order: what takes longest comes first, so that none of it is left for the end.
 
-A file is never divided, for its tests share a cluster.  xdist by itself begins with the files of many tests, which are the quick ones.
+A file is never divided, for its tests share a cluster; files that share processes with a real ComfyUI stay together as well, each start
+of which costs five seconds of a core.  xdist by itself begins with the files of many tests, which are the quick ones.
 """
 from __future__ import annotations
 
+import re
+
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+COMFYUI_WORKERS = "two workers with real ComfyUI"
+COMFYUI_ENGINES = "engines with real ComfyUI"
+SHARED = {
+    **dict.fromkeys((
+        "test_attach_cluster", "test_clear_memory", "test_cluster_exactness", "test_cluster_failures", "test_cluster_models",
+        "test_cluster_rules", "test_cluster_slots", "test_frame_options_in_comfyui", "test_look_again", "test_master_orchestrates",
+        "test_master_takes_part", "test_saved_values", "test_upscale_exactness", "test_upscale_example",
+    ), COMFYUI_WORKERS),
+    **dict.fromkeys((
+        "test_attach_agent", "test_builtin_matches_comfyui", "test_capability", "test_engine_process", "test_exactness", "test_failures",
+        "test_runs", "test_tile_crops_in_comfyui",
+    ), COMFYUI_ENGINES),
+}  # fmt: skip
+"""File in tests/comfyui -> what it uses that lives as long as the session: `comfyui_rig`, or `engine`, `attached` and `plain`."""
+_WITH_COMFYUI_RIG = re.compile(r"\[(.*-)?comfyui(-.*)?\]$")
 
 SECONDS = {
     "test_agent": 100, "test_workers_page": 90, "test_demo": 90, "test_benchmarks": 80, "test_upscale": 80, "test_relay_worker": 60,
@@ -16,10 +36,32 @@ SECONDS = {
     "test_other_roles": 20, "test_tls_servers": 20, "test_bad_input": 15, "test_kept_and_collected_results": 15, "test_python_api": 15,
     "test_cut_rules": 15, "test_contact_sheet": 10, "test_hostile_messages": 10, "test_private_redis": 10, "test_shipping": 10,
     "test_tile_items": 10, "test_pack_session": 40,
+    COMFYUI_WORKERS: 400, COMFYUI_ENGINES: 120, "test_ordinary_bad_days": 100, "test_master_bad_days": 90, "test_pack_start": 90,
+    "test_ordinary_prompts": 60, "test_ordinary_files": 40, "test_pack_routes": 30, "test_saved_workflows": 30, "test_upscale_command": 30,
+    "test_start": 30, "test_prompts_of_before": 20, "test_video_tiles": 20, "test_queue_consumer": 10, "test_planned_tiles": 10,
 }  # fmt: skip
-"""Roughly, of one process on an idle machine; a file that is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
+"""Roughly, of one process on an idle machine; what is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
+
+
+class SharingScheduling(LoadFileScheduling):
+    """Gives a process of xdist the tests of a file at once, or those of all files that share processes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
+
+
+def unit_of(nodeid: str) -> str:
+    """The file of a test, or what its file shares with others."""
+    path = nodeid.partition("::")[0]
+    if path.startswith("tests/comfyui/"):
+        return SHARED.get(_name(path), path)
+    return COMFYUI_WORKERS if _WITH_COMFYUI_RIG.search(nodeid) else path
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort tests by the length of their file; those of one file, and files of one length, stay in order."""
-    items.sort(key=lambda item: -SECONDS.get(item.path.stem, 0))
+    """Sort tests by the length of their file, or of all files with it; those of one file, and files of one length, stay in order."""
+    items.sort(key=lambda item: -SECONDS.get(_name(unit_of(item.nodeid)), 0))
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".py")

@@ -122,5 +122,5 @@ def test_make_alone_prints_a_line_for_each_target() -> None:
     if shutil.which("make") is None:
         pytest.skip("no make here")
     shown = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-comfyui", "lint", "types", "contracts", "bench", "clean", "help"):
+    for target in ("demo", "test", "test-all", "test-comfyui", "lint", "types", "contracts", "bench", "clean", "help"):
         assert f"make {target} " in shown

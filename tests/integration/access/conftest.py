@@ -1,11 +1,13 @@
-"""Servers with users, and workers of two invited hosts on them."""
+"""Servers with users and workers of two invited hosts on them; and a host that invites to its embedded servers."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from distributed_comfy.settings import read_settings
+from distributed_comfy.settings import Settings, read_settings
+from distributed_comfy.state.embedded import EmbeddedRedis, start_embedded
 from tasks.cluster import open_cluster
 from tests.access_servers import PREFIX, Servers, servers_with_users
 from tests.cluster_rig import Rig
@@ -35,3 +37,29 @@ def rig(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     finally:
         rig.close()
         cluster.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the host that joins keeps things."""
+    for name in ("XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of the host that invites, whose user has another home; no Redis is configured."""
+    with monkeypatch.context() as there:
+        there.setenv("HOME", str(tmp_path / "master"))
+        found = read_settings(runtime_dir=tmp_path / "runtime", cache_dir=tmp_path / "cache", host="master")
+        assert found.config_folder.is_relative_to(tmp_path / "master"), "it is kept from here on"
+    return found
+
+
+@pytest.fixture
+def owner(settings: Settings) -> Iterator[EmbeddedRedis]:
+    """What keeps the embedded servers, as `up` does."""
+    with start_embedded(settings.runtime_folder, private=False) as embedded:
+        yield embedded
