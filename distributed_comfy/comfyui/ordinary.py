@@ -2,27 +2,31 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import redis
+from aiohttp import web
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.comfy_folders import ComfyFolders
+from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.interrupts import interrupt_middleware
 from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
 from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
 from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
+from distributed_comfy.comfyui.queueing import post_own
 from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.engine.attach.pack_words import CLIENT_PREFIX
 from distributed_comfy.errors import DistributedComfyError
@@ -78,6 +82,7 @@ class OrdinaryPrompts:
         self._pack, self._queue, self._around = pack, queue, around
         self._runs: dict[str, OrdinaryRun] = {}
         self._threads: set[threading.Thread] = set()
+        self._staying: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._returns: Counter[str] = Counter()
@@ -98,13 +103,31 @@ class OrdinaryPrompts:
         with self._lock:
             return replace(self._status, running=tuple(self._runs), done=self._done)
 
+    def runs(self, prompt_id: str) -> bool:
+        """Whether this one runs on a worker."""
+        with self._lock:
+            return prompt_id in self._runs
+
     def interrupt(self, prompt_id: str | None) -> bool:
-        """End a prompt that runs on a worker, or all of them; False where there is none such."""
+        """End a prompt that runs on a worker, and another of the same id that runs here (None: all on workers); False: none does."""
         with self._lock:
             runs = [run for known, run in self._runs.items() if prompt_id in (None, known)]
-        for run in runs:
-            run.interrupt()
+            for run in runs:
+                run.interrupt()
+        if runs and prompt_id is not None:
+            self._queue.end_here(prompt_id, self._pack.host.nodes.interrupt_processing)
         return bool(runs)
+
+    @contextmanager
+    def staying(self, prompt_ids: Collection[str]) -> Iterator[None]:
+        """While the context lasts, none of these is taken out of the queue."""
+        with self._lock:
+            self._staying.update(prompt_ids)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._staying -= Counter(prompt_ids)
 
     def close(self) -> None:
         """ComfyUI ends: no worker goes on for it."""
@@ -199,7 +222,7 @@ class OrdinaryPrompts:
     def _begin(self, cluster: Cluster, item: Item) -> bool:
         """Take it and run it; in one step for `interrupt`, which must know of each prompt that is not ComfyUI's own to end."""
         with self._lock:
-            taken = self._queue.take(item)
+            taken = None if self._staying[str(item[1])] else self._queue.take(item)
             if taken is None:
                 return False
             run = self._runs[taken.prompt_id] = OrdinaryRun(cluster, taken, self._around)
@@ -218,6 +241,7 @@ class OrdinaryPrompts:
         try:
             with self._lock:
                 self._runs.pop(run.taken.prompt_id, None)
+                ending = run.settled(ending)
                 self._done += ending.kind == "done"
                 self._unsettled.append(run)
                 self._end(run, ending)
@@ -292,9 +316,15 @@ def install_ordinary(pack: Pack) -> None:
     placer = FilePlacer(SaveWatch(host.folder_paths, host), folders.__getitem__)
     around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders)
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
-    host.server.app.middlewares.append(interrupt_middleware(ordinary.interrupt))
+    pass_on = functools.partial(_ask_again, host)
+    host.server.app.middlewares.append(interrupt_middleware(ordinary, pass_on))
     _sweep(folders["output"] / SPOOL_FOLDER)
     ordinary.start()
+
+
+async def _ask_again(host: ComfyHost, request: web.Request, body: Any) -> tuple[int, Any]:
+    """The same request with another body."""
+    return await post_own(host, request.path, body, request)
 
 
 def _knows_metadata(server: Any) -> Callable[[str | None], bool]:

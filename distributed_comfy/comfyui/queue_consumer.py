@@ -123,6 +123,13 @@ class QueueConsumer:
             ended = type(queue).ExecutionStatus(status_str=status, completed=status == "success", messages=list(messages))
             queue.task_done(taken.item_id, history, status=ended, **extra)
 
+    def end_here(self, prompt_id: str, interrupt: Callable[[], Any]) -> None:
+        """Call what interrupts this ComfyUI, where it runs a prompt of this id itself, and not the next one meanwhile."""
+        with self._queue.mutex:
+            running = self._queue.currently_running
+            if any(str(item[1]) == prompt_id for item_id, item in running.items() if item_id not in self._ours):
+                interrupt()
+
     def _master_is_busy(self) -> bool:
         return any(item_id not in self._ours for item_id in self._queue.currently_running)
 
