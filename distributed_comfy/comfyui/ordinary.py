@@ -23,6 +23,7 @@ from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.interrupts import interrupt_middleware
 from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
 from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
+from distributed_comfy.comfyui.ordinary_verdicts import Verdicts
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
 from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 LOOK_AHEAD = 200
 """Waiting prompts that are looked at, first to last, for one that a free worker can run."""
-RETURNS = 2
-"""How often a prompt may come back before it stays in this ComfyUI."""
 _TICK_S = 0.1
 _LOOK_S = 5.0
 _END_S = 5.0
@@ -63,12 +62,6 @@ class OrdinaryStatus:
     """Prompts that workers have finished since ComfyUI started."""
 
 
-@dataclass(frozen=True)
-class _Judged:
-    live: Mapping[str, Capability]
-    verdict: Suitable | str
-
-
 class OrdinaryPrompts:
     """The part of the pack; one per process.
 
@@ -80,13 +73,13 @@ class OrdinaryPrompts:
 
     def __init__(self, pack: Pack, queue: QueueConsumer, around: Surroundings) -> None:
         self._pack, self._queue, self._around = pack, queue, around
-        self._runs: dict[str, OrdinaryRun] = {}
+        self._runs: dict[int, OrdinaryRun] = {}
+        """By the id under which the queue knows what runs: prompts may share theirs."""
         self._threads: set[threading.Thread] = set()
         self._staying: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._returns: Counter[str] = Counter()
-        self._judged: dict[str, _Judged] = {}
+        self._verdicts = Verdicts(self._judge)
         self._unsettled: list[OrdinaryRun] = []
         """Runs whose jobs could not be taken off the table yet."""
         self._look_at = 0.0
@@ -101,17 +94,17 @@ class OrdinaryPrompts:
     def status(self) -> OrdinaryStatus:
         """As it is now."""
         with self._lock:
-            return replace(self._status, running=tuple(self._runs), done=self._done)
+            return replace(self._status, running=tuple(self._running()), done=self._done)
 
     def runs(self, prompt_id: str) -> bool:
         """Whether this one runs on a worker."""
         with self._lock:
-            return prompt_id in self._runs
+            return prompt_id in self._running()
 
     def interrupt(self, prompt_id: str | None) -> bool:
         """End a prompt that runs on a worker, and another of the same id that runs here (None: all on workers); False: none does."""
         with self._lock:
-            runs = [run for known, run in self._runs.items() if prompt_id in (None, known)]
+            runs = [run for run in self._runs.values() if prompt_id in (None, run.taken.prompt_id)]
             for run in runs:
                 run.interrupt()
         if runs and prompt_id is not None:
@@ -166,6 +159,7 @@ class OrdinaryPrompts:
         if not wanted and not self._unsettled and time.monotonic() < self._look_at:
             return None
         self._look_at = time.monotonic() + _LOOK_S
+        self._forget_gone()
         cluster = self._pack.session.cluster(0.0)
         self._settle(cluster)
         live = {name: found for name, found in cluster.matching.live().items() if found.engine == ENGINE}
@@ -185,7 +179,6 @@ class OrdinaryPrompts:
         for _ in range(underway):  # the table decides which of them comes; one is as good as the other
             free.popitem() if free else None
         waiting = self._queue.waiting() if free else ()
-        self._forget_judged(waiting)
         for item in waiting[:LOOK_AHEAD]:
             worker = self._worker_for(item, live, free)
             if worker and self._begin(cluster, item):
@@ -195,28 +188,24 @@ class OrdinaryPrompts:
 
     def _worker_for(self, item: Item, live: Mapping[str, Capability], free: Mapping[str, Capability]) -> str:
         """A free worker that can run a waiting prompt; empty where there is none, or where it stays here."""
-        prompt_id = str(item[1])
-        if self._returns[prompt_id] > RETURNS:
+        verdict = self._verdicts.of(item, live)
+        if isinstance(verdict, str):
             return ""
-        judged = self._judged.get(prompt_id)
-        if judged is None or judged.live != live:
-            judged = self._judged[prompt_id] = _Judged(live, self._judge(item, live))
-            if isinstance(judged.verdict, str):
-                log.info("prompt %s stays in this ComfyUI: %s", prompt_id, judged.verdict)
-        if isinstance(judged.verdict, str):
-            return ""
-        need = judged.verdict.requirement
-        return next((name for name, found in free.items() if matches(need, found)), "")
+        return next((name for name, found in free.items() if matches(verdict.requirement, found)), "")
 
     def _judge(self, item: Item, live: Mapping[str, Capability]) -> Suitable | str:
         if str((item[3] or {}).get("client_id", "")).startswith(CLIENT_PREFIX):
             return "a worker has queued it here"
         return judge(item[2], item[4], self._pack.host.nodes.NODE_CLASS_MAPPINGS, self._around.folders, list(live.values()))
 
-    def _forget_judged(self, waiting: tuple[Item, ...]) -> None:
-        if len(self._judged) > 2 * LOOK_AHEAD:
-            here = {str(item[1]) for item in waiting}
-            self._judged = {prompt_id: judged for prompt_id, judged in self._judged.items() if prompt_id in here}
+    def _forget_gone(self) -> None:
+        """Entries that neither wait nor run are never asked for again."""
+        if len(self._verdicts):
+            with self._lock:
+                self._verdicts.keep([*self._queue.entries(), *(run.taken.item for run in self._runs.values())])
+
+    def _running(self) -> list[str]:
+        return [run.taken.prompt_id for run in self._runs.values()]
 
     # -- one prompt
     def _begin(self, cluster: Cluster, item: Item) -> bool:
@@ -225,7 +214,7 @@ class OrdinaryPrompts:
             taken = None if self._staying[str(item[1])] else self._queue.take(item)
             if taken is None:
                 return False
-            run = self._runs[taken.prompt_id] = OrdinaryRun(cluster, taken, self._around)
+            run = self._runs[taken.item_id] = OrdinaryRun(cluster, taken, self._around)
             thread = threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True)
             self._threads.add(thread)
         thread.start()
@@ -240,7 +229,7 @@ class OrdinaryPrompts:
                 log.exception("prompt %s: please report this", run.taken.prompt_id)
         try:
             with self._lock:
-                self._runs.pop(run.taken.prompt_id, None)
+                self._runs.pop(run.taken.item_id, None)
                 ending = run.settled(ending)
                 self._done += ending.kind == "done"
                 self._unsettled.append(run)
@@ -265,11 +254,10 @@ class OrdinaryPrompts:
             return
         taken = run.taken
         if ending.kind == "back":
-            self._returns[taken.prompt_id] += RETURNS + 1 if ending.here else 1
+            self._verdicts.came_back(taken.item, stays=ending.here)
             log.warning("prompt %s is back in the queue: %s", taken.prompt_id, ending.reason)
             self._queue.give_back(taken)
             return
-        self._returns.pop(taken.prompt_id, None)
         self._queue.end(taken, run.history, "success" if ending.kind == "done" else "error", run.events.messages)
         run.events.end()
 

@@ -77,6 +77,11 @@ class QueueConsumer:
             items = sorted(self._queue.queue, key=_place)
             return tuple(items if self._master_is_busy() else items[1:])
 
+    def entries(self) -> tuple[Item, ...]:
+        """All that waits, in no order."""
+        with self._queue.mutex:
+            return tuple(self._queue.queue)
+
     def is_queued(self) -> bool:
         """Whether anything waits at all; cheap."""
         return bool(self._queue.queue)

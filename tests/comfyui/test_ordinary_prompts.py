@@ -246,6 +246,21 @@ def test_a_list_of_prompts_to_cancel_ends_these_wherever_they_are_and_no_other(c
         assert ends_by_interrupt(crowd, blocking)
 
 
+def test_two_prompts_of_one_id_are_judged_and_run_each_for_itself(crowd: Crowd) -> None:
+    only_here = stock(121, prefix="same")
+    only_here["20"] = node("MasterOnly", images=out("8"))
+    with crowd.busy_master(), crowd.server.listen() as listener:
+        for prompt in (only_here, stock(122, prefix="same", pause=200), stock(123, prefix="same", pause=200)):
+            crowd.server.queue(prompt, prompt_id="twice", client_id=listener.client_id)
+        crowd.server.until(lambda: crowd.running().count("twice") == 2)
+        assert list(crowd.ordinary()["running"]) == ["twice", "twice"]
+        crowd.server.until(lambda: len(listener.of("execution_success", prompt_id="twice")) == 2)
+        assert crowd.server.get("/prompt")["exec_info"]["queue_remaining"] == 2, "the other one waits for the master"
+    crowd.wait_idle()
+    found = sorted(crowd.output.glob("same*"), key=lambda path: path.name)
+    assert {json.loads(texts(path)["prompt"])["7"]["inputs"]["seed"] for path in found} == {121, 122, 123}
+
+
 def test_an_interrupt_by_an_id_that_two_prompts_have_ends_both_wherever_they_run(crowd: Crowd) -> None:
     blocking = blocker()
     crowd.server.queue(blocking, prompt_id="twins")
