@@ -42,6 +42,8 @@ LOOK_AHEAD = 200
 """Waiting prompts that are looked at, first to last, for one that a free worker can run."""
 _TICK_S = 0.1
 _LOOK_S = 5.0
+_AGAIN_S, _LONGEST_S = 5.0, 60.0
+"""From one error of ours to the next try."""
 _END_S = 5.0
 
 OrdinaryState = Literal["off", "offered", "on", "paused", "unfit"]
@@ -139,15 +141,24 @@ class OrdinaryPrompts:
     # -- the thread that takes prompts
     def _work(self) -> None:
         atexit.register(self.close)  # now and not at the start, so that it comes before the session's own end
-        while not self._ended.wait(_TICK_S):
+        wait_s = _TICK_S
+        while not self._ended.wait(wait_s):
             try:
                 self._tick()
+                wait_s = _TICK_S
             except (DistributedComfyError, redis.RedisError) as error:
+                wait_s = _TICK_S
                 self._tell("paused" if self._pack.options.ordinary else "off", str(error))
-            except Exception as error:  # whatever is wrong with us, ComfyUI goes on alone
-                log.exception("please report this")
-                self._tell("unfit", f"an error of ours: {error}")
-                return
+            except Exception as error:  # noqa: BLE001 - the boundary of the thread: ComfyUI goes on alone, and we try again
+                wait_s = min(max(2 * wait_s, _AGAIN_S), _LONGEST_S)
+                self._look_at = 0.0
+                self._fail(f"an error of ours: {error}")
+
+    def _fail(self, reason: str) -> None:
+        """Called while an exception is handled; the same one again is not told again."""
+        if self.status().reason != reason:
+            log.exception("please report this; ordinary prompts are tried again within %.0f s", _LONGEST_S)
+        self._tell("unfit", reason)
 
     def _tick(self) -> None:
         option = self._pack.options.ordinary
