@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
+OFFER_EVENT = "distributed-comfy.ordinary"
+"""Websocket message to all pages with an `OrdinaryStatus`: there is something to offer, or no more."""
 LOOK_AHEAD = 200
 """Waiting prompts that are looked at, first to last, for one that a free worker can run."""
 _TICK_S = 0.1
@@ -62,6 +64,8 @@ class OrdinaryStatus:
     """Ids of the prompts that run on workers now."""
     done: int = 0
     """Prompts that workers have finished since ComfyUI started."""
+    since_ms: int = 0
+    """When this ComfyUI started, by its own clock: a page that put its answer to the offer off is to ask again after the next start."""
 
 
 class OrdinaryPrompts:
@@ -85,6 +89,7 @@ class OrdinaryPrompts:
         self._unsettled: list[OrdinaryRun] = []
         """Runs whose jobs could not be taken off the table yet."""
         self._look_at = 0.0
+        self._began_ms = int(time.time() * 1000)
         self._status = OrdinaryStatus()
         self._offered = False
         self._done = 0
@@ -96,7 +101,7 @@ class OrdinaryPrompts:
     def status(self) -> OrdinaryStatus:
         """As it is now."""
         with self._lock:
-            return replace(self._status, running=tuple(self._running()), done=self._done)
+            return replace(self._status, running=tuple(self._running()), done=self._done, since_ms=self._began_ms)
 
     def runs(self, prompt_id: str) -> bool:
         """Whether this one runs on a worker."""
@@ -295,6 +300,9 @@ class OrdinaryPrompts:
             before, self._status = self._status, OrdinaryStatus(state, reason, workers)
         if before.state == state:
             return
+        if "offered" in (before.state, state):
+            with suppress(RuntimeError):  # ComfyUI ends, and so does its event loop
+                self._around.send_sync(OFFER_EVENT, asdict(self.status()), None)
         if state == "offered" and not self._offered:
             self._offered = True
             log.info("%d worker(s) could run ordinary prompts too, beside this ComfyUI; switch it on with the option `ordinary`", workers)

@@ -37,6 +37,12 @@ class ComfyPage:
         self.page.goto(url, wait_until="domcontentloaded", timeout=LOAD_TIMEOUT_MS)
         self.page.wait_for_function(_READY, timeout=LOAD_TIMEOUT_MS)
 
+    def another(self, url: str) -> ComfyPage:
+        """One more page in the same browser."""
+        page = ComfyPage(self.page.context.new_page())
+        page.open(url)
+        return page
+
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, as from a file."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
