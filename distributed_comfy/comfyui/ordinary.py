@@ -4,14 +4,12 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import redis
@@ -21,8 +19,9 @@ from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.comfy_folders import ComfyFolders
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.interrupts import interrupt_middleware
+from distributed_comfy.comfyui.ordinary_leftovers import sweep
 from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
-from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
+from distributed_comfy.comfyui.ordinary_run import Ending, OrdinaryRun, Surroundings
 from distributed_comfy.comfyui.ordinary_verdicts import Verdicts
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
@@ -31,7 +30,6 @@ from distributed_comfy.comfyui.queueing import post_own
 from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.engine.attach.pack_words import CLIENT_PREFIX
 from distributed_comfy.errors import DistributedComfyError
-from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import Capability
 from distributed_comfy.planning.requirements import matches
 from tasks.cluster import Cluster
@@ -325,7 +323,7 @@ def install_ordinary(pack: Pack) -> None:
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
     pass_on = functools.partial(_ask_again, host)
     host.server.app.middlewares.append(interrupt_middleware(ordinary, pass_on))
-    _sweep(folders["output"] / SPOOL_FOLDER)
+    sweep(folders["output"] / SPOOL_FOLDER, [folders["output"], folders["temp"]])
     ordinary.start()
 
 
@@ -343,11 +341,3 @@ def _knows_metadata(server: Any) -> Callable[[str | None], bool]:
 
     return knows
 
-
-def _sweep(folder: Path) -> None:
-    """Remove what a ComfyUI that was killed left of its prompts; another one may use the same output folder now."""
-    for spool in folder.glob(f"{SPOOL_PREFIX}*"):
-        lock = FileLock(spool / "lock")
-        if lock.try_acquire():
-            lock.release()
-            shutil.rmtree(spool, ignore_errors=True)

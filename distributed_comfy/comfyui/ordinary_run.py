@@ -17,7 +17,7 @@ import redis
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest
 from distributed_comfy.comfyui.ordinary_rules import ENGINE
-from distributed_comfy.comfyui.placed_files import FilePlacer, MadeFile, with_places
+from distributed_comfy.comfyui.placed_files import JOURNAL, FilePlacer, MadeFile, with_places
 from distributed_comfy.comfyui.prompt_events import PromptEvents, SendSync
 from distributed_comfy.comfyui.queue_consumer import TakenPrompt
 from distributed_comfy.errors import (
@@ -225,7 +225,7 @@ class OrdinaryRun:
     def _deliver(self, spool: Spool) -> Ending:
         result = spool.result(0)
         placer = self._around.placer
-        placed = placer.place([MadeFile(ref, spool.path(0, ref.blob)) for ref in result.files])
+        placed = placer.place([MadeFile(ref, spool.path(0, ref.blob)) for ref in result.files], spool.folder / JOURNAL)
         outputs = {node_id: with_places(ui, placed, placer.folder_of) for node_id, ui in result.outputs.items()}
         self.history = self.events.succeed(result, outputs)
         log.info("prompt %s: done by %s in %.2f s, %d file(s)", self.taken.prompt_id, result.worker, result.seconds, len(placed))
