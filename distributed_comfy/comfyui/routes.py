@@ -6,6 +6,7 @@ What a route may do follows from how it is registered: `open_to_site` for what a
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -199,15 +200,28 @@ async def body_of(request: web.Request, limit_bytes: int = LONGEST_BODY_BYTES) -
     Raises:
         BadRequest: it is none, or too long.
     """
-    if (request.content_length or 0) > limit_bytes:
-        raise BadRequest(f"the body has more than {limit_bytes} bytes")
+    content = await _read(request, limit_bytes)
     try:
-        found = await request.json() if request.body_exists else {}
+        found = json.loads(content.decode(request.charset or "utf-8")) if content else {}
     except (ValueError, LookupError, RecursionError) as error:  # not JSON, in no known encoding, or too deep
         raise BadRequest("the body is no JSON") from error
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object")
     return found
+
+
+async def _read(request: web.Request, limit_bytes: int) -> bytes:
+    """The body; no more of it is taken than may be, whatever length it claims to have, or none."""
+    if (request.content_length or 0) > limit_bytes:
+        raise BadRequest(f"the body has more than {limit_bytes} bytes")
+    if request.content.at_eof():  # there is none, or somebody before us has read it
+        return await request.read()
+    content = bytearray()
+    async for part in request.content.iter_any():
+        content += part
+        if len(content) > limit_bytes:
+            raise BadRequest(f"the body has more than {limit_bytes} bytes")
+    return bytes(content)
 
 
 def text_of(body: dict[str, Any], name: str) -> str:
