@@ -169,6 +169,15 @@ def test_a_value_for_a_list_is_chosen_from_it_and_kept_with_its_type(page: Comfy
     assert prompt["2"]["inputs"]["sampler_name"] == ["1", 0]
 
 
+def test_inner_nodes_are_neither_in_the_menu_nor_in_the_search(running: ComfyServer, page: ComfyPage) -> None:
+    known = running.get("/object_info")
+    inner = {name for name, about in known.items() if about["category"] == "distributed/internal"}
+    assert {"DistributedLocalCapture", "DistributedForeignNode"} <= inner and all(known[name]["deprecated"] for name in inner)
+    pinia = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia"
+    shown = set(page.page.evaluate(f"() => {pinia}._s.get('nodeDef').visibleNodeDefs.map((about) => about.name)"))
+    assert {"DistributedCollector", "ImageBatchDivider", "KSampler"} <= shown and not inner & shown
+
+
 def test_a_dividers_outputs_follow_its_parts_and_connected_ones_stay(page: ComfyPage) -> None:
     page.load(collected(OLD_COLLECTOR, divided=3))
     turn = "(() => {{ const widget = node.widgets[0]; widget.value = {0}; widget.callback({0}); return node.outputs.length; }})()"
