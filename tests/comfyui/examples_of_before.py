@@ -50,7 +50,7 @@ class Example:
         """From an output to the input of a name."""
         inputs = self.nodes[target - 1]["inputs"]
         place = next(place for place, found in enumerate(inputs) if found["name"] == name)
-        self.links.append((len(self.links) + 1, source, slot, target, place, inputs[place]["type"]))
+        self.links.append((source, slot, target, place))
 
     def file(self) -> Workflow:
         """As it is saved."""

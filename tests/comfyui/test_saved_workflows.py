@@ -63,9 +63,7 @@ def test_every_variant_of_the_collector_loads_and_runs(
 def expected_links(example: Example) -> dict[tuple[str, str], list[Any]]:
     """Node and input -> what it is to be linked to, with bypassed nodes left out."""
     modes = {node["id"]: node["mode"] for node in example.nodes}
-    into = {
-        (target, example.nodes[target - 1]["inputs"][place]["name"]): (source, slot) for _, source, slot, target, place, _ in example.links
-    }  # fmt: skip
+    into = {(target, example.nodes[target - 1]["inputs"][place]["name"]): (source, slot) for source, slot, target, place in example.links}
     found = {}
     for (target, name), (source, slot) in into.items():
         if modes[source]:
