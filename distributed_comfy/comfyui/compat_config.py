@@ -34,7 +34,8 @@ def option_change(key: str, value: Any) -> tuple[str, Any]:
 def fields_of(worker: Mapping[str, Any], *, socket_names: Collection[str]) -> tuple[dict[str, Any], bool | None]:
     """What a worker there is here, as fields of `agent.configuration.WorkerConfiguration`, and whether it is enabled.
 
-    Name and port have no meaning: a worker has its id for a name, and listens nowhere.
+    Name and port have no meaning: a worker has its id for a name, and listens nowhere.  Null takes a value away; then holds what holds
+    for an imported worker without it: the first GPU, enabled, no arguments.
 
     Args:
         socket_names: what stands for this host in ``host``.
@@ -48,14 +49,15 @@ def fields_of(worker: Mapping[str, Any], *, socket_names: Collection[str]) -> tu
         reason = "a worker of another host is invited: `distributed-comfy invite` prints the command to run there"
         raise OptionWrong(name="host", reason=reason)
     fields: dict[str, Any] = {}
-    if worker.get("cuda_device") is not None:
+    if "cuda_device" in worker:
         fields["device"] = device_of(worker["cuda_device"])
     if "extra_args" in worker:
         fields["comfyui_args"] = arguments_of(worker["extra_args"])[0]
-    enabled = worker.get("enabled")
-    if enabled is not None and not isinstance(enabled, bool):
-        raise OptionWrong(name="enabled", reason="must be true or false")
-    return fields, enabled
+    if "enabled" not in worker:
+        return fields, None
+    if not isinstance(worker["enabled"], (bool, type(None))):
+        raise OptionWrong(name="enabled", reason="must be true or false, or null for the default")
+    return fields, worker["enabled"] is not False
 
 
 def device_of(number: Any) -> str:

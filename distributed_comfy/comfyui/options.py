@@ -47,8 +47,18 @@ class OptionsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._changing = threading.Lock()
-        self.current = self._read()
+        self._changing = threading.RLock()
+        self._seen = self._stamp()
+        self._current = self._read()
+
+    @property
+    def current(self) -> Options:
+        """As they are now: another process, such as `distributed-comfy config import`, may have written the file."""
+        stamp = self._stamp()
+        if stamp != self._seen:
+            with self._changing:
+                self._seen, self._current = stamp, self._read()
+        return self._current
 
     def change(self, name: str, value: Any) -> Options:
         """Change one option, in the file too.
@@ -66,9 +76,17 @@ class OptionsFile:
             except ValidationError as error:
                 raise OptionWrong(name=name, reason=f"cannot be {value!r}; it is true or false") from error
             self._write(changed)
-            self.current = changed
+            self._seen, self._current = self._stamp(), changed
         log.info("option %s is %s now", name, json.dumps(value))
         return changed
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """Differs where the file was written; None where there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> Options:
         """What the file says; where it cannot be used, the defaults, and why in the log."""

@@ -2,43 +2,48 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
-import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import redis
+from aiohttp import web
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.comfy_folders import ComfyFolders
+from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.interrupts import interrupt_middleware
+from distributed_comfy.comfyui.ordinary_leftovers import sweep
 from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
-from distributed_comfy.comfyui.ordinary_run import SPOOL_PREFIX, Ending, OrdinaryRun, Surroundings
+from distributed_comfy.comfyui.ordinary_run import Ending, OrdinaryRun, Surroundings
+from distributed_comfy.comfyui.ordinary_verdicts import Verdicts
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
 from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
+from distributed_comfy.comfyui.queueing import post_own
 from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.engine.attach.pack_words import CLIENT_PREFIX
 from distributed_comfy.errors import DistributedComfyError
-from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import Capability
 from distributed_comfy.planning.requirements import matches
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
+OFFER_EVENT = "distributed-comfy.ordinary"
+"""Websocket message to all pages with an `OrdinaryStatus`: there is something to offer, or no more."""
 LOOK_AHEAD = 200
 """Waiting prompts that are looked at, first to last, for one that a free worker can run."""
-RETURNS = 2
-"""How often a prompt may come back before it stays in this ComfyUI."""
 _TICK_S = 0.1
 _LOOK_S = 5.0
+_AGAIN_S, _LONGEST_S = 5.0, 60.0
+"""From one error of ours to the next try."""
 _END_S = 5.0
 
 OrdinaryState = Literal["off", "offered", "on", "paused", "unfit"]
@@ -57,12 +62,8 @@ class OrdinaryStatus:
     """Ids of the prompts that run on workers now."""
     done: int = 0
     """Prompts that workers have finished since ComfyUI started."""
-
-
-@dataclass(frozen=True)
-class _Judged:
-    live: Mapping[str, Capability]
-    verdict: Suitable | str
+    since_ms: int = 0
+    """When this ComfyUI started, by its own clock: a page that put its answer to the offer off is to ask again after the next start."""
 
 
 class OrdinaryPrompts:
@@ -76,15 +77,17 @@ class OrdinaryPrompts:
 
     def __init__(self, pack: Pack, queue: QueueConsumer, around: Surroundings) -> None:
         self._pack, self._queue, self._around = pack, queue, around
-        self._runs: dict[str, OrdinaryRun] = {}
+        self._runs: dict[int, OrdinaryRun] = {}
+        """By the id under which the queue knows what runs: prompts may share theirs."""
         self._threads: set[threading.Thread] = set()
+        self._staying: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._returns: Counter[str] = Counter()
-        self._judged: dict[str, _Judged] = {}
+        self._verdicts = Verdicts(self._judge)
         self._unsettled: list[OrdinaryRun] = []
         """Runs whose jobs could not be taken off the table yet."""
         self._look_at = 0.0
+        self._began_ms = int(time.time() * 1000)
         self._status = OrdinaryStatus()
         self._offered = False
         self._done = 0
@@ -96,15 +99,33 @@ class OrdinaryPrompts:
     def status(self) -> OrdinaryStatus:
         """As it is now."""
         with self._lock:
-            return replace(self._status, running=tuple(self._runs), done=self._done)
+            return replace(self._status, running=tuple(self._running()), done=self._done, since_ms=self._began_ms)
+
+    def runs(self, prompt_id: str) -> bool:
+        """Whether this one runs on a worker."""
+        with self._lock:
+            return prompt_id in self._running()
 
     def interrupt(self, prompt_id: str | None) -> bool:
-        """End a prompt that runs on a worker, or all of them; False where there is none such."""
+        """End a prompt that runs on a worker, and another of the same id that runs here (None: all on workers); False: none does."""
         with self._lock:
-            runs = [run for known, run in self._runs.items() if prompt_id in (None, known)]
-        for run in runs:
-            run.interrupt()
+            runs = [run for run in self._runs.values() if prompt_id in (None, run.taken.prompt_id)]
+            for run in runs:
+                run.interrupt()
+        if runs and prompt_id is not None:
+            self._queue.end_here(prompt_id, self._pack.host.nodes.interrupt_processing)
         return bool(runs)
+
+    @contextmanager
+    def staying(self, prompt_ids: Collection[str]) -> Iterator[None]:
+        """While the context lasts, none of these is taken out of the queue."""
+        with self._lock:
+            self._staying.update(prompt_ids)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._staying -= Counter(prompt_ids)
 
     def close(self) -> None:
         """ComfyUI ends: no worker goes on for it."""
@@ -123,15 +144,24 @@ class OrdinaryPrompts:
     # -- the thread that takes prompts
     def _work(self) -> None:
         atexit.register(self.close)  # now and not at the start, so that it comes before the session's own end
-        while not self._ended.wait(_TICK_S):
+        wait_s = _TICK_S
+        while not self._ended.wait(wait_s):
             try:
                 self._tick()
+                wait_s = _TICK_S
             except (DistributedComfyError, redis.RedisError) as error:
+                wait_s = _TICK_S
                 self._tell("paused" if self._pack.options.ordinary else "off", str(error))
-            except Exception as error:  # whatever is wrong with us, ComfyUI goes on alone
-                log.exception("please report this")
-                self._tell("unfit", f"an error of ours: {error}")
-                return
+            except Exception as error:  # noqa: BLE001 - the boundary of the thread: ComfyUI goes on alone, and we try again
+                wait_s = min(max(2 * wait_s, _AGAIN_S), _LONGEST_S)
+                self._look_at = 0.0
+                self._fail(f"an error of ours: {error}")
+
+    def _fail(self, reason: str) -> None:
+        """Called while an exception is handled; the same one again is not told again."""
+        if self.status().reason != reason:
+            log.exception("please report this; ordinary prompts are tried again within %.0f s", _LONGEST_S)
+        self._tell("unfit", reason)
 
     def _tick(self) -> None:
         option = self._pack.options.ordinary
@@ -143,6 +173,7 @@ class OrdinaryPrompts:
         if not wanted and not self._unsettled and time.monotonic() < self._look_at:
             return None
         self._look_at = time.monotonic() + _LOOK_S
+        self._forget_gone()
         cluster = self._pack.session.cluster(0.0)
         self._settle(cluster)
         live = {name: found for name, found in cluster.matching.live().items() if found.engine == ENGINE}
@@ -162,7 +193,6 @@ class OrdinaryPrompts:
         for _ in range(underway):  # the table decides which of them comes; one is as good as the other
             free.popitem() if free else None
         waiting = self._queue.waiting() if free else ()
-        self._forget_judged(waiting)
         for item in waiting[:LOOK_AHEAD]:
             worker = self._worker_for(item, live, free)
             if worker and self._begin(cluster, item):
@@ -172,37 +202,33 @@ class OrdinaryPrompts:
 
     def _worker_for(self, item: Item, live: Mapping[str, Capability], free: Mapping[str, Capability]) -> str:
         """A free worker that can run a waiting prompt; empty where there is none, or where it stays here."""
-        prompt_id = str(item[1])
-        if self._returns[prompt_id] > RETURNS:
+        verdict = self._verdicts.of(item, live)
+        if isinstance(verdict, str):
             return ""
-        judged = self._judged.get(prompt_id)
-        if judged is None or judged.live != live:
-            judged = self._judged[prompt_id] = _Judged(live, self._judge(item, live))
-            if isinstance(judged.verdict, str):
-                log.info("prompt %s stays in this ComfyUI: %s", prompt_id, judged.verdict)
-        if isinstance(judged.verdict, str):
-            return ""
-        need = judged.verdict.requirement
-        return next((name for name, found in free.items() if matches(need, found)), "")
+        return next((name for name, found in free.items() if matches(verdict.requirement, found)), "")
 
     def _judge(self, item: Item, live: Mapping[str, Capability]) -> Suitable | str:
         if str((item[3] or {}).get("client_id", "")).startswith(CLIENT_PREFIX):
             return "a worker has queued it here"
         return judge(item[2], item[4], self._pack.host.nodes.NODE_CLASS_MAPPINGS, self._around.folders, list(live.values()))
 
-    def _forget_judged(self, waiting: tuple[Item, ...]) -> None:
-        if len(self._judged) > 2 * LOOK_AHEAD:
-            here = {str(item[1]) for item in waiting}
-            self._judged = {prompt_id: judged for prompt_id, judged in self._judged.items() if prompt_id in here}
+    def _forget_gone(self) -> None:
+        """Entries that neither wait nor run are never asked for again."""
+        if len(self._verdicts):
+            with self._lock:
+                self._verdicts.keep([*self._queue.entries(), *(run.taken.item for run in self._runs.values())])
+
+    def _running(self) -> list[str]:
+        return [run.taken.prompt_id for run in self._runs.values()]
 
     # -- one prompt
     def _begin(self, cluster: Cluster, item: Item) -> bool:
         """Take it and run it; in one step for `interrupt`, which must know of each prompt that is not ComfyUI's own to end."""
         with self._lock:
-            taken = self._queue.take(item)
+            taken = None if self._staying[str(item[1])] else self._queue.take(item)
             if taken is None:
                 return False
-            run = self._runs[taken.prompt_id] = OrdinaryRun(cluster, taken, self._around)
+            run = self._runs[taken.item_id] = OrdinaryRun(cluster, taken, self._around)
             thread = threading.Thread(target=self._run, args=(run,), name=f"prompt {taken.prompt_id}", daemon=True)
             self._threads.add(thread)
         thread.start()
@@ -217,7 +243,8 @@ class OrdinaryPrompts:
                 log.exception("prompt %s: please report this", run.taken.prompt_id)
         try:
             with self._lock:
-                self._runs.pop(run.taken.prompt_id, None)
+                self._runs.pop(run.taken.item_id, None)
+                ending = run.settled(ending)
                 self._done += ending.kind == "done"
                 self._unsettled.append(run)
                 self._end(run, ending)
@@ -241,11 +268,10 @@ class OrdinaryPrompts:
             return
         taken = run.taken
         if ending.kind == "back":
-            self._returns[taken.prompt_id] += RETURNS + 1 if ending.here else 1
+            self._verdicts.came_back(taken.item, stays=ending.here)
             log.warning("prompt %s is back in the queue: %s", taken.prompt_id, ending.reason)
             self._queue.give_back(taken)
             return
-        self._returns.pop(taken.prompt_id, None)
         self._queue.end(taken, run.history, "success" if ending.kind == "done" else "error", run.events.messages)
         run.events.end()
 
@@ -272,6 +298,9 @@ class OrdinaryPrompts:
             before, self._status = self._status, OrdinaryStatus(state, reason, workers)
         if before.state == state:
             return
+        if "offered" in (before.state, state):
+            with suppress(RuntimeError):  # ComfyUI ends, and so does its event loop
+                self._around.send_sync(OFFER_EVENT, asdict(self.status()), None)
         if state == "offered" and not self._offered:
             self._offered = True
             log.info("%d worker(s) could run ordinary prompts too, beside this ComfyUI; switch it on with the option `ordinary`", workers)
@@ -292,9 +321,15 @@ def install_ordinary(pack: Pack) -> None:
     placer = FilePlacer(SaveWatch(host.folder_paths, host), folders.__getitem__)
     around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders)
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
-    host.server.app.middlewares.append(interrupt_middleware(ordinary.interrupt))
-    _sweep(folders["output"] / SPOOL_FOLDER)
+    pass_on = functools.partial(_ask_again, host)
+    host.server.app.middlewares.append(interrupt_middleware(ordinary, pass_on))
+    sweep(folders["output"] / SPOOL_FOLDER, [folders["output"], folders["temp"]])
     ordinary.start()
+
+
+async def _ask_again(host: ComfyHost, request: web.Request, body: Any) -> tuple[int, Any]:
+    """The same request with another body."""
+    return await post_own(host, request.path, body, request)
 
 
 def _knows_metadata(server: Any) -> Callable[[str | None], bool]:
@@ -306,11 +341,3 @@ def _knows_metadata(server: Any) -> Callable[[str | None], bool]:
 
     return knows
 
-
-def _sweep(folder: Path) -> None:
-    """Remove what a ComfyUI that was killed left of its prompts; another one may use the same output folder now."""
-    for spool in folder.glob(f"{SPOOL_PREFIX}*"):
-        lock = FileLock(spool / "lock")
-        if lock.try_acquire():
-            lock.release()
-            shutil.rmtree(spool, ignore_errors=True)

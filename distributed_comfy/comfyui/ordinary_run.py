@@ -17,7 +17,7 @@ import redis
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest
 from distributed_comfy.comfyui.ordinary_rules import ENGINE
-from distributed_comfy.comfyui.placed_files import FilePlacer, MadeFile, with_places
+from distributed_comfy.comfyui.placed_files import JOURNAL, FilePlacer, MadeFile, with_places
 from distributed_comfy.comfyui.prompt_events import PromptEvents, SendSync
 from distributed_comfy.comfyui.queue_consumer import TakenPrompt
 from distributed_comfy.errors import (
@@ -95,16 +95,25 @@ class OrdinaryRun:
         self._cluster, self._around = cluster, around
         self._over = threading.Event()
         self._stopped = threading.Event()
-        self._why: Ending | None = None
+        self._unwanted = False
+        """Its user has interrupted it."""
+        self._reason = ""
+        """Why it is to go back."""
         self._closing = ExitStack()
 
     def interrupt(self) -> None:
-        """The user wants it to end; from any thread."""
-        self._end(Ending("interrupted"))
+        """The user wants it to end, wherever; from any thread."""
+        self._unwanted = True
+        self._stopped.set()
 
     def give_up(self, reason: str) -> None:
         """It is to go back; from any thread."""
-        self._end(Ending("back", reason))
+        self._reason = self._reason or reason
+        self._stopped.set()
+
+    def settled(self, ending: Ending) -> Ending:
+        """What comes of an ending: a prompt that its user has interrupted meanwhile does not go back."""
+        return self._interrupted("as its user asked") if ending.kind == "back" and self._unwanted else ending
 
     def run(self) -> Ending:
         """Run the prompt to its end on the cluster; its files are placed and its messages told when this returns.  Then call `close`."""
@@ -216,7 +225,7 @@ class OrdinaryRun:
     def _deliver(self, spool: Spool) -> Ending:
         result = spool.result(0)
         placer = self._around.placer
-        placed = placer.place([MadeFile(ref, spool.path(0, ref.blob)) for ref in result.files])
+        placed = placer.place([MadeFile(ref, spool.path(0, ref.blob)) for ref in result.files], spool.folder / JOURNAL)
         outputs = {node_id: with_places(ui, placed, placer.folder_of) for node_id, ui in result.outputs.items()}
         self.history = self.events.succeed(result, outputs)
         log.info("prompt %s: done by %s in %.2f s, %d file(s)", self.taken.prompt_id, result.worker, result.seconds, len(placed))
@@ -235,17 +244,11 @@ class OrdinaryRun:
         return Ending("interrupted")
 
     def _asked(self) -> Ending:
-        why = self._why or Ending("back", "it was stopped")
-        return self._interrupted("as its user asked") if why.kind == "interrupted" else self._back(why)
+        return self.settled(self._back(Ending("back", self._reason or "it was stopped")))
 
     def _back(self, why: Ending) -> Ending:
         self.events.abandon()
         return why
-
-    def _end(self, why: Ending) -> None:
-        if self._why is None:
-            self._why = why
-        self._stopped.set()
 
     # -- what workers say
     def _on_step(self, step: Step) -> None:

@@ -11,6 +11,7 @@ from distributed_comfy.comfyui.context import PackContext
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.options import Options, options_file
 from distributed_comfy.comfyui.session import Session
+from distributed_comfy.engine.attach.capability import OUR_CATEGORY
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
 from distributed_comfy.nodes.registry import DISPLAY_NAMES, node_classes
 from distributed_comfy.settings import Settings
@@ -68,6 +69,7 @@ class Pack:
         if must_yield(self.host, self.classes):
             return False
         self.install_parts()
+        _hide_internal(self.classes)
         keep_classes(self.host, self.classes)
         self.session.start()
         return True
@@ -81,3 +83,10 @@ class Pack:
                 getattr(importlib.import_module(module), function)(self)
             except Exception:  # whatever is wrong with us, ComfyUI is to start
                 log.exception("%s of distributed-comfy does not work with ComfyUI %s; please report it", function, self.host.version)
+
+
+def _hide_internal(classes: dict[str, Any]) -> None:
+    """Keep the classes of inner nodes out of the menu and search of ComfyUI's editor, by the marks that its versions know."""
+    for found in classes.values():
+        if found.CATEGORY == OUR_CATEGORY:
+            found.DEPRECATED = found.DEV_ONLY = True

@@ -25,6 +25,10 @@ from distributed_comfy.messages import FileRef
 _COUNTED = re.compile(r"(?P<stem>.+)_(?P<count>\d{5,12})(?P<rest>(?!\d).*)", re.DOTALL)
 """What nodes call their files; a counter has five digits or more."""
 
+JOURNAL = "partials"
+"""File in a spool: a line for each file that is about to have its name, so that those of a process that was killed are found."""
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.part")
+
 Place = tuple[str, str]
 """``output`` or ``temp``, and the path in it with ``/``."""
 
@@ -68,9 +72,12 @@ class FilePlacer:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it where nobody waits for files any more."""
 
-    def place(self, files: Sequence[MadeFile]) -> dict[Place, Path]:
+    def place(self, files: Sequence[MadeFile], journal: Path | None = None) -> dict[Place, Path]:
         """Give every file its name; all of them, or none.
 
+        Args:
+            files: what was made.
+            journal: see `JOURNAL`.
         Returns:
             What it was called on the worker -> where it is.
         Raises:
@@ -80,14 +87,14 @@ class FilePlacer:
         placed: dict[Place, Path] = {}
         with ExitStack() as undo:
             undo.callback(_remove, placed)
-            partials = [self._prepare(made, undo) for made in files]
+            partials = [self._prepare(made, undo, journal) for made in files]
             for counter, row in _rows(partials, self.folder_of):
                 for partial, path in self._number(counter, row) if counter else map(_keep_name, row):
                     placed[_place_of(partial.made.ref)] = path
             undo.pop_all()
         return placed
 
-    def _prepare(self, made: MadeFile, undo: ExitStack) -> _Partial:
+    def _prepare(self, made: MadeFile, undo: ExitStack, journal: Path | None) -> _Partial:
         """The file on the disk where it is to be, under a name that nobody looks for."""
         root, relative = self.folder_of(made.ref.folder), safe_relative(made.ref.name)
         folder = root / relative.parent
@@ -97,6 +104,9 @@ class FilePlacer:
             folder.mkdir(parents=True, exist_ok=True)
             if not folder.resolve().is_relative_to(root.resolve()):
                 raise OutputUnwritable(path=str(folder), reason="a link on the way leads out of the folder")
+            if journal is not None:
+                with journal.open("a", encoding="utf-8", errors="surrogateescape") as lines:
+                    lines.write(f"{partial}\n")
             try:
                 os.link(made.path, partial)
             except OSError:
@@ -120,6 +130,11 @@ class FilePlacer:
         if counter.plain and "%" not in str(prefix):
             return int(self.saves.look(str(prefix), str(counter.root))[2])
         return highest_count(counter.root / counter.parent, f"{counter.stem}_") + 1
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file has not been given its name."""
+    return _PARTIAL.fullmatch(path.name) is not None
 
 
 def _rows(partials: Sequence[_Partial], folder_of: Callable[[str], Path]) -> Iterator[tuple[_Counter | None, list[_Partial]]]:

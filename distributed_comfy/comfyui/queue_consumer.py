@@ -77,6 +77,11 @@ class QueueConsumer:
             items = sorted(self._queue.queue, key=_place)
             return tuple(items if self._master_is_busy() else items[1:])
 
+    def entries(self) -> tuple[Item, ...]:
+        """All that waits, in no order."""
+        with self._queue.mutex:
+            return tuple(self._queue.queue)
+
     def is_queued(self) -> bool:
         """Whether anything waits at all; cheap."""
         return bool(self._queue.queue)
@@ -122,6 +127,13 @@ class QueueConsumer:
             self._forget(taken)
             ended = type(queue).ExecutionStatus(status_str=status, completed=status == "success", messages=list(messages))
             queue.task_done(taken.item_id, history, status=ended, **extra)
+
+    def end_here(self, prompt_id: str, interrupt: Callable[[], Any]) -> None:
+        """Call what interrupts this ComfyUI, where it runs a prompt of this id itself, and not the next one meanwhile."""
+        with self._queue.mutex:
+            running = self._queue.currently_running
+            if any(str(item[1]) == prompt_id for item_id, item in running.items() if item_id not in self._ours):
+                interrupt()
 
     def _master_is_busy(self) -> bool:
         return any(item_id not in self._ours for item_id in self._queue.currently_running)

@@ -1,4 +1,4 @@
-"""Prompts that came by another door than ComfyUI's own are posted to that one, so that everything looks at them that looks at others."""
+"""What came by another door than ComfyUI's own is posted to that one, so that everything looks at it that looks at others."""
 from __future__ import annotations
 
 from typing import Any
@@ -26,10 +26,15 @@ async def post_prompt(host: ComfyHost, posted: dict[str, Any], request: web.Requ
     Raises:
         aiohttp.ClientError: this ComfyUI does not reach its own port.
     """
+    return await post_own(host, "/prompt", posted, request)
+
+
+async def post_own(host: ComfyHost, path: str, posted: Any, request: web.Request) -> tuple[int, Any]:
+    """Let ComfyUI answer what came with a request; arguments and answer as of `post_prompt`."""
     headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
     async with (
         aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=False) as session,
-        session.post(own_url(host) + "/prompt", json=posted, headers=headers, ssl=_to_itself(host)) as answer,
+        session.post(own_url(host) + path, json=posted, headers=headers, ssl=_to_itself(host)) as answer,
     ):
         return answer.status, await answer.json(content_type=None)
 

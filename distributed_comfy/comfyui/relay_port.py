@@ -4,6 +4,7 @@ It leads to the servers that the pack uses at the moment; the users and rights a
 """
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +24,8 @@ class RelayPort:
         self._pack = pack
         self._servers: Servers | None = None
         self._relay: Relay | None = None
+        self._changing = asyncio.Lock()
+        """Requests come side by side: each of them would make a relay of its own while an old one is closed."""
 
     async def open(self, request: web.Request) -> web.StreamResponse:
         """See `Relay.open`."""
@@ -36,19 +39,24 @@ class RelayPort:
 
     async def end(self, _application: Any = None) -> None:
         """Close what is relayed."""
+        async with self._changing:
+            await self._close()
+
+    async def _current(self) -> Relay | None:
+        async with self._changing:
+            servers = self._pack.session.servers
+            if servers is None or servers.invited_to:  # a guest of somebody's cluster lets nobody into it
+                await self._close()
+                return None
+            if servers != self._servers:
+                await self._close()
+                self._servers, self._relay = servers, make_relay(servers, self._pack.session.settings.key_prefix)
+            return self._relay
+
+    async def _close(self) -> None:
         relay, self._relay, self._servers = self._relay, None, None
         if relay is not None:
             await relay.end()
-
-    async def _current(self) -> Relay | None:
-        servers = self._pack.session.servers
-        if servers is None or servers.invited_to:  # a guest of somebody's cluster lets nobody into it
-            await self.end()
-            return None
-        if servers != self._servers:
-            await self.end()
-            self._servers, self._relay = servers, make_relay(servers, self._pack.session.settings.key_prefix)
-        return self._relay
 
     def _none(self) -> web.Response:
         session = self._pack.session

@@ -6,8 +6,10 @@ What a route may do follows from how it is registered: `open_to_site` for what a
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 WEB_FOLDER = Path(__file__).parent / "web"
 LONGEST_BODY_BYTES = 2**20
 _LINES = 500
+_SECRET = {"Cache-Control": "no-store"}
+"""Headers of an answer that nobody on the way may keep."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Judge = Callable[[web.Request], None]
@@ -111,17 +115,17 @@ def _add_pack(routes: Routes) -> None:
     pack, control = routes.pack, routes.control
 
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(pack_status, pack))  # it may ask another process
+        return await _told(pack_status, pack)  # it may ask another process
 
     async def token(_request: web.Request) -> web.Response:
         text = await asyncio.to_thread(read_token, token_path(pack.settings))
-        return web.json_response({"token": text}, headers={"Cache-Control": "no-store"})
+        return web.json_response({"token": text}, headers=_SECRET)
 
     async def options(_request: web.Request) -> web.Response:
         return web.json_response(pack.options.model_dump())
 
     async def change_options(request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(control.change_options, await body_of(request)))
+        return await _told(control.change_options, await body_of(request))
 
     async def clear_memory(_request: web.Request) -> web.Response:
         return web.json_response({"workers": await asyncio.to_thread(control.clear_memory)})
@@ -137,14 +141,14 @@ def _add_workers(routes: Routes) -> None:
     control = routes.control
 
     async def workers(_request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(control.workers))
+        return await _told(control.workers)
 
     async def add(request: web.Request) -> web.Response:
         body = await body_of(request)
         fields = body.get("fields", {})
         if not isinstance(fields, dict):
             raise BadRequest("fields must be an object, as a worker has them in workers.json")
-        return web.json_response(await asyncio.to_thread(control.add_worker, text_of(body, "name"), fields))
+        return await _told(control.add_worker, text_of(body, "name"), fields)
 
     async def order(request: web.Request) -> web.Response:
         verb = next((known for known in VERBS if known == request.match_info["verb"]), None)
@@ -154,7 +158,7 @@ def _add_workers(routes: Routes) -> None:
         allowed = {"edit": ("fields", "restart"), "stop": ("at_once",)}.get(verb, ())
         if unknown := sorted(body.keys() - set(allowed)):
             raise BadRequest(f"{verb} knows no {', '.join(unknown)[:200]}")
-        return web.json_response(await asyncio.to_thread(lambda: control.order(verb, request.match_info["name"], **body)))
+        return await _told(functools.partial(control.order, verb, request.match_info["name"], **body))
 
     async def worker_log(request: web.Request) -> web.Response:
         lines = await asyncio.to_thread(control.log_lines, request.match_info["name"], number_of(request, "lines", _LINES))
@@ -173,18 +177,18 @@ def _add_jobs(routes: Routes) -> None:
         return web.json_response({"jobs": await asyncio.to_thread(control.jobs)})
 
     async def cancel(request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(control.cancel_job, request.match_info["job"]))
+        return await _told(control.cancel_job, request.match_info["job"])
 
     async def invite(request: web.Request) -> web.Response:
         body = await body_of(request)
         options = InviteOptions(name=text_of(body, "name"), url=text_of(body, "url"))
-        return web.json_response(await asyncio.to_thread(control.invite, options), headers={"Cache-Control": "no-store"})
+        return await _told(control.invite, options, headers=_SECRET)
 
     async def invites(_request: web.Request) -> web.Response:
         return web.json_response({"invites": await asyncio.to_thread(control.invites)})
 
     async def revoke(request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(control.revoke, request.match_info["name"]))
+        return await _told(control.revoke, request.match_info["name"])
 
     routes.open_to_site("GET", "/distributed_comfy/jobs", jobs)
     routes.with_token("POST", "/distributed_comfy/jobs/{job}/cancel", cancel)
@@ -193,21 +197,39 @@ def _add_jobs(routes: Routes) -> None:
     routes.with_token("POST", "/distributed_comfy/invites/{name}/revoke", revoke)
 
 
+async def _told(call: Callable[..., Any], *given: Any, headers: Mapping[str, str] | None = None) -> web.Response:
+    """What a call gives, as JSON; it may wait for Redis or an agent, so it runs in a thread."""
+    return web.json_response(await asyncio.to_thread(call, *given), headers=headers)
+
+
 async def body_of(request: web.Request, limit_bytes: int = LONGEST_BODY_BYTES) -> dict[str, Any]:
     """The JSON object in a request; an empty body counts as an empty one.
 
     Raises:
         BadRequest: it is none, or too long.
     """
-    if (request.content_length or 0) > limit_bytes:
-        raise BadRequest(f"the body has more than {limit_bytes} bytes")
+    content = await _read(request, limit_bytes)
     try:
-        found = await request.json() if request.body_exists else {}
+        found = json.loads(content.decode(request.charset or "utf-8")) if content else {}
     except (ValueError, LookupError, RecursionError) as error:  # not JSON, in no known encoding, or too deep
         raise BadRequest("the body is no JSON") from error
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object")
     return found
+
+
+async def _read(request: web.Request, limit_bytes: int) -> bytes:
+    """The body; no more of it is taken than may be, whatever length it claims to have, or none."""
+    if (request.content_length or 0) > limit_bytes:
+        raise BadRequest(f"the body has more than {limit_bytes} bytes")
+    if request.content.at_eof():  # there is none, or somebody before us has read it
+        return await request.read()
+    content = bytearray()
+    async for part in request.content.iter_any():
+        content += part
+        if len(content) > limit_bytes:
+            raise BadRequest(f"the body has more than {limit_bytes} bytes")
+    return bytes(content)
 
 
 def text_of(body: dict[str, Any], name: str) -> str:

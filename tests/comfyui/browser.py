@@ -1,7 +1,7 @@
 """A real browser on ComfyUI's page: chromium of the system, headless, with a profile of its own."""
 from __future__ import annotations
 
-import os
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +37,12 @@ class ComfyPage:
         self.page.goto(url, wait_until="domcontentloaded", timeout=LOAD_TIMEOUT_MS)
         self.page.wait_for_function(_READY, timeout=LOAD_TIMEOUT_MS)
 
+    def another(self, url: str) -> ComfyPage:
+        """One more page in the same browser."""
+        page = ComfyPage(self.page.context.new_page())
+        page.open(url)
+        return page
+
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, as from a file."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
@@ -69,13 +75,12 @@ class ComfyPage:
 
 @contextmanager
 def comfy_page(server: ComfyServer, folder: Path) -> Iterator[ComfyPage]:
-    """The page of a running server; skips where there is no browser, and fails in CI."""
+    """The page of a running server; fails where there is no browser."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else __import__("playwright.sync_api").sync_api
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing: apt-get install chromium")
-        pytest.skip("needs chromium")
+    if program is None or importlib.util.find_spec("playwright") is None:
+        lacks = "chromium is missing: `apt-get install chromium`" if program is None else "playwright is missing: `make env`"
+        pytest.fail(f"the tests with ComfyUI's page need a browser, and {lacks}", pytrace=False)
+    playwright = importlib.import_module("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
             str(folder / "profile"), executable_path=program, headless=True, args=list(_ARGUMENTS), viewport={"width": 1400, "height": 900}

@@ -39,6 +39,38 @@ class MasterOnly:
 NODE_CLASS_MAPPINGS = {"MasterOnly": MasterOnly}
 '''
 """A node pack that no worker has."""
+NEWER_ROUTES = '''
+import nodes
+from aiohttp import web
+from server import PromptServer
+
+queue = PromptServer.instance.prompt_queue
+
+
+def cancel(job_id):
+    with queue.mutex:
+        if any(item[1] == job_id for item in queue.currently_running.values()):
+            nodes.interrupt_processing()
+            return True
+    return queue.delete_queue_item(lambda item: item[1] == job_id)
+
+
+@PromptServer.instance.routes.post("/api/jobs/{job_id}/cancel")
+async def cancel_one(request):
+    return web.json_response({"cancelled": cancel(request.match_info["job_id"])})
+
+
+@PromptServer.instance.routes.post("/api/jobs/cancel")
+async def cancel_many(request):
+    wanted = await request.json()
+    if not all(isinstance(job_id, str) for job_id in wanted["job_ids"]):
+        return web.json_response({"error": "invalid"}, status=400)
+    return web.json_response({"cancelled": any([cancel(job_id) for job_id in wanted["job_ids"]])})
+
+
+NODE_CLASS_MAPPINGS = {}
+'''
+"""What newer ComfyUIs have for pages that end prompts: they take every prompt that their queue shows as running for their own."""
 
 
 class Crowd:
@@ -61,7 +93,8 @@ class Crowd:
         self.server.environment.update(environment, DC_WORKERS_FILE=str(folder / "config" / "workers.json"))
         self._environment = environment
         self._option: bool | None = None
-        (self.server.base / "custom_nodes" / "master_only.py").write_text(MASTER_ONLY)
+        for name, code in (("master_only", MASTER_ONLY), ("newer_routes", NEWER_ROUTES)):
+            (self.server.base / "custom_nodes" / f"{name}.py").write_text(code)
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
     @property

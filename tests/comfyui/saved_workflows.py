@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Workflow = dict[str, Any]
-Link = tuple[int, int, int, int, int, str]
+Link = tuple[int, int, int, int]
+"""Node and slot that it comes from, node and slot that it goes to."""
 
 UPSCALE_VALUES: list[Any] = [
     123456789, "fixed", 7, 3.5, "euler", "karras", 0.35, 768, 640, 48, 16, False, True,
@@ -45,15 +46,17 @@ def saved_node(
 
 
 def workflow(nodes: Sequence[Workflow], links: Sequence[Link]) -> Workflow:
-    """A file with these nodes; a link is its id, node and slot that it comes from, node and slot that it goes to, and its type."""
+    """A file with these nodes; a link has its number by its place, and the type of the output that it comes from."""
     by_id = {node["id"]: node for node in nodes}
-    for number, source, slot, target, place, _ in links:
+    saved = []
+    for number, (source, slot, target, place) in enumerate(links, 1):
         found = by_id[source]["outputs"][slot]
         found["links"] = [*(found["links"] or []), number]
         by_id[target]["inputs"][place]["link"] = number
+        saved.append([number, source, slot, target, place, found["type"]])
     return {
-        "last_node_id": max(by_id), "last_link_id": max((link[0] for link in links), default=0), "nodes": list(nodes),
-        "links": [list(link) for link in links], "groups": [], "config": {}, "extra": {}, "version": 0.4,
+        "last_node_id": max(by_id), "last_link_id": len(saved), "nodes": list(nodes), "links": saved, "groups": [], "config": {},
+        "extra": {}, "version": 0.4,
     }  # fmt: skip
 
 
@@ -69,13 +72,13 @@ def collected(collector: Mapping[str, Any], *, divided: int = 0) -> Workflow:
         saved_node(2, "DistributedCollector", **collector),
         saved_node(3, "PreviewImage", inputs=["images IMAGE"]),
     ]
-    links: list[Link] = [(1, 1, 0, 2, 0, "IMAGE")]
+    links: list[Link] = [(1, 0, 2, 0)]
     if divided:
         outputs = [f"batch_{part} IMAGE" for part in range(1, 11)]
         nodes.append(saved_node(4, "ImageBatchDivider", values=[divided], inputs=["images IMAGE"], outputs=outputs))
-        links += [(2, 2, 0, 4, 0, "IMAGE"), (3, 4, divided - 1, 3, 0, "IMAGE")]
+        links += [(2, 0, 4, 0), (4, divided - 1, 3, 0)]
     else:
-        links.append((2, 2, 0, 3, 0, "IMAGE"))
+        links.append((2, 0, 3, 0))
     return workflow(nodes, links)
 
 
@@ -97,8 +100,7 @@ def sampled(seed_values: Sequence[Any]) -> Workflow:
     ]  # fmt: skip
     nodes[5]["inputs"][4]["widget"] = {"name": "seed"}
     links: list[Link] = [
-        (1, 1, 0, 6, 0, "MODEL"), (2, 2, 0, 6, 1, "CONDITIONING"), (3, 2, 0, 6, 2, "CONDITIONING"), (4, 4, 0, 6, 3, "LATENT"),
-        (5, 5, 0, 6, 4, "INT"), (6, 6, 0, 7, 0, "LATENT"), (7, 3, 0, 7, 1, "VAE"), (8, 7, 0, 8, 0, "IMAGE"), (9, 8, 0, 9, 0, "IMAGE"),
+        (1, 0, 6, 0), (2, 0, 6, 1), (2, 0, 6, 2), (4, 0, 6, 3), (5, 0, 6, 4), (6, 0, 7, 0), (3, 0, 7, 1), (7, 0, 8, 0), (8, 0, 9, 0),
     ]  # fmt: skip
     return workflow(nodes, links)
 
@@ -118,8 +120,7 @@ def upscaled(values: Sequence[Any]) -> Workflow:
         saved_node(7, "Reroute", inputs=["_ *"], outputs=["_ IMAGE"]),
     ]  # fmt: skip
     links: list[Link] = [
-        (1, 1, 0, 2, 0, "IMAGE"), (2, 2, 0, 5, 0, "IMAGE"), (3, 3, 0, 5, 1, "MODEL"), (4, 4, 0, 5, 2, "CONDITIONING"),
-        (5, 4, 0, 5, 3, "CONDITIONING"), (6, 3, 2, 5, 4, "VAE"), (7, 5, 0, 7, 0, "*"), (8, 7, 0, 6, 0, "IMAGE"), (9, 3, 1, 4, 0, "CLIP"),
+        (1, 0, 2, 0), (2, 0, 5, 0), (3, 0, 5, 1), (4, 0, 5, 2), (4, 0, 5, 3), (3, 2, 5, 4), (5, 0, 7, 0), (7, 0, 6, 0), (3, 1, 4, 0),
     ]  # fmt: skip
     return workflow(nodes, links)
 
@@ -131,7 +132,7 @@ def valued(values: Sequence[Any]) -> Workflow:
         saved_node(2, "DistributedModelName", values=[""], inputs=["text STRING"], outputs=["output *"]),
     ]
     nodes[1]["inputs"][0]["widget"] = {"name": "text"}
-    return workflow(nodes, [(1, 1, 0, 2, 0, "*")])
+    return workflow(nodes, [(1, 0, 2, 0)])
 
 
 def chosen(values: Sequence[Any]) -> Workflow:
@@ -144,4 +145,4 @@ def chosen(values: Sequence[Any]) -> Workflow:
         ),
     ]  # fmt: skip
     nodes[1]["inputs"][4]["widget"] = {"name": "sampler_name"}
-    return workflow(nodes, [(1, 1, 0, 2, 4, "*")])
+    return workflow(nodes, [(1, 0, 2, 4)])

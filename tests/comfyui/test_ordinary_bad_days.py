@@ -12,6 +12,7 @@ import psutil
 import pytest
 import redis
 
+from distributed_comfy.comfyui.placed_files import JOURNAL
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.ordinary_rig import WORKERS, Crowd, blocker, pixels, saved, stock
 from tests.conftest import RedisServer
@@ -128,6 +129,22 @@ def test_workers_stop_when_comfyui_ends(crowd: Crowd) -> None:
     crowd.server.stop()
     crowd.server.until(lambda: "is given back" in crowd.log_of("one"), 30)
     assert not list((crowd.output / ".distributed-comfy").glob("ordinary-*"))
+
+
+def test_what_a_killed_comfyui_left_is_gone_after_the_next_start(crowd: Crowd) -> None:
+    crowd.start("one")
+    blocking = crowd.server.queue(blocker())
+    crowd.server.until(lambda: blocking in crowd.running())
+    prompt_id = crowd.server.queue(stock(28, pause=5000))
+    worker_of(crowd, prompt_id)
+    [spool] = crowd.server.until(lambda: list((crowd.output / ".distributed-comfy").glob("ordinary-*")), 20)
+    crowd.server.kill()
+    nameless = crowd.output / "sub" / ".0123456789abcdef.part"  # as if it had been killed while it named files
+    nameless.parent.mkdir(exist_ok=True)
+    nameless.touch()
+    (spool / JOURNAL).write_text(f"{nameless}\n")
+    crowd.start("one")
+    assert not spool.parent.exists() and not nameless.exists()
 
 
 def test_an_embedded_redis_that_dies_costs_a_prompt_nothing_either(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from distributed_comfy.messages import Prompt
 from tests.comfyui.comfy_process import Comfy
-from tests.comfyui.ordinary_rig import WORKERS, Crowd, pixels, saved, stock, texts
+from tests.comfyui.ordinary_rig import WORKERS, Crowd, blocker, pixels, saved, stock, texts
 from tests.comfyui.server_rig import ComfyServer, Listener
 from tests.command_line import CommandLine
 from tests.prompts import node, out
@@ -221,6 +221,57 @@ def test_an_interrupt_without_a_name_ends_all_that_runs(crowd: Crowd) -> None:
         crowd.server.post("/api/interrupt", {})
         for ended in (blocking, prompt_id):
             assert crowd.server.wait(ended)["status"]["messages"][-1][0] == "execution_interrupted"
+
+
+def ends_by_interrupt(crowd: Crowd, prompt_id: str) -> bool:
+    """Whether it was interrupted, and not only ended."""
+    return bool(crowd.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted")
+
+
+def test_a_list_of_prompts_to_cancel_ends_these_wherever_they_are_and_no_other(crowd: Crowd) -> None:
+    with crowd.busy_master() as blocking:
+        first, second = (crowd.server.queue(stock(seed, pause=5000)) for seed in (111, 112))
+        crowd.server.until(lambda: {first, second} <= set(crowd.running()))
+        waiting, kept = (crowd.server.queue(stock(seed)) for seed in (113, 114))
+        assert crowd.server.post("/api/jobs/cancel", {"job_ids": [first, {"id": waiting}]})[0] == 400
+        assert set(crowd.running()) == {blocking, first, second}, "nothing is ended where a part of the list is refused"
+        assert crowd.server.post("/api/jobs/cancel", {"job_ids": [first, waiting, "unknown"]}) == (200, {"cancelled": True})
+        assert ends_by_interrupt(crowd, first)
+        assert crowd.server.wait(kept)["status"]["status_str"] == "success", "the worker is free for the next one"
+        assert set(crowd.running()) == {blocking, second} and crowd.server.history(waiting) is None
+        assert crowd.server.post("/api/jobs/cancel", {"job_ids": [second]}) == (200, {"cancelled": True})
+        assert ends_by_interrupt(crowd, second) and crowd.running() == [blocking], "the master goes on"
+        assert crowd.server.post(f"/api/jobs/{kept}/cancel") == (200, {"cancelled": False})
+        assert crowd.server.post("/api/jobs/cancel", {"job_ids": [blocking]}) == (200, {"cancelled": True})
+        assert ends_by_interrupt(crowd, blocking)
+
+
+def test_two_prompts_of_one_id_are_judged_and_run_each_for_itself(crowd: Crowd) -> None:
+    only_here = stock(121, prefix="same")
+    only_here["20"] = node("MasterOnly", images=out("8"))
+    with crowd.busy_master(), crowd.server.listen() as listener:
+        for prompt in (only_here, stock(122, prefix="same", pause=200), stock(123, prefix="same", pause=200)):
+            crowd.server.queue(prompt, prompt_id="twice", client_id=listener.client_id)
+        crowd.server.until(lambda: crowd.running().count("twice") == 2)
+        assert list(crowd.ordinary()["running"]) == ["twice", "twice"]
+        crowd.server.until(lambda: len(listener.of("execution_success", prompt_id="twice")) == 2)
+        assert crowd.server.get("/prompt")["exec_info"]["queue_remaining"] == 2, "the other one waits for the master"
+    crowd.wait_idle()
+    found = sorted(crowd.output.glob("same*"), key=lambda path: path.name)
+    assert {json.loads(texts(path)["prompt"])["7"]["inputs"]["seed"] for path in found} == {121, 122, 123}
+
+
+def test_an_interrupt_by_an_id_that_two_prompts_have_ends_both_wherever_they_run(crowd: Crowd) -> None:
+    blocking = blocker()
+    crowd.server.queue(blocking, prompt_id="twins")
+    crowd.server.until(lambda: crowd.running() == ["twins"])
+    other = crowd.server.queue(stock(131, pause=5000))
+    crowd.server.queue(stock(132, pause=5000), prompt_id="twins")
+    crowd.server.until(lambda: sorted(crowd.running()) == sorted(["twins", "twins", other]))
+    crowd.server.post("/interrupt", {"prompt_id": "twins"})
+    crowd.server.until(lambda: crowd.running() == [other], 10)
+    crowd.server.post("/interrupt", {"prompt_id": other})
+    assert ends_by_interrupt(crowd, other)
 
 
 def test_a_prompt_that_is_deleted_while_it_waits_never_runs_and_clear_leaves_what_runs(crowd: Crowd) -> None:

@@ -229,6 +229,10 @@ def test_endpoints_of_comfyui_distributed_answer_in_its_shape(running: ComfyServ
     assert ask("POST", "/distributed/config/update_worker", update)[0] == 200
     extra = next(worker for worker in running.get("/distributed/config")["workers"] if worker["id"] == "extra")
     assert (extra["cuda_device"], extra["extra_args"], extra["enabled"]) == (1, "--lowvram", False)
+    taken_away = {"worker_id": "extra", "cuda_device": None, "extra_args": None, "name": None, "port": None}
+    assert ask("POST", "/distributed/config/update_worker", taken_away)[0] == 200
+    extra = next(worker for worker in running.get("/distributed/config")["workers"] if worker["id"] == "extra")
+    assert (extra["cuda_device"], extra["extra_args"], extra["enabled"]) == (0, "", False), "the first GPU, as without a number"
     status, answer = ask("POST", "/distributed/config/update_worker", {"worker_id": "far", "host": "10.0.0.2", "cuda_device": 0})
     assert status == 400 and "distributed-comfy invite" in answer["error"]
     status, answer = ask("POST", "/distributed/config/delete_worker", {"worker_id": "extra"})

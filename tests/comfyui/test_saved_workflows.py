@@ -10,6 +10,7 @@ import pytest
 
 from tests.comfyui.browser import ComfyPage, comfy_page
 from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.examples_of_before import CONTROL, EXAMPLES, Example
 from tests.comfyui.saved_workflows import OLD_COLLECTOR, UPSCALE_INPUTS, UPSCALE_VALUES, chosen, collected, sampled, upscaled, valued
 from tests.comfyui.server_rig import ComfyServer
 from tests.comfyui.tiny_prompts import distributed
@@ -57,6 +58,45 @@ def test_every_variant_of_the_collector_loads_and_runs(
     again = page.saved()
     page.load(again)
     assert page.prompt() == prompt
+
+
+def expected_links(example: Example) -> dict[tuple[str, str], list[Any]]:
+    """Node and input -> what it is to be linked to, with bypassed nodes left out."""
+    modes = {node["id"]: node["mode"] for node in example.nodes}
+    into = {(target, example.nodes[target - 1]["inputs"][place]["name"]): (source, slot) for source, slot, target, place in example.links}
+    found = {}
+    for (target, name), (source, slot) in into.items():
+        if modes[source]:
+            source, slot = into[source, "image"]
+        if not modes[target] and target not in example.missing:
+            found[str(target), name] = [str(source), slot]
+    return found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_files_of_the_five_examples_load_with_every_value_and_link_in_its_place(page: ComfyPage, name: str) -> None:
+    example = EXAMPLES[name]()
+    page.load(example.file())
+    page.close_dialogs()
+    prompt = page.prompt()
+    links = expected_links(example)
+    for (target, slot), source in links.items():
+        assert prompt[target]["inputs"][slot] == source, (target, slot)
+    for node_id, values in example.values.items():
+        if node_id in example.missing or example.nodes[node_id - 1]["mode"]:
+            continue
+        sent = {name: value for name, value in values.items() if name not in (CONTROL, "upload") and (str(node_id), name) not in links}
+        given = prompt[str(node_id)]["inputs"]
+        assert {name: given.get(name) for name in sent} == sent, example.nodes[node_id - 1]["type"]
+    saved = {node["id"]: node for node in page.saved()["nodes"]}
+    assert sorted(saved) == sorted(example.values)
+    for node_id, values in example.values.items():
+        kept = saved[node_id].get("widgets_values") or []
+        if node_id not in example.missing:
+            assert list(kept)[: len(values)] == list(values.values()), "what was stored is saved again"
+    for divider in example.nodes:
+        if divider["type"] == "ImageBatchDivider":
+            assert len(saved[divider["id"]]["outputs"]) == divider["widgets_values"][0]
 
 
 def test_a_divider_behind_an_old_collector_keeps_its_links_and_shows_its_parts(running: ComfyServer, page: ComfyPage) -> None:
@@ -125,6 +165,15 @@ def test_a_value_for_a_list_is_chosen_from_it_and_kept_with_its_type(page: Comfy
     prompt = page.prompt()
     assert json.loads(prompt["1"]["inputs"]["worker_values"]) == {"1": "heun", "_type": "COMBO"}
     assert prompt["2"]["inputs"]["sampler_name"] == ["1", 0]
+
+
+def test_inner_nodes_are_neither_in_the_menu_nor_in_the_search(running: ComfyServer, page: ComfyPage) -> None:
+    known = running.get("/object_info")
+    inner = {name for name, about in known.items() if about["category"] == "distributed/internal"}
+    assert {"DistributedLocalCapture", "DistributedForeignNode"} <= inner and all(known[name]["deprecated"] for name in inner)
+    pinia = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia"
+    shown = set(page.page.evaluate(f"() => {pinia}._s.get('nodeDef').visibleNodeDefs.map((about) => about.name)"))
+    assert {"DistributedCollector", "ImageBatchDivider", "KSampler"} <= shown and not inner & shown
 
 
 def test_a_dividers_outputs_follow_its_parts_and_connected_ones_stay(page: ComfyPage) -> None:

@@ -140,6 +140,15 @@ def test_a_worker_elsewhere_is_no_affair_of_this_hosts_configuration() -> None:
     assert fields_of({"host": "pc1", "enabled": False}, socket_names=("pc1", "")) == ({}, False)
 
 
+def test_null_takes_a_value_away_and_what_is_not_named_stays() -> None:
+    assert fields_of({"cuda_device": None, "extra_args": None, "enabled": None, "host": None, "port": None}, socket_names=()) == (
+        {"device": "cuda:0", "comfyui_args": []}, True
+    )  # fmt: skip
+    assert fields_of({}, socket_names=()) == ({}, None)
+    with pytest.raises(OptionWrong, match="true or false"):
+        fields_of({"enabled": 1}, socket_names=())
+
+
 def test_the_setting_about_delegation_says_the_opposite() -> None:
     assert option_change("master_delegate_only", True) == ("participate", False)
     assert option_change("debug", True) == ("debug", True)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import write_reference
 
+import tasks
 from distributed_comfy.agent.configuration import WorkerConfiguration
 from distributed_comfy.agent.launching import Launcher, Plan, Surroundings
 from distributed_comfy.agent.placement import Placement
@@ -54,6 +55,17 @@ def test_a_wrong_change_is_refused_and_changes_nothing(tmp_path: Path, name: str
     with pytest.raises(OptionWrong, match=words):
         file.change(name, value)
     assert file.current == Options() and not file.path.exists()
+
+
+def test_what_another_process_has_written_holds_and_is_not_overwritten(tmp_path: Path) -> None:
+    file, other = OptionsFile(tmp_path / "comfyui.json"), OptionsFile(tmp_path / "comfyui.json")
+    file.change("debug", True)
+    other.change("participate", False)  # as `distributed-comfy config import` does while ComfyUI runs
+    assert file.current == Options(debug=True, participate=False)
+    other.change("auto_launch", True)
+    assert file.change("debug", False) == Options(participate=False, auto_launch=True)
+    file.path.unlink()
+    assert other.current == Options()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"debug": 1}', '{"unknown": true}'])
@@ -236,7 +248,12 @@ def test_our_lines_in_comfyuis_log_are_marked_and_hold_no_password(caplog: pytes
             join_log(Settings())
         with caplog.at_level(logging.INFO):
             logging.getLogger("distributed_comfy.comfyui.x").info("at %s", "redis://:secret@host/0")
-        assert [record.getMessage() for record in caplog.records] == [f"{MARK}at redis://:***@host/0"]
+            assert [record.getMessage() for record in caplog.records] == [f"{MARK}at redis://:***@host/0"]
+            caplog.clear()
+            logging.getLogger("tasks").info("of another pack, which calls its logger so")
+            ours = logging.getLogger("tasks.x")
+            ours.handle(ours.makeRecord(ours.name, logging.INFO, str(Path(tasks.__file__).with_name("x.py")), 1, "ours", (), None))
+        assert [record.getMessage() for record in caplog.records] == ["of another pack, which calls its logger so", f"{MARK}ours"]
     finally:
         for logger, level, propagate, handlers in before:
             logger.setLevel(level)

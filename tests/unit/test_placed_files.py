@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distributed_comfy.comfyui.placed_files import FilePlacer, MadeFile, names_files, with_places
+from distributed_comfy.comfyui.placed_files import JOURNAL, FilePlacer, MadeFile, is_partial, names_files, with_places
 from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.errors import OutputUnwritable, RunInterrupted
 from distributed_comfy.messages import FileRef
@@ -199,3 +199,11 @@ def test_what_nodes_show_names_the_files_as_they_are_called_here(place: Place) -
     of_windows = with_places({"images": [{**file, "subfolder": ".\\a"}]}, placed, place.folders.__getitem__)
     assert of_windows["images"] == [here]
     assert names_files(ui) and not names_files({"text": ["words"]}) and not names_files(None)
+
+
+def test_a_journal_names_each_file_before_it_is_there(place: Place, tmp_path: Path) -> None:
+    journal = tmp_path / JOURNAL
+    place.placer.place([place.make("a_00001_.png"), place.make("sub/b_00001_.png")], journal)
+    lines = [Path(line) for line in journal.read_text().splitlines()]
+    assert [path.parent for path in lines] == [place.folders["output"], place.folders["output"] / "sub"]
+    assert all(is_partial(path) and not path.exists() for path in lines)

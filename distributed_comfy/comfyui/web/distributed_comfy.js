@@ -4,6 +4,7 @@ import { showDividerOutputs } from "./dividers.js";
 import { DebugLog } from "./debug_log.js";
 import { showModelName } from "./model_name.js";
 import { OPTION_SETTINGS, followOptions } from "./options.js";
+import { watchOffer } from "./offer.js";
 import { readOldUpscales } from "./old_files.js";
 import { showItemValues } from "./item_values.js";
 
@@ -22,5 +23,6 @@ app.registerExtension({
 
   async setup() {
     await followOptions((options) => debugLog.turn(options.debug));
+    await watchOffer();
   },
 });

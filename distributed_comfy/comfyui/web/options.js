@@ -1,6 +1,7 @@
 // The pack's options in ComfyUI's settings dialog.  They are kept by the pack, so the dialog shows what that says.
 import { app } from "../../scripts/app.js";
 import { change, read } from "./requests.js";
+import { tell } from "./toasts.js";
 
 const PREFIX = "DistributedComfy.";
 const LABELS = {
@@ -10,7 +11,10 @@ const LABELS = {
   debug: ["Detailed logs in the browser's console", "Worker status, distribution and traffic."],
 };
 
+/** @type {?Object<string, ?boolean>} */
 let known = null;
+/** Whether they were asked for: until then the dialog only repeats what it has kept itself. */
+let asked = false;
 const listeners = [];
 
 export const OPTION_SETTINGS = [
@@ -21,7 +25,7 @@ export const OPTION_SETTINGS = [
     tooltip,
     type: "boolean",
     defaultValue: name === "participate" || name === "stop_workers",
-    onChange: (value) => set(name, value),
+    onChange: (value) => setOption(name, value),
   })),
   {
     id: `${PREFIX}ordinary`,
@@ -31,29 +35,41 @@ export const OPTION_SETTINGS = [
     type: "combo",
     options: ["ask", "yes", "no"],
     defaultValue: "ask",
-    onChange: (value) => set("ordinary", { yes: true, no: false }[value] ?? null),
+    onChange: (value) => setOption("ordinary", { yes: true, no: false }[value] ?? null),
   },
 ];
 
-/** Call a function with the options, now and after each change. */
+/**
+ * Call a function with the options, now and after each change.
+ * @param {(options: Object<string, ?boolean>) => void} listener
+ */
 export async function followOptions(listener) {
   listeners.push(listener);
   try {
     take(await read("/distributed_comfy/options"));
+    await show();
   } catch (error) {
-    console.warn("[distributed-comfy] the options cannot be read:", error.message);
-    return;
+    tell("warn", `The options cannot be read, so the settings may not show what holds: ${error.message}`);
+  } finally {
+    asked = true;
   }
-  await show();
 }
 
-async function set(name, value) {
-  if (known === null || known[name] === value) return; // not read yet, or it is we who show it
+/**
+ * Change an option; false where the user was told why that cannot be.
+ * @param {string} name
+ * @param {?boolean} value
+ */
+export async function setOption(name, value) {
+  if (known === null ? !asked : known[name] === value) return true; // not asked yet, or it is we who show it
   try {
     take(await change("/distributed_comfy/options", { [name]: value }));
+    return true;
   } catch (error) {
-    app.extensionManager.toast.add({ severity: "error", summary: "Distributed Comfy", detail: error.message, life: 8000 });
-    await show();
+    tell("error", error.message);
+    return false;
+  } finally {
+    if (known !== null) await show();
   }
 }
 
