@@ -164,6 +164,10 @@ class AloneWorkers:
         except JobUnknown:
             return False
 
+    def barred(self, job_id: str) -> frozenset[str]:
+        """There are no workers."""
+        return frozenset()
+
     def give_back(
         self, name: str, incarnation: str, claim: Claim, how: GiveBackReason, error: DistributedComfyError | None = None
     ) -> str:

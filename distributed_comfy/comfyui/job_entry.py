@@ -15,7 +15,7 @@ from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
-from distributed_comfy.errors import ClusterUnavailable, NoCapableWorker, NoWorker, OnlyWorkersHave, RunInterrupted
+from distributed_comfy.errors import ClusterUnavailable, NobodyCapable, NoCapableWorker, NoWorker, OnlyWorkersHave, RunInterrupted
 from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_again, submit_prompt
 from distributed_comfy.workflow.parse import parse_prompt
 from tasks.cluster import Cluster
@@ -75,7 +75,7 @@ class JobEntry:
 
         Raises:
             BadInput: any of its kinds, as `submit_prompt`.
-            OnlyWorkersHave, NoCapableWorker: this ComfyUI cannot run it, and nobody else can now.
+            OnlyWorkersHave, NobodyCapable: this ComfyUI cannot run it, and nobody else can now.
             ClusterUnavailable: this ComfyUI cannot run it, and there is no cluster.
         """
         parsed = replace(parse_prompt(self._accepted.needed), extra_pnginfo=self._accepted.extra_pnginfo)
@@ -87,7 +87,7 @@ class JobEntry:
         except NoWorker as error:
             raise OnlyWorkersHave(what=lacking) from error
         except NoCapableWorker as error:
-            raise NoCapableWorker(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {lacking}") from error
+            raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {lacking}") from error
         except (ClusterUnavailable, redis.RedisError) as error:
             if self._stop.is_set() or lacking:
                 raise

@@ -1,11 +1,13 @@
 """The cluster of a ComfyUI alone keeps the rules of a table, for the one who works."""
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from distributed_comfy.comfyui.alone import open_alone
+from distributed_comfy.comfyui.other_workers import why_nobody
 from distributed_comfy.errors import JobUnknown, OutOfMemory
 from distributed_comfy.messages import ItemResult, ItemSpec
 from distributed_comfy.settings import read_settings
@@ -33,6 +35,11 @@ def claim(found: Any, claim_id: str) -> Claim | None:
 
 def give_back(found: Any, taken: Claim | None, how: str, error: Exception | None = None) -> str:
     return str(found.workers.give_back("pc1-master", "one", taken, how, error))
+
+
+def test_no_worker_can_run_its_jobs_and_none_lacks_anything() -> None:
+    running: Any = SimpleNamespace(cluster=cluster(), record=submission(JOB, Job()).record)
+    assert why_nobody(running) == "no live worker can run it"
 
 
 def test_items_are_taken_in_order_and_the_last_one_ends_the_job() -> None:
