@@ -196,6 +196,19 @@ class Model:
         job.grows = job.grows and not final
         self._end_if_over(job)
 
+    def restored(self, job: ModelJob, finished: Iterable[tuple[int, str, int]]) -> None:
+        """The owner has (index, claim, size) already; who runs one of them is told to stop."""
+        for index, claim, size in finished:
+            item = job.items[index]
+            if item.state in ("done", "failed"):
+                continue
+            item.state, item.claim, item.size, item.fetched = "done", claim, size, True
+            if job.is_tile(index):
+                job.tiles_largest = max(job.tiles_largest, size)
+            else:
+                job.largest = max(job.largest, size)
+        self._end_if_over(job)
+
     def _end_if_over(self, job: ModelJob) -> None:
         if not job.grows and all(other.state in ("done", "failed") for other in job.items):
             self.ended(job, "done")
