@@ -2,8 +2,8 @@
 
 Every script call may be executed twice with the first reply lost.  Whoever runs one may die before any of the commands that should follow
 it: the next script, a look at the capabilities, each single ticket.  At any time the server may come back as it was some steps ago, while
-the processes go on as they are.  After every step the table must agree with the model, and with itself (`tests.state_audit`).  At the end of
-a run, with the reaper off, everything gets done.
+the processes go on as they are.  After every step the table must agree with the model, and with itself (`tests.state_audit`).  At the end
+of a run, with the reaper off, everything gets done.
 """
 from __future__ import annotations
 
@@ -94,14 +94,12 @@ class Table(RuleBasedStateMachine):
         run, run_together, reply, send = scripts.run, scripts.run_together, scripts.reply, scripts._send_tickets
 
         def run_perhaps_twice(name: str, *args: str | int) -> list[str]:
-            if self.twice:
-                run(name, *args)
             answer = run(name, *args)
             self.ran += name not in READS
             again = name in ("submit", "complete", "give_back") or (name == "collect" and args[0] in COLLECTED)
             if again and answer[0] != "no":
                 self.old.append((name, args))
-            return answer
+            return run(name, *args) if self.twice else answer
 
         def run_together_perhaps_in_part(calls: Sequence[tuple[str, Sequence[str | int]]]) -> list[list[str]]:
             if self.twice or self.dies:
@@ -442,7 +440,7 @@ class Table(RuleBasedStateMachine):
             lambda: self.cluster.extend(job.name, first, known + count, final=final, finished=again, size_bytes=size), twice, dies
         )
         went_well = True
-        for start in range(first, end + count or 1, BATCH)[: self.ran]:
+        for start in range(first, max(first + 1, end + count), BATCH)[: self.ran]:
             stop = min(start + BATCH, end + count)
             new = range(max(start, end), stop)
             rows = [Item("done", f"old-{k}", size=size, fetched=True) if k in done else Item("blocked") for k in new]
