@@ -175,8 +175,10 @@ class Model:
 
     def valid(self, job: str, index: int, claim: str) -> bool:
         """The claim is the one that runs the item."""
-        item = self.jobs[job].items[index]
-        return self.jobs[job].state == "active" and item.state == "running" and item.claim == claim
+        found = self.jobs.get(job)  # a server that came back as it was knows nothing of later jobs and tiles
+        if found is None or index >= len(found.items):
+            return False
+        return found.state == "active" and found.items[index].state == "running" and found.items[index].claim == claim
 
     def completed(self, job_name: str, index: int, size: int) -> None:
         job = self.jobs[job_name]

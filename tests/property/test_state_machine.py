@@ -82,6 +82,8 @@ class Table(RuleBasedStateMachine):
         self.moment: Moment | None = None
         self.spools: dict[str, dict[int, FinishedItem]] = {}
         """What the owners of jobs have on their disks."""
+        self.ghosts: list[tuple[str, str, Claim]] = []
+        """Name, incarnation and a claim of workers that were declared dead and still are at work."""
         self.twice = False
         self.dies = 0
         self.ran = 0
@@ -374,6 +376,23 @@ class Table(RuleBasedStateMachine):
         """What the worker's process does; it may be of an earlier life than the table knows."""
         return self.does(action, twice, dies)
 
+    @precondition(lambda self: self.ghosts)
+    @rule(number=NUMBER, completes=st.booleans(), twice=st.booleans(), dies=DIES)
+    def a_worker_that_was_declared_dead_hands_in(self, number: int, completes: bool, twice: bool, dies: int) -> None:
+        name, incarnation, claim = self.ghosts.pop(number % len(self.ghosts))
+        valid = self.model.valid(claim.job_id, claim.index, claim.claim_id)
+        workers = self.cluster.workers
+        if completes:
+            answer = self.does(lambda: workers.complete(name, incarnation, claim, result_of(MIB)), twice, dies)
+            assert answer in (None, valid)
+            if valid:
+                self.model.completed(claim.job_id, claim.index, MIB)
+            return
+        answer = self.does(lambda: workers.give_back(name, incarnation, claim, "release"), twice, dies)
+        assert answer in (None, "ok" if valid and not twice else "lost")
+        if valid:
+            self.model.jobs[claim.job_id].items[claim.index].free("pending")
+
     @precondition(lambda self: self.old)
     @rule(number=NUMBER)
     def an_old_command_comes_again(self, number: int) -> None:
@@ -588,6 +607,7 @@ class Table(RuleBasedStateMachine):
 
     def _dies(self, worker: ModelWorker) -> list[ModelJob]:
         """Its items are lost; the jobs they were of."""
+        self.ghosts += [(worker.name, worker.incarnation, Claim(claim, *at, "", 1)) for claim, at in worker.held.items()]
         lost = self.model.running(worker.name)
         for job, index in lost:
             if job.items[index].state == "running":
@@ -608,6 +628,17 @@ class Table(RuleBasedStateMachine):
                     item.attempts = json.loads(texts.get(str(index), "{}")).get("a") or {}
             assert any(item.state == "failed" for item in job.items)
             job.fatal = self.cluster.number(job.name, "fatal")
+
+    @rule(number=NUMBER, claims=st.booleans())
+    def a_silent_worker_is_replaced(self, number: int, claims: bool) -> None:
+        """It holds an item, is declared dead, and another takes that item while it goes on."""
+        found = self.held(number)
+        if found:
+            found[0].alive = False
+            self.cluster.expire(found[0].name)
+            self.reap(True, True, False, 0)
+            if claims and self.model.workers:
+                self.claim(number, False, True, False, 0)
 
     # -- what must hold ------------------------------------------------------------------------------------------------
     @invariant()
