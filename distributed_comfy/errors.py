@@ -858,6 +858,14 @@ class WorkerLost(ItemError):
     sentence = "worker {worker} disappeared while it had the item; its log says more"
 
 
+class WorkerHung(ItemError):
+    """A part of a worker does not move any more, and only another process can take its place."""
+
+    code = "worker_hung"
+    retryable = True
+    sentence = "worker {worker}: its {what} has not moved for {seconds} s; it ends at once, and its agent or supervisor starts it again"
+
+
 class ConnectionLost(ItemError):
     """The worker lost its connection while it shipped the result."""
 
