@@ -11,7 +11,7 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
+.PHONY: help env demo test flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -35,6 +35,9 @@ fuzz: TABLE_RUNS ?= 600
 fuzz: env ## hostile inputs and properties for minutes instead of seconds
 	@TABLE_RUNS=$(TABLE_RUNS) $(BIN)/python -m pytest tests/hostile tests/property/test_state_machine.py tests/property/test_relay_requests.py \
 		tests/property/test_frame_roundtrip.py tests/property/test_local_items.py --hypothesis-profile=fuzz --timeout 3000 -n auto $(ARGS)
+
+flat: env ## memory of servers and processes over 1 000 jobs
+	@FLAT_JOBS=1000 $(BIN)/python -m pytest tests/integration/test_housekeeping.py -k flat --log-cli-level INFO $(ARGS)
 
 test-comfyui: COMFYUI_TESTS := comfyui and not comfyui_long
 test-comfyui: ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)

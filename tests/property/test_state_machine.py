@@ -629,6 +629,26 @@ class Table(RuleBasedStateMachine):
             assert any(item.state == "failed" for item in job.items)
             job.fatal = self.cluster.number(job.name, "fatal")
 
+    @rule(number=NUMBER)
+    def a_crash_takes_back_what_was_finished_and_fetched(self, number: int) -> None:
+        """The item is to be done again, and its owner has it."""
+        if self.model.workers and self.model.jobs:
+            self.the_server_writes_everything_down()
+            self.work(number, 1, MIB)
+            self.fetch(number, False, 0)
+            self.the_server_comes_back_as_it_was()
+            if self.spools:
+                self.the_owner_has_what_the_table_forgot(number, False, 0)
+
+    @rule(number=NUMBER, times=st.integers(1, 2))
+    def an_engine_dies_again_and_again(self, number: int, times: int) -> None:
+        """The second time the item waits before it is tried again."""
+        for _ in range(times):
+            if self.model.workers:
+                self.claim(number, False, True, False, 0)
+                self.give_back(number, "retry", "engine_died", False, 0)
+                self.reap(True, times == 1, False, 0)
+
     @rule(number=NUMBER, claims=st.booleans())
     def a_silent_worker_is_replaced(self, number: int, claims: bool) -> None:
         """It holds an item, is declared dead, and another takes that item while it goes on."""
