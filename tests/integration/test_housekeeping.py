@@ -123,7 +123,7 @@ def test_a_job_that_fails_leaves_what_another_try_may_use_and_nothing_else(rig: 
     assert isinstance(report.error, JobFailed)
     spool = report.out / SPOOL_FOLDER
     settles(rig, {**before, "files": before["files"] | files_of(rig, spool)})
-    assert list(spool.glob("*/ended")), "so that a later run may take it away"
+    assert bool(list(spool.glob("*/ended"))) == bool(report.arrived), "marked, so that a later run may take it away"
 
 
 @pytest.mark.parametrize("moment", ["pending", "running", "between"])

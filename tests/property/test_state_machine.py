@@ -649,6 +649,23 @@ class Table(RuleBasedStateMachine):
                 self.give_back(number, "retry", "engine_died", False, 0)
                 self.reap(True, times == 1, False, 0)
 
+    @rule(number=NUMBER)
+    def a_worker_is_started_anew_before_it_is_missed(self, number: int) -> None:
+        found = self.held(number)
+        if found and found[0].name != GUEST:
+            found[0].alive = False
+            self.cluster.expire(found[0].name)
+            self.register(found[0].name, tuple(sorted(found[0].classes)), False, 0)
+
+    @precondition(lambda self: len(self.model.jobs) < 6)
+    @rule(needs=st.sampled_from(["A", "B"]))
+    def whoever_submits_dies_and_another_takes_the_job_over(self, needs: str) -> None:
+        self.submit(1, False, False, needs, False, "ann", 5, "", False, 1)
+        name = list(self.model.jobs)[-1]
+        self.cluster.disown(name)
+        assert self.cluster.jobs.own(name, OWNER)
+        assert self._is_matched(name), "the new owner does what was left undone"
+
     @rule(number=NUMBER, claims=st.booleans())
     def a_silent_worker_is_replaced(self, number: int, claims: bool) -> None:
         """It holds an item, is declared dead, and another takes that item while it goes on."""
