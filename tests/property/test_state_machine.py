@@ -660,7 +660,7 @@ class Table(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model.jobs) < 6)
     @rule(needs=st.sampled_from(["A", "B"]))
     def whoever_submits_dies_and_another_takes_the_job_over(self, needs: str) -> None:
-        self.submit(1, False, False, needs, False, "ann", 5, "", False, 1)
+        self.submit(1, False, False, needs, False, "ann", 5, "", "", False, 1)
         name = list(self.model.jobs)[-1]
         self.cluster.disown(name)
         assert self.cluster.jobs.own(name, OWNER)
