@@ -68,7 +68,7 @@ def clear_bindings(cluster: Cluster) -> None:
     client, name = cluster.client, f"{cluster.settings.key_prefix}celery:{Channel.keyprefix_queue % 'celery.pidbox'}"
     try:
         there = client.smembers(Keys(cluster.settings.key_prefix)("workers"))
-        left = [bound for bound in client.smembers(name) if _worker_of(bound) not in {AGENT, *there}]
+        left = [bound for bound in map(str, client.smembers(name)) if _worker_of(bound) not in {AGENT, *there}]
         if left:
             client.srem(name, *left)
     except redis.RedisError as error:  # an invited host may only take its own away; the next tick of a master that finds one gone does it
