@@ -11,7 +11,7 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
+.PHONY: help env demo test flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -29,6 +29,15 @@ test: env ## all tests but those that need a real ComfyUI
 test-all: env ## those and the tests with a real ComfyUI, side by side
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
 		$(BIN)/python -m pytest -m "not comfyui_long" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The same tests as in `make test`, each with hundreds of times as many inputs; TABLE_RUNS are those of the table of truth.
+fuzz: TABLE_RUNS ?= 600
+fuzz: env ## hostile inputs and properties for minutes instead of seconds
+	@TABLE_RUNS=$(TABLE_RUNS) $(BIN)/python -m pytest tests/hostile tests/property/test_state_machine.py tests/property/test_relay_requests.py \
+		tests/property/test_frame_roundtrip.py tests/property/test_local_items.py --hypothesis-profile=fuzz --timeout 3000 -n auto $(ARGS)
+
+flat: env ## memory of servers and processes over 1 000 jobs
+	@FLAT_JOBS=1000 $(BIN)/python -m pytest tests/integration/test_housekeeping.py -k flat --log-cli-level INFO $(ARGS)
 
 test-comfyui: COMFYUI_TESTS := comfyui and not comfyui_long
 test-comfyui: ## the tests with a real ComfyUI (COMFYUI_PATH, DC_COMFYUI_PYTHON)

@@ -858,6 +858,14 @@ class WorkerLost(ItemError):
     sentence = "worker {worker} disappeared while it had the item; its log says more"
 
 
+class WorkerHung(ItemError):
+    """A part of a worker does not move any more, and only another process can take its place."""
+
+    code = "worker_hung"
+    retryable = True
+    sentence = "worker {worker}: its {what} has not moved for {seconds} s; it ends at once, and its agent or supervisor starts it again"
+
+
 class ConnectionLost(ItemError):
     """The worker lost its connection while it shipped the result."""
 
@@ -1042,15 +1050,18 @@ def all_errors(base: type[DistributedComfyError] = DistributedComfyError) -> Ite
         yield from all_errors(child)
 
 
-def from_wire(wire: dict[str, Any]) -> DistributedComfyError:
-    """The error that `DistributedComfyError.to_wire` wrote; one of an unknown code becomes a `RemoteError`.
+def from_wire(wire: Any) -> DistributedComfyError:
+    """The error that `DistributedComfyError.to_wire` wrote; what this version cannot make one of its own of becomes a `RemoteError`.
 
     Args:
-        wire: ``{"code": str, "fields": {...}}``.
+        wire: ``{"code": str, "fields": {...}}``, as another process says: it may be of another version, or anything else.
     """
-    code, fields = str(wire.get("code")), dict(wire.get("fields") or {})
-    known = {error.code: error for error in all_errors()}
-    cls = known.get(code)
-    if cls is None or any(name not in fields for name in cls.field_names()):
-        return RemoteError(original_code=code, details=fields)
-    return cls(**fields)
+    said = wire if isinstance(wire, dict) else {"fields": {"said": wire}}
+    code, fields = str(said.get("code")), said.get("fields") or {}
+    cls = {error.code: error for error in all_errors()}.get(code)
+    try:
+        if cls is not None and all(name in fields for name in cls.field_names()):
+            return cls(**fields)
+    except (TypeError, ValueError, LookupError, AttributeError):  # a field is not what the sentence takes
+        pass
+    return RemoteError(original_code=code, details=fields)

@@ -119,7 +119,7 @@ def plain(line: str) -> str:
     try:
         entry: Any = json.loads(line)
         return "\n".join(part for part in (entry["message"], entry.get("error")) if part)
-    except (ValueError, KeyError, TypeError):  # a node's own
+    except (ValueError, KeyError, TypeError, RecursionError):  # a node's own
         return line
 
 
@@ -130,7 +130,7 @@ def level_and_text(line: str) -> tuple[str, str]:
             entry: Any = json.loads(line)
             level = entry["level"] if entry["logger"] not in ("stdout", "stderr") else ""
             return str(level), plain(line)
-        except (ValueError, KeyError, TypeError):  # a node's own
+        except (ValueError, KeyError, TypeError, RecursionError):  # a node's own
             return "", line
     found = _DATED.match(line)
     return (found[1], line[found.end() :]) if found else ("", line)

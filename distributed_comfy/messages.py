@@ -417,7 +417,7 @@ def _known_version(cls: Any) -> int:
 def _version_of(text: str | bytes) -> Any:
     try:
         plain = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "?"
     return plain.get("version", "?") if isinstance(plain, dict) else "?"
 

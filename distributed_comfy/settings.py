@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     """Executions of one item per class of error before it counts as failed."""
     stall_timeout_s: float = Field(900.0, gt=0)
     """An engine that gives no sign of life for this long is ended; longer than the slowest model load."""
+    hang_timeout_s: float = Field(120.0, gt=0)
+    """A worker whose consumer or lease thread does not move for this long, while its servers answer, ends and is started again."""
     describe_interval_s: float = Field(60.0, gt=0)
     """How often a worker looks again at its models and node classes."""
     status_interval_s: float = Field(2.0, ge=0.25)

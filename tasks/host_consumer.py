@@ -19,7 +19,7 @@ from distributed_comfy.messages import load
 from tasks.app import host_queue, make_app
 from tasks.broker import HOST_ORDER
 from tasks.cluster import Cluster
-from tasks.reaper import queue_key
+from tasks.reaper import AGENT, queue_key
 from tasks.reconnect import Reconnection, say_once
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class HostConsumer:
         app.set_default()
         app.task(name=HOST_ORDER, shared=False, acks_late=True, ignore_result=True, throws=(DistributedComfyError,))(self.take)
         self._controller = app.WorkController(
-            hostname=f"agent@{self._host}",
+            hostname=f"{AGENT}@{self._host}",
             pool_cls="threads",
             concurrency=1,
             loglevel=cluster.settings.log_level,

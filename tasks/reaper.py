@@ -4,12 +4,17 @@ from __future__ import annotations
 import logging
 
 import redis
+from kombu.transport.redis import Channel
 
 from distributed_comfy.errors import ConnectionLost
 from distributed_comfy.settings import Settings
+from distributed_comfy.state.keys import Keys
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+AGENT = "agent"
+"""In the place of a worker's name in Celery's name of a host's agent."""
 
 
 def reap_once(cluster: Cluster, process_id: str) -> None:
@@ -24,6 +29,8 @@ def reap_once(cluster: Cluster, process_id: str) -> None:
     for worker in found.gone:
         log.warning("worker %s is gone; its items went back", worker)
         clear_broker(cluster, worker)
+    if found.gone:
+        clear_bindings(cluster)
     for job_id in found.abandoned:
         log.info("job %s ended without a collector; its blobs are dropped", job_id)
         try:
@@ -50,3 +57,25 @@ def queue_key(settings: Settings, queue: str) -> str:
 def clear_broker(cluster: Cluster, worker: str) -> None:
     """Remove a gone worker's queue; a ticket holds nothing that could be lost."""
     cluster.client.delete(queue_key(cluster.settings, f"gpu.{worker}"))
+
+
+def clear_bindings(cluster: Cluster) -> None:
+    """Remove what binds workers that are not on the table to the channel of remote control.
+
+    Kombu forgets only the whole list, and that only when nobody uses it for an hour, so each worker that was killed would leave its name.
+    One that is just starting is bound anew by kombu, and hears the channel all the same.
+    """
+    client, name = cluster.client, f"{cluster.settings.key_prefix}celery:{Channel.keyprefix_queue % 'celery.pidbox'}"
+    try:
+        there = client.smembers(Keys(cluster.settings.key_prefix)("workers"))
+        left = [bound for bound in map(str, client.smembers(name)) if _worker_of(bound) not in {AGENT, *there}]
+        if left:
+            client.srem(name, *left)
+    except redis.RedisError as error:  # an invited host may only take its own away; the next tick of a master that finds one gone does it
+        log.debug("what binds workers that are gone was not removed: %s", error)
+
+
+def _worker_of(bound: str) -> str:
+    """The worker of ``pc1-cuda0@pc1`` or ``fast.cuda0@pc1`` (`names.node_name`) in a binding of its queue."""
+    queue: str = bound.rpartition(Channel.sep)[2]
+    return queue.partition("@")[0].partition(".")[0]

@@ -20,7 +20,7 @@ import redis
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress, Said
-from distributed_comfy.errors import ComfyUIUnreachable, ConnectionLost, DistributedComfyError, EngineDied, WorkerNameTaken
+from distributed_comfy.errors import ComfyUIUnreachable, ConnectionLost, DistributedComfyError, EngineDied, WorkerHung, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
@@ -78,6 +78,7 @@ class WorkerRuntime:
         self._threads: list[threading.Thread] = []
         self._restart_consumer = restart_consumer
         self._unread, self._patience = 0, _UNREAD_TICKS
+        self._unread_in_all = self._lease_rounds = 0
         self._ailing: set[str] = set()
         self._admission = Admission(cluster.redis_url, cluster.settings.refused_ttl_s)
         self._shown_at: dict[str, float] = {}
@@ -262,6 +263,7 @@ class WorkerRuntime:
     def _keep_lease(self) -> None:
         describe_at = time.monotonic() + self.settings.describe_interval_s
         while not self._stopped.wait(self.settings.renew_interval_s):
+            self._lease_rounds += 1
             if self.failed:
                 continue
             if self._ever_able:  # also while the engine restarts: the worker lives, and its name stays its own
@@ -292,22 +294,37 @@ class WorkerRuntime:
         self._check_queue()
 
     def _check_queue(self) -> None:
-        """Tickets that lie unread although a slot is free: the consumer's connection is stuck."""
+        """Tickets that lie unread although a slot is free: the consumer's connection is stuck, or the consumer itself."""
         waiting = self.cluster.client.llen(queue_key(self.settings, f"gpu.{self.name}"))
         if not waiting or len(self.held) >= self.settings.slots:
-            self._unread, self._patience = 0, _UNREAD_TICKS
+            self._unread, self._patience, self._unread_in_all = 0, _UNREAD_TICKS, 0
             return
-        self._unread += 1
+        self._unread, self._unread_in_all = self._unread + 1, self._unread_in_all + 1
+        if self._able.is_set() and self._hangs(self._unread_in_all, self.settings.renew_interval_s):
+            self._end_at_once("consumer")
         if self._unread >= self._patience:
             log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)
             # Through a slow network that takes a while, and must not be begun again before it is done.
             self._unread, self._patience = 0, min(2 * self._patience, _LONGEST_PATIENCE_TICKS)
             self._restart_consumer()
 
+    def _hangs(self, rounds: int, interval_s: float) -> bool:
+        """Rounds are counted, and no time is taken, so that a process that was stopped for a while is not held to have hung."""
+        return rounds * interval_s >= self.settings.hang_timeout_s
+
+    def _end_at_once(self, what: str) -> None:
+        """Without the part that hangs there is no orderly end; the engine ends with its pipe."""
+        log.critical("%s", WorkerHung(worker=self.name, what=what, seconds=round(self.settings.hang_timeout_s)))
+        self._quietly("leave", lambda: self.cluster.workers.leave(self.name, self.incarnation))
+        os._exit(WorkerHung.exit_code)
+
     def _keep_reaping(self) -> None:
-        process_id = uuid.uuid4().hex
+        process_id, seen, quiet = uuid.uuid4().hex, 0, 0
         while not self._stopped.wait(self.settings.reaper_interval_s):
             self._quietly("reap", lambda: self._reap(process_id))
+            seen, quiet = self._lease_rounds, quiet + 1 if self._lease_rounds == seen else 0
+            if self._hangs(quiet, self.settings.reaper_interval_s):
+                self._end_at_once("lease thread")
             verdict = self._admission.verdict
             if verdict is not None and self.failed is None:
                 self._end_with(verdict)

@@ -31,6 +31,7 @@ pytest_plugins = ("tests.cluster_fixtures",)
 
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=4000, print_blob=True)  # `make fuzz` loads it
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

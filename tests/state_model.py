@@ -175,8 +175,10 @@ class Model:
 
     def valid(self, job: str, index: int, claim: str) -> bool:
         """The claim is the one that runs the item."""
-        item = self.jobs[job].items[index]
-        return self.jobs[job].state == "active" and item.state == "running" and item.claim == claim
+        found = self.jobs.get(job)  # a server that came back as it was knows nothing of later jobs and tiles
+        if found is None or index >= len(found.items):
+            return False
+        return found.state == "active" and found.items[index].state == "running" and found.items[index].claim == claim
 
     def completed(self, job_name: str, index: int, size: int) -> None:
         job = self.jobs[job_name]
@@ -194,6 +196,19 @@ class Model:
         job.tiles += len(added)
         job.tiles_largest = max([job.tiles_largest, *(item.size for item in added)])
         job.grows = job.grows and not final
+        self._end_if_over(job)
+
+    def restored(self, job: ModelJob, finished: Iterable[tuple[int, str, int]]) -> None:
+        """The owner has (index, claim, size) already; who runs one of them is told to stop."""
+        for index, claim, size in finished:
+            item = job.items[index]
+            if item.state in ("done", "failed"):
+                continue
+            item.state, item.claim, item.size, item.fetched = "done", claim, size, True
+            if job.is_tile(index):
+                job.tiles_largest = max(job.tiles_largest, size)
+            else:
+                job.largest = max(job.largest, size)
         self._end_if_over(job)
 
     def _end_if_over(self, job: ModelJob) -> None:

@@ -79,7 +79,7 @@ def read_token(text: str) -> JoinToken:
     try:
         content = json.loads(base64.b64decode(match[1] + "=" * (-len(match[1]) % 4), b"-_", validate=True))
         token = _checked(content)
-    except (binascii.Error, ValueError, TypeError, KeyError) as error:
+    except (binascii.Error, ValueError, TypeError, KeyError, RecursionError) as error:
         raise TokenUnreadable(reason="a part of it is missing or changed") from error
     _refuse_changed(token)
     return token

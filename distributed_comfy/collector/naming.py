@@ -161,7 +161,7 @@ def _safe_part(part: str) -> str:
         return part
     stem, dot, suffix = part.rpartition(".")
     suffix = f"{dot}{suffix}" if stem and len(suffix) <= 12 else ""
-    return part.encode()[: PART_BYTES - len(suffix)].decode(errors="ignore") + suffix
+    return part.encode()[: PART_BYTES - len(suffix.encode())].decode(errors="ignore") + suffix
 
 
 def _reason(error: OSError) -> str:

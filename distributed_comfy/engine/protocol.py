@@ -199,7 +199,7 @@ def from_message(message: dict[str, Any]) -> Any:
         raise PipeMalformed(reason=f"type {message['type']!r} is unknown")
     try:
         return kind(**{name: _decoders().get(name, _same)(value) for name, value in message.items() if name != "type"})
-    except (TypeError, ValueError, MessageVersionUnknown) as error:
+    except (TypeError, ValueError, RecursionError, MessageVersionUnknown) as error:
         raise PipeMalformed(reason=f"{message['type']}: {error}") from error
 
 

@@ -98,20 +98,31 @@ class ProgressListener:
                     while not self._ended.is_set():
                         message = channel.get_message(timeout=0.2)
                         if message:
-                            self._hear(json.loads(str(message["data"])))
+                            self._hear(str(message["data"]))
             except (redis.RedisError, OSError, TypeError, ValueError) as error:  # the last three: another thread closed the connection
                 log.debug("progress: %s", error)
                 self._ended.wait(1.0)
 
 
-    def _hear(self, fields: dict[str, Any]) -> None:
-        if "mark" in fields:
-            if heard := self._marks.get(str(fields["mark"])):
-                heard.set()
-        elif "said" in fields:
-            self._on_said(_said(fields))
-        else:
-            self._on_step(_step(fields))
+    def _hear(self, text: str) -> None:
+        try:
+            told = _told(json.loads(text))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            log.debug("progress: a message that is none: %s", error)
+            return
+        if isinstance(told, Step):
+            self._on_step(told)
+        elif isinstance(told, Said):
+            self._on_said(told)
+        elif told in self._marks:
+            self._marks[told].set()
+
+
+def _told(fields: dict[str, Any]) -> Step | Said | str:
+    """A mark is its text."""
+    if "mark" in fields:
+        return str(fields["mark"])
+    return _said(fields) if "said" in fields else _step(fields)
 
 
 def _said(fields: dict[str, Any]) -> Said:

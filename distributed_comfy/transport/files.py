@@ -139,9 +139,18 @@ def check_name(name: str) -> PurePosixPath:
     """
     # Windows drops dots and spaces at the end of a part, so ".. ." would be "..", and writes "ab:c" as a stream of file ab.
     inside = all(part.strip(" .") for part in name.split("/")) and not PureWindowsPath(name).drive
-    if not inside or "\\" in name or "\0" in name or (os.name == "nt" and ":" in name):
+    if not inside or "\\" in name or "\0" in name or (os.name == "nt" and ":" in name) or not _is_text(name):
         raise FileNameUnsafe(name=name)
     return PurePosixPath(name)
+
+
+def _is_text(name: str) -> bool:
+    """False where no record can hold the name: one in other letters than a system's own has lone surrogates in Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def media_type(name: str) -> str:

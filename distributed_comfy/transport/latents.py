@@ -59,5 +59,5 @@ def read_latent(path: Path) -> NDArray[Any]:
             samples = np.frombuffer(data, _NUMPY_TYPES[entry["dtype"]])
         shaped: NDArray[Any] = samples.reshape(entry["shape"])
         return shaped
-    except (KeyError, ValueError, TypeError, struct.error) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise FileDamaged(name=path.name, found=f"{type(error).__name__}: {error}", expected="a latent as SaveLatent writes it") from error

@@ -40,5 +40,16 @@ def test_all_that_was_published_before_is_told_when_the_listener_has_caught_up(c
         assert heard[1::2] == [Said(0, "w", "c", "executing", {"node": str(step)}) for step in range(200)]
 
 
+@pytest.mark.parametrize("message", ["{}", "[]", "5", "x", '{"said": 1}', '{"index": "a", "worker": "w", "node": "7"}', "[" * 100_000])
+def test_what_is_no_progress_does_not_end_the_listener(cluster: Cluster, message: str) -> None:
+    heard: list[Any] = []
+    with ProgressListener(cluster, JOB, heard.append) as listener:
+        assert listener.catch_up(10), "it has subscribed"
+        cluster.client.publish(Keys(cluster.settings.key_prefix)("progress", JOB), message)
+        publish(cluster, node="7", value=1, maximum=2)
+        assert listener.catch_up(10)
+        assert heard == [Step(0, "w", "7", 1, 2)]
+
+
 def test_a_listener_that_never_began_does_not_catch_up(cluster: Cluster) -> None:
     assert not ProgressListener(cluster, JOB, print).catch_up(0.3)

@@ -41,13 +41,13 @@ class LoadImage(WorkbenchNode):
     def VALIDATE_INPUTS(cls, image: str) -> str | bool:
         """True, or why the file cannot be loaded."""
         path = cls.path_of(image)
-        return True if path is not None and path.is_file() else f"Invalid image file: {image}"
+        return True if path is not None and os.path.isfile(path) else f"Invalid image file: {image}"
 
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
         """Changes with the file: size and time are enough, because placed files are named by content."""
         path = cls.path_of(image)
-        status = path.stat() if path is not None and path.exists() else None
+        status = path.stat() if path is not None and os.path.exists(path) else None
         return f"{image}:{status.st_size}:{status.st_mtime_ns}" if status else image
 
     @classmethod
@@ -56,7 +56,10 @@ class LoadImage(WorkbenchNode):
         match = _ANNOTATION.match(name)
         folders = {"input": cls.bench.folders.input, "output": cls.bench.folders.output, "temp": cls.bench.folders.temp}
         folder = folders[match["folder"] if match else "input"].resolve()
-        path = (folder / (match["name"] if match else name)).resolve()
+        try:
+            path = (folder / (match["name"] if match else name)).resolve()
+        except (OSError, ValueError):  # too long, a NUL in it, or no text
+            return None
         return path if path.is_relative_to(folder) else None
 
     def load(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:

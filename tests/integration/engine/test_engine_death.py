@@ -19,6 +19,7 @@ from distributed_comfy.engine.host import Ended
 from distributed_comfy.engine.protocol import Failed, Progress, Started
 from distributed_comfy.errors import EngineDied, EngineStalled, EngineStartFailed
 from distributed_comfy.messages import Prompt, RunRequest, to_plain
+from distributed_comfy.settings import read_settings
 from tests.integration.engine.conftest import PROJECT, Recorded
 from tests.prompts import node, out
 
@@ -144,6 +145,16 @@ def test_work_that_moves_and_an_engine_without_work_are_no_stall(engine: EngineM
     time.sleep(2.5)
     assert recorded.of(claim_id)[-1] == "Progress"
     assert recorded.process.alive
+
+
+@pytest.mark.parametrize("kind", ["Sleeps", "HoldsTheGil"])
+def test_a_model_that_loads_slowly_is_no_stall(engine: EngineMaker, kind: str) -> None:
+    """A load says nothing while it lasts.  Two of them take longer than the limit, each takes less."""
+    recorded = engine(stall_timeout_s=4.0, preload=True)
+    for _ in range(2):
+        recorded.result(recorded.run(probe(kind, "2.5")))
+    assert recorded.process.alive
+    assert read_settings(worker_name="w").stall_timeout_s >= 20e9 / 50e6, "20 GB from a disk that gives 50 MB/s"
 
 
 def test_a_process_that_a_node_left_behind_does_not_hide_the_death(engine: EngineMaker, tmp_path: Path) -> None:

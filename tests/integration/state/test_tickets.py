@@ -15,7 +15,7 @@ from tests.state_audit import Audit
 from tests.state_cluster import Cluster, open_cluster
 
 CLASSES = ("A", "B", "C")
-EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("TABLE_RUNS", "20"))
 ON_ONE_REDIS = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

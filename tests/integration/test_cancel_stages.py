@@ -1,0 +1,100 @@
+"""A cancel at each stage of a job's life: within two seconds the job has ended and its workers are free, with the engines they had.
+
+That ComfyUI's models stay loaded is shown in ``tests/comfyui/test_cluster_failures.py``.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from distributed_comfy.errors import JobCancelled
+from distributed_comfy.messages import Prompt
+from tests.cluster_rig import Rig, RunningJob
+from tests.command_line import pictures
+from tests.prompts import node, out
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
+
+LIMIT_S = 2.0
+STEPS = 10_000
+"""Of an item that does not end by itself."""
+
+
+def with_last_stage() -> Prompt:
+    """Items that take no time, and a last stage that takes some."""
+    prompt = pictures()
+    prompt["slow"] = node("RuleSlow", images=out("collect"), milliseconds=1000)
+    prompt["save"] = node("SaveImage", images=out("slow"), filename_prefix="last")
+    return prompt
+
+
+def endless() -> Prompt:
+    return pictures(steps=STEPS, width=256, height=256)
+
+
+def is_claimed(rig: Rig, job: RunningJob) -> bool:
+    return any(item.state == "running" for item in rig.cluster.jobs.item_states(job.queued()).values())
+
+
+def is_in_a_step(rig: Rig, job: RunningJob) -> bool:
+    return any(step.value > 2 for step in job.report.steps)
+
+
+def is_in_its_last_stage(rig: Rig, job: RunningJob) -> bool:
+    return len(job.report.arrived) == 2 and is_claimed(rig, job)
+
+
+STAGES: dict[str, tuple[Callable[[], Prompt], Callable[[Rig, RunningJob], bool]]] = {
+    "pending": (endless, lambda rig, job: True),
+    "claimed": (endless, is_claimed),
+    "in a step": (endless, is_in_a_step),
+    "in the last stage": (with_last_stage, is_in_its_last_stage),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("by", ["its owner", "somebody else"])
+def test_a_cancel_ends_job_and_work_at_once_and_no_engine(builtin_rig: Rig, stage: str, by: str) -> None:
+    prompt, reached = STAGES[stage]
+    warm = builtin_rig.run(pictures(), items=2)
+    engines = {pid for _, _, pid in builtin_rig.executions(warm.job_id)}
+    if stage == "pending":
+        drain(builtin_rig, True)
+    try:
+        job = builtin_rig.begin(prompt(), items=2)
+        job_id = job.queued()
+        job.until(lambda: reached(builtin_rig, job))
+        began = time.monotonic()
+        if by == "its owner":
+            job.stop.set()
+        else:
+            builtin_rig.cluster.jobs.cancel(job_id, "enough")
+        assert isinstance(job.wait().error, JobCancelled)
+        if stage != "pending":
+            builtin_rig.wait_idle()
+        assert time.monotonic() - began < LIMIT_S
+    finally:
+        drain(builtin_rig, False)
+    after = {pid for _, _, pid in builtin_rig.executions(builtin_rig.run(pictures(), items=2).job_id)}
+    assert after <= engines or len(engines) == 1, "no engine was started anew"
+    assert not list(builtin_rig.cluster.blob_client.scan_iter(f"*{job_id}*"))
+
+
+def drain(rig: Rig, drained: bool) -> None:
+    for name in rig.workers:
+        rig.cluster.jobs.drain(name, drained)
+
+
+def test_a_cancel_while_the_pictures_are_saved_is_not_waited_for(builtin_rig: Rig) -> None:
+    job = builtin_rig.begin(pictures(width=512, height=512, batch_size=4, steps=1), items=8)
+    job.queued()
+    job.until(lambda: len(job.report.arrived) >= 6)
+    began = time.monotonic()
+    job.stop.set()
+    report = job.wait()
+    assert time.monotonic() - began < LIMIT_S
+    assert report.delivery is not None
+    saved = sorted(path.name for path in report.out.glob("*.png"))
+    assert saved and not list(report.out.glob("**/*.part")), "what is finished is whole"
