@@ -119,6 +119,8 @@ class MasterJobs:
         self.closed.set()
         with self._lock:
             jobs = list(self._jobs.values())
+        for job in jobs:
+            job.halt()
 
         def close_each() -> None:
             for job in jobs:
@@ -131,8 +133,7 @@ class MasterJobs:
     def has_job(self, job_id: str) -> bool:
         """Whether a prompt that is not over waits for a job of the table."""
         with self._lock:
-            running = [job.running for job in self._jobs.values()]
-        return any(job is not None and job.record.job_id == job_id for job in running)
+            return bool(job_id) and any(job.job_id == job_id for job in self._jobs.values())
 
     def _sweep(self) -> None:
         """What a ComfyUI left that was killed waits for its prompt, but not for ever."""

@@ -103,6 +103,7 @@ class MasterJob:
         self._done = threading.Event()
         """Nothing of it runs any more."""
         self._cleared = False
+        self._halted = False
         self._changing = threading.Lock()
 
     # -- for the nodes of the prompt
@@ -201,18 +202,23 @@ class MasterJob:
         elif self.running is not None:
             self.running.collector.stop()
 
-    def close(self) -> None:
-        """This ComfyUI ends: so does the job, and what is finished waits for the same prompt; waits for servers and threads."""
+    def halt(self) -> None:
+        """This ComfyUI ends: nothing of the job goes on here; returns at once."""
         with self._changing:
-            self._keep, self._reason = True, "its ComfyUI ends"
+            self._keep, self._reason, self._halted = True, "its ComfyUI ends", True
             self._stop.set()
             self._over.set()
-            phase, running = self.phase, self.running
-        if phase == "running" and running is not None:
-            self._cancel_now(running.cluster, running.record.job_id, self._reason)
+            running = self.running
+        if running is not None:
             running.collector.stop()
-        self._collect()
-        if phase in ("starting", "running"):
+
+    def close(self) -> None:
+        """After `halt`: the job ends in the table, and what is finished waits for the same prompt; waits for servers and threads."""
+        entered, phase = self._entered, self.phase
+        if phase == "queued":
+            self._collect()
+        elif entered is not None and phase != "here":
+            self._cancel_now(entered.cluster, entered.queued.record.job_id, self._reason)
             self._done.wait(CLOSE_S)
         self._clear()
 
@@ -229,7 +235,8 @@ class MasterJob:
             self._fail(error)
         except Exception as error:
             self._fail(error)
-            raise
+            if not self._halted:  # Python begins nothing any more where it ends
+                raise
         finally:
             if self.phase in ("here", "failed"):
                 self._places.keeper.leave(self.job_id)
