@@ -30,6 +30,7 @@ from tests.command_line import CommandLine  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 LIMIT_BYTES = 150_000
+TIMEOUT_S = 600.0
 WORKERS = ("pc1-cpu", "pc1-cpu-2")
 MODEL = "tiny_checkpoint.safetensors"
 VIEW = {"width": 1480, "height": 800}
@@ -40,16 +41,17 @@ _FIT = """margin => {
     ...graph.groups.map((group) => [group.pos[0], group.pos[1], group.pos[0] + group.size[0], group.pos[1] + group.size[1]])];
   const [left, top] = [0, 1].map((side) => Math.min(...boxes.map((box) => box[side])));
   const [right, bottom] = [2, 3].map((side) => Math.max(...boxes.map((box) => box[side])));
-  const [wide, high] = [window.innerWidth - margin[0] - 20, window.innerHeight - margin[1] - 20];
+  const { width, height } = canvas.canvas.getBoundingClientRect();
+  const [wide, high] = [width - 2 * margin, height - 2 * margin];
   const scale = Math.min(wide / (right - left), high / (bottom - top), 1);
   canvas.ds.scale = scale;
-  canvas.ds.offset = [margin[0] / scale - left, margin[1] / scale - top];
+  canvas.ds.offset = [margin / scale - left, margin / scale - top];
   canvas.setDirty(true, true);
-  return [right - left, bottom - top, scale];
 }"""
 _BOX = """number => {
-  const { ds } = window.app.canvas, node = window.app.graph.getNodeById(number), title = 30;
-  const [x, y] = [(node.pos[0] + ds.offset[0]) * ds.scale, (node.pos[1] - title + ds.offset[1]) * ds.scale];
+  const { ds, canvas } = window.app.canvas, node = window.app.graph.getNodeById(number), title = 30;
+  const { left, top } = canvas.getBoundingClientRect();
+  const [x, y] = [left + (node.pos[0] + ds.offset[0]) * ds.scale, top + (node.pos[1] - title + ds.offset[1]) * ds.scale];
   return { x, y, width: node.size[0] * ds.scale, height: (node.size[1] + title) * ds.scale };
 }"""
 _QUIET = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False}
@@ -77,14 +79,16 @@ class Studio:
 
     def fit(self) -> None:
         """All of the workflow, right of the sidebar and below the tabs."""
-        self.page.page.evaluate(_FIT, [60, 90])
+        for _ in range(2):  # ComfyUI restores the view that the file has a moment after the file is open
+            self.page.page.wait_for_timeout(1500)
+            self.page.page.evaluate(_FIT, 24)
         self.page.page.wait_for_timeout(400)
 
     def run(self) -> None:
         """To its end, with its pictures there."""
         self.page.listen()
         self.page.press_run()
-        self.page.wait_end()
+        self.page.wait_end(TIMEOUT_S)
         self.page.page.wait_for_timeout(1500)
 
     def shoot(self, name: str) -> None:
@@ -119,16 +123,16 @@ def tell(path: Path) -> None:
 # -- pictures --------------------------------------------------------------------------------------------------------------
 def parallel(studio: Studio) -> None:
     """In the middle of its run, and done."""
-    studio.open("parallel_txt2img", _1={"ckpt_name": MODEL}, _4={"width": 96, "height": 96}, _6={"steps": 400}, _8={"items": 9})
+    studio.open("parallel_txt2img", _1={"ckpt_name": MODEL}, _4={"width": 96, "height": 96}, _6={"steps": 100}, _8={"items": 6})
     studio.page.listen()
     studio.page.press_run()
     working = "(text) => WORKERS.every((worker) => text.includes(worker))".replace("WORKERS", str(list(WORKERS)))
-    look = f"() => window.heardByTest.some(([kind, {{ nodeId, text }}]) => kind === 'progress_text' && ({working})(text) && text[0] >= '2')"
-    studio.page.page.wait_for_function(look, timeout=120_000)
-    studio.page.page.wait_for_function("() => window.heardByTest.some(([kind, { node }]) => kind.startsWith('b_') && node === '8')")
+    look = f"() => window.heardByTest.some(([kind, {{ nodeId, text }}]) => kind === 'progress_text' && ({working})(text) && text[0] >= '1')"
+    studio.page.page.wait_for_function(look, timeout=TIMEOUT_S * 1000)
+    studio.page.page.wait_for_function("() => window.heardByTest.some(([kind, { node }]) => kind.startsWith('b_') && node === '8')", timeout=TIMEOUT_S * 1000)
     studio.page.page.wait_for_timeout(300)
     studio.shoot("comfyui-parallel")
-    studio.page.wait_end()
+    studio.page.wait_end(TIMEOUT_S)
     studio.page.page.wait_for_timeout(1500)
     studio.thumbnail("parallel_txt2img", 8, 9)
 
@@ -136,11 +140,11 @@ def parallel(studio: Studio) -> None:
 def upscale(studio: Studio) -> None:
     """Done."""
     sheet = Image.open(IMAGES / "contact-sheet.jpg")
-    sheet.crop((8, 8, 248, 248)).resize((384, 384)).save(studio.server.base / "input" / "picture.png")
+    sheet.crop((46, 473, 271, 697)).resize((384, 384)).save(studio.server.base / "input" / "picture.png")
     studio.page.page.evaluate("() => window.app.refreshComboInNodes()")
     studio.page.page.wait_for_timeout(500)
     studio.open(
-        "tiled_upscale", _1={"ckpt_name": MODEL}, _4={"image": "picture.png"}, _6={"tile_width": 192, "tile_height": 192, "denoise": 0.1}
+        "tiled_upscale", _1={"ckpt_name": MODEL}, _4={"image": "picture.png"}, _6={"tile_width": 256, "tile_height": 256, "denoise": 0.03, "steps": 20}
     )
     studio.run()
     studio.fit()
@@ -151,7 +155,7 @@ def upscale(studio: Studio) -> None:
 def orchestrator(studio: Studio) -> None:
     """Done by workers."""
     option(studio, "participate", False)
-    studio.open("orchestrator_only", _11={"text": MODEL}, _4={"width": 96, "height": 96})
+    studio.open("orchestrator_only", _11={"text": MODEL}, _4={"width": 96, "height": 96}, _8={"items": 4})
     studio.run()
     studio.fit()
     studio.shoot("comfyui-orchestrator")

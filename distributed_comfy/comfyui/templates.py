@@ -45,13 +45,11 @@ def templates(clones: list[str]) -> Any:
     Args:
         clones: folders in custom_nodes in which our repository lies.
     """
-    files = {_FILES + path.name: path for path in EXAMPLES_FOLDER.iterdir() if path.suffix in (".json", ".jpg")}
-
     @web.middleware
     async def offer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD"):
             return await handler(request)
-        if (file := files.get(request.path)) is not None:
+        if (file := _file_at(request.path)) is not None:
             return web.FileResponse(file)
         answer = await handler(request)
         if request.path in LISTING and isinstance(answer, web.Response) and answer.status == web.HTTPOk.status_code and answer.text:
@@ -59,6 +57,13 @@ def templates(clones: list[str]) -> Any:
         return answer
 
     return offer
+
+
+def _file_at(path: str) -> Path | None:
+    """The file of ours that a path names, which nothing but its own name can."""
+    if not path.startswith(_FILES):
+        return None
+    return next((file for file in EXAMPLES_FOLDER.iterdir() if _FILES + file.name == path and file.suffix in (".json", ".jpg")), None)
 
 
 def with_ours(listing: dict[str, Any], clones: list[str]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class ComfyPage:
         found: list[tuple[str, Any]] = self.page.evaluate("() => window.heardByTest")
         return [facts for kind, facts in found if kind in kinds]
 
-    def wait_end(self, timeout_s: float = 120.0) -> None:
+    def wait_end(self, timeout_s: float = 240.0) -> None:
         """Until a prompt has ended, well or not."""
         ended = "() => window.heardByTest.some(([kind]) => kind === 'execution_success' || kind.endsWith('_error'))"
         self.page.wait_for_function(ended, timeout=timeout_s * 1000)
