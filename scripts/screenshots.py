@@ -1,6 +1,6 @@
 """Takes the pictures of the node pack for docs/images and for the template browser, from a real ComfyUI with two workers on the CPU.
 
-    python scripts/screenshots.py [--only NAME]
+    python scripts/screenshots.py [--only NAME ...]
 
 Everything is the tests' own: ComfyUI's tree and interpreter (COMFYUI_PATH, DC_COMFYUI_PYTHON), the tiny model, chromium.  Its pictures are
 mosaics, because the model is random.  Look at each one before it is committed.
@@ -129,7 +129,8 @@ def parallel(studio: Studio) -> None:
     working = "(text) => WORKERS.every((worker) => text.includes(worker))".replace("WORKERS", str(list(WORKERS)))
     look = f"() => window.heardByTest.some(([kind, {{ nodeId, text }}]) => kind === 'progress_text' && ({working})(text) && text[0] >= '1')"
     studio.page.page.wait_for_function(look, timeout=TIMEOUT_S * 1000)
-    studio.page.page.wait_for_function("() => window.heardByTest.some(([kind, { node }]) => kind.startsWith('b_') && node === '8')", timeout=TIMEOUT_S * 1000)
+    shown = "() => window.heardByTest.some(([kind, { node }]) => kind.startsWith('b_') && node === '8')"
+    studio.page.page.wait_for_function(shown, timeout=TIMEOUT_S * 1000)
     studio.page.page.wait_for_timeout(300)
     studio.shoot("comfyui-parallel")
     studio.page.wait_end(TIMEOUT_S)
@@ -143,9 +144,8 @@ def upscale(studio: Studio) -> None:
     sheet.crop((46, 473, 271, 697)).resize((384, 384)).save(studio.server.base / "input" / "picture.png")
     studio.page.page.evaluate("() => window.app.refreshComboInNodes()")
     studio.page.page.wait_for_timeout(500)
-    studio.open(
-        "tiled_upscale", _1={"ckpt_name": MODEL}, _4={"image": "picture.png"}, _6={"tile_width": 256, "tile_height": 256, "denoise": 0.03, "steps": 20}
-    )
+    tiles = {"tile_width": 256, "tile_height": 256, "denoise": 0.03, "steps": 20}
+    studio.open("tiled_upscale", _1={"ckpt_name": MODEL}, _4={"image": "picture.png"}, _6=tiles)
     studio.run()
     studio.fit()
     studio.shoot("comfyui-upscale")
@@ -219,12 +219,12 @@ def studio_in(folder: Path) -> Iterator[Studio]:
 def main() -> None:
     """Take them."""
     parser = argparse.ArgumentParser(description="Takes the pictures of the node pack.")
-    parser.add_argument("--only", choices=PICTURES, help="one of them")
+    parser.add_argument("--only", choices=PICTURES, nargs="+", default=list(PICTURES), help="some of them")
     chosen = parser.parse_args().only
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="screenshots-") as folder, studio_in(Path(folder)) as studio:
         for name, take in PICTURES.items():
-            if chosen in (None, name):
+            if name in chosen:
                 take(studio)
 
 
