@@ -35,18 +35,19 @@ WORKERS = ("pc1-cpu", "pc1-cpu-2")
 MODEL = "tiny_checkpoint.safetensors"
 VIEW = {"width": 1480, "height": 800}
 THUMBNAIL_PX = 480
-_FIT = """margin => {
+_FIT = """([margin, over]) => {
   const { graph, canvas } = window.app, title = 30;
   const boxes = [...graph.nodes.map((node) => [node.pos[0], node.pos[1] - title, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]),
     ...graph.groups.map((group) => [group.pos[0], group.pos[1], group.pos[0] + group.size[0], group.pos[1] + group.size[1]])];
   const [left, top] = [0, 1].map((side) => Math.min(...boxes.map((box) => box[side])));
   const [right, bottom] = [2, 3].map((side) => Math.max(...boxes.map((box) => box[side])));
   const { width, height } = canvas.canvas.getBoundingClientRect();
-  const [wide, high] = [width - 2 * margin, height - 2 * margin];
+  const [wide, high] = [width - 2 * margin, height - margin - over];
   const scale = Math.min(wide / (right - left), high / (bottom - top), 1);
   canvas.ds.scale = scale;
-  canvas.ds.offset = [margin / scale - left, margin / scale - top];
+  canvas.ds.offset = [margin / scale - left, over / scale - top];
   canvas.setDirty(true, true);
+  return canvas.canvas.getBoundingClientRect().top + over + (bottom - top) * scale;
 }"""
 _BOX = """number => {
   const { ds, canvas } = window.app.canvas, node = window.app.graph.getNodeById(number), title = 30;
@@ -67,6 +68,8 @@ class Studio:
 
     def __init__(self, server: ComfyServer, page: ComfyPage) -> None:
         self.server, self.page = server, page
+        self.bottom = 0
+        """Where the workflow ends, in pixels of the page."""
         for name, value in _QUIET.items():
             page.page.evaluate("([name, value]) => window.app.extensionManager.setting.set(name, value)", [name, value])
 
@@ -81,7 +84,7 @@ class Studio:
         """All of the workflow, right of the sidebar and below the tabs."""
         for _ in range(2):  # ComfyUI restores the view that the file has a moment after the file is open
             self.page.page.wait_for_timeout(1500)
-            self.page.page.evaluate(_FIT, 24)
+            self.bottom = int(self.page.page.evaluate(_FIT, [24, 64]))
         self.page.page.wait_for_timeout(400)
 
     def run(self) -> None:
@@ -91,9 +94,11 @@ class Studio:
         self.page.wait_end(TIMEOUT_S)
         self.page.page.wait_for_timeout(1500)
 
-    def shoot(self, name: str) -> None:
-        """The page as it is, into docs/images."""
-        picture = Image.open(io.BytesIO(self.page.page.screenshot()))
+    def shoot(self, name: str, *, whole: bool = False) -> None:
+        """The page as it is, into docs/images; all of it, or down to the end of the workflow."""
+        picture: Image.Image = Image.open(io.BytesIO(self.page.page.screenshot()))
+        if not whole:
+            picture = picture.crop((0, 0, picture.width, min(picture.height, self.bottom + 20)))
         path = IMAGES / f"{name}.webp"
         picture.convert("RGB").save(path, quality=82, method=6)
         tell(path)
@@ -167,7 +172,7 @@ def templates(studio: Studio) -> None:
     """The examples as they are offered."""
     studio.page.browse_templates(SHOWN_AS)
     studio.page.page.wait_for_timeout(1500)
-    studio.shoot("comfyui-templates")
+    studio.shoot("comfyui-templates", whole=True)
     studio.page.close_dialogs()
 
 
@@ -176,7 +181,7 @@ def settings(studio: Studio) -> None:
     studio.page.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     studio.page.page.get_by_text("Distributed Comfy", exact=True).first.click()
     studio.page.page.wait_for_timeout(800)
-    studio.shoot("comfyui-settings")
+    studio.shoot("comfyui-settings", whole=True)
     studio.page.close_dialogs()
 
 
