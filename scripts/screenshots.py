@@ -171,7 +171,9 @@ def orchestrator(studio: Studio) -> None:
 def templates(studio: Studio) -> None:
     """The examples as they are offered."""
     studio.page.browse_templates(SHOWN_AS)
-    studio.page.page.wait_for_timeout(1500)
+    pictures = "[...document.querySelectorAll('[data-testid^=template-workflow-] img')]"
+    studio.page.page.wait_for_function(f"() => {pictures}.filter((image) => image.naturalWidth).length >= 3", timeout=TIMEOUT_S * 1000)
+    studio.page.page.wait_for_timeout(2500)  # they fade in
     studio.shoot("comfyui-templates", whole=True)
     studio.page.close_dialogs()
 
