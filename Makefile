@@ -11,7 +11,8 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs bench clean clean-env
+.PHONY: help env demo test flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs screenshots \
+	bench clean clean-env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -66,6 +67,10 @@ style: env ## sizes of files and functions, names of modules
 
 docs: env ## docs/errors.md and docs/settings.md, generated from the code
 	@$(BIN)/python scripts/write_reference.py
+
+screenshots: env ## the pictures of the node pack for docs/images and the template browser (COMFYUI_PATH, chromium): look at each one
+	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
+		$(BIN)/python scripts/screenshots.py $(ARGS)
 
 bench: env ## benchmarks: a table and JSON
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,11 +1,14 @@
 """Write a tiny random SD3-shaped model that ComfyUI loads and samples for real on a CPU, for the two ``*_tiny.json`` here.
 
+Its checkpoint is for any workflow that starts with "Load Checkpoint", such as the node pack's own in ComfyUI's template browser.
+
     python examples/tiny_model.py FOLDER
 
 FOLDER is ComfyUI's folder, or one to be used with its ``--base-directory`` (here: ``DC_COMFYUI_BASE_DIRECTORY``).  It gets
 
     models/diffusion_models/tiny_mmdit.safetensors   MMDiT, depth 2, width 128, 16 latent channels
     models/vae/tiny_taesd16.safetensors              TAESD-shaped VAE, 16 channels: decode(encode(x)) is a blurred x
+    models/checkpoints/tiny_checkpoint.safetensors   both in one file; it has no text encoder, so no text changes anything
     models/controlnet/tiny_control.safetensors       ControlNet for it (SD3.5-shaped); its hint is an image, encoded by the VAE
     custom_nodes/tiny_nodes.py                       nodes TinyConditioning, TinyDump, TinyNoise, TinyFail
 
@@ -140,12 +143,22 @@ def _decoder(weaver: Weaver, prefix: str) -> None:
     weaver.conv(prefix + "19", 3, 64)[range(3), range(3), 1, 1] += 1
 
 
+def checkpoint(diffusion: Weights, autoencoder: Weights) -> Weights:
+    """Both as one file; where ComfyUI finds the beginning of a name for text encoders and no weights, every text means zeros."""
+    return {
+        **{f"model.diffusion_model.{name}": weight for name, weight in diffusion.items()},
+        **{f"first_stage_model.{name}": weight for name, weight in autoencoder.items()},
+        "text_encoders.none": torch.zeros(1),
+    }
+
+
 def main(folder: Path) -> None:
     """Write the models and the node pack into ``folder``."""
     generator = torch.Generator().manual_seed(7)
+    diffusion, autoencoder = mmdit(generator), vae(generator)
     models = (
-        ("diffusion_models", "tiny_mmdit", mmdit(generator)), ("vae", "tiny_taesd16", vae(generator)),
-        ("controlnet", "tiny_control", control(generator)),
+        ("diffusion_models", "tiny_mmdit", diffusion), ("vae", "tiny_taesd16", autoencoder),
+        ("controlnet", "tiny_control", control(generator)), ("checkpoints", "tiny_checkpoint", checkpoint(diffusion, autoencoder)),
     )  # fmt: skip
     for kind, name, weights in models:
         path = folder / "models" / kind / f"{name}.safetensors"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed_comfy.comfyui.host import ComfyHost
-from distributed_comfy.comfyui.surroundings import hides_devices
+from distributed_comfy.comfyui.surroundings import changed_variables, hides_devices
 from distributed_comfy.engine.devices import CPU, Gpu, find_devices, nvidia_gpus, visible_gpus
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.records import HostDevice
@@ -16,6 +16,24 @@ from distributed_comfy.state.records import HostDevice
 log = logging.getLogger(__name__)
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def by_ids(host: ComfyHost, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of workers with ids in CUDA_VISIBLE_DEVICES where the user has numbers there.
+
+    A number means what CUDA counts in this process, the fastest GPU first if nothing else is said, and workers count as the driver does.
+
+    Args:
+        host: the ComfyUI of this process.
+        environment: as this process was started with.
+    """
+    visible = environment.get(_VISIBLE) or ""
+    overwritten = _VISIBLE in changed_variables(host.args)  # then what torch sees is not what the user wrote there
+    if overwritten or not any(part.strip().isdigit() for part in visible.split(",")) or not _built_for_nvidia():
+        return dict(environment)
+    ids = [_unique_id(number) for number in range(importlib.import_module("torch").cuda.device_count())]
+    known = {gpu.uuid for gpu in nvidia_gpus()}
+    return {**environment, _VISIBLE: ",".join(ids)} if ids and known.issuperset(ids) else dict(environment)
 
 
 def host_devices(host: ComfyHost, settings: Settings, environment: Mapping[str, str]) -> tuple[tuple[HostDevice, ...], frozenset[str]]:

@@ -65,6 +65,11 @@ class ComfyHost:
         if show is not None and self.server.client_id is not None:
             show(text, node_id, self.server.client_id)
 
+    @property
+    def preview_side_px(self) -> int:
+        """Longest side of the previews of latents that its samplers show."""
+        return int(getattr(self.args, "preview_size", 512))
+
     def device(self) -> str:
         """What it computes on, as a worker would be told: ``cuda:0``, ``cpu``."""
         found = self.model_management.get_torch_device()

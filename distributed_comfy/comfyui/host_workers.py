@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import redis
@@ -23,7 +23,7 @@ from distributed_comfy.agent.up import (
     survivors_folder,
     workers_file,
 )
-from distributed_comfy.comfyui.devices import host_devices
+from distributed_comfy.comfyui.devices import by_ids, host_devices
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.comfyui.surroundings import read_surroundings
@@ -81,7 +81,9 @@ class HostWorkers:
         """
         self._cluster = cluster
         try:
-            self.devices, self.own = host_devices(self._host, cluster.settings, self._surroundings.environment or {})
+            environment = by_ids(self._host, self._surroundings.environment or {})
+            self._surroundings = replace(self._surroundings, environment=environment)
+            self.devices, self.own = host_devices(self._host, cluster.settings, environment)
             while not wait(0.0):
                 try:
                     with alone_on_host(cluster.settings) as local:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
 from distributed_comfy.comfyui.participation import Participation
+from distributed_comfy.comfyui.previews import preview_for_page
 from distributed_comfy.errors import JobFailed, ValidationRefused, WorkerNodeFailed
 from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
@@ -113,25 +113,13 @@ class _View:
             self._bar = self._host.progress_bar(look.total, self._node_id)
         state = (look.done, look.total, look.text)
         if state != self._shown or look.preview:
-            self._bar.update_absolute(look.done, look.total, _preview(look.preview))
+            self._bar.update_absolute(look.done, look.total, self._preview(look.preview))
         if self._shown is None or look.text != self._shown[2]:
             self._host.show_text(look.text, self._node_id)
         self._shown = state
 
-
-def _preview(picture: bytes) -> Any:
-    """As ComfyUI takes one: format, PIL image, longest side."""
-    if not picture:
-        return None
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(picture))
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        log.debug("a preview cannot be shown: %s", error)
-        return None
-    return ("JPEG", image.convert("RGB"), None)
+    def _preview(self, picture: bytes) -> Any:
+        return preview_for_page(picture, self._host.preview_side_px) if picture else None
 
 
 def _as_comfyui_shows_it(job: MasterJob) -> Exception:

@@ -319,7 +319,7 @@ def install_ordinary(pack: Pack) -> None:
     host = pack.host
     folders = ComfyFolders(host.folder_paths)
     placer = FilePlacer(SaveWatch(host.folder_paths, host), folders.__getitem__)
-    around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders)
+    around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders, host.preview_side_px)
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
     pass_on = functools.partial(_ask_again, host)
     host.server.app.middlewares.append(interrupt_middleware(ordinary, pass_on))

@@ -73,6 +73,8 @@ class Surroundings:
     """client id -> whether its page knows previews that say whose they are."""
     folders: Mapping[str, Path]
     """ComfyUI's ``input``, ``output`` and ``temp``."""
+    preview_side_px: int
+    """See `ComfyHost.preview_side_px`."""
 
 
 class OrdinaryRun:
@@ -254,7 +256,8 @@ class OrdinaryRun:
     def _on_step(self, step: Step) -> None:
         self.claimed.set()
         if step.preview:
-            self.events.preview(step, with_metadata=self._around.knows_metadata(self.taken.client_id))
+            knows = self._around.knows_metadata(self.taken.client_id)
+            self.events.preview(step, with_metadata=knows, side_px=self._around.preview_side_px)
 
     def _on_said(self, said: Said) -> None:
         self.claimed.set()

@@ -22,6 +22,7 @@ _PARTS = (
     ("distributed_comfy.comfyui.intake", "install_intake"),
     ("distributed_comfy.comfyui.ordinary", "install_ordinary"),
     ("distributed_comfy.comfyui.routes", "install_routes"),
+    ("distributed_comfy.comfyui.templates", "install_templates"),
 )
 """Module and function of each part; the function gets the `Pack`, while ComfyUI loads its custom nodes."""
 

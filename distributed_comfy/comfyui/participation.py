@@ -153,7 +153,7 @@ class Participation:
         fed = GraphContext(running.cluster.blobs, feed_timeout_s=FEED_TIMEOUT_S)
         fed.begin(request, check=self._host.model_management.throw_exception_if_processing_interrupted)
         node_id, outputs = asking
-        return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}:", fed, outputs)
+        return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}.", fed, outputs)
 
     def _expand(self, run: LocalRun) -> dict[str, Any] | None:
         accepted, claim = run.job.accepted, run.claim

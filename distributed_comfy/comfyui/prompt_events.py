@@ -5,22 +5,17 @@ ComfyUI would tell.  A node that names files is announced when they are here: un
 """
 from __future__ import annotations
 
-import io
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from PIL import Image
-
 from distributed_comfy.comfyui.placed_files import names_files
+from distributed_comfy.comfyui.previews import preview_for_page
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import ItemResult, RunHistory
 from distributed_comfy.orchestrator.progress import Said, Step
-
-log = logging.getLogger(__name__)
 
 UNENCODED_PREVIEW, PREVIEW_WITH_METADATA = 2, 4
 """ComfyUI's numbers for pictures that its server encodes: for clients of the old kind, and for those that know whose they are."""
@@ -113,22 +108,18 @@ class PromptEvents:
             self._tell(event, facts)
         self._now.held = None
 
-    def preview(self, step: Step, *, with_metadata: bool) -> None:
+    def preview(self, step: Step, *, with_metadata: bool, side_px: int) -> None:
         """A worker shows a picture; only the prompt's own client gets it.
 
         Args:
             step: the picture and its node.
             with_metadata: whether that client knows previews that say whose they are.
+            side_px: how large ComfyUI shows previews of latents.
         """
         if not step.preview or self._client_id is None or self._over:
             return
-        try:
-            picture = Image.open(io.BytesIO(step.preview))
-            picture.load()
-        except OSError as error:
-            log.debug("prompt %s: a preview cannot be read: %s", self._prompt_id, error)
+        if (shown := preview_for_page(step.preview, side_px)) is None:
             return
-        shown: tuple[str, Any, None] = ("JPEG", picture.convert("RGB"), None)
         if with_metadata:
             self._send_sync(PREVIEW_WITH_METADATA, (shown, self._whose(step.node_id)), self._client_id)
         else:

@@ -98,18 +98,28 @@ def visible_gpus(gpus: Sequence[Gpu], visible: str | None) -> tuple[HostDevice, 
 
     Args:
         gpus: of the host.
-        visible: CUDA_VISIBLE_DEVICES, with numbers or with ids that may be shortened; None or empty: all of them.
+        visible: CUDA_VISIBLE_DEVICES, with numbers or with ids that may be shortened; None or empty: all of them. Parts of a GPU (MIG) have
+            ids only, and each is a device here, though a process sees no more than one of them.
     """
     chosen = list(gpus)
     if visible:
         chosen = []
         for wanted in (part.strip() for part in visible.split(",")):
-            by_id = wanted.startswith("GPU-")
-            match = next((gpu for gpu in gpus if (gpu.uuid.startswith(wanted) if by_id else str(gpu.index) == wanted)), None)
+            match = _mig_instance(wanted) if wanted.startswith("MIG-") and gpus else _wanted_gpu(gpus, wanted)
             if match is None:
                 break  # CUDA itself stops at the first one that is not there
             chosen.append(match)
     return tuple(HostDevice(f"cuda:{number}", gpu.model, gpu.memory_bytes, gpu.bus_id) for number, gpu in enumerate(chosen))
+
+
+def _mig_instance(uuid: str) -> Gpu:
+    """A MIG instance: the tool's table has GPUs only, so nothing else is known."""
+    return Gpu(-1, uuid, "MIG instance", 0, "")
+
+
+def _wanted_gpu(gpus: Sequence[Gpu], wanted: str) -> Gpu | None:
+    by_id = wanted.startswith("GPU-")
+    return next((gpu for gpu in gpus if (gpu.uuid.startswith(wanted) if by_id else str(gpu.index) == wanted)), None)
 
 
 def parse_torch_answer(text: str) -> tuple[HostDevice, ...]:

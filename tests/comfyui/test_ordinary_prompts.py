@@ -293,7 +293,7 @@ def test_previews_come_in_the_form_that_the_page_knows(crowd: Crowd) -> None:
     assert run.previews, "no preview within a run of seconds"
     assert {preview[:8] for preview in run.previews} == {struct.pack(">II", 1, 1)}, "PREVIEW_IMAGE, JPEG"
     with Image.open(io.BytesIO(run.previews[0][8:])) as picture:
-        assert picture.format == "JPEG" and picture.size == (8, 8)
+        assert picture.format == "JPEG" and picture.size == (512, 512), "as large as ComfyUI shows them"
 
 
 def test_a_page_that_knows_whose_previews_are_is_told(crowd: Crowd) -> None:

@@ -33,6 +33,12 @@ def test_a_process_that_may_use_some_gpus_counts_those() -> None:
     assert len(visible_gpus(parse_gpus(FOUR), "1,9,2")) == 1, "CUDA stops at the first one that is not there"
 
 
+def test_each_part_of_a_gpu_that_is_named_is_a_device_of_its_own() -> None:
+    parts = visible_gpus(parse_gpus(FOUR), "MIG-1f0c7a52-5b7e-5a2c-9d3e-0c1d2e3f4a5b,MIG-GPU-5a0b4e39/7/0")
+    assert parts == (HostDevice("cuda:0", "MIG instance"), HostDevice("cuda:1", "MIG instance"))
+    assert visible_gpus([], "MIG-1f0c7a52") == (), "no driver answers"
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -167,13 +167,14 @@ def jpeg() -> bytes:
 def test_previews_go_to_the_prompts_own_client_in_the_form_that_it_knows() -> None:
     client = Client()
     client.states(_7="running")
-    client.events.preview(Step(0, "w1", "7", preview=jpeg()), with_metadata=True)
-    client.events.preview(Step(0, "w1", "7", preview=jpeg()), with_metadata=False)
-    client.events.preview(Step(0, "w1", "7", preview=b"no picture"), with_metadata=False)
+    client.events.preview(Step(0, "w1", "7", preview=jpeg()), with_metadata=True, side_px=64)
+    client.events.preview(Step(0, "w1", "7", preview=jpeg()), with_metadata=False, side_px=4)
+    client.events.preview(Step(0, "w1", "7", preview=b"no picture"), with_metadata=False, side_px=4)
     (new, (shown, whose), to), (old, plain, _) = client.sent[1:]
     assert (new, old, to) == (PREVIEW_WITH_METADATA, UNENCODED_PREVIEW, "tab")
     assert shown[0] == plain[0] == "JPEG" and shown[1].size == plain[1].size == (8, 4)
+    assert (shown[2], plain[2]) == (64, None), "small ones are enlarged, as ComfyUI does, and others stay as they are"
     assert whose == {"node_id": "7", "prompt_id": "p1", "display_node_id": "7", "parent_node_id": None, "real_node_id": "7"}
     nobody = Client(None)
-    nobody.events.preview(Step(0, "w1", "7", preview=jpeg()), with_metadata=False)
+    nobody.events.preview(Step(0, "w1", "7", preview=jpeg()), with_metadata=False, side_px=4)
     assert nobody.sent == []
