@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
+from distributed_comfy.comfyui.accepted import Place
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.queue_watch import QueueWatch
 
@@ -29,26 +30,30 @@ class Watched:
 
         self.queue = SimpleNamespace(mutex=threading.RLock(), queue=[], currently_running={}, history={})
         self.executor = OwnExecutor()
-        self.ended: list[tuple[str, str]] = []
+        self.ended: list[tuple[Place, str]] = []
         self.cached: list[tuple[str, frozenset[str]]] = []
         host = SimpleNamespace(server=SimpleNamespace(prompt_queue=self.queue), execution=SimpleNamespace(PromptExecutor=OwnExecutor))
         self.watch = QueueWatch(cast(ComfyHost, host), lambda *end: self.ended.append(end), lambda *seen: self.cached.append(seen))
 
-    def until_ended(self, count: int = 1) -> list[tuple[str, str]]:
+    def until_ended(self, count: int = 1) -> list[tuple[Place, str]]:
         deadline = time.monotonic() + 10
         while len(self.ended) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         return self.ended
 
 
-def entry(prompt_id: str) -> tuple[Any, ...]:
-    return (0, prompt_id, {}, {}, [])
+def entry(prompt_id: str, number: float = 0) -> tuple[Any, ...]:
+    return (number, prompt_id, {}, {}, [])
+
+
+def place(prompt_id: str, number: float = 0) -> Place:
+    return number, prompt_id
 
 
 def test_a_prompt_is_over_when_it_neither_waits_nor_runs_any_more() -> None:
     watched = Watched()
     watched.queue.queue.append(entry("a"))
-    watched.watch.follow("a")
+    watched.watch.follow(place("a"))
     time.sleep(0.5)
     assert not watched.ended
     with watched.queue.mutex:
@@ -58,34 +63,34 @@ def test_a_prompt_is_over_when_it_neither_waits_nor_runs_any_more() -> None:
     with watched.queue.mutex:
         watched.queue.history["a"] = {"status": {"status_str": "success"}}
         watched.queue.currently_running.clear()
-    assert watched.until_ended() == [("a", "success")]
+    assert watched.until_ended() == [(place("a"), "success")]
 
 
 def test_what_failed_and_what_left_the_queue_are_told_apart() -> None:
     watched = Watched()
     watched.queue.history["failed"] = {"status": {"status_str": "error"}}
-    watched.watch.follow("failed")
-    watched.watch.follow("deleted")
-    assert sorted(watched.until_ended(2)) == [("deleted", "gone"), ("failed", "error")]
+    watched.watch.follow(place("failed"))
+    watched.watch.follow(place("deleted"))
+    assert sorted(watched.until_ended(2)) == [(place("deleted"), "gone"), (place("failed"), "error")]
 
 
 def test_a_listener_that_fails_does_not_end_the_watch() -> None:
     watched = Watched()
     tell, calls = watched.watch._on_end, []
 
-    def fail_once(prompt_id: str, ending: Any) -> None:
-        calls.append(prompt_id)
+    def fail_once(which: Place, ending: Any) -> None:
+        calls.append(which)
         if len(calls) == 1:
             raise ValueError("no")
-        tell(prompt_id, ending)
+        tell(which, ending)
 
     watched.watch._on_end = fail_once
-    watched.watch.follow("one")
+    watched.watch.follow(place("one"))
     deadline = time.monotonic() + 10
     while not calls and time.monotonic() < deadline:
         time.sleep(0.01)
-    watched.watch.follow("two")
-    assert watched.until_ended() == [("two", "gone")]
+    watched.watch.follow(place("two"))
+    assert watched.until_ended() == [(place("two"), "gone")]
 
 
 def test_cached_nodes_are_told_and_comfyui_hears_all_it_said() -> None:
@@ -100,4 +105,16 @@ def test_the_entry_of_a_prompt_is_found_where_it_waits_or_runs() -> None:
     watched = Watched()
     watched.queue.queue.append(entry("waits"))
     watched.queue.currently_running[3] = entry("runs")
-    assert [watched.watch.entry(name) for name in ("waits", "runs", "gone")] == [entry("waits"), entry("runs"), None]
+    assert [watched.watch.entry(place(name)) for name in ("waits", "runs", "gone")] == [entry("waits"), entry("runs"), None]
+
+
+def test_two_prompts_of_one_id_are_told_apart_and_the_history_of_the_first_says_nothing_of_the_second() -> None:
+    watched = Watched()
+    watched.queue.history["a"] = {"status": {"status_str": "success"}}
+    watched.queue.queue.append(entry("a", 2))
+    watched.watch.follow(place("a", 2))
+    time.sleep(0.5)
+    assert not watched.ended and watched.watch.entry(place("a", 1)) is None
+    with watched.queue.mutex:
+        watched.queue.queue.clear()
+    assert watched.until_ended() == [(place("a", 2), "gone")]
