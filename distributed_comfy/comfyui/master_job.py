@@ -121,6 +121,7 @@ class MasterJob:
         """What a node of the prompt gives, which is here; see `collected_values`."""
         running = self.running
         assert running is not None
+        self.progress.items_here(running.spool.items())
         if running.record.tiles is not None and node_id == running.record.tiles.node_id:
             canvas = running.collector.canvas
             assert canvas is not None

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distributed_comfy.messages import ItemResult, JobRecord
@@ -52,6 +52,12 @@ class JobProgress:
             self._done.add(index)
             if (step := self._steps.get(result.worker)) and step.index == index:
                 del self._steps[result.worker]
+
+    def items_here(self, indexes: Iterable[int]) -> None:
+        """These are in the spool, whether or not their arrival has been told yet."""
+        with self._lock:
+            self._done.update(indexes)
+            self._steps = {worker: step for worker, step in self._steps.items() if step.index not in self._done}
 
     def step(self, step: Step) -> None:
         """A worker did some steps, or shows a preview."""

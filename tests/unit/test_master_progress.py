@@ -51,3 +51,13 @@ def test_tiles_are_items_too() -> None:
     progress.begin(job_record(2))
     progress.tiles_planned([(0,), (1, 2)])
     assert progress.look().total == 4
+
+
+def test_what_lies_in_the_spool_counts_before_it_is_told() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(2))
+    progress.step(Step(1, "a", "7", 3, 20))
+    progress.items_here([0, 1])
+    progress.item_done(1, ItemResult(worker="a"))
+    look = progress.look()
+    assert (look.done, look.text) == (2, "2 of 2 items")
