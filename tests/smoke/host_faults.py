@@ -53,7 +53,7 @@ def with_input(field: Field) -> Prompt:
 @scenario("worker's disk full", "the disk of one worker's cache has no room for an input file", "a full disk bars its worker", costs=NOTHING)
 def workers_disk(field: Field) -> Ending:
     prompt = with_input(field)
-    field.undisturbed(prompt)
+    field.undisturbed(prompt, field.timing.items)
     with small_disk(field.folder / "disk", "1m") as disk, field.another("full", cache_dir=disk) as worker:
         job = field.begin(prompt)
         job.queued()
@@ -123,7 +123,7 @@ def plain(field: Field) -> Prompt:
 @scenario("agent killed", "kill -9 of `distributed-comfy up`, whose worker gives its item back and ends", "an agent's death ends its workers", costs=ONE)
 def agent_killed(field: Field) -> Ending:
     prompt = plain(field)
-    field.undisturbed(prompt)
+    field.undisturbed(prompt, field.timing.items)
     line = field.command_line()
     file = line.write("workers.json", {"workers": {f"{HOST}-cpu": {"device": "cpu"}}})
     settings = {"DC_WORKERS_FILE": str(file), "DC_HOST": HOST, "DC_ENGINE": "builtin", "DC_THREADS": "1"}

@@ -61,7 +61,7 @@ def far_worker(field: Field, round_trip_s: float = 0.001) -> Iterator[SlowLink]:
     """One worker more, in a network namespace at the other end of a line."""
     if lacks := missing():
         missing_service(lacks, "run it as root on Linux, with iproute2")
-    with slow_link(rate_mbit=FAST_MBIT, round_trip_s=round_trip_s) as line, field.another("far", far=line):
+    with slow_link(rate_mbit=FAST_MBIT, round_trip_s=round_trip_s) as line, field.another("far", far=line, worker_tags="far"):
         yield line
 
 
@@ -113,6 +113,7 @@ def lossy(field: Field) -> Ending:
     with far_worker(field) as line:
         for hook in ("input", "output"):
             losing(line, hook, "numgen random mod 100 < 5")
+        field.wait_for_first_item("far")
         job = field.begin()
         field.hit(job.queued(), on=["far"])
         return field.ended(job, None, time.time())
@@ -121,6 +122,7 @@ def lossy(field: Field) -> Ending:
 @scenario("200 ms delay", "each packet of a worker's line takes 200 ms, for the whole job", "patience", costs=NOTHING)
 def delayed(field: Field) -> Ending:
     with far_worker(field, round_trip_s=0.4):
+        field.wait_for_first_item("far")
         job = field.begin()
         field.hit(job.queued(), on=["far"])
         return field.ended(job, None, time.time())
