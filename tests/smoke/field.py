@@ -1,4 +1,5 @@
 """Where faults are played: two servers of its own, workers behind networks of their own, and one job at a time that is disturbed."""
+
 from __future__ import annotations
 
 import contextlib
@@ -94,14 +95,14 @@ class Ending:
     job_ids: list[str]
     """More than one where another job went on with what the first one had left."""
     told: Sequence[int] = ()
-    costs: Costs | None = None
-    """What the faults that struck may have cost, where that is not known before."""
     struck_at: float = 0.0
     """Seconds since 1970, as Redis counts them."""
     index: int | None = None
     """The item that the fault hit."""
     prompt: Prompt | None = None
     """Where it was another one than the field's."""
+    costs: Costs | None = None
+    """What the faults that struck may have cost, where that is not known before."""
     items: int = 0
     """Of the job; 0: as many as the field's have."""
     reported: tuple[int, ...] = ()
@@ -241,7 +242,9 @@ class Field:
         folder = self.folder / f"line{self._lines}"
         folder.mkdir()
         settings = {f"DC_{name.upper()}": str(value) for name, value in self.timing.settings.items()}
-        line = CommandLine(folder, DC_REDIS_URL=self.state.url, DC_BLOB_URL=self.blobs.url, DC_KEY_PREFIX=PREFIX, DC_OWNER_TTL_S="5", **settings)
+        line = CommandLine(
+            folder, DC_REDIS_URL=self.state.url, DC_BLOB_URL=self.blobs.url, DC_KEY_PREFIX=PREFIX, DC_OWNER_TTL_S="5", **settings
+        )
         line.write("graph.json", self.prompt())
         return line
 
@@ -340,7 +343,9 @@ class Field:
         if ending.index is None:
             return None
         entries: Any = self.cluster.client.xrange(Keys(PREFIX)("events", ending.job_ids[0]))
-        at = [int(number.split("-")[0]) / 1000 for number, fields in entries if fields["k"] == "released" and fields["i"] == str(ending.index)]
+        at = [
+            int(number.split("-")[0]) / 1000 for number, fields in entries if fields["k"] == "released" and fields["i"] == str(ending.index)
+        ]
         return next((moment - ending.struck_at for moment in at if moment >= ending.struck_at), None)
 
     def ended(self, job: RunningJob, hit: Hit | None, struck_at: float, timeout_s: float = 90.0) -> Ending:

@@ -1,4 +1,5 @@
 """What befalls a host: its disk is full, its clock is wrong, its agent is killed, another version is installed there."""
+
 from __future__ import annotations
 
 import os
@@ -50,7 +51,9 @@ def with_input(field: Field) -> Prompt:
     return prompt
 
 
-@scenario("worker's disk full", "the disk of one worker's cache has no room for an input file", "a full disk bars its worker", costs=NOTHING)
+@scenario(
+    "worker's disk full", "the disk of one worker's cache has no room for an input file", "a full disk bars its worker", costs=NOTHING
+)
 def workers_disk(field: Field) -> Ending:
     prompt = with_input(field)
     field.undisturbed(prompt, field.timing.items)
@@ -63,7 +66,12 @@ def workers_disk(field: Field) -> Ending:
     return ending
 
 
-@scenario("master's disk full", "the disk of the folder of results is full; it gets room, and `jobs attach` goes on", "a full disk loses nothing", costs=NOTHING)
+@scenario(
+    "master's disk full",
+    "the disk of the folder of results is full; it gets room, and `jobs attach` goes on",
+    "a full disk loses nothing",
+    costs=NOTHING,
+)
 def masters_disk(field: Field) -> Ending:
     line = field.command_line()
     with small_disk(line.folder / "made", "256k") as disk:
@@ -100,7 +108,9 @@ def clocks_off(field: Field) -> Ending:
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------------
-@scenario("another version", "one worker's records have another version than the master's", "a foreign version bars its worker", costs=NOTHING)
+@scenario(
+    "another version", "one worker's records have another version than the master's", "a foreign version bars its worker", costs=NOTHING
+)
 def another_version(field: Field) -> Ending:
     with field.another("old", environment={"TEST_JOB_VERSION": "1"}) as worker:
         job = field.begin()
@@ -120,7 +130,12 @@ def plain(field: Field) -> Prompt:
     }
 
 
-@scenario("agent killed", "kill -9 of `distributed-comfy up`, whose worker gives its item back and ends", "an agent's death ends its workers", costs=ONE)
+@scenario(
+    "agent killed",
+    "kill -9 of `distributed-comfy up`, whose worker gives its item back and ends",
+    "an agent's death ends its workers",
+    costs=ONE,
+)
 def agent_killed(field: Field) -> Ending:
     prompt = plain(field)
     field.undisturbed(prompt, field.timing.items)

@@ -1,4 +1,5 @@
 """Processes that are killed, frozen, or told to end while they have work."""
+
 from __future__ import annotations
 
 import signal
@@ -17,7 +18,9 @@ def engine_killed(field: Field) -> Ending:
     return field.ended(job, hit, strike(lambda: kill(hit.engine)))
 
 
-@scenario("consumer killed", "kill -9 of a worker's Celery consumer, whose engine ends with it", "lease", "engine ends with consumer", short=True)
+@scenario(
+    "consumer killed", "kill -9 of a worker's Celery consumer, whose engine ends with it", "lease", "engine ends with consumer", short=True
+)
 def consumer_killed(field: Field) -> Ending:
     job = field.begin()
     hit = field.hit(job.queued())
@@ -80,8 +83,6 @@ def master_killed(field: Field) -> Ending:
     assert done.status == 0, done.err
     assert "goes on" in done.err, done.err
     return Ending(line.folder / "made", [first, done.json["job"]], struck_at=struck_at)
-
-
 
 
 @scenario("rolling restart", "SIGTERM to one worker after the other while all have work, each started again", "drain", costs=NOTHING)

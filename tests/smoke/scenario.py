@@ -1,4 +1,5 @@
 """What a scenario is, and the list of all of them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
