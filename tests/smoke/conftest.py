@@ -1,5 +1,4 @@
 """Two fields: one for each length, and the table of what was measured at the end of the run."""
-
 from __future__ import annotations
 
 import os

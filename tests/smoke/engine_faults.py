@@ -1,5 +1,4 @@
 """What an item does to its engine: it hangs, takes all memory, breaks off in native code, once or each time."""
-
 from __future__ import annotations
 
 import time

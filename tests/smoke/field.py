@@ -1,5 +1,4 @@
 """Where faults are played: two servers of its own, workers behind networks of their own, and one job at a time that is disturbed."""
-
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,4 @@
 """What befalls a host: its disk is full, its clock is wrong, its agent is killed, another version is installed there."""
-
 from __future__ import annotations
 
 import os

@@ -1,5 +1,4 @@
 """What a disturbed job was like beside an undisturbed one, and the tables of it."""
-
 from __future__ import annotations
 
 import json

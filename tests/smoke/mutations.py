@@ -2,7 +2,6 @@
 
 A promise whose test passes without the protection is printed as SURVIVES, and the exit status is 1.
 """
-
 from __future__ import annotations
 
 import os

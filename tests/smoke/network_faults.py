@@ -1,5 +1,4 @@
 """Networks between workers and Redis: cut, silent, lossy, slow, and replies that are lost after a script ran."""
-
 from __future__ import annotations
 
 import subprocess

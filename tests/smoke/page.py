@@ -2,7 +2,6 @@
 
 A test compares: the scenarios of the page are those of the suite, with the executions that each may cost, and its promises are these.
 """
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,4 @@
 """Processes that are killed, frozen, or told to end while they have work."""
-
 from __future__ import annotations
 
 import signal

@@ -1,5 +1,4 @@
 """What the cluster promises, the tests that show it, and for each what must be taken out of the product to see its test fail."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass

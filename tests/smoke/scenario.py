@@ -1,5 +1,4 @@
 """What a scenario is, and the list of all of them."""
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,4 @@
 """Redis servers that are killed, come back with less than they had, have no room, or lose everything."""
-
 from __future__ import annotations
 
 import shutil

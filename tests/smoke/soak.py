@@ -1,5 +1,4 @@
 """A job under a random fault every few seconds; all that is random comes from one seed."""
-
 from __future__ import annotations
 
 import random

@@ -3,7 +3,6 @@
 ``make smoke`` plays all of them at the times that a cluster has by default, and prints the table of docs/reliability.md; the tests that run
 always play some of them at shorter times.
 """
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,4 @@
 """docs/reliability.md says what the suite plays, and each of its promises names a test that exists."""
-
 from __future__ import annotations
 
 import pytest

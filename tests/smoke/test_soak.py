@@ -1,5 +1,4 @@
 """A job that random faults strike one after the other is complete, counts nothing twice, and has the bytes of an undisturbed one."""
-
 from __future__ import annotations
 
 import os
