@@ -146,6 +146,7 @@ def agent_killed(field: Field) -> Ending:
         until(lambda: field.rig.state(f"{HOST}-cpu"))
         field.begin(prompt).wait()  # its engine loads torch with its first item, and heeds nothing meanwhile
         job = field.begin(prompt)
+        job.queued()
         item = str(until(lambda: (state := field.rig.state(f"{HOST}-cpu")) and state.claims and state.claims[0]))
         index = int(item.rpartition("-")[2])
         until(lambda: any(row[0] == index for row in field.rig.executions(job.report.job_id)))

@@ -42,7 +42,7 @@ def two_killed(field: Field) -> Ending:
     first = field.hit(job.queued())
     second = field.hit(job.report.job_id, but=[first.worker.name])
     struck_at = strike(lambda: [kill(hit.worker.process) for hit in (first, second)])
-    return field.ended(job, first, struck_at)
+    return field.ended(job, second, struck_at)
 
 
 @scenario("all workers killed", "kill -9 of all workers; one is started again", "lease", "parked work", costs=Costs(1, 4))
@@ -89,9 +89,14 @@ def rolling_restart(field: Field) -> Ending:
     job = field.begin()
     job.queued()
     struck_at = time.time()
+    ended = []
     for name in list(field.rig.workers):
-        hit = field.hit(job.report.job_id, on=[name])
+        hit = until(lambda name=name: field.hit_now(job.report.job_id, [name]) or field.cluster.jobs.job_state(job.report.job_id).ended)  # type: ignore[misc]
+        if hit is True:
+            break
         hit.worker.process.send_signal(signal.SIGTERM)
         assert hit.worker.process.wait(30) == 0, hit.worker.log()[-3000:]
-        field.start(name)
+        ended.append(name)
+        field.restart_ended()
+    assert len(ended) >= 2
     return field.ended(job, None, struck_at)

@@ -55,8 +55,8 @@ PROMISES: dict[str, Promise] = {
     ),
     "parked work": Promise(
         "A job without any worker waits for one.",
-        "tests/integration/test_worker_command.py::test_a_job_waits_for_its_first_worker_as_long_as_the_user_allows",
-        Mutation("distributed_comfy/orchestrator/waiting.py", "now >= self._give_up_at", "True"),
+        "tests/smoke/test_faults.py::test_a_fault_loses_nothing[all workers killed]",
+        None,
     ),
     "attempts end": Promise(
         "An item that ends its engine each time fails after three executions of one class of error, and takes nothing else along where "
