@@ -122,18 +122,3 @@ def state_full(field: Field) -> Ending:
         finally:
             client.config_set("maxmemory", "0")
     return field.ended(job, None, struck_at)
-
-
-@scenario(
-    "blob Redis full", "the server of blobs has no room for a result for some seconds", "results wait for the blob server", costs=NOTHING
-)
-def blobs_full(field: Field) -> Ending:
-    job = field.begin()
-    field.hit(job.queued())
-    with redis.Redis.from_url(field.blobs.url) as client:
-        struck_at = strike(lambda: client.config_set("maxmemory", "1"))
-        try:
-            time.sleep(1.5 * field.timing.lease_s)
-        finally:
-            client.config_set("maxmemory", "0")
-    return field.ended(job, None, struck_at)
