@@ -11,8 +11,8 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs screenshots \
-	bench clean clean-env
+.PHONY: help env demo test smoke mutations flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs \
+	screenshots bench clean clean-env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -25,11 +25,17 @@ demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
 	@$(BIN)/distributed-comfy demo $(ARGS)
 
 test: env ## all tests but those that need a real ComfyUI
-	@$(BIN)/python -m pytest -m "not comfyui" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -m "not comfyui and not smoke" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+smoke: env ## every fault on a running job, then a soak under random ones: the table of docs/reliability.md, in half an hour
+	@SMOKE_REPORT=smoke-report.json $(BIN)/python -m pytest tests/smoke -m smoke $(ARGS)
+
+mutations: env ## takes out each protection of docs/reliability.md in turn, and sees its test fail
+	@$(BIN)/python -m tests.smoke.mutations $(ARGS)
 
 test-all: env ## those and the tests with a real ComfyUI, side by side
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
-		$(BIN)/python -m pytest -m "not comfyui_long" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+		$(BIN)/python -m pytest -m "not comfyui_long and not smoke" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The same tests as in `make test`, each with hundreds of times as many inputs; TABLE_RUNS are those of the table of truth.
 fuzz: TABLE_RUNS ?= 600

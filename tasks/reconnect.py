@@ -57,10 +57,15 @@ class Reconnection:
         self._failing = threading.Event()
 
     def ask(self) -> None:
-        """From any thread; nothing where there is no loop, or it was just asked."""
-        hub = getattr(getattr(self._controller, "consumer", None), "hub", None)
-        if hub is None or self._failing.is_set():
+        """From any thread; nothing where there is no loop, or it was just asked.
+
+        Nor while the consumer connects, which takes half a minute through a slow network: the loop would fail in its first turn.
+        """
+        consumer = getattr(self._controller, "consumer", None)
+        hub = getattr(consumer, "hub", None)
+        if hub is None or self._failing.is_set() or not _is_in_loop(consumer):
             return
+        log.warning("tickets lie unread; the consumer connects anew")
         self._failing.set()
 
         def fail() -> None:
@@ -70,6 +75,11 @@ class Reconnection:
             raise ConnectionError("what lies in the queue is not read")
 
         hub.call_soon(fail)
+
+
+def _is_in_loop(consumer: Any) -> bool:
+    """Whether the last of Celery's steps has begun, which is the loop."""
+    return bool(consumer.blueprint.started == len(consumer.steps))
 
 
 def _shut_down(descriptor: int) -> None:

@@ -303,7 +303,6 @@ class WorkerRuntime:
         if self._able.is_set() and self._hangs(self._unread_in_all, self.settings.renew_interval_s):
             self._end_at_once("consumer")
         if self._unread >= self._patience:
-            log.warning("worker %s: %d tickets lie unread; the consumer connects anew", self.name, waiting)
             # Through a slow network that takes a while, and must not be begun again before it is done.
             self._unread, self._patience = 0, min(2 * self._patience, _LONGEST_PATIENCE_TICKS)
             self._restart_consumer()

@@ -35,7 +35,7 @@ SECONDS = {
     "test_relay_serve": 20, "test_relay_agent": 20, "test_relay_network": 20, "test_embedded_redis": 20, "test_worker_user": 20,
     "test_other_roles": 20, "test_tls_servers": 20, "test_bad_input": 15, "test_kept_and_collected_results": 15, "test_python_api": 15,
     "test_cut_rules": 15, "test_contact_sheet": 10, "test_hostile_messages": 10, "test_private_redis": 10, "test_shipping": 10,
-    "test_tile_items": 10, "test_pack_session": 40,
+    "test_tile_items": 10, "test_pack_session": 40, "test_faults": 45, "test_soak": 40,
     COMFYUI_WORKERS: 400, COMFYUI_ENGINES: 120, "test_ordinary_bad_days": 100, "test_master_bad_days": 90, "test_pack_start": 90,
     "test_ordinary_prompts": 60, "test_ordinary_files": 40, "test_pack_routes": 30, "test_saved_workflows": 30, "test_upscale_command": 30,
     "test_start": 30, "test_prompts_of_before": 20, "test_master_worse_days": 150, "test_attach_pack": 120, "test_example_workflows": 120,

@@ -188,7 +188,7 @@ class Courier:
         """Collect until the job ends; finished images are saved even where it fails.  Called once.
 
         Raises:
-            JobFailed, JobCancelled, JobLost, ItemsMissing, SizesDiffer, ...: see `Collector.run`; `delivery` tells what was saved all the same.
+            JobFailed, JobCancelled, JobLost, ItemsMissing, ...: see `Collector.run`; `delivery` tells what was saved all the same.
             OutputUnwritable: what is not saved stays in the spool.
             RunInterrupted: `stop` was called.
         """

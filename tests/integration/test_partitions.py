@@ -160,7 +160,7 @@ def look(runtime: WorkerRuntime, times: int) -> None:
         runtime._check_queue()
 
 
-def test_a_ticket_that_lies_for_three_ticks_restarts_the_consumer_and_then_less_and_less_often(runtime: WorkerRuntime, restarts: list[str]) -> None:
+def test_unread_tickets_restart_the_consumer_after_three_ticks_and_then_less_often(runtime: WorkerRuntime, restarts: list[str]) -> None:
     look(runtime, 9)
     assert restarts == [], "there is no ticket"
     send_tickets(runtime.cluster.app, ["w"])

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from tests.smoke.field import LONG, SHORT, Field, Timing
 from tests.smoke.measured import Measured, as_json, markdown
 
 ROWS: list[Measured] = []
-REPORT = Path(os.environ.get("SMOKE_REPORT", "smoke-report.json"))
+REPORT = os.environ.get("SMOKE_REPORT", "")
+"""File for the table as JSON; none without."""
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +45,21 @@ def long_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> I
     yield from _field(LONG, redis_server, tmp_path_factory.mktemp("long"), ("one", "two", "three", "four"))
 
 
+@pytest.fixture
+def short_soak(redis_server: Any, tmp_path: Path) -> Iterator[Field]:
+    """As `short_field`; one item may be struck often."""
+    yield from _field(replace(SHORT, attempts=20), redis_server, tmp_path, ("one", "two", "three"))
+
+
+@pytest.fixture
+def long_soak(redis_server: Any, tmp_path: Path) -> Iterator[Field]:
+    """As `long_field`, with items of half a second."""
+    yield from _field(replace(LONG, steps=5, attempts=20), redis_server, tmp_path, ("one", "two", "three", "four"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The table, and for a program the same as JSON."""
     if ROWS:
         terminalreporter.write_line(markdown(row.cells for row in ROWS))
-        REPORT.write_text(as_json(ROWS), encoding="utf-8")
+    if ROWS and REPORT:
+        Path(REPORT).write_text(as_json(ROWS, system=platform.platform(), cores=os.cpu_count()), encoding="utf-8")

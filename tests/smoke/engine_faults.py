@@ -33,7 +33,13 @@ def segfault(field: Field) -> Ending:
     return with_mishap(field, "segfault")
 
 
-@scenario("poison item", "an item breaks off in native code on every engine; the job may go on without it", "attempts end", costs=Costs(2, 2), short=True)
+@scenario(
+    "poison item",
+    "an item breaks off in native code on every engine; the job may go on without it",
+    "attempts end",
+    costs=Costs(2, 2),
+    short=True,
+)
 def poison(field: Field) -> Ending:
     (field.mishaps / str(SEED + INDEX)).write_text("segfault stays")
     job = field.begin(on_missing="drop")
@@ -44,7 +50,12 @@ def poison(field: Field) -> Ending:
     return Ending(report.out, [report.job_id], report.arrived, struck_at, reported=(INDEX,))
 
 
-@scenario("one device too small", "every item that one of the workers takes runs out of memory there", "memory is freed, then elsewhere", costs=Costs(1, 4))
+@scenario(
+    "one device too small",
+    "every item that one of the workers takes runs out of memory there",
+    "memory is freed, then elsewhere",
+    costs=Costs(1, 4),
+)
 def small_device(field: Field) -> Ending:
     """Twice at most: once more after the memory was freed, then the worker leaves this job to the others."""
     with field.another("small", environment={"RULE_MISHAP": "memory"}):

@@ -31,6 +31,7 @@ PREFIX = "smoke:"
 STATE_OPTIONS = ("--appendonly", "yes", "--appendfsync", "everysec")
 SEED = 700
 STEP_MS = 100
+MENDED_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,22 @@ class Timing:
     """How long what is frozen, or cut off, stays so."""
     stall_s: float
     """After this long without a sign of life an engine is ended; above what it takes to start."""
-    old_s: float
+    attempts: int = 3
+    """Executions of an item per class of error."""
+    old_s: float = 2.0
     """How old a copy of the table is that a server comes back with."""
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """Of workers and masters."""
         return {
-            "lease_ttl_s": self.lease_s, "renew_interval_s": self.renew_s, "retry_backoff_s": 0.2, "stall_timeout_s": self.stall_s
+            "lease_ttl_s": self.lease_s, "renew_interval_s": self.renew_s, "retry_backoff_s": 0.2, "stall_timeout_s": self.stall_s,
+            "max_attempts": self.attempts,
         }  # fmt: skip
 
 
 SHORT = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=12, frozen_s=4.0, stall_s=60.0, old_s=0.7)
-LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0, old_s=2.0)
+LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0)
 """Lease and renewals as they are by default."""
 
 
@@ -96,6 +100,10 @@ class Ending:
     """The item that the fault hit."""
     prompt: Prompt | None = None
     """Where it was another one than the field's."""
+    costs: Costs | None = None
+    """What the faults that struck may have cost, where that is not known before."""
+    items: int = 0
+    """Of the job; 0: as many as the field's have."""
     reported: tuple[int, ...] = ()
     """Items that the job itself says it could not make."""
 
@@ -139,7 +147,7 @@ class Field:
         self.rig = Rig("builtin", self.cluster, self.folder / "rig", {"DC_THREADS": "1"})
         self.mishaps = self.folder / "mishaps"
         self.mishaps.mkdir()
-        self._undisturbed: dict[str, Undisturbed] = {}
+        self._undisturbed: dict[tuple[str, int], Undisturbed] = {}
         self._quiet_s = 0.0
         self._lines = 0
 
@@ -176,17 +184,24 @@ class Field:
             self.rig.stop(name)
             self.networks.pop(name).each(lambda way: way.close())
 
+    def restart_ended(self) -> None:
+        """Start each worker that has ended, as an agent does; wait for none."""
+        for name in [name for name, worker in self.rig.workers.items() if worker.process.poll() is not None]:
+            self._begin_worker(name, {}, {})
+
     def mend(self) -> None:
         """All servers, networks and workers as they were before the fault."""
         for server in (self.state, self.blobs):
             if not server.running:
                 server.start()
         for network in self.networks.values():
+            network.each(lambda way: way.swallow(b""))
             network.each(lambda way: way.go_on())
-        ended = [name for name, worker in self.rig.workers.items() if worker.process.poll() is not None]
-        if ended:
-            self.start(*ended)
-        self.rig.wait_idle()
+        deadline = time.monotonic() + MENDED_S
+        while not self.rig.is_idle():
+            assert time.monotonic() < deadline, self.rig.logs()
+            self.restart_ended()
+            time.sleep(0.05)
         for order in self.mishaps.iterdir():
             order.unlink()
 
@@ -216,9 +231,9 @@ class Field:
         prompt["collect"] = node("DistributedCollector", images=out(last), load_balance=False)
         return prompt
 
-    def begin(self, prompt: Prompt | None = None, **options: Any) -> RunningJob:
+    def begin(self, prompt: Prompt | None = None, items: int = 0, **options: Any) -> RunningJob:
         """The field's job, or another one, in a thread of this process."""
-        return self.rig.begin(prompt or self.prompt(), items=self.timing.items, **options)
+        return self.rig.begin(prompt or self.prompt(), items=items or self.timing.items, **options)
 
     def command_line(self) -> CommandLine:
         """A user of this cluster, with ``graph.json`` in the folder."""
@@ -226,9 +241,17 @@ class Field:
         folder = self.folder / f"line{self._lines}"
         folder.mkdir()
         settings = {f"DC_{name.upper()}": str(value) for name, value in self.timing.settings.items()}
-        line = CommandLine(folder, DC_REDIS_URL=self.state.url, DC_BLOB_URL=self.blobs.url, DC_KEY_PREFIX=PREFIX, DC_OWNER_TTL_S="5", **settings)
+        line = CommandLine(
+            folder, DC_REDIS_URL=self.state.url, DC_BLOB_URL=self.blobs.url, DC_KEY_PREFIX=PREFIX, DC_OWNER_TTL_S="5", **settings
+        )
         line.write("graph.json", self.prompt())
         return line
+
+    def wait_for_first_item(self, name: str) -> None:
+        """Run a job that only the worker with this name and tag can run: until then its consumer may still connect."""
+        before = self.engine_seconds()
+        self.rig.begin(self.prompt(), items=1, tags=(name,)).wait()
+        self._quiet_s += self.engine_seconds() - before
 
     def hit(self, job_id: str, *, but: Sequence[str] = (), on: Sequence[str] = ()) -> Hit:
         """Wait for an execution that has made half of its steps; not by one of the workers ``but``, by one of those ``on``."""
@@ -237,6 +260,10 @@ class Field:
             time.sleep(self.timing.steps * STEP_MS / 2000)
             if self._is_running(job_id, hit.index, hit.claim):
                 return hit
+
+    def hit_now(self, job_id: str, on: Sequence[str]) -> Hit | None:
+        """An execution of the first of these workers that has one."""
+        return next((hit for name in on if (hit := self._hit(job_id, (), [name]))), None)
 
     def _is_running(self, job_id: str, index: int, claim: str) -> bool:
         item = self.cluster.jobs.item_states(job_id).get(index)
@@ -266,14 +293,14 @@ class Field:
         return hashlib.sha1(script_source(name, PREFIX).encode()).hexdigest().encode()
 
     # -- measuring -----------------------------------------------------------------------------------------------------------
-    def undisturbed(self, prompt: Prompt) -> Undisturbed:
+    def undisturbed(self, prompt: Prompt, items: int) -> Undisturbed:
         """The job of this prompt when nothing happens to it; run once."""
-        key = canonical_json(prompt)
+        key = canonical_json(prompt), items
         if key not in self._undisturbed:
             before = self.engine_seconds()
-            report = self.begin(prompt).wait()
+            report = self.begin(prompt, items).wait(timeout_s=1200)
             assert report.done.error is None
-            assert len(self.rig.executions(report.job_id)) == self.timing.items
+            assert len(self.rig.executions(report.job_id)) == items
             self._undisturbed[key] = Undisturbed(images(report.out), self.engine_seconds() - before)
             self._quiet_s += self._undisturbed[key].engine_s
         return self._undisturbed[key]
@@ -286,7 +313,7 @@ class Field:
     @contextlib.contextmanager
     def measuring(self, name: str, fault: str, costs: Costs, rows: list[Measured]) -> Iterator[list[Ending]]:
         """Put the ending of the context's job into a row, once all is mended."""
-        self.undisturbed(self.prompt())
+        self.undisturbed(self.prompt(), self.timing.items)
         before, began, endings = self.engine_seconds() - self._quiet_s, time.monotonic(), list[Ending]()
         try:
             yield endings
@@ -295,15 +322,16 @@ class Field:
             self.mend()
         (ending,) = endings
         spent_s = self.engine_seconds() - self._quiet_s - before
-        wanted, found = self.undisturbed(ending.prompt or self.prompt()), images(ending.out)
+        items = ending.items or self.timing.items
+        wanted, found = self.undisturbed(ending.prompt or self.prompt(), items), images(ending.out)
         reported = [str(SEED + index) for index in ending.reported]
         left = {seed: files for seed, files in wanted.images.items() if seed not in reported}
         lost, twice = lost_and_twice(left, found, ending.told)
         rows.append(Measured(
-            name, fault, self.timing.items, lost, twice,
+            name, fault, items, lost, twice,
             executions=sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids),
-            costs=costs,
-            wasted_s=spent_s - wanted.engine_s * len(left) / self.timing.items,
+            costs=ending.costs or costs,
+            wasted_s=spent_s - wanted.engine_s * len(left) / items,
             claimable_s=self._claimable_s(ending),
             identical=all(found.get(seed) == files for seed, files in left.items()),
             took_s=took_s,
@@ -314,12 +342,14 @@ class Field:
         if ending.index is None:
             return None
         entries: Any = self.cluster.client.xrange(Keys(PREFIX)("events", ending.job_ids[0]))
-        at = [int(number.split("-")[0]) / 1000 for number, fields in entries if fields["k"] == "released" and fields["i"] == str(ending.index)]
+        at = [
+            int(number.split("-")[0]) / 1000 for number, fields in entries if fields["k"] == "released" and fields["i"] == str(ending.index)
+        ]
         return next((moment - ending.struck_at for moment in at if moment >= ending.struck_at), None)
 
-    def ended(self, job: RunningJob, hit: Hit | None, struck_at: float) -> Ending:
+    def ended(self, job: RunningJob, hit: Hit | None, struck_at: float, timeout_s: float = 90.0) -> Ending:
         """Wait for the end of a job that must be complete."""
-        report = job.wait()
+        report = job.wait(timeout_s)
         assert report.done.error is None
         state = self.cluster.jobs.job_state(report.job_id)
         assert (state.state, state.counts["done"]) == ("done", len(report.arrived)), state

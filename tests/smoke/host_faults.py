@@ -50,10 +50,12 @@ def with_input(field: Field) -> Prompt:
     return prompt
 
 
-@scenario("worker's disk full", "the disk of one worker's cache has no room for an input file", "a full disk bars its worker", costs=NOTHING)
+@scenario(
+    "worker's disk full", "the disk of one worker's cache has no room for an input file", "a full disk bars its worker", costs=NOTHING
+)
 def workers_disk(field: Field) -> Ending:
     prompt = with_input(field)
-    field.undisturbed(prompt)
+    field.undisturbed(prompt, field.timing.items)
     with small_disk(field.folder / "disk", "1m") as disk, field.another("full", cache_dir=disk) as worker:
         job = field.begin(prompt)
         job.queued()
@@ -63,7 +65,12 @@ def workers_disk(field: Field) -> Ending:
     return ending
 
 
-@scenario("master's disk full", "the disk of the folder of results is full; it gets room, and `jobs attach` goes on", "a full disk loses nothing", costs=NOTHING)
+@scenario(
+    "master's disk full",
+    "the disk of the folder of results is full; it gets room, and `jobs attach` goes on",
+    "a full disk loses nothing",
+    costs=NOTHING,
+)
 def masters_disk(field: Field) -> Ending:
     line = field.command_line()
     with small_disk(line.folder / "made", "256k") as disk:
@@ -100,7 +107,9 @@ def clocks_off(field: Field) -> Ending:
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------------
-@scenario("another version", "one worker's records have another version than the master's", "a foreign version bars its worker", costs=NOTHING)
+@scenario(
+    "another version", "one worker's records have another version than the master's", "a foreign version bars its worker", costs=NOTHING
+)
 def another_version(field: Field) -> Ending:
     with field.another("old", environment={"TEST_JOB_VERSION": "1"}) as worker:
         job = field.begin()
@@ -120,10 +129,15 @@ def plain(field: Field) -> Prompt:
     }
 
 
-@scenario("agent killed", "kill -9 of `distributed-comfy up`, whose worker gives its item back and ends", "an agent's death ends its workers", costs=ONE)
+@scenario(
+    "agent killed",
+    "kill -9 of `distributed-comfy up`, whose worker gives its item back and ends",
+    "an agent's death ends its workers",
+    costs=ONE,
+)
 def agent_killed(field: Field) -> Ending:
     prompt = plain(field)
-    field.undisturbed(prompt)
+    field.undisturbed(prompt, field.timing.items)
     line = field.command_line()
     file = line.write("workers.json", {"workers": {f"{HOST}-cpu": {"device": "cpu"}}})
     settings = {"DC_WORKERS_FILE": str(file), "DC_HOST": HOST, "DC_ENGINE": "builtin", "DC_THREADS": "1"}
@@ -132,6 +146,7 @@ def agent_killed(field: Field) -> Ending:
         until(lambda: field.rig.state(f"{HOST}-cpu"))
         field.begin(prompt).wait()  # its engine loads torch with its first item, and heeds nothing meanwhile
         job = field.begin(prompt)
+        job.queued()
         item = str(until(lambda: (state := field.rig.state(f"{HOST}-cpu")) and state.claims and state.claims[0]))
         index = int(item.rpartition("-")[2])
         until(lambda: any(row[0] == index for row in field.rig.executions(job.report.job_id)))

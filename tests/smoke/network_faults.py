@@ -15,7 +15,12 @@ from tests.smoke.scenario import scenario
 FAST_MBIT = 1000.0
 
 
-@scenario("connections reset", "every connection of all workers is reset while Redis lives, three times", "reconnection", costs=NOTHING)
+@scenario(
+    "connections reset",
+    "every connection of all workers is reset while Redis lives, three times",
+    "silent connections are given up",
+    costs=NOTHING,
+)
 def connections_reset(field: Field) -> Ending:
     job = field.begin()
     job.queued()
@@ -27,7 +32,13 @@ def connections_reset(field: Field) -> Ending:
     return field.ended(job, None, struck_at)
 
 
-@scenario("replies lost", "the reply to one claim, one complete and one renewal of each worker is lost after the script ran", "scripts bear a second call", costs=NOTHING, short=True)
+@scenario(
+    "replies lost",
+    "the reply to one claim, one complete and one renewal of each worker is lost after the script ran",
+    "scripts bear a second call",
+    costs=NOTHING,
+    short=True,
+)
 def replies_lost(field: Field) -> Ending:
     ways = [network.state for network in field.networks.values()]
     before = sum(way.swallowed for way in ways)
@@ -44,7 +55,13 @@ def replies_lost(field: Field) -> Ending:
     return ending
 
 
-@scenario("worker cut off", "one worker's network carries nothing for longer than its lease, and no old connection after that", "lease", "late results are refused", "silent connections are given up")
+@scenario(
+    "worker cut off",
+    "one worker's network carries nothing for longer than its lease, and no old connection after that",
+    "lease",
+    "late results are refused",
+    "silent connections are given up",
+)
 def cut_off(field: Field) -> Ending:
     job = field.begin()
     hit = field.hit(job.queued())
@@ -61,7 +78,7 @@ def far_worker(field: Field, round_trip_s: float = 0.001) -> Iterator[SlowLink]:
     """One worker more, in a network namespace at the other end of a line."""
     if lacks := missing():
         missing_service(lacks, "run it as root on Linux, with iproute2")
-    with slow_link(rate_mbit=FAST_MBIT, round_trip_s=round_trip_s) as line, field.another("far", far=line):
+    with slow_link(rate_mbit=FAST_MBIT, round_trip_s=round_trip_s) as line, field.another("far", far=line, worker_tags="far"):
         yield line
 
 
@@ -94,33 +111,58 @@ def broken_line(field: Field, breaking: Callable[[SlowLink], None], mending: Cal
         return field.ended(job, hit, struck_at)
 
 
-@scenario("link down", "the device of a worker in a namespace is down for longer than its lease", "lease", "late results are refused", "silent connections are given up")
+@scenario(
+    "link down",
+    "the device of a worker in a namespace is down for longer than its lease",
+    "lease",
+    "late results are refused",
+    "silent connections are given up",
+)
 def link_down(field: Field) -> Ending:
     def set_link(line: SlowLink, state: str) -> None:
-        device = next(name for name in subprocess.run([*line.inside, "ls", "/sys/class/net"], capture_output=True, text=True, check=True).stdout.split() if name != "lo")
+        device = next(
+            name
+            for name in subprocess.run([*line.inside, "ls", "/sys/class/net"], capture_output=True, text=True, check=True).stdout.split()
+            if name != "lo"
+        )
         inside(line, "ip", "link", "set", device, state)
 
     return broken_line(field, lambda line: set_link(line, "down"), lambda line: set_link(line, "up"))
 
 
-@scenario("one-way loss", "a worker in a namespace is heard, and hears nothing, for longer than its lease", "lease", "late results are refused", "silent connections are given up")
+@scenario(
+    "one-way loss",
+    "a worker in a namespace is heard, and hears nothing, for longer than its lease",
+    "lease",
+    "late results are refused",
+    "silent connections are given up",
+)
 def one_way(field: Field) -> Ending:
     return broken_line(field, lambda line: losing(line, "input"), carry_all)
 
 
-@scenario("5 % loss", "one packet of twenty is lost in each direction of a worker's line, for the whole job", "patience", costs=Costs(0, 1))
+@scenario(
+    "5 % loss",
+    "one packet of twenty is lost in each direction of a worker's line, for the whole job",
+    "silent connections are given up",
+    costs=Costs(0, 1),
+)
 def lossy(field: Field) -> Ending:
     with far_worker(field) as line:
         for hook in ("input", "output"):
             losing(line, hook, "numgen random mod 100 < 5")
+        field.wait_for_first_item("far")
         job = field.begin()
         field.hit(job.queued(), on=["far"])
         return field.ended(job, None, time.time())
 
 
-@scenario("200 ms delay", "each packet of a worker's line takes 200 ms, for the whole job", "patience", costs=NOTHING)
+@scenario(
+    "200 ms delay", "each packet of a worker's line takes 200 ms, for the whole job", "silent connections are given up", costs=NOTHING
+)
 def delayed(field: Field) -> Ending:
     with far_worker(field, round_trip_s=0.4):
+        field.wait_for_first_item("far")
         job = field.begin()
         field.hit(job.queued(), on=["far"])
         return field.ended(job, None, time.time())

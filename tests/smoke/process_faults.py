@@ -17,7 +17,9 @@ def engine_killed(field: Field) -> Ending:
     return field.ended(job, hit, strike(lambda: kill(hit.engine)))
 
 
-@scenario("consumer killed", "kill -9 of a worker's Celery consumer, whose engine ends with it", "lease", "engine ends with consumer", short=True)
+@scenario(
+    "consumer killed", "kill -9 of a worker's Celery consumer, whose engine ends with it", "lease", "engine ends with consumer", short=True
+)
 def consumer_killed(field: Field) -> Ending:
     job = field.begin()
     hit = field.hit(job.queued())
@@ -40,7 +42,7 @@ def two_killed(field: Field) -> Ending:
     first = field.hit(job.queued())
     second = field.hit(job.report.job_id, but=[first.worker.name])
     struck_at = strike(lambda: [kill(hit.worker.process) for hit in (first, second)])
-    return field.ended(job, first, struck_at)
+    return field.ended(job, second, struck_at)
 
 
 @scenario("all workers killed", "kill -9 of all workers; one is started again", "lease", "parked work", costs=Costs(1, 4))
@@ -82,16 +84,19 @@ def master_killed(field: Field) -> Ending:
     return Ending(line.folder / "made", [first, done.json["job"]], struck_at=struck_at)
 
 
-
-
 @scenario("rolling restart", "SIGTERM to one worker after the other while all have work, each started again", "drain", costs=NOTHING)
 def rolling_restart(field: Field) -> Ending:
     job = field.begin()
     job.queued()
     struck_at = time.time()
+    ended = []
     for name in list(field.rig.workers):
-        hit = field.hit(job.report.job_id, on=[name])
+        hit = until(lambda name=name: field.hit_now(job.report.job_id, [name]) or field.cluster.jobs.job_state(job.report.job_id).ended)  # type: ignore[misc]
+        if hit is True:
+            break
         hit.worker.process.send_signal(signal.SIGTERM)
         assert hit.worker.process.wait(30) == 0, hit.worker.log()[-3000:]
-        field.start(name)
+        ended.append(name)
+        field.restart_ended()
+    assert len(ended) >= 2
     return field.ended(job, None, struck_at)

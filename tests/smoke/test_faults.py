@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.smoke import engine_faults, host_faults, network_faults, process_faults, server_faults  # noqa: F401 - enters its scenarios
+from tests.smoke import every_scenario  # noqa: F401 - fills the list
 from tests.smoke.field import Field
 from tests.smoke.measured import Measured
 from tests.smoke.scenario import SCENARIOS, Scenario

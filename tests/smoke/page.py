@@ -1,0 +1,103 @@
+"""docs/reliability.md: ``python -m tests.smoke.page REPORT...`` puts what ``make smoke`` measured, and the promises, into it.
+
+A test compares: the scenarios of the page are those of the suite, with the executions that each may cost, and its promises are these.
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.smoke.field import LONG
+from tests.smoke.measured import COLUMNS, Costs, Measured, markdown
+from tests.smoke.promises import PROMISES
+from tests.smoke.scenario import SCENARIOS
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+SOAK = "soak"
+
+
+def with_part(page: str, name: str, content: str) -> str:
+    """The page with another content between the two marks of this name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{content}\n{end}{after}"
+
+
+def part(page: str, name: str) -> str:
+    """What is between these marks."""
+    return page.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- end of {name} -->")[0]
+
+
+def promises_table() -> str:
+    """Each promise with its test."""
+    rows = []
+    for promise in PROMISES.values():
+        taken_out = f"`{promise.mutation.file}`" if promise.mutation else "-"
+        rows.append((promise.text, _reference(promise.test), taken_out))
+    return markdown(rows, ("Promise", "Test", "Taken out in"))
+
+
+def measured_table(rows: Sequence[Measured]) -> str:
+    """What was measured, in the order of the scenarios."""
+    order = [*SCENARIOS, SOAK]
+    return markdown(row.cells for row in sorted(rows, key=lambda row: order.index(row.scenario)))
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The rows of a table, without its head."""
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def rows_of(report: dict[str, Any]) -> list[Measured]:
+    """What a report of ``make smoke`` holds."""
+    return [Measured(**{**row, "costs": Costs(**row["costs"])}) for row in report["scenarios"]]
+
+
+def faults_of(table: str) -> list[str]:
+    """What of the page's table is not as the scenarios say."""
+    rows = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in cells_of(table)}
+    missing = [f"{name}: not in the table" for name in [*SCENARIOS, SOAK] if name not in rows]
+    unknown = [f"{name}: no scenario" for name in rows if name not in SCENARIOS and name != SOAK]
+    bad = [
+        name
+        for name, row in rows.items()
+        if not row["Items lost"].startswith("0 of ") or (row["Counted twice"], row["Same bytes"]) != ("0", "yes")
+    ]
+    stale = [
+        name
+        for name, scenario in SCENARIOS.items()
+        if name in rows and (rows[name]["What is done"], rows[name]["Expected"]) != (scenario.fault, scenario.costs.of(LONG.items))
+    ]
+    return [*missing, *unknown, *(f"{name}: not as promised" for name in bad), *(f"{name}: the scenario has changed" for name in stale)]
+
+
+def _reference(test: str) -> str:
+    file, _, name = test.partition("::")
+    return f"[`{name or Path(file).stem}`](../{file})"
+
+
+def named_tests(table: str) -> list[tuple[str, str]]:
+    """File and test of each promise on the page."""
+    return re.findall(r"\[`([^`]+)`\]\(\.\./([^)]+)\)", table)
+
+
+def main(reports: list[str]) -> int:
+    """Write the page; with no report only its promises."""
+    page = PAGE.read_text(encoding="utf-8")
+    page = with_part(page, "promises", promises_table())
+    rows = [row for report in reports for row in rows_of(json.loads(Path(report).read_text(encoding="utf-8")))]
+    if rows:
+        page = with_part(page, "measured", measured_table(rows))
+    PAGE.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    from tests.smoke import every_scenario  # noqa: F401 - fills the list
+
+    sys.exit(main(sys.argv[1:]))
