@@ -16,7 +16,8 @@ SHARED = {
     **dict.fromkeys((
         "test_attach_cluster", "test_clear_memory", "test_cluster_exactness", "test_cluster_failures", "test_cluster_models",
         "test_cluster_rules", "test_cluster_slots", "test_frame_options_in_comfyui", "test_look_again", "test_master_intake",
-        "test_master_many_queued", "test_master_orchestrates", "test_master_takes_part", "test_saved_values", "test_upscale_exactness", "test_upscale_example",
+        "test_master_many_queued", "test_master_orchestrates", "test_master_takes_part", "test_saved_values", "test_upscale_exactness",
+        "test_upscale_example",
     ), COMFYUI_WORKERS),
     **dict.fromkeys((
         "test_attach_agent", "test_builtin_matches_comfyui", "test_capability", "test_engine_process", "test_exactness", "test_failures",
@@ -40,7 +41,8 @@ SECONDS = {
     "test_ordinary_prompts": 60, "test_ordinary_files": 40, "test_pack_routes": 30, "test_saved_workflows": 30, "test_upscale_command": 30,
     "test_start": 30, "test_prompts_of_before": 20, "test_master_worse_days": 150, "test_attach_pack": 120, "test_example_workflows": 120,
     "test_master_loses_redis": 60, "test_master_ends": 60, "test_two_gpus": 60, "test_offer_in_browser": 40, "test_watchdogs": 40,
-    "test_housekeeping": 40, "test_cancel_stages": 30, "test_gone_for_good": 20, "test_video_tiles": 20, "test_queue_consumer": 10, "test_planned_tiles": 10,
+    "test_housekeeping": 40, "test_cancel_stages": 30, "test_gone_for_good": 20, "test_video_tiles": 20, "test_queue_consumer": 10,
+    "test_planned_tiles": 10,
 }  # fmt: skip
 """Roughly, of one process on an idle machine; what is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""
 
