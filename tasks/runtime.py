@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 _PROGRESS_INTERVAL_S = 0.1
 _PREVIEW_INTERVAL_S = 0.5
 _UNREAD_TICKS = 3
+_ROUNDS_MISSED = 3
+"""Signs of life; fewer are no hanging, however long their interval is."""
 _LONGEST_PATIENCE_TICKS = 24
 _JOBS_REMEMBERED = 16
 _ITEMS_REMEMBERED = 64
@@ -203,6 +205,7 @@ class WorkerRuntime:
             except WorkerNameTaken:
                 if time.monotonic() >= give_up:
                     raise
+                self._lease_rounds += 1  # it waits, and does not hang
                 self._stopped.wait(0.25)
 
     def on_phase(self, claim_id: str, phase: Phase) -> None:
@@ -309,7 +312,7 @@ class WorkerRuntime:
 
     def _hangs(self, rounds: int, interval_s: float) -> bool:
         """Rounds are counted, and no time is taken, so that a process that was stopped for a while is not held to have hung."""
-        return rounds * interval_s >= self.settings.hang_timeout_s
+        return rounds * interval_s >= max(self.settings.hang_timeout_s, _ROUNDS_MISSED * self.settings.renew_interval_s)
 
     def _end_at_once(self, what: str) -> None:
         """Without the part that hangs there is no orderly end; the engine ends with its pipe."""

@@ -15,7 +15,16 @@ from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
-from distributed_comfy.errors import ClusterUnavailable, NobodyCapable, NoCapableWorker, NoWorker, OnlyWorkersHave, RunInterrupted
+from distributed_comfy.errors import (
+    BlobStoreFull,
+    ClusterUnavailable,
+    ConnectionLost,
+    NobodyCapable,
+    NoCapableWorker,
+    NoWorker,
+    OnlyWorkersHave,
+    RunInterrupted,
+)
 from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_again, submit_prompt
 from distributed_comfy.workflow.parse import parse_prompt
 from tasks.cluster import Cluster
@@ -27,6 +36,8 @@ CLUSTER_WAIT_S = 20.0
 SUBMIT_S = 15.0
 """How long servers that went away may take to come back before a prompt is not distributed."""
 PAUSE_S = 1.0
+AWAY = (ClusterUnavailable, ConnectionLost, BlobStoreFull, redis.RedisError)
+"""How one of the two servers says that it is not there, or takes nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class JobEntry:
             raise OnlyWorkersHave(what=lacking) from error
         except NoCapableWorker as error:
             raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {lacking}") from error
-        except (ClusterUnavailable, redis.RedisError) as error:
+        except AWAY as error:
             if self._stop.is_set() or lacking:
                 raise
             self._tell_alone(error)
@@ -115,7 +126,7 @@ class JobEntry:
             try:
                 cluster = self._places.cluster(max(0.0, give_up_at - time.monotonic()))
                 moved = submit_again(cluster, queued, spool, self._outer())
-            except (ClusterUnavailable, redis.RedisError) as error:
+            except AWAY as error:
                 if self._stop.wait(PAUSE_S):
                     raise RunInterrupted(when="before all of the job was here") from None
                 if time.monotonic() < give_up_at or self._accepted.foreign:
@@ -143,7 +154,7 @@ class JobEntry:
                 return Entered(cluster, submit_prompt(cluster, given, options, self._stop))
             except NoWorker:
                 raise
-            except (ClusterUnavailable, redis.RedisError) as error:
+            except AWAY as error:
                 if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(PAUSE_S):
                     raise
                 log.info("prompt %s: %s; it is tried again", self._accepted.prompt_id, error)

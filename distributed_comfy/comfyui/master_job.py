@@ -28,6 +28,7 @@ from distributed_comfy.errors import (
     CollectedTooLarge,
     DistributedComfyError,
     JobCancelled,
+    JobLost,
     JobStateInvalid,
     JobUnknown,
     RunInterrupted,
@@ -91,7 +92,7 @@ class MasterJob:
         self._reason = ""
         self._over = threading.Event()
         self._asked = False
-        self._keep = False
+        self._keep = self._deleted = False
         self._entry = JobEntry(accepted, places, self._stop)
         self._entered: Entered | None = None
         self._spool: Spool | None = None
@@ -164,7 +165,7 @@ class MasterJob:
 
     def end(self, ending: Ending) -> None:
         """The prompt is over: what is under way is cancelled; what is finished waits for the same prompt, if this one failed."""
-        self._keep = ending == "error"
+        self._keep, self._deleted = ending == "error", ending == "gone"
         self.cancel(f"its prompt is over ({ending})")
         with self._changing:
             self._over.set()
@@ -306,7 +307,7 @@ class MasterJob:
                 self._settle(cluster, job_id)
                 raise RunInterrupted(when="before all of the job was here") from None
             return False
-        except JobUnknown:  # the server came back without its data
+        except (JobUnknown, JobLost):  # the server came back without its data
             if self._stop.is_set():
                 raise
             self._left, self._move_by = True, time.monotonic() + AWAY_S
@@ -408,12 +409,14 @@ class MasterJob:
                 return
             self._cleared, self.running = True, None
         spool = self._open_spool(entered) if self._spool is not None or entered.queued.resumed else None
-        if spool is not None and self._keep and spool.items():
+        # A deleted prompt leaves nothing but what another one left before it.
+        keep = self._keep or (self._deleted and entered.queued.resumed is not None)
+        if spool is not None and keep and spool.items():
             spool.mark_ended()
             spool.close()
         elif spool is not None:
             spool.remove()
-        remove_ended(self._places.folder / SPOOL_FOLDER, "" if self._keep else entered.queued.record.resume_key)
+        remove_ended(self._places.folder / SPOOL_FOLDER, "" if self._keep or self._deleted else entered.queued.record.resume_key)
 
 
 def is_cancelled(error: Exception | None) -> bool:

@@ -29,7 +29,7 @@ class JobProgress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = 0
+        self._items = self._tiles = 0
         self._done: set[int] = set()
         self._steps: dict[str, Step] = {}
         """Worker -> what it did last, of items that are not here yet."""
@@ -39,12 +39,12 @@ class JobProgress:
     def begin(self, record: JobRecord) -> None:
         """The job is in the table."""
         with self._lock:
-            self._total = record.items
+            self._items = record.items
 
     def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
         """An upscale adds items."""
         with self._lock:
-            self._total += len(tiles)
+            self._tiles = len(tiles)
 
     def item_done(self, index: int, result: ItemResult) -> None:
         """An item has arrived."""
@@ -76,7 +76,7 @@ class JobProgress:
         """How it is now; a preview is given once."""
         with self._lock:
             preview, self._preview = self._preview, b""
-            total = self._total
+            total = self._items + self._tiles
             workers = [f"{name} {step.value}/{step.maximum}" for name, step in sorted(self._steps.items()) if step.maximum]
             more = [f"{len(workers) - _SHOWN_WORKERS} more"] if len(workers) > _SHOWN_WORKERS else []
             items = [f"{len(self._done)} of {total} items"] if total else []

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,8 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
             resumed.spool.close()
         if isinstance(error, DistributedComfyError):
             # If only the answer was lost, the job is there without an owner: it is parked, and cancelled by and by.
-            cluster.blobs.drop_job(job_id)
+            with suppress(DistributedComfyError):
+                cluster.blobs.drop_job(job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
 
