@@ -13,9 +13,8 @@ from distributed_comfy.comfyui.job_entry import JobEntry
 from distributed_comfy.errors import BlobStoreFull, ClusterUnavailable, ConnectionLost, DistributedComfyError
 from tests.prompts import txt2img
 
-
 AWAY: list[DistributedComfyError] = [
-    ClusterUnavailable(), ConnectionLost(target="pc1", reason="no route"), BlobStoreFull(target="pc1", reason="noeviction"),
+    ClusterUnavailable(reason="down"), ConnectionLost(target="pc1", reason="no route"), BlobStoreFull(target="pc1", reason="noeviction"),
 ]  # fmt: skip
 
 
