@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     comfyui_headers: str = ""
     """Headers of each request to that ComfyUI, where a proxy asks for them: a JSON object, or lines like ``Name: value``."""
     comfyui_token: str = Field("", pattern=r"^([A-Za-z0-9_-]{43})?$")
-    """Token of the node pack in that ComfyUI (``distributed-comfy comfyui token`` prints it there); without it that of this user's own."""
+    """Token of the node pack in that ComfyUI (``distributed-comfy comfyui token`` prints it there); without it that of this user's own,
+    where the address is a loopback one."""
     comfyui_names: str = Field("", pattern=r"^[A-Za-z0-9., _-]*$")
     """Comma-separated names, like ``comfy.example.org``, under which browsers may reach the node pack's part of ComfyUI; addresses, names
     without a dot and this host's own name always do."""

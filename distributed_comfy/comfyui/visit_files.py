@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -25,20 +26,27 @@ class VisitFiles:
     def __init__(self, host: ComfyHost) -> None:
         self._host = host
         self._due: dict[str, float] = {}
+        self._lock = threading.Lock()
+        """Of `_due`; held for moments."""
+        self._removing = threading.Lock()
+        """Held as long as the removal of input files takes."""
 
     @property
     def expected(self) -> bool:
         """Whether any worker may have input files here."""
-        return bool(self._due)
+        with self._lock:
+            return bool(self._due)
 
     def expect(self, worker: str) -> None:
-        """A worker begins an item, and may bring files."""
-        self._due[worker] = time.monotonic() + IDLE_S
+        """A worker begins an item, and may bring files; never waits for a disk."""
+        with self._lock:
+            self._due[worker] = time.monotonic() + IDLE_S
 
     def names(self, worker: str) -> list[str]:
-        """Names of the files that a worker has in the input folder."""
+        """Names of the files that a worker has in the input folder; once it is expected, none of them is about to be removed."""
         folder = self._input(worker)
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        with self._removing:
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def forget_idle(self, busy: Collection[str]) -> None:
         """Remove the input files of workers that have had no item for a while.
@@ -46,11 +54,23 @@ class VisitFiles:
         Args:
             busy: workers with an item.
         """
-        for worker, due in list(self._due.items()):
-            if worker in busy:
-                self.expect(worker)
-            elif time.monotonic() >= due:
-                _remove_folder(self._input(worker))
+        for worker in busy:
+            self.expect(worker)
+        with self._lock:
+            idle = [worker for worker, due in self._due.items() if time.monotonic() >= due]
+        for worker in idle:
+            with self._removing:
+                self._forget(worker)
+
+    def _forget(self, worker: str) -> None:
+        """Remove its input files, unless it has begun an item meanwhile."""
+        with self._lock:
+            due = self._due.get(worker)
+        if due is None or time.monotonic() < due:
+            return
+        _remove_folder(self._input(worker))
+        with self._lock:
+            if self._due.get(worker) == due:  # else it waits for `names`, and brings its files again
                 del self._due[worker]
 
     def remove(self, claim_id: str, prompt_id: str) -> None:

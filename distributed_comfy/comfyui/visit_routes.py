@@ -32,6 +32,7 @@ from distributed_comfy.engine.attach.pack_words import (
 from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.errors import FrameTooLarge
 from distributed_comfy.messages import from_plain, to_plain
 from distributed_comfy.pack_token import KEY_HEADER, attach_key
 from distributed_comfy.settings import slug
@@ -107,7 +108,11 @@ class VisitRoutes:
         if await asyncio.to_thread(self._waits_for, visit.job_id):
             return web.json_response({"error": "another ComfyUI than the one that waits for the job"}, status=NOT_FOR_IT)
         news, loop = asyncio.Event(), asyncio.get_running_loop()
-        opened = self._visits.open(visit, lambda: _wake(loop, news))
+        try:
+            opened = self._visits.open(visit, lambda: _wake(loop, news))
+        except FrameTooLarge as error:
+            lacks = f"room for what the item is fed with in its ComfyUI ({error})"
+            return web.json_response({"error": lacks}, status=NOT_FOR_IT)
         if opened is None:
             return web.json_response({"error": "too many visits at the same time"}, status=_TOO_MANY)
         self._news[opened] = news
@@ -127,13 +132,12 @@ class VisitRoutes:
         blob, size = request.query.get("id", ""), number_of(request, "size", 0)
         if not 0 < size <= visit.blobs.room_for(blob):
             raise BadRequest("nothing waits for such a frame")
-        frame, filled = bytearray(size), 0
+        frame = bytearray()  # it takes the memory of what has come, not of what was announced
         while piece := await asyncio.wait_for(request.content.read(_PIECE_BYTES), _STUCK_S):
-            if filled + len(piece) > size:
+            frame += piece
+            if len(frame) > size:
                 raise BadRequest("the frame is longer than it was said to be")
-            frame[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        if filled != size:
+        if len(frame) != size:
             raise BadRequest("the frame is shorter than it was said to be")
         visit.blobs.arrive(blob, frame)
         return web.json_response({})

@@ -17,7 +17,7 @@ from distributed_comfy.comfyui.visit_files import VisitFiles
 from distributed_comfy.engine.attach.following import prompt_id_of
 from distributed_comfy.engine.attach.pack_words import FRAME_ROOM_BYTES, LEASE_S, Visit, VisitResult
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.errors import BlobMissing, DistributedComfyError, NodeOutsideJob
+from distributed_comfy.errors import BlobMissing, DistributedComfyError, FrameTooLarge, NodeOutsideJob
 from distributed_comfy.messages import Capture
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.transport.blobs import make_blob_id
@@ -127,14 +127,14 @@ class OpenVisit:
         check: raises where ComfyUI is told to stop the prompt.
         on_want: see `VisitBlobs`.
         limit_bytes: largest tensor here.
+        Raises:
+            FrameTooLarge: the item is fed with a larger one.
         """
         self.visit = visit
         self.prompt_id = prompt_id_of(visit.claim_id)
-        sizes = {tensor.blob: tensor.payload_bytes for slots in visit.feed.values() for values in slots.values()
-                 for value in values for tensor in tensors_of(value)}  # fmt: skip
-        self.blobs = VisitBlobs(sizes, on_want)
-        self.ended = False
         self._limit_bytes = min(limit_bytes, visit.limit_bytes)
+        self.blobs = VisitBlobs(_feed_sizes(visit, self._limit_bytes), on_want)
+        self.ended = False
         self._on_want = on_want
         self._lock = threading.Lock()
         """Held for moments: the server's own thread waits for it."""
@@ -227,13 +227,18 @@ class Visits:
         self._open: dict[str, OpenVisit] = {}
         self._leaving: dict[str, OpenVisit] = {}
         self._sweeper: threading.Thread | None = None
+        self._told = ""
 
     def open(self, visit: Visit, on_want: Callable[[], None]) -> OpenVisit | None:
-        """A new visit, also where one of this claim was open, whose answer was lost; None where there are too many."""
+        """A new visit, also where one of this claim was open, whose answer was lost; None where there are too many.
+
+        Raises:
+            FrameTooLarge: it is fed with a larger tensor than this ComfyUI takes.
+        """
         opened = OpenVisit(visit, self._host.model_management.throw_exception_if_processing_interrupted, on_want, self._limit_bytes)
         with self._lock:
-            before = self._open.pop(visit.claim_id, None)
-            if len(self._open) >= MOST_VISITS:
+            before = self._open.get(visit.claim_id)
+            if before is None and len(self._open) >= MOST_VISITS:
                 return None
             self._open[visit.claim_id] = opened
             self._files.expect(visit.worker)
@@ -270,32 +275,51 @@ class Visits:
 
     # -- what is left
     def _sweep(self) -> None:
+        """Whatever goes wrong is tried again: without this thread no silent worker would ever be ended."""
         while True:
             time.sleep(_SWEEP_S)
+            for step in (self._end_silent, self._take_away, self._forget_idle):
+                with self._tried_again():
+                    step()
             with self._lock:
-                silent = [claim_id for claim_id, visit in self._open.items() if visit.silent_s() > self._lease_s]
-            try:
-                for claim_id in silent:
-                    log.warning("nothing is heard of the worker of claim %s any more; its prompt is ended", claim_id)
-                    self.end(claim_id)
-                self._take_away()
-                with self._lock:
-                    self._files.forget_idle({visit.visit.worker for visit in self._open.values()})
-                    if not (self._open or self._leaving or self._files.expected):
-                        self._sweeper = None
-                        return
-            except OSError as error:  # a file that is open elsewhere, on Windows
-                log.info("files of a worker are removed later: %s", error)
+                if not (self._open or self._leaving or self._files.expected):
+                    self._sweeper = None
+                    return
+
+    def _end_silent(self) -> None:
+        with self._lock:
+            silent = [claim_id for claim_id, visit in self._open.items() if visit.silent_s() > self._lease_s]
+        for claim_id in silent:
+            log.warning("nothing is heard of the worker of claim %s any more; its prompt is ended", claim_id)
+            self.end(claim_id)
+
+    def _forget_idle(self) -> None:
+        with self._lock:
+            busy = {visit.visit.worker for visit in self._open.values()}
+        self._files.forget_idle(busy)
+
+    @contextmanager
+    def _tried_again(self) -> Iterator[None]:
+        """A fault is told, once in a row, and keeps nothing else from being done."""
+        try:
+            yield
+        except OSError as error:  # a file that is open elsewhere, on Windows
+            log.info("files of a worker are removed later: %s", error)
+        except Exception as error:  # of ComfyUI, or of a node pack that has changed it
+            if repr(error) != self._told:
+                log.warning("what a worker's item has left cannot be removed; that is tried again", exc_info=error)
+            self._told = repr(error)
 
     def _take_away(self) -> None:
         with self._removing:
             with self._lock:
                 leaving = list(self._leaving.items())
             for claim_id, visit in leaving:
-                if self._is_out(visit.prompt_id):
-                    self._files.remove(claim_id, visit.prompt_id)
-                    with self._lock:
-                        self._leaving.pop(claim_id, None)
+                with self._tried_again():
+                    if self._is_out(visit.prompt_id):
+                        self._files.remove(claim_id, visit.prompt_id)
+                        with self._lock:
+                            self._leaving.pop(claim_id, None)
 
     def _is_out(self, prompt_id: str) -> bool:
         """Whether a prompt is neither queued nor running; it is told to end."""
@@ -306,6 +330,22 @@ class Visits:
             return True
         self._host.nodes.interrupt_processing()
         return False
+
+
+def _feed_sizes(visit: Visit, limit_bytes: int) -> dict[str, int]:
+    """Id of each blob of the feed -> payload bytes.
+
+    Raises:
+        FrameTooLarge: one has more than the limit, as it comes or as a tensor.
+    """
+    sizes: dict[str, int] = {}
+    for value in (value for slots in visit.feed.values() for values in slots.values() for value in values):
+        for tensor in tensors_of(value):
+            largest = max(tensor.payload_bytes, tensor.size_bytes)
+            if largest > limit_bytes:
+                raise FrameTooLarge(size_bytes=largest, limit_bytes=limit_bytes)
+            sizes[tensor.blob] = tensor.payload_bytes
+    return sizes
 
 
 class VisitContext:

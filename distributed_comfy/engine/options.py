@@ -64,7 +64,8 @@ class EngineOptions:
     comfyui_token: str = field(default="", repr=False)
     """Of the node pack there, where the user gave it."""
     comfyui_token_file: Path | None = None
-    """Where the token of a ComfyUI of this user on this host lies; read each time, for it may be made later."""
+    """Where the token of a ComfyUI of this user on this host lies; read each time, for it may be made later.  None for a ComfyUI that is
+    reached by another address than loopback: it may be anybody's."""
     comfyui_wait_s: float = 10.0
     """How long a start waits for it; the next one follows at once."""
     execution_log: Path | None = None

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from distributed_comfy.access.join import open_join
 from distributed_comfy.access.token import read_token
@@ -16,6 +17,7 @@ from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.orchestrator.servers import Servers, cluster_servers
 from distributed_comfy.pack_token import token_path
 from distributed_comfy.settings import Settings, redact_url, slug
+from distributed_comfy.state.connection import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         comfyui_url=settings.comfyui_url,
         comfyui_headers=settings.headers,
         comfyui_token=settings.comfyui_token,
-        comfyui_token_file=token_path(settings),
+        comfyui_token_file=token_path(settings) if is_loopback(urlsplit(settings.comfyui_url).hostname or "") else None,
         execution_log=settings.execution_log.absolute() if settings.execution_log else None,
         threads=settings.threads,
         preload=settings.started_by == "run",

@@ -1,6 +1,7 @@
 """Items of workers in a ComfyUI with the pack: what lies there meanwhile, and that it goes."""
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ from distributed_comfy.comfyui import visits as visits_module
 from distributed_comfy.comfyui.visits import MOST_VISITS, OpenVisit, VisitContext, Visits
 from distributed_comfy.engine.attach.following import prompt_id_of
 from distributed_comfy.engine.attach.pack_words import FRAME_ROOM_BYTES, Visit
-from distributed_comfy.errors import BlobMissing, NodeOutsideJob
+from distributed_comfy.errors import BlobMissing, FrameTooLarge, NodeOutsideJob
 from distributed_comfy.frame_plan import FramePlan
-from distributed_comfy.messages import Value
+from distributed_comfy.messages import MappingValue, TensorRef, Value
 from distributed_comfy.pack_token import attach_key, kept_token
 from distributed_comfy.transport.frames import decode_torch
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
@@ -235,3 +236,99 @@ def test_the_key_does_not_hold_the_token_and_a_file_that_others_could_read_gives
     file.chmod(0o644)
     assert kept_token(file) == ""
     assert kept_token(tmp_path / "none") == ""
+
+
+def test_a_visit_is_not_fed_with_larger_tensors_than_this_comfyui_takes(visits: Visits) -> None:
+    for large in (TensorRef("b", "uint8", (LIMIT + 1,), LIMIT + 1), TensorRef("b", "uint8", (9,), 9, stored_bytes=LIMIT + 1),
+                  TensorRef("b", "uint8", (LIMIT + 1,), LIMIT + 1, stored_bytes=9)):  # fmt: skip
+        with pytest.raises(FrameTooLarge):
+            opened(visits, feed={"9": {"latents": (MappingValue({"samples": large}),)}})
+    assert visits.of_claim(CLAIM) is None
+    opened(visits, feed={"9": {"images": (TensorRef("b", "uint8", (LIMIT,), LIMIT),)}})
+    visits.end(CLAIM)
+
+
+def test_a_visit_that_is_opened_anew_is_closed_also_where_there_are_too_many(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = opened(visits), opened(visits, claim_id="c2")
+    monkeypatch.setattr(visits_module, "MOST_VISITS", 1)
+    again = opened(visits)
+    assert first.ended and visits.of_claim(CLAIM) is again
+    for claim_id in (CLAIM, "c2"):
+        visits.end(claim_id)
+
+
+def test_a_fault_of_comfyui_is_told_once_and_silent_workers_are_ended_all_the_same(
+    visits: Visits, queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, delete = [True], queue.delete_queue_item
+
+    def delete_queue_item(is_it: Callable[[Any], bool]) -> None:
+        if broken[0]:
+            raise AttributeError("a node pack has changed the queue")
+        delete(is_it)
+
+    monkeypatch.setattr(queue, "delete_queue_item", delete_queue_item)
+    monkeypatch.setattr(visits, "_lease_s", 0.1)
+    for claim_id in ("c1", "c2"):
+        opened(visits, claim_id=claim_id)
+    until(lambda: visits.of_claim("c1") is None and visits.of_claim("c2") is None)
+    opened(visits, claim_id="c3")
+    until(lambda: visits.of_claim("c3") is None)
+    assert visits._sweeper is not None and visits._sweeper.is_alive()
+    assert caplog.text.count("cannot be removed; that is tried again") == 1
+    queue.queued = [prompt_id_of("c2"), "theirs"]
+    broken[0] = False
+    until(lambda: queue.queued == ["theirs"] and not visits._leaving)
+
+
+def test_what_one_item_left_and_cannot_be_removed_does_not_keep_others_waiting(
+    visits: Visits, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, delete = [prompt_id_of("c1")], queue.delete_history_item
+
+    def delete_history_item(prompt_id: str) -> None:
+        if prompt_id in held:
+            raise PermissionError("open elsewhere")
+        delete(prompt_id)
+
+    monkeypatch.setattr(queue, "delete_history_item", delete_history_item)
+    queue.running = [prompt_id_of("c2")]
+    for claim_id in ("c1", "c2"):
+        opened(visits, claim_id=claim_id)
+        visits.end(claim_id)
+    until(lambda: not queue.running and list(visits._leaving) == ["c1"])
+    held.clear()
+    until(lambda: not visits._leaving)
+
+
+def test_while_files_are_removed_visits_are_found_and_opened_and_the_worker_is_told_what_is_left(
+    visits: Visits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "input" / "distributed-comfy" / "w"
+    folder.mkdir(parents=True)
+    (folder / "x.png").touch()
+    removing, go_on, told = threading.Event(), threading.Event(), list[list[str]]()
+    remove = shutil.rmtree
+
+    def slowly(path: Path) -> None:
+        removing.set()
+        assert go_on.wait(10)
+        remove(path)
+
+    monkeypatch.setattr(visit_files.shutil, "rmtree", slowly)
+    opened(visits)
+    visits.end(CLAIM)
+    assert removing.wait(10)
+    try:
+        began = time.monotonic()
+        visit = opened(visits, claim_id="c2")
+        assert visits.of_claim("c2") is visit and time.monotonic() - began < 5
+        asking = threading.Thread(target=lambda: told.append(visits.kept_files("w")), daemon=True)
+        asking.start()
+        asking.join(0.2)
+        assert told == [], "it waits: x.png is about to go"
+    finally:
+        go_on.set()
+    asking.join(10)
+    assert told == [[]]
+    visits.end("c2")

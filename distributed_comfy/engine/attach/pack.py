@@ -18,6 +18,7 @@ from distributed_comfy.engine.attach.pack_words import (
     FRAME_ROOM_BYTES,
     NOT_FOR_IT,
     VISITS_PATH,
+    WANTED_S,
     PackFacts,
     Visit,
     VisitResult,
@@ -156,14 +157,14 @@ class PackDoor:
 
 
 class Visiting:
-    """A context round the run of one item; a thread hands the feed on as it is wanted, and so tells that we live."""
+    """A context round the run of one item: a thread hands the feed on as it is wanted, another one tells meanwhile that we live."""
 
     def __init__(self, door: PackDoor, visit: Visit, feed: Feed, on_problem: Callable[[], None]) -> None:
         """Args:
         door: of the pack.
         visit: the item.
         feed: where the blobs of its feed come from.
-        on_problem: called, from the thread, when the item cannot go on; `problem` says why.
+        on_problem: called, from a thread, when the item cannot go on; `problem` says why.
         """
         self._door = door
         self._visit = visit
@@ -173,7 +174,10 @@ class Visiting:
         self._late: dict[str, float] = {}
         """Since when something is wanted that is not there."""
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="comfyui-feed", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(step,), name=name, daemon=True)
+            for name, step in (("comfyui-feed", self._serve), ("comfyui-alive", self._live))
+        ]
         self.problem: DistributedComfyError | None = None
         self.kept: tuple[str, ...] = ()
         """Files of this worker that lie in ComfyUI's input folder."""
@@ -191,7 +195,8 @@ class Visiting:
 
     def __enter__(self) -> Visiting:
         """It is open."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -201,7 +206,8 @@ class Visiting:
             self._door.ask("DELETE", self._path)
         except (ComfyUIUnreachable, ComfyUIDropped) as lost:
             log.debug("visit %s: %s", self._visit.claim_id, lost)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def result(self) -> VisitResult:
         """What the nodes of the item did; only when its prompt has ended."""
@@ -224,11 +230,11 @@ class Visiting:
         if self.problem is not None:
             raise self.problem
 
-    def _serve(self) -> None:
+    def _repeat(self, step: Callable[[], None]) -> None:
         try:
             while not self._ending.is_set():
                 try:
-                    self._serve_once()
+                    step()
                 except (ComfyUIUnreachable, ItemInterrupted) as error:  # who waits for the prompt decides what follows
                     log.debug("visit %s: %s", self._visit.claim_id, error)
                     self._ending.wait(_PAUSE_S)
@@ -237,8 +243,16 @@ class Visiting:
                 self.problem = error
                 self._on_problem()
 
-    def _serve_once(self) -> None:
-        wanted = [str(blob) for blob in self._door.ask("GET", f"{self._path}/wanted").get("blobs", ())]
+    def _live(self) -> None:
+        """A large blob may take longer on its way to us than the pack bears silence."""
+        if not self._ending.wait(WANTED_S):
+            self._wanted()
+
+    def _wanted(self) -> list[str]:
+        return [str(blob) for blob in self._door.ask("GET", f"{self._path}/wanted").get("blobs", ())]
+
+    def _serve(self) -> None:
+        wanted = self._wanted()
         self._late = {blob: since for blob, since in self._late.items() if blob in wanted}
         for blob in wanted:
             if self._ending.is_set() or not self._handed_on(blob):

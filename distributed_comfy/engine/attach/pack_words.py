@@ -30,7 +30,7 @@ NOT_FOR_IT = 409
 LEASE_S = 20.0
 """Longest silence of a worker."""
 WANTED_S = 5.0
-"""Longest wait for something to be wanted; its repetition is the sign of life."""
+"""Longest wait for something to be wanted, and how often a worker asks at least: that is the sign of life."""
 FRAME_ROOM_BYTES = 8192
 """Most that a frame has beside its payload."""
 RECORDS_LIMIT_BYTES = 64 * 2**20
