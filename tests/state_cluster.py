@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,9 +89,9 @@ class Cluster:
             self.incarnations[name] = incarnation or self.incarnations.get(name) or f"life-of-{name}"
             self.workers.register_guest(WorkerFacts(name, "host", "cpu", "comfyui"), self.incarnations[name])
 
-    def claim_of(self, guest: str, job_id: str, claim_id: str = "") -> Claim | None:
-        """The guest asks for an item of this job."""
-        return self.workers.claim(guest, self.incarnations[guest], claim_id or uuid.uuid4().hex[:8], job_id)
+    def claim_of(self, guest: str, job_id: str, claim_id: str = "", leaves: Collection[int] = ()) -> Claim | None:
+        """The guest asks for an item of this job, but for those that it leaves to workers."""
+        return self.workers.claim(guest, self.incarnations[guest], claim_id or uuid.uuid4().hex[:8], job_id, leaves)
 
     def take_of(self, guest: str, job_id: str, claim_id: str = "") -> Claim:
         """`claim_of`, where there must be an item."""

@@ -5,7 +5,7 @@ It has what `submit_prompt`, the collector and `Participation` use of a cluster,
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -146,8 +146,8 @@ class AloneWorkers:
         """It lives: this is its process."""
         return Renewal(alive=True)
 
-    def claim(self, name: str, incarnation: str, claim_id: str, job_id: str) -> Claim | None:
-        """The first item of the job that can run; None where there is none now."""
+    def claim(self, name: str, incarnation: str, claim_id: str, job_id: str, leaves: Collection[int] = ()) -> Claim | None:
+        """The first item of the job that can run; None where there is none now.  None is left to workers: giving it back ends the job."""
         try:
             job = self._jobs.job(job_id)
         except JobUnknown:  # it has just ended

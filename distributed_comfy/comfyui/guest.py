@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import redis
@@ -42,9 +42,13 @@ class Guest:
         """In the table."""
         return self._facts.name
 
-    def claim(self, cluster: Cluster, job_id: str) -> Claim | None:
+    def claim(self, cluster: Cluster, job_id: str, leaves: Collection[int] = ()) -> Claim | None:
         """An item of the job; None where there is none to have now.
 
+        Args:
+            cluster: where the job is.
+            job_id: in its table.
+            leaves: items that are left to workers.
         Raises:
             ClusterUnavailable: the table does not answer.
         """
@@ -52,7 +56,7 @@ class Guest:
         claim_id = uuid.uuid4().hex
         self._held.add(claim_id)
         try:
-            claim = cluster.workers.claim(self.name, self._incarnation, claim_id, job_id)
+            claim = cluster.workers.claim(self.name, self._incarnation, claim_id, job_id, leaves)
         except WorkerLost:  # while this process stood still
             self._incarnation = ""
             claim = None

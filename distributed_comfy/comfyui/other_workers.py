@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 import redis
 
@@ -17,38 +18,68 @@ _LOOK_S = 2.0
 _NOBODY = "no live worker can run it"
 
 
+@dataclass(frozen=True)
+class _Look:
+    at: float = float("-inf")
+    why: str = ""
+    """No live worker can run the job; empty where one can."""
+    away: str = ""
+    """Which server does not answer; then ``why`` is what was found before."""
+
+
 class OtherWorkers:
     """What was found at the last look; called by one node of a job at a time."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[float, bool]] = {}
-        """Job -> when the live workers were looked at, and whether one of them can run it."""
+        self._found: dict[str, _Look] = {}
+        """Of each job."""
+        self._told: set[str] = set()
+        """Jobs that wait for a worker, which the log says."""
         self._alone = False
-        """No worker could run the last job that was looked at."""
+        """No worker could run the last job that was looked at, so this ComfyUI does."""
 
-    def can_run(self, job: MasterJob, running: RunningJob) -> bool:
-        """Whether a live worker can run the job's items; what was found last, where the table does not answer."""
+    def can_run(self, job: MasterJob, running: RunningJob, here: str, stuck: bool) -> bool:
+        """Whether a live worker can run the job's items; what was found last, where a server does not answer.
+
+        Args:
+            job: that a node waits for.
+            running: it, as it is collected.
+            here: what this ComfyUI lacks for items that are left; empty where it can run all of them.
+            stuck: it cannot run any of those that are left.
+        """
+        look = self._look(running)
+        waits = f"waiting: {look.why}, and {here}; start one that can, or interrupt" if look.why and here and stuck else ""
+        job.progress.note(f"waiting: {look.away}" if look.away else waits)
+        self._log(running.record.job_id, look.why, here)
+        return not look.why
+
+    def _look(self, running: RunningJob) -> _Look:
         job_id, now = running.record.job_id, time.monotonic()
-        looked_at, could = self._found.get(job_id, (float("-inf"), True))
-        if now - looked_at < _LOOK_S:
-            return could
+        last = self._found.get(job_id, _Look())
+        if now - last.at < _LOOK_S:
+            return last
+        why, away, blobs = last.why, "", running.cluster.blobs
         try:
             why = why_nobody(running)
+            blobs.exists([blobs.blob_id(f"{job_id}:look", 1)])  # whether that server answers: workers' results come by way of it
         except (DistributedComfyError, redis.RedisError) as error:
-            job.progress.note(f"waiting: {error}")
-            self._found[job_id] = (time.monotonic(), could)
-            return could
-        job.progress.note(f"waiting: {why}; start one that can, or interrupt" if why and not job.can_run_here else "")
-        if why and not self._alone:
-            then = "this ComfyUI runs all of it until one can, and so with what follows" if job.can_run_here else "it waits for one"
-            log.info("job %s: %s; %s", job_id, why, then)
-        self._alone = bool(why)
-        self._found[job_id] = (now, not why)
-        return not why
+            now, away = time.monotonic(), str(error)
+        self._found[job_id] = look = _Look(now, why, away)
+        return look
+
+    def _log(self, job_id: str, why: str, here: str) -> None:
+        """Once per job that waits; where this ComfyUI runs all of it, once until a worker comes."""
+        if why and here and job_id not in self._told:
+            self._told.add(job_id)
+            log.info("job %s: %s, and %s; it waits for one", job_id, why, here)
+        if why and not here and not self._alone:
+            log.info("job %s: %s; this ComfyUI runs all of it until one can, and so with what follows", job_id, why)
+        self._alone = bool(why) and (self._alone or not here)
 
     def forget(self, job_id: str) -> None:
         """The job is over."""
         self._found.pop(job_id, None)
+        self._told.discard(job_id)
 
 
 def why_nobody(running: RunningJob) -> str:

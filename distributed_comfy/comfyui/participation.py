@@ -21,11 +21,10 @@ from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
 from distributed_comfy.comfyui.other_workers import OtherWorkers
-from distributed_comfy.engine.catalogue import listed_choices
-from distributed_comfy.engine.comfyui.choices import input_declarations
+from distributed_comfy.comfyui.unfit_items import UnfitItems
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.engine.context import GraphContext
-from distributed_comfy.errors import ClusterUnavailable, ConnectionLost, DistributedComfyError, NodeOutsideJob, OutOfMemory
+from distributed_comfy.errors import ClusterUnavailable, ConnectionLost, DistributedComfyError, NodeOutsideJob, OnlyWorkersHave, OutOfMemory
 from distributed_comfy.messages import FED_KINDS, Capture, ItemResult, ItemSpec, Prompt, RunRequest, apply_patches, item_id, load
 from distributed_comfy.state.records import Claim
 from distributed_comfy.state.specs import unpack_spec
@@ -101,8 +100,9 @@ class Participation:
         self._lock = threading.Lock()
         self._others = OtherWorkers()
         self._tried: dict[str, float] = defaultdict(float)
-        self._unfit: set[str] = set()
-        """Jobs of which nothing (more) can run here."""
+        self._unfit = UnfitItems(places.host)
+        self._out_of_items: set[str] = set()
+        """Jobs of which there was nothing to take at the last try."""
         self._too_large: set[str] = set()
         """Jobs of which an item ran out of memory here: they are left to workers, where there are any."""
 
@@ -116,33 +116,42 @@ class Participation:
         running = job.running
         if running is None or job.phase != "running":
             return None
-        others_can = self._others.can_run(job, running)
+        here, stuck = self._lacking(job, running)
+        others_can = self._others.can_run(job, running, here, stuck)
         if not self._is_due(running) or not self._may_take(job, running, others_can):
             return None
         try:
-            claim = self._guest.claim(running.cluster, running.record.job_id)
+            claim = self._guest.claim(running.cluster, running.record.job_id, self._unfit.of(job, running).keys())
         except (ClusterUnavailable, redis.RedisError) as error:
             log.debug("no item for this ComfyUI: %s", error)
             return None
         if claim is None:
+            self._out_of_items.add(running.record.job_id)
             return None
+        self._out_of_items.discard(running.record.job_id)
+        return self._begin(job, running, (node_id, outputs), claim)
+
+    def _begin(self, job: MasterJob, running: RunningJob, asking: tuple[str, int], claim: Claim) -> dict[str, Any] | None:
+        """A claimed item for the node that asks (its id and the number of its outputs), or nothing: then it is given back."""
         try:
-            run = self._run(job, running, (node_id, outputs), claim)
+            run = self._run(job, running, asking, claim)
         except (ClusterUnavailable, redis.RedisError) as error:
             log.info("item %s does not begin here: %s", item_id(claim.job_id, claim.index), error)
             self._guest.give_back(running.cluster, claim, "release")
             return None
         except DistributedComfyError as error:
             log.warning("item %s cannot run here: %s", item_id(claim.job_id, claim.index), error)
-            run = None
-        if run is None or not self._has_all(run):
-            self._unfit.add(claim.job_id)
-            self._guest.give_back(running.cluster, claim, "release")
+            self._unfit.add(job, running, claim.index, f"could not begin: {error}")
+            self._guest.give_back(running.cluster, claim, "release", error)
+            return None
+        if why := self._unfit.why(job, run.prompt, run.spec.patches):
+            self._unfit.add(job, running, claim.index, why)
+            self._guest.give_back(running.cluster, claim, "release", OnlyWorkersHave(what=why.removeprefix("lacks ")))
             return None
         return self._expand(run)
 
     def _run(self, job: MasterJob, running: RunningJob, asking: tuple[str, int], claim: Claim) -> LocalRun:
-        """All that is known about a claimed item, for the node that asks (its id and the number of its outputs)."""
+        """All that is known about a claimed item; see `_begin`."""
         spec = _spec(running, claim)
         prompt = apply_patches(dict(running.plan.prompts[spec.prompt_hash]), spec.patches)
         text = running.cluster.jobs.feed(claim.job_id, claim.index) if spec.kind in FED_KINDS else ""
@@ -259,7 +268,8 @@ class Participation:
                 del self._runs[run.claim.claim_id]
         for run in runs:
             self._guest.give_back(run.running.cluster, run.claim, "release")
-        self._unfit.discard(job.job_id)
+        self._unfit.forget(job.job_id)
+        self._out_of_items.discard(job.job_id)
         self._too_large.discard(job.job_id)
         self._others.forget(job.job_id)
         self._tried.pop(job.job_id, None)
@@ -287,28 +297,32 @@ class Participation:
     # -- whether to
     def _is_due(self, running: RunningJob) -> bool:
         job_id, now = running.record.job_id, time.monotonic()
-        if job_id in self._unfit or now - self._tried[job_id] < _TRY_S:
+        if now - self._tried[job_id] < _TRY_S:
             return False
         self._tried[job_id] = now
         return True
 
     def _may_take(self, job: MasterJob, running: RunningJob, others_can: bool) -> bool:
         """What the user wants; and where no worker is left, this ComfyUI makes all of it."""
-        need = running.record.requirement
-        if not job.can_run_here or (need is not None and need.device_class not in ("", self._device_class())):
+        if self._kept_from_all(job, running):
             return False
         wanted = self._takes_part() and running.record.job_id not in self._too_large
         return not others_can or wanted
 
-    def _has_all(self, run: LocalRun) -> bool:
-        """Whether ComfyUI lists each value that this item alone has; the others were in the prompt that it accepted."""
-        classes = self._host.nodes.NODE_CLASS_MAPPINGS
-        for patch in run.spec.patches:
-            declared = input_declarations(classes.get(run.prompt[patch.node_id]["class_type"])).get(patch.input)
-            listed = listed_choices(declared) if declared is not None and isinstance(patch.value, str) else None
-            if listed is not None and patch.value not in listed:
-                return False
-        return True
+    def _lacking(self, job: MasterJob, running: RunningJob) -> tuple[str, bool]:
+        """What this ComfyUI lacks for items that are left, in words, and whether there is no other left that it could take."""
+        if from_all := self._kept_from_all(job, running):
+            return from_all, True
+        return self._unfit.left(job, running), running.record.job_id in self._out_of_items
+
+    def _kept_from_all(self, job: MasterJob, running: RunningJob) -> str:
+        """What this ComfyUI lacks for every item; empty where it could run some."""
+        if not job.can_run_here:
+            return f"this ComfyUI lacks {', '.join(job.accepted.foreign)}"
+        need, own = running.record.requirement, self._device_class()
+        if need is not None and need.device_class not in ("", own):
+            return f"this ComfyUI lacks device class {need.device_class} (it has {own})"
+        return ""
 
 
 def _spec(running: RunningJob, claim: Claim) -> ItemSpec:

@@ -164,15 +164,17 @@ class WorkerTable:
         client, key = self._scripts.client, self._scripts.keys("claims", name)
         return bool(self._scripts.reply(lambda: client.hexists(key, claim_id)))
 
-    def claim(self, name: str, incarnation: str, claim_id: str, job_id: str = "") -> Claim | None:
+    def claim(self, name: str, incarnation: str, claim_id: str, job_id: str = "", leaves: Collection[int] = ()) -> Claim | None:
         """The next item for this worker, or None; the same claim id gets the same answer.
 
         Args:
             job_id: the only job to take from, for a guest; it judges itself whether it can run the item.
+            leaves: items of that job that the guest leaves to workers.
         Raises:
             WorkerLost: this worker was declared dead and must register anew.
         """
-        outcome, *rest = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s), job_id)
+        left = json.dumps(sorted(leaves)) if leaves else ""
+        outcome, *rest = self._scripts.run("claim", name, incarnation, claim_id, to_ms(self._settings.warm_slice_s), job_id, left)
         if outcome == "dead":
             raise WorkerLost(worker=name)
         fields = 4 if outcome == "item" else 0

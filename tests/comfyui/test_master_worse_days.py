@@ -17,7 +17,8 @@ import redis
 from PIL import Image
 
 from distributed_comfy.collector.spool import ENDED
-from distributed_comfy.comfyui.token import FILE_NAME, HEADER, read_token
+from distributed_comfy.comfyui.token import HEADER, read_token
+from distributed_comfy.pack_token import FILE_NAME
 from distributed_comfy.state.keys import Keys
 from tests.cluster_fixtures import open_rig
 from tests.cluster_rig import Rig
@@ -123,6 +124,36 @@ def test_where_all_workers_have_another_version_the_master_makes_all_of_it(maste
     job = master.last_job()
     assert master.workers_of(job) == ["here-master"] * 3
     assert f"job {job}: no live worker can run it (one could not; two could not); this ComfyUI runs all of it" in master.server.log()
+
+
+def test_an_item_with_a_model_that_nobody_has_waits_aloud_and_the_master_makes_the_others(master: Master) -> None:
+    prompt = through("UnevenModel", pictures("no such model", items=4))
+    values = '{"_type": "COMBO", "1": "none.safetensors"}'
+    prompt["models"] = node("DistributedValue", default_value="everywhere.safetensors", worker_values=values)
+    prompt["through5"]["inputs"]["model"] = out("models")
+    with master.server.listen() as listener:
+        before = list(master.jobs())
+        prompt_id = master.server.queue(prompt, client_id=listener.client_id)
+        job = master.job_of(before)
+        waits = "3 of 4 items; waiting: no live worker can run it ("
+        master.server.until(lambda: [text for text in texts(listener.binary) if waits in text])
+        told = texts(listener.binary)[-1]
+        claims = events_of(master, job, "claimed")
+        time.sleep(2)
+        assert events_of(master, job, "claimed") == claims == 3, "the item is not taken and given back again and again"
+        master.server.post("/interrupt")
+        master.server.until(lambda: master.state(job) == "cancelled", 4.0)
+    assert "one lacks model 'none.safetensors' for UnevenModel.model; two lacks model 'none.safetensors'" in told
+    assert told.endswith(", and this ComfyUI lacks model 'none.safetensors' (item 1); start one that can, or interrupt")
+    assert master.workers_of(job) == ["here-master", "", "here-master", "here-master"]
+    assert master.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
+    lines = [line for line in master.server.log().splitlines() if f"job {job}: no live worker" in line]
+    assert len(lines) == 1 and lines[0].endswith("(item 1); it waits for one")
+
+
+def events_of(master: Master, job: str, kind: str) -> int:
+    """How many of a job's events are of this kind."""
+    return sum(event.kind == kind for event in master.rig.cluster.jobs.wait_events(job, "0", 0.01)[1])
 
 
 def test_where_the_master_cannot_either_the_error_tells_of_the_versions(master: Master) -> None:

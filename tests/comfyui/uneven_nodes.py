@@ -65,6 +65,14 @@ class UnevenFailsHere(Uneven):
         return (images,)
 
 
+class UnevenModel(Uneven):
+    """Has a model that is there on every host, as others are not."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {**IMAGES, "model": (["everywhere.safetensors"],)}}
+
+
 class UnevenMemory(Uneven):
     """Has room for a picture on worker one, for two on worker two, for three on the master."""
 
@@ -74,5 +82,6 @@ class UnevenMemory(Uneven):
         return (images,)
 
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (UnevenNewerOne, UnevenNewerWorkers, UnevenFails, UnevenFailsHere, UnevenMemory)}
+EVERYWHERE = (UnevenNewerOne, UnevenNewerWorkers, UnevenFails, UnevenFailsHere, UnevenModel, UnevenMemory)
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in EVERYWHERE}
 NODE_CLASS_MAPPINGS.update({cls.__name__: cls for name, cls in (("one", UnevenOne), ("two", UnevenTwo)) if name == HOST})

@@ -93,3 +93,10 @@ def test_the_item_that_prepares_for_tiles_and_tiles_wait_until_they_are_unblocke
     found.jobs.unblock(JOB, [(2, "crop")])
     tile = claim(found, "e")
     assert tile is not None and tile.index == 2
+
+
+def test_nothing_is_left_to_workers_where_there_are_none() -> None:
+    """Whoever lacks something for an item gives it back, which tells the user at once."""
+    found = cluster(items=2)
+    taken = found.workers.claim("pc1-master", "one", "a", JOB, leaves=(0, 1))
+    assert taken.index == 0

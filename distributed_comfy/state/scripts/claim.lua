@@ -1,5 +1,6 @@
 -- A worker takes the next item.  Idempotent: a claim id that is known gets the same answer.
--- ARGV  worker, incarnation, claim id, warm slice ms, the one job that a guest takes from ('' for all others)
+-- ARGV  worker, incarnation, claim id, warm slice ms, the one job that a guest takes from ('' for all others), the items of it that the
+--       guest leaves to workers (JSON; '' for none)
 -- Order: given back first (back_heads), then last stages (finish_heads), then the highest priority (levels), in it the submitter with
 -- the fewest running items, least recently served (level), of theirs the job with the fewest running items, then the oldest (heads,
 -- queue); at equal counts the job that this worker served last wins for one warm slice, unless another submitter has not been served
@@ -7,6 +8,10 @@
 -- A guest serves no signature; it takes of its job what was given back, then what never ran, under the same caps, and no last stage.
 -- Gives  {'item', job, index, packed spec, attempts, worker...} | {'none', worker...} | {'dead'}
 local name, inc, claim, slice, only = ARGV[1], ARGV[2], ARGV[3], num(ARGV[4]), ARGV[5] or ''
+local leaves = {}
+if (ARGV[6] or '') ~= '' then
+  for _, index in ipairs(cjson.decode(ARGV[6])) do leaves[tostring(index)] = true end
+end
 local facts = worker_read(name)
 if facts.inc ~= inc then return {'dead'} end
 
@@ -100,8 +105,9 @@ local function choose() -- a job, and which of its lists
   end
 end
 
-local function take(job, list)
-  local id, index = job.id, call('LPOP', K[list](job.id))
+local function take(job, list, index) -- the list's first one, where no other is named
+  local id = job.id
+  if index then call('LREM', K[list](id), 1, index) else index = call('LPOP', K[list](id)) end
   local item = item_read(id, index)
   tally_time('wait', kind_of(job, index), NOW - (item.q or job.created_ms))
   item.s, item.c, item.w, item.q = 'running', claim, name, nil
@@ -119,11 +125,23 @@ local function take(job, list)
   return answer(id, index), list == 'finish' and job.last_sig or job.sig
 end
 
+local function first_not_left(list)
+  local from = 0
+  repeat
+    local some = call('LRANGE', list, from, from + 63)
+    for _, index in ipairs(some) do
+      if not leaves[index] then return index end
+    end
+    from = from + 64
+  until #some < 64
+end
+
 local function claim_of(id)
   local job = job_read(id)
   if job.state ~= 'active' or job.paused > 0 or job.parked > 0 or byte_room(job, 1) == 0 then return {'none'}, '' end
   for _, list in ipairs({'back', 'pending'}) do
-    if call('LLEN', K[list](id)) > 0 then return take(job, list) end
+    local index = first_not_left(K[list](id))
+    if index then return take(job, list, index) end
   end
   return {'none'}, ''
 end

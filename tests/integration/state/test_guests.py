@@ -79,6 +79,21 @@ def test_given_back_items_come_first_and_a_last_stage_never(cluster: Cluster) ->
     assert cluster.take("w").index == 2
 
 
+def test_what_a_guest_leaves_to_workers_it_never_gets_and_the_others_it_does(cluster: Cluster) -> None:
+    cluster.submit("a", items=140)
+    cluster.join_guest("g")
+    leaves = [*range(70), 139]  # more than are looked at together
+    cluster.give_back("g", cluster.take_of("g", "a"))  # 0 stands before all others now
+    taken = []
+    while claim := cluster.claim_of("g", "a", leaves=leaves):
+        taken.append(claim.index)
+        assert cluster.complete("g", claim)
+    assert taken == list(range(70, 139))
+    cluster.join("w")
+    assert cluster.take("w").index == 0
+    assert cluster.jobs.job_state("a").counts["pending"] == 70
+
+
 def test_tiles_go_to_guests_too(cluster: Cluster) -> None:
     cluster.join_guest("g")
     cluster.submit("a", items=1, grows=True)
