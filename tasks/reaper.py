@@ -8,6 +8,7 @@ from kombu.transport.redis import Channel
 
 from distributed_comfy.errors import ConnectionLost
 from distributed_comfy.settings import Settings
+from distributed_comfy.state.connection import is_invited
 from distributed_comfy.state.keys import Keys
 from tasks.cluster import Cluster
 
@@ -29,7 +30,7 @@ def reap_once(cluster: Cluster, process_id: str) -> None:
     for worker in found.gone:
         log.warning("worker %s is gone; its items went back", worker)
         clear_broker(cluster, worker)
-    if found.gone:
+    if found.gone and not is_invited(cluster.client):
         clear_bindings(cluster)
     for job_id in found.abandoned:
         log.info("job %s ended without a collector; its blobs are dropped", job_id)
@@ -63,7 +64,8 @@ def clear_bindings(cluster: Cluster) -> None:
     """Remove what binds workers that are not on the table to the channel of remote control.
 
     Kombu forgets only the whole list, and that only when nobody uses it for an hour, so each worker that was killed would leave its name.
-    One that is just starting is bound anew by kombu, and hears the channel all the same.
+    One that is just starting is bound anew by kombu, and hears the channel all the same.  An invited host may only take its own away; so
+    the next one that finds a worker gone, and was not invited, removes what it leaves.
     """
     client, name = cluster.client, f"{cluster.settings.key_prefix}celery:{Channel.keyprefix_queue % 'celery.pidbox'}"
     try:
@@ -71,7 +73,7 @@ def clear_bindings(cluster: Cluster) -> None:
         left = [bound for bound in map(str, client.smembers(name)) if _worker_of(bound) not in {AGENT, *there}]
         if left:
             client.srem(name, *left)
-    except redis.RedisError as error:  # an invited host may only take its own away; the next tick of a master that finds one gone does it
+    except redis.RedisError as error:  # a user with fewer rights, or a server that is away
         log.debug("what binds workers that are gone was not removed: %s", error)
 
 

@@ -1,7 +1,8 @@
-"""ComfyUI's routes that end prompts, for those that do not run in this ComfyUI itself.
+"""ComfyUI's routes that end prompts, for those that do not run in this ComfyUI itself, and for jobs of one that does.
 
 ComfyUI's own answer to an interrupt of one prompt sets a flag that ends whatever this ComfyUI runs, and it takes every prompt that it
-shows as running for its own.  So an interrupt of a prompt that runs elsewhere must not reach it.
+shows as running for its own.  So an interrupt of a prompt that runs elsewhere must not reach it.  And a node of its own may not heed
+the flag for long, a decoder or a loader for one: what others do for the prompt ends at once all the same.
 """
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
+
+from distributed_comfy.comfyui.accepted import Place
 
 _PATHS = ("/interrupt", "/api/interrupt")
 _JOBS = "(?:/api){0,2}/jobs"
@@ -39,11 +42,22 @@ class Elsewhere(Protocol):
         """While the context lasts, none of these leaves ComfyUI's queue to run elsewhere."""
 
 
-def interrupt_middleware(elsewhere: Elsewhere, pass_on: PassOn) -> Middleware:
+class Here(Protocol):
+    """Prompts that this ComfyUI runs, and of which others do a part."""
+
+    def running(self, prompt_id: str | None) -> list[Place]:
+        """Which of this id run now (None: of any), as ComfyUI would find them."""
+
+    def interrupt(self, places: list[Place]) -> None:
+        """End what others do for these; returns at once."""
+
+
+def interrupt_middleware(elsewhere: Elsewhere, here: Here | None, pass_on: PassOn) -> Middleware:
     """What aiohttp calls before ComfyUI's handlers.
 
     Args:
         elsewhere: see `Elsewhere`.
+        here: see `Here`; None where there are no jobs.
         pass_on: asks ComfyUI for the same with another body; status and JSON of its answer.
     """
 
@@ -59,14 +73,25 @@ def interrupt_middleware(elsewhere: Elsewhere, pass_on: PassOn) -> Middleware:
             with elsewhere.staying(named):
                 return await _cancel_many(named, elsewhere, request, handler, pass_on)
         if request.path in _PATHS:
-            return await _interrupt(elsewhere, request, handler)
+            return await _interrupt(elsewhere, here, request, handler)
         return await handler(request)
 
     return ordinary_interrupt
 
 
-async def _interrupt(elsewhere: Elsewhere, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _interrupt(elsewhere: Elsewhere, here: Here | None, request: web.Request, handler: Handler) -> web.StreamResponse:
+    """First ComfyUI, then what others do for what ran before: the next prompt, which may have begun meanwhile, keeps its job."""
     prompt_id = await _prompt_id(request)
+    running = here.running(prompt_id) if here is not None else []
+    answer = await _interrupt_prompt(prompt_id, elsewhere, request, handler)
+    if here is not None:
+        here.interrupt(running)
+    return answer
+
+
+async def _interrupt_prompt(
+    prompt_id: str | None, elsewhere: Elsewhere, request: web.Request, handler: Handler
+) -> web.StreamResponse:
     if prompt_id is None:
         elsewhere.interrupt(None)
         return await handler(request)

@@ -48,7 +48,7 @@ class MasterJobs:
         """Prompts that ComfyUI is being asked to accept, by number."""
         self._numbers = itertools.count()
         self._intake_over = threading.Condition()
-        self.watch = QueueWatch(host, self._end, self._cached)
+        self.watch = QueueWatch(host, self._end, self._cached, self._interrupt)
         threading.Thread(target=self._sweep, name="distributed-comfy spools", daemon=True).start()
 
     def accept(self, accepted: AcceptedPrompt) -> MasterJob | None:
@@ -107,6 +107,15 @@ class MasterJobs:
         with self._lock:
             return next((self._jobs[place] for place in places if place in self._jobs), None)
 
+    def running(self, prompt_id: str | None) -> list[Place]:
+        """See `interrupts.Here.running`."""
+        return self.watch.running(prompt_id)
+
+    def interrupt(self, places: list[Place]) -> None:
+        """See `interrupts.Here.interrupt`: what a node does that does not heed ComfyUI's flag must not keep workers busy."""
+        for place in places:
+            self._interrupt(place)
+
     def leave(self, cluster: Cluster) -> None:
         """The session leaves a cluster: so do the jobs that are in it."""
         with self._lock:
@@ -146,6 +155,12 @@ class MasterJobs:
         job = self._of_running(prompt_id)
         if job is not None and job.accepted.job_nodes <= nodes:
             job.cancel("ComfyUI has its results in the cache")
+
+    def _interrupt(self, place: Place) -> None:
+        with self._lock:
+            job = self._jobs.get(place)
+        if job is not None:
+            job.interrupt()
 
     def _end(self, place: Place, ending: Ending) -> None:
         with self._lock:

@@ -87,6 +87,8 @@ class MasterJob:
         self.running: RunningJob | None = None
         """Once it is collected, until its prompt is over."""
         self.phase: Phase = "deferred"
+        self.interrupted = False
+        """Its prompt is, and may run on for a while."""
         self._places = places
         self._stop = threading.Event()
         self._reason = ""
@@ -171,6 +173,12 @@ class MasterJob:
             self._over.set()
         self._places.lanes.soon(self._clear)
 
+    def interrupt(self) -> None:
+        """Its prompt is interrupted: end what is under way now, not when the prompt ends; returns at once, waits for no lock."""
+        if not self.interrupted:
+            self.interrupted = True
+            self._spawn(lambda: self.cancel("its prompt is interrupted"))
+
     def cancel(self, reason: str) -> None:
         """End a job that is under way; returns at once."""
         with self._changing:
@@ -181,6 +189,8 @@ class MasterJob:
             phase = self.phase
         if phase == "running":
             self._spawn(self._cancel)
+        elif phase == "queued" and self.interrupted:  # it does not wait behind all that are being queued
+            self._spawn(self._collect)
         elif phase == "queued":
             self._places.lanes.soon(self._collect)
 

@@ -91,6 +91,8 @@ class JobNodes:
     def _look(self, job: MasterJob, node_id: str, outputs: int) -> Any:
         if job.running is not None and job.running.has(node_id):
             return job.values(node_id)
+        if job.phase == "failed" and job.interrupted and is_cancelled(job.error):  # also where a node has swallowed ComfyUI's flag
+            raise self.host.model_management.InterruptProcessingException
         if job.phase == "failed":
             raise _as_comfyui_shows_it(job)
         return self.participation.begin(job, node_id, outputs)

@@ -322,7 +322,7 @@ def install_ordinary(pack: Pack) -> None:
     around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders, host.preview_side_px)
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
     pass_on = functools.partial(_ask_again, host)
-    host.server.app.middlewares.append(interrupt_middleware(ordinary, pass_on))
+    host.server.app.middlewares.append(interrupt_middleware(ordinary, pack.jobs, pass_on))
     sweep(folders["output"] / SPOOL_FOLDER, [folders["output"], folders["temp"]])
     ordinary.start()
 

@@ -325,10 +325,11 @@ class Visits:
         """Whether a prompt is neither queued nor running; it is told to end."""
         queue = self._host.server.prompt_queue
         queue.delete_queue_item(lambda item: item[1] == prompt_id)
-        running, _ = queue.get_current_queue_volatile()
-        if all(item[1] != prompt_id for item in running):
-            return True
-        self._host.nodes.interrupt_processing()
+        with queue.mutex:  # or another prompt, which begins meanwhile, is interrupted
+            running, _ = queue.get_current_queue_volatile()
+            if all(item[1] != prompt_id for item in running):
+                return True
+            self._host.nodes.interrupt_processing()
         return False
 
 

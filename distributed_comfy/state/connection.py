@@ -121,10 +121,14 @@ def host_of_url(url: str) -> str:
     return user.removeprefix(HOST_USER) if user.startswith(HOST_USER) else ""
 
 
+def is_invited(client: Any) -> bool:
+    """Whether a client is one of an invited host, which may do less than others."""
+    return (client.connection_pool.connection_kwargs.get("username") or "").startswith(HOST_USER)
+
+
 def setting_of(client: Any) -> str:
     """What leads to the server of a client, for messages: the variable, or an invitation."""
-    user = client.connection_pool.connection_kwargs.get("username") or ""
-    return INVITATION if user.startswith(HOST_USER) else "DC_REDIS_URL"
+    return INVITATION if is_invited(client) else "DC_REDIS_URL"
 
 
 def refuse_plaintext(url: str, setting: str, *, allowed: bool) -> None:

@@ -125,7 +125,7 @@ def test_previews_of_workers_reach_the_client_that_queued_the_prompt(master: Mas
         master.server.until(lambda: cluster.client.publish(channel, json.dumps(step)) and [one for one in listener.binary if one[3] == 1])
         listener.wait_end(prompt_id)
     shown = next(message for message in listener.binary if message[:4] == b"\0\0\0\1")
-    assert Image.open(io.BytesIO(shown[8:])).size == (8, 8)
+    assert Image.open(io.BytesIO(shown[8:])).size == (512, 512)  # as large as ComfyUI's own
 
 
 @pytest.mark.parametrize("busy_s", [10, pytest.param(45, marks=pytest.mark.comfyui_long)])

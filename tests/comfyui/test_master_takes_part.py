@@ -118,6 +118,33 @@ def test_interrupt_ends_what_runs_here_and_on_workers(master: Master) -> None:
     assert master.recorded("after that") == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("how", ["route", "flag"])
+def test_workers_are_idle_within_two_seconds_also_while_a_node_here_heeds_no_interrupt(master: Master, how: str) -> None:
+    prompt = pictures(f"deaf {how}", items=6, seed=400, steps=1000)
+    prompt["deaf"] = node("UnevenDeaf", images=out("image"), seconds=8.0, interrupts=how == "flag")
+    prompt["work"]["inputs"]["images"] = out("deaf")
+    before = list(master.jobs())
+    prompt_id = master.server.queue(prompt)
+    job = master.job_of(before)
+    master.server.until(lambda: {"one", "two", "here-master"} <= set(master.workers_of(job)))
+    time.sleep(0.5)
+    if how == "route":
+        master.server.post("/interrupt", {"prompt_id": "another"})
+        time.sleep(0.5)
+        assert master.state(job) == "running" and not master.rig.is_idle(), "another prompt was meant"
+        began = time.monotonic()
+        master.server.post("/interrupt", {"prompt_id": prompt_id})
+        master.server.until(master.rig.is_idle, 4.0)
+        assert time.monotonic() - began < 2
+    else:  # it is set halfway
+        master.server.until(master.rig.is_idle, 8.0)
+    assert master.state(job) == "cancelled"
+    assert prompt_id not in master.server.get(f"/history/{prompt_id}"), "its node goes on for some seconds"
+    assert master.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
+    master.server.execute(pictures(f"after {how}", items=4, seed=1))
+    assert master.recorded(f"after {how}") == [1, 2, 3, 4]
+
+
 def test_a_second_run_is_cached_although_items_ran_here(master: Master) -> None:
     prompt = pictures("cached here", items=5, seed=44, steps=10)
     master.server.execute(prompt)

@@ -87,7 +87,7 @@ def test_model_files_are_counted_and_listed_by_folder(packed_rig: Rig, line: Com
     assert {"folder": "diffusion_models", "name": "tiny_mmdit.safetensors", "workers": ["packed"]} in listed
     only = line.run("models", "list", "--folder", "vae", "--json").json
     assert only and {entry["folder"] for entry in only} == {"vae"}
-    assert "there are files in" in line.run("models", "list", "--folder", "checkpoints").out
+    assert "there are files in" in line.run("models", "list", "--folder", "upscale_models").out
 
 
 def test_loaded_models_are_told_after_a_run_and_gone_after_an_order_to_free_them(packed_rig: Rig) -> None:

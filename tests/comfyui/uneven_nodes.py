@@ -5,7 +5,9 @@ A host is told by the name of its worker; a master has none.
 from __future__ import annotations
 
 import os
+import time
 
+import comfy.model_management
 import torch
 
 HOST = os.environ.get("DC_WORKER_NAME", "")
@@ -82,6 +84,22 @@ class UnevenMemory(Uneven):
         return (images,)
 
 
-EVERYWHERE = (UnevenNewerOne, UnevenNewerWorkers, UnevenFails, UnevenFailsHere, UnevenModel, UnevenMemory)
+class UnevenDeaf(Uneven):
+    """Takes its time on the master, and heeds no interrupt meanwhile; it may set ComfyUI's flag itself, as packs do."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {**IMAGES, "seconds": ("FLOAT", {"max": 60.0}), "interrupts": ("BOOLEAN", {"default": False})}}
+
+    def run(self, images, seconds, interrupts):
+        if not HOST:
+            time.sleep(seconds / 2)
+            if interrupts:
+                comfy.model_management.interrupt_current_processing()
+            time.sleep(seconds / 2)
+        return (images,)
+
+
+EVERYWHERE = (UnevenNewerOne, UnevenNewerWorkers, UnevenFails, UnevenFailsHere, UnevenModel, UnevenMemory, UnevenDeaf)
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in EVERYWHERE}
 NODE_CLASS_MAPPINGS.update({cls.__name__: cls for name, cls in (("one", UnevenOne), ("two", UnevenTwo)) if name == HOST})

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from distributed_comfy.comfyui.accepted import Place
 from distributed_comfy.comfyui.interrupts import interrupt_middleware
 
 
@@ -37,6 +38,20 @@ class There:
         self.stay = []
 
 
+class Jobs:
+    """Prompt ``here`` runs, and after it the next one."""
+
+    def __init__(self) -> None:
+        self.runs = "here"
+        self.ended: list[str] = []
+
+    def running(self, prompt_id: str | None) -> list[Place]:
+        return [(1, self.runs)] if prompt_id in (None, self.runs) else []
+
+    def interrupt(self, places: list[Place]) -> None:
+        self.ended += [prompt_id for _, prompt_id in places]
+
+
 class Asked:
     """What one request led to.
 
@@ -46,6 +61,7 @@ class Asked:
 
     def __init__(self, path: str, body: Any, method: str = "POST", refusal: int = 200) -> None:
         self.there = There()
+        self.jobs = Jobs()
         self.comfyuis: list[str] = []
         """Bodies that reached ComfyUI, as they were sent."""
         self.passed_on: list[Any] = []
@@ -57,6 +73,8 @@ class Asked:
         async def handler(request: web.Request) -> web.Response:
             self.comfyuis.append(await request.text())
             self.stayed.append(self.there.stay)
+            assert not self.jobs.ended, "or its prompt could end, and ComfyUI would interrupt the next"
+            self.jobs.runs = "next"
             return web.json_response({"cancelled": True})
 
         async def pass_on(_request: web.Request, wanted: Any) -> tuple[int, Any]:
@@ -66,7 +84,7 @@ class Asked:
             self.stayed.append(self.there.stay)
             return refusal, {"cancelled": True} if refusal == 200 else {"error": "no"}
 
-        app = web.Application(middlewares=[interrupt_middleware(self.there, pass_on)])
+        app = web.Application(middlewares=[interrupt_middleware(self.there, self.jobs, pass_on)])
         app.router.add_route("*", "/{anything:.*}", handler)
         async with TestClient(TestServer(app)) as client:
             data = {"json": body} if not isinstance(body, str) else {"data": body}
@@ -91,6 +109,18 @@ def test_any_other_prompt_is_comfyuis_and_stays_where_it_is_meanwhile() -> None:
 def test_an_interrupt_of_everything_reaches_both(body: Any) -> None:
     asked = Asked("/interrupt", body)
     assert asked.there.ended == [None] and len(asked.comfyuis) == 1
+
+
+@pytest.mark.parametrize("path", ["/interrupt", "/api/interrupt"])
+@pytest.mark.parametrize(
+    "body, ended", [({}, ["here"]), ({"prompt_id": "here"}, ["here"]), ({"prompt_id": "next"}, []), ({"prompt_id": "there"}, [])]
+)
+def test_the_job_of_the_prompt_that_was_meant_ends_and_not_that_of_the_next(path: str, body: Any, ended: list[str]) -> None:
+    assert Asked(path, body).jobs.ended == ended
+
+
+def test_what_only_looks_ends_no_job() -> None:
+    assert Asked("/interrupt", "", "GET").jobs.ended == []
 
 
 @pytest.mark.parametrize("prefix", ["/jobs", "/api/jobs", "/api/api/jobs"])

@@ -30,6 +30,18 @@ def test_a_node_that_asks_for_a_cancelled_job_hears_that_it_is_and_nothing_is_qu
     assert is_cancelled(found.error)
 
 
+def test_an_interrupt_waits_for_no_lock_and_ends_a_job_once() -> None:
+    found = job()
+    with found._changing:  # as while servers that are away are told to send progress
+        found.interrupt()
+        found.interrupt()
+        assert found.interrupted
+    until(lambda: found._reason == "its prompt is interrupted")
+    found.start()
+    until(lambda: found.phase == "failed")
+    assert is_cancelled(found.error)
+
+
 def test_a_prompt_that_is_over_before_its_turn_queues_nothing() -> None:
     found = job()
     found.end("gone")

@@ -36,6 +36,7 @@ class Queue:
         self.queued: list[str] = []
         self.running: list[str] = []
         self.history: dict[str, Any] = {}
+        self.mutex = threading.RLock()
 
     def delete_queue_item(self, is_it: Callable[[Any], bool]) -> None:
         self.queued = [prompt for prompt in self.queued if not is_it((0, prompt))]
@@ -61,7 +62,16 @@ def host(tmp_path: Path, queue: Queue) -> Any:
     for folder in folders.values():
         folder.mkdir()
     management = SimpleNamespace(throw_exception_if_processing_interrupted=lambda: None)
-    nodes = SimpleNamespace(interrupt_processing=lambda: queue.running.clear())
+
+    def interrupt() -> None:
+        taken: list[bool] = []
+        asks = threading.Thread(target=lambda: taken.append(queue.mutex.acquire(blocking=False)))
+        asks.start()
+        asks.join()
+        assert taken == [False], "or ComfyUI could begin another prompt meanwhile, which would be interrupted"
+        queue.running.clear()
+
+    nodes = SimpleNamespace(interrupt_processing=interrupt)
     return SimpleNamespace(folders=folders, model_management=management, nodes=nodes, server=SimpleNamespace(prompt_queue=queue))
 
 

@@ -32,8 +32,34 @@ class Watched:
         self.executor = OwnExecutor()
         self.ended: list[tuple[Place, str]] = []
         self.cached: list[tuple[str, frozenset[str]]] = []
-        host = SimpleNamespace(server=SimpleNamespace(prompt_queue=self.queue), execution=SimpleNamespace(PromptExecutor=OwnExecutor))
-        self.watch = QueueWatch(cast(ComfyHost, host), lambda *end: self.ended.append(end), lambda *seen: self.cached.append(seen))
+        self.interrupted: list[Place] = []
+        self.flag = False
+        self.asked = 0
+        host = SimpleNamespace(
+            server=SimpleNamespace(prompt_queue=self.queue), execution=SimpleNamespace(PromptExecutor=OwnExecutor),
+            model_management=SimpleNamespace(processing_interrupted=self._look),
+        )  # fmt: skip
+        self.watch = QueueWatch(
+            cast(ComfyHost, host), lambda *end: self.ended.append(end), lambda *seen: self.cached.append(seen), self.interrupted.append
+        )
+
+    def _look(self) -> bool:
+        self.asked += 1
+        return self.flag
+
+    def begin(self, prompt_id: str, number: float = 0) -> None:
+        """ComfyUI takes a prompt and clears its flag."""
+        self.take(prompt_id, number)
+        self.flag = False
+        self.executor.add_message("execution_start", {"prompt_id": prompt_id}, broadcast=False)
+
+    def take(self, prompt_id: str, number: float = 0) -> None:
+        """ComfyUI takes a prompt, and has not cleared its flag yet."""
+        with self.queue.mutex:
+            self.queue.currently_running = {self.taken: entry(prompt_id, number)}
+        self.taken += 1
+
+    taken = 0
 
     def until_ended(self, count: int = 1) -> list[tuple[Place, str]]:
         deadline = time.monotonic() + 10
@@ -118,3 +144,49 @@ def test_two_prompts_of_one_id_are_told_apart_and_the_history_of_the_first_says_
     with watched.queue.mutex:
         watched.queue.queue.clear()
     assert watched.until_ended() == [(place("a", 2), "gone")]
+
+
+def test_an_interrupt_is_told_while_the_prompt_still_runs_and_the_flag_is_left_to_comfyui() -> None:
+    watched = Watched()
+    watched.begin("a")
+    watched.watch.follow(place("a"))
+    time.sleep(0.5)
+    assert not watched.interrupted
+    watched.flag = True
+    time.sleep(0.5)
+    assert set(watched.interrupted) == {place("a")} and not watched.ended and watched.flag
+
+
+def test_the_flag_of_a_prompt_that_ran_before_is_not_that_of_the_next_also_of_the_same_place() -> None:
+    watched = Watched()
+    watched.begin("a", 5)
+    watched.flag = True  # nobody follows it
+    time.sleep(0.5)
+    watched.take("a", 5)
+    watched.watch.follow(place("a", 5))
+    time.sleep(0.5)
+    assert not watched.interrupted and watched.asked == 0
+    watched.begin("a", 5)
+    time.sleep(0.5)
+    assert not watched.interrupted and watched.asked
+    watched.flag = True
+    time.sleep(0.5)
+    assert set(watched.interrupted) == {place("a", 5)}
+
+
+def test_an_interrupt_concerns_what_runs_and_not_what_waits() -> None:
+    watched = Watched()
+    watched.queue.queue.append(entry("waits", 1))
+    watched.watch.follow(place("waits", 1))
+    watched.begin("without a job")
+    watched.flag = True
+    time.sleep(0.5)
+    assert not watched.interrupted and watched.asked == 0
+
+
+def test_what_runs_is_found_by_its_id_or_all_of_it() -> None:
+    watched = Watched()
+    watched.queue.queue.append(entry("waits", 1))
+    watched.queue.currently_running = {3: entry("a", 2), 4: entry("b", 3)}
+    asked = ("a", "waits", None)
+    assert [watched.watch.running(prompt_id) for prompt_id in asked] == [[place("a", 2)], [], [place("a", 2), place("b", 3)]]
