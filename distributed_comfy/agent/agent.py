@@ -160,6 +160,12 @@ class Agent:
         if self.shut_out is None and not self._ailing:  # a table that hangs would be waited for
             self.leave_place()
 
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Names of the workers that are to run."""
+        with self.lock:
+            return frozenset(name for name, worker in self._workers.items() if worker.wanted)
+
     def stop_all(self) -> None:
         """Let the workers give their items back and end; those that are to outlive their agent go on."""
         with self.lock:

@@ -89,6 +89,11 @@ class SupervisedWorker:
 
     # -- state -----------------------------------------------------------------------------------------------------------
     @property
+    def wanted(self) -> bool:
+        """Whether it is to run, also while it waits for its next start; not if it cannot run as it is configured."""
+        return self._wanted and not self._failed
+
+    @property
     def stopping(self) -> bool:
         """Whether it was asked to end and has not yet."""
         return self.process is not None and self._kill_at is not None

@@ -67,6 +67,8 @@ class HostWorkers:
         self._surroundings = read_surroundings(host.args, sys.argv[1:])
         self._cluster: Cluster | None = None
         self._secret = ""
+        self._ran: frozenset[str] = frozenset()
+        """Workers that were to run when the agent ended before this ComfyUI did, as with its servers."""
 
     # -- life ------------------------------------------------------------------------------------------------------------
     def run(self, cluster: Cluster, servers: Servers, wait: Callable[[float], bool]) -> None:
@@ -91,6 +93,7 @@ class HostWorkers:
                     if not wait(0.0):
                         self._tell("failed", "the agent of this host ended unexpectedly; it is started again")
                 except AgentRunning as error:
+                    self._ran = frozenset()
                     self._tell("elsewhere", f"host {error.host} has an agent in another process (pid {error.pid}, user {error.user})")
                 except (DistributedComfyError, redis.RedisError) as error:
                     self._tell("failed", str(error))
@@ -117,7 +120,7 @@ class HostWorkers:
                 while check() and not wait(AGENT_CHECK_S):
                     pass
             finally:
-                self.agent = None
+                self.agent, self._ran = None, agent.wanted
                 agent.stop_all()
 
     def _adjusted(self, configuration: HostConfiguration) -> HostConfiguration:
@@ -125,10 +128,15 @@ class HostWorkers:
         return configuration.model_copy(update={"auto_launch": False, "stop_with_owner": self._options.current.stop_workers})
 
     def _launch(self, agent: Agent) -> None:
-        """Start the workers if that is wanted, but for those that would share a GPU with this ComfyUI."""
+        """Start the workers if that is wanted, but for those that would share a GPU with this ComfyUI, and those that ran before."""
+        for name in sorted(self._ran & agent.configuration.workers.keys()):
+            log.info("worker %s ran before, and is started again", name)
+            agent.begin(name)
         if not self._options.current.auto_launch:
             return
         for name, worker in agent.configuration.workers.items():
+            if name in self._ran:
+                continue
             if worker.enabled and self._shares(worker.device):
                 log.warning("worker %s is not started by itself: this ComfyUI computes on %s", name, worker.device)
             elif worker.enabled:

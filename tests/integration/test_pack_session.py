@@ -135,6 +135,21 @@ def test_workers_come_and_go_by_order_and_end_with_the_session(open_session: Cal
     until(lambda: phases(again) == {"pc1-cpu": "running"}, 60)
 
 
+def test_workers_that_ran_are_started_again_after_the_embedded_redis_was_killed(open_session: Callable[..., Session], line: CommandLine) -> None:
+    session = open_session()
+    until(lambda: session.workers.place == "here")
+    for name in ("ran", "did-not"):
+        session.workers.order("add", name, fields={"device": "cpu"})
+    session.workers.order("stop", "did-not")
+    until(lambda: phases(session) == {"ran": "running", "did-not": "stopped"}, 60)
+    first = session.agent
+    (running,) = line.folder.rglob("runtime.json")
+    for pid in json.loads(running.read_text())["pids"][1:]:
+        psutil.Process(pid).kill()
+    until(lambda: session.agent not in (None, first), 60)
+    until(lambda: session.workers.place == "here" and phases(session) == {"ran": "running", "did-not": "stopped"}, 90)
+
+
 def test_only_workers_on_devices_of_their_own_start_by_themselves(open_session: Callable[..., Session], line: CommandLine) -> None:
     write(line, "comfyui.json", {"auto_launch": True})
     workers = {"one": {"device": "cpu"}, "shares": {"device": "cuda:0", "engine": "builtin"}, "off": {"device": "cpu", "enabled": False}}
