@@ -135,7 +135,7 @@ def test_workers_come_and_go_by_order_and_end_with_the_session(open_session: Cal
     until(lambda: phases(again) == {"pc1-cpu": "running"}, 60)
 
 
-def test_workers_that_ran_are_started_again_after_the_embedded_redis_was_killed(open_session: Callable[..., Session], line: CommandLine) -> None:
+def test_workers_that_ran_are_started_again_when_the_redis_was_killed(open_session: Callable[..., Session], line: CommandLine) -> None:
     session = open_session()
     until(lambda: session.workers.place == "here")
     for name in ("ran", "did-not"):
