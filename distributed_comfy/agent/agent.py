@@ -13,16 +13,16 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import redis
 
 from distributed_comfy import __version__
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration, shown_configuration
-from distributed_comfy.agent.launching import Launcher, Plan, Surroundings
-from distributed_comfy.agent.placement import Placement, Topology, Wish, plan_placement
+from distributed_comfy.agent.facts import HostFacts
+from distributed_comfy.agent.launching import Launcher, Plan
+from distributed_comfy.agent.placement import Placement, Wish, plan_placement
 from distributed_comfy.agent.processes import SurvivingProcess, can_outlive
 from distributed_comfy.agent.resources import read_resources
 from distributed_comfy.agent.rotated_log import cut_if_long
@@ -33,7 +33,7 @@ from distributed_comfy.engine.locate import choose_engine
 from distributed_comfy.errors import AgentRunning, DistributedComfyError, InvitationInUse, InviteRefused, WorkerUnknown
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import ENGINE_LOG, WORKER_LOG, last_words, log_size
-from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
+from distributed_comfy.state.records import HostRecord, HostWorker
 from tasks.admission import Admission
 from tasks.cluster import Cluster
 
@@ -45,24 +45,6 @@ _LOOK_S = 1.0
 _LOGS_S = 5.0
 _ENDING_POLL_S = 0.1
 _JOIN_S = 15.0
-
-
-def _as_written(configuration: HostConfiguration) -> HostConfiguration:
-    return configuration
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """What an agent is told about its host; see `agent.up`."""
-
-    devices: tuple[HostDevice, ...]
-    topology: Topology
-    survivors: Path
-    """Folder for workers that outlive the agent."""
-    surroundings: Surroundings = field(default_factory=Surroundings)
-    """What workers take over from the process that the agent is in."""
-    adjust: Callable[[HostConfiguration], HostConfiguration] = _as_written
-    """What the file says, as this agent takes it."""
 
 
 class Agent:

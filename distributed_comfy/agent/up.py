@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distributed_comfy.agent.agent import Agent, HostFacts
+from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.configuration import HostConfiguration, WorkerConfiguration
+from distributed_comfy.agent.facts import HostFacts
 from distributed_comfy.agent.orders import HostOrders
 from distributed_comfy.agent.topology import read_topology
 from distributed_comfy.agent.workers_file import WorkersFile

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import redis
 
-from distributed_comfy.agent.agent import Agent, HostFacts
+from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.configuration import HostConfiguration
+from distributed_comfy.agent.facts import HostFacts
 from distributed_comfy.agent.orders import HostOrders
 from distributed_comfy.agent.topology import read_topology
 from distributed_comfy.agent.up import (
