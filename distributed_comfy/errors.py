@@ -71,7 +71,10 @@ class ComfyUINotFound(BadInput):
     """Nobody knows into which ComfyUI the door of the node pack is to be written."""
 
     code = "comfyui_not_found"
-    sentence = "no ComfyUI in {folder}; use the folder that holds its main.py, its base directory, or its custom_nodes folder"
+    sentence = (
+        "no ComfyUI in {folder}; use the folder that holds its main.py, its base directory, or its custom_nodes folder "
+        "(a new base directory has none yet: make one)"
+    )
 
 
 class InstallRefused(BadInput):

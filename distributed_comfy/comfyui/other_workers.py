@@ -35,8 +35,8 @@ class OtherWorkers:
         """Of each job."""
         self._told: set[str] = set()
         """Jobs that wait for a worker, which the log says."""
-        self._alone = False
-        """No worker could run the last job that was looked at, so this ComfyUI does."""
+        self._alone = ""
+        """Why no worker could run the last job that was looked at, so that this ComfyUI does; empty where one could."""
 
     def can_run(self, job: MasterJob, running: RunningJob, here: str, stuck: bool) -> bool:
         """Whether a live worker can run the job's items; what was found last, where a server does not answer.
@@ -68,13 +68,13 @@ class OtherWorkers:
         return look
 
     def _log(self, job_id: str, why: str, here: str) -> None:
-        """Once per job that waits; where this ComfyUI runs all of it, once until a worker comes."""
+        """Once per job that waits; where this ComfyUI runs all of it, once for each reason until a worker can."""
         if why and here and job_id not in self._told:
             self._told.add(job_id)
             log.info("job %s: %s, and %s; it waits for one", job_id, why, here)
-        if why and not here and not self._alone:
+        if why and not here and why != self._alone:
             log.info("job %s: %s; this ComfyUI runs all of it until one can, and so with what follows", job_id, why)
-        self._alone = bool(why) and (self._alone or not here)
+        self._alone = why if why and not here else self._alone if why else ""
 
     def forget(self, job_id: str) -> None:
         """The job is over."""

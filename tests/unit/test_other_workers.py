@@ -72,6 +72,16 @@ def test_that_this_comfyui_runs_all_is_said_once_and_of_no_job_that_waits(said: 
     assert len(said.messages) == 2
 
 
+def test_another_reason_why_this_comfyui_runs_all_is_said_again(said: pytest.LogCaptureFixture) -> None:
+    others = OtherWorkers()
+    Waiting(others, "first0123456").look()
+    live = Waiting(others, "other0123456")
+    live.cluster.matching.live = lambda: {"pc2": Capability("builtin", "1", ("Other",))}  # type: ignore[method-assign]
+    live.look()
+    lines = [line for line in said.messages if "runs all of it" in line]
+    assert len(lines) == 2 and "(pc2 lacks node class Sampler)" in lines[1]
+
+
 def test_a_blob_server_that_is_away_is_told_and_what_is_known_of_workers_stays() -> None:
     waiting = Waiting(OtherWorkers())
     there = waiting.cluster.blobs.exists
