@@ -24,6 +24,8 @@ from tasks.cluster import Cluster
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
+_HEARD_S = 0.5
+"""By how much a Ctrl-C may be heard later here than in a worker."""
 _STOP_S = 20.0
 
 
@@ -146,6 +148,8 @@ class LocalWorkers:
                     waiting.pop(state.facts.name, None)
             for worker in waiting.values():
                 if worker.process.poll() is not None or time.monotonic() > deadline:
+                    if self._stop.wait(_HEARD_S):  # it reaches the whole group of processes
+                        break
                     what = "ended" if worker.process.poll() is not None else f"is not ready after {self._options.start_timeout_s:.0f} s"
                     raise EngineStartFailed(reason=f"worker {worker.name} {what}:\n" + "\n".join(log_tail(worker.folder)))
             if self._stop.wait(_POLL_S):

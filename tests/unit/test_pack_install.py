@@ -190,7 +190,10 @@ def test_a_program_that_is_no_python_is_told(tmp_path: Path) -> None:
     assert "ended with status 1" in ask("/bin/false", tmp_path).reason
 
 
-def test_the_interpreter_is_the_named_one_else_comfyuis_own_else_this(tree: Path, tmp_path: Path) -> None:
+def test_the_interpreter_is_the_named_one_else_comfyuis_own_else_this(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DC_COMFYUI_PYTHON", raising=False)  # of the tests with a real ComfyUI, which may run beside this one
     place = find_place(tree, None)
     assert comfyui_python(Settings(), place) == sys.executable
     portable = tree.parent / "python_embeded" / "python.exe"  # the build for Windows
