@@ -27,7 +27,7 @@ demo: ## 8 pictures on two CPU workers and an embedded Redis, in demo-output/
 test: env ## all tests but those that need a real ComfyUI
 	@$(BIN)/python -m pytest -m "not comfyui and not smoke" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-smoke: env ## every fault on a running job, then a soak under random ones: the table of docs/reliability.md, in half an hour
+smoke: env ## every fault on a running job, then a soak under random ones: the table of docs/reliability.md
 	@SMOKE_REPORT=smoke-report.json $(BIN)/python -m pytest tests/smoke -m smoke $(ARGS)
 
 mutations: env ## takes out each protection of docs/reliability.md in turn, and sees its test fail

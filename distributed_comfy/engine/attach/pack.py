@@ -47,7 +47,6 @@ _PAUSE_S = 0.2
 _LATE_S = 0.02
 
 
-
 @dataclass(frozen=True)
 class Feed:
     """Gives the blobs of an item's feed."""
