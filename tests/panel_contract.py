@@ -113,4 +113,5 @@ def _fits(declared_path: str, path: str) -> bool:
     wanted, given = declared_path.split("/"), path.split("/")
     if wanted[-1] == "{path}":
         given = [*given[: len(wanted) - 1], "/".join(given[len(wanted) - 1 :])]
-    return len(wanted) == len(given) and all(want == have or (want.startswith("{") and have) for want, have in zip(wanted, given, strict=True))
+    pairs = list(zip(wanted, given, strict=False))
+    return len(wanted) == len(given) and all(want == have or (want.startswith("{") and bool(have)) for want, have in pairs)

@@ -232,11 +232,12 @@ def test_a_job_is_watched_from_the_queue_to_its_files(rig: PanelRig) -> None:
         events.wait(lambda state: all(each["state"] == "done" for each in state["items"][job_id].values()))
     until(lambda: len(rig.page.get(f"/jobs/{job_id}/results")["results"]) == 4)
     detail = rig.page.get(f"/jobs/{job_id}")
+    path = f"/jobs/{job_id}/results/{detail['results'][0]['path']}"
     assert detail["job"]["counts"]["done"] == 4 and detail["job"]["mine"] and detail["job"]["orders"] == []
     assert detail["results_here"] and [each["state"] for each in detail["items"]] == ["done"] * 4
-    picture = rig.page.ask("GET", f"/jobs/{job_id}/results/{detail['results'][0]['path']}")
+    picture = rig.page.ask("GET", path)
     assert picture.headers["Content-Type"] == "image/png" and Image.open(io.BytesIO(picture.content)).size == (256, 256)
-    assert "attachment" in rig.page.ask("GET", f"/jobs/{job_id}/results/{detail['results'][0]['path']}?download=1").headers["Content-Disposition"]
+    assert "attachment" in rig.page.ask("GET", f"{path}?download=1").headers["Content-Disposition"]
 
 
 def test_results_cannot_leave_their_folder(rig: PanelRig) -> None:
@@ -289,7 +290,7 @@ def test_a_failed_job_tells_node_and_traceback(rig: PanelRig) -> None:
     prompt["load"] = {"class_type": "LoadImage", "inputs": {"image": "broken.png"}}
     prompt["collect"]["inputs"]["images"] = ["load", 0]
     (rig.folder / "broken.png").write_bytes(b"\x89PNG no picture")
-    job_id = run_in_background(rig, prompt, "--items", "1", "--out", "failed", "--input-dir", str(rig.folder))
+    job_id = run_in_background(rig, prompt, "--items", "1", "--out", "failed")
     until(lambda: rig.page.get(f"/jobs/{job_id}")["job"]["state"] == "failed")
     detail = rig.page.get(f"/jobs/{job_id}")
     assert detail["error"]["node_id"] == "load" and detail["error"]["node_class"] == "LoadImage" and detail["error"]["worker"]
