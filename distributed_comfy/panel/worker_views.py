@@ -76,8 +76,8 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     guest = starter == MASTER
     kept = found.kept
     return {
-        "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": "red" if fails else _COLOURS[state], "reason": reason,
-        "remedy": remedy, "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
+        "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": "red" if fails else _COLOURS[state],
+        "reason": reason, "remedy": remedy, "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
         "next_start_ms": found.next_start_ms if state == "backing-off" else 0, "keeper": starter, "guest": guest,
         "orders": [] if guest else orders_of(found, state), "editable": found.editable and kept is not None,
         "enabled": kept.enabled if kept else True, "outdated": bool(kept and kept.outdated), "restarts": kept.restarts if kept else 0,
