@@ -10,7 +10,7 @@ from distributed_comfy.state.records import JobState
 
 _ORDERS = {
     "pending": ("cancel", "pause", "priority"), "running": ("cancel", "pause", "priority"), "paused": ("resume", "cancel", "priority"),
-    "parked": ("cancel", "pause", "priority"), "done": (), "failed": ("retry",), "cancelled": ("retry",),
+    "parked": ("collect", "cancel", "pause", "priority"), "done": (), "failed": ("retry",), "cancelled": ("retry",),
 }  # fmt: skip
 _STILL_S = 2.0
 _STILL_PART = 0.1
