@@ -283,8 +283,10 @@ def test_jobs_are_steered(rig: PanelRig) -> None:
     assert listed["total"] >= 1 and len(listed["jobs"]) == 1
     for body in ({"order": "priority", "priority": 12}, {"order": "priority"}, {"order": "explode"}):
         assert rig.page.ask("POST", f"/jobs/{first}/orders", body).status == 400
-    assert rig.page.ask("POST", "/jobs/000000000000/orders", {"order": "pause"}).status == 404
-    for path in ("/jobs?state=odd", "/jobs?limit=0", "/jobs/x/items/a/preview", f"/jobs/{first}/items/0/preview?side=1"):
+    for unknown in ("000000000000", "x", "active", "0" * 12 + ":item", "*", "%00"):
+        assert rig.page.ask("POST", f"/jobs/{unknown}/orders", {"order": "pause"}).status == 404
+        assert rig.page.ask("GET", f"/jobs/{unknown}").status == rig.page.ask("GET", f"/events?job={unknown}").status == 404
+    for path in ("/jobs?state=odd", "/jobs?limit=0", f"/jobs/{first}/items/a/preview", f"/jobs/{first}/items/0/preview?side=1"):
         assert rig.page.ask("GET", path).status == 400, path
 
 

@@ -191,6 +191,9 @@ def test_steps_are_kept_in_bounds() -> None:
     assert len(steps.all()) <= 512 and steps.of("0123456789ab", 1999) is not None
     steps.hear("0123456789ab", Step(1999, "w", "1", preview=bytes(3 * 2**20)))
     assert steps.of("0123456789ab", 1999).number == 0  # type: ignore[union-attr]
+    for number in range(100):
+        steps.hear("0123456789ab", Step(number, "w", "1", preview=bytes(2**20)))
+    assert sum(len(step.preview) for step in steps.all().values()) <= 64 * 2**20
 
 
 @pytest.mark.parametrize("fields", [{"device": None}, {"environment": {"HF_HOME": None}}, {"comfyui_args": "--a 'b c'"}, {}])
@@ -219,6 +222,15 @@ def test_jobs_wait_by_priority_then_age_and_those_that_run_have_no_place() -> No
     found = estimates(jobs, {}, {}, 0, Power(2, 1.0))
     assert {name: each.position for name, each in found.items()} == {"runs": 0, "urgent": 1, "first": 2, "late": 3}
     assert found["runs"].ends_ms < found["urgent"].ends_ms < found["first"].ends_ms < found["late"].ends_ms
+
+
+def test_places_far_behind_are_told_in_steps_so_that_few_rows_change() -> None:
+    jobs = {f"{number:04}": job(created_ms=number) for number in range(1000)}
+    before = estimates(jobs, {}, {}, 0, Power(0, 0.0))
+    assert [before[f"{number:04}"].position for number in (0, 19, 20, 199, 200, 999)] == [1, 20, 30, 200, 300, 1000]
+    del jobs["0000"]
+    after = estimates(jobs, {}, before, 0, Power(0, 0.0))
+    assert sum(after[name] != before[name] for name in after) < 60
 
 
 def test_nobody_knows_when_a_job_ends_without_workers_or_experience() -> None:
