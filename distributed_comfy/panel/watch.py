@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from distributed_comfy import __version__
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, StateNotRead
 from distributed_comfy.panel.composing import Composer
 from distributed_comfy.panel.job_items import WatchedItems
 from distributed_comfy.panel.job_views import Estimate
@@ -101,12 +101,12 @@ class Watch:
         """Everything, as ``State`` of openapi.json; waits for the first look.
 
         Raises:
-            ClusterUnavailable: there was no look yet, and cannot be.
+            StateNotRead: there was no look yet, and cannot be.
         """
         with self._changed:
             self._wake()
             if not self._changed.wait_for(lambda: bool(self._state), timeout_s):
-                raise ClusterUnavailable(reason="the state of the cluster was not read in time; try again")
+                raise StateNotRead(seconds=f"{timeout_s:g}")
             return self._snapshot()
 
     def snapshot(self, job_id: str) -> tuple[int, str]:
