@@ -92,7 +92,7 @@ class Panel:
 
     async def get_state(self, _request: web.Request) -> web.StreamResponse:
         """Everything."""
-        return told_as_json(await self.threads.quick(self.watch.state))
+        return await self.threads.quick_json(self.watch.state)
 
     async def follow_events(self, request: web.Request) -> web.StreamResponse:
         """Everything, then what changes."""
@@ -153,7 +153,7 @@ class Panel:
             raise BadRequest("lines must be 1 or more")
         search, level, source = (request.query.get(name, "") for name in ("search", "level", "source"))
         query = LogQuery(lines, search, level, source)
-        return told_as_json(await self.threads.quick(self._logs.read, _worker(request), query))
+        return await self.threads.quick_json(self._logs.read, _worker(request), query)
 
     async def follow_log(self, request: web.Request) -> web.StreamResponse:
         """Lines as they come."""
@@ -184,7 +184,7 @@ class Panel:
     async def get_job(self, request: web.Request) -> web.StreamResponse:
         """With its items and results."""
         job_id = _job(request)
-        return told_as_json(await self.threads.quick(self._details.shown, job_id, self.watch.estimate(job_id)))
+        return await self.threads.quick_json(self._details.shown, job_id, self.watch.estimate(job_id))
 
     async def order_job(self, request: web.Request) -> web.StreamResponse:
         """Cancel, retry and so on."""
@@ -208,7 +208,7 @@ class Panel:
 
     async def list_results(self, request: web.Request) -> web.StreamResponse:
         """Files on this host."""
-        return told_as_json(await self.threads.quick(self._details.results, _job(request)))
+        return await self.threads.quick_json(self._details.results, _job(request))
 
     async def get_result(self, request: web.Request) -> web.StreamResponse:
         """One of them; what a browser could run as a page of this site is only given to be saved."""

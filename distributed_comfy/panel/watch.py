@@ -197,7 +197,8 @@ class Watch:
             self._pulse.fail(error)
             return False
         except Exception:  # a fault of ours must not freeze every page
-            log.exception("the panel cannot read the state of the cluster; please report it")
+            if not self._ending.is_set():  # connections are being closed
+                log.exception("the panel cannot read the state of the cluster; please report it")
             return False
         return True
 
