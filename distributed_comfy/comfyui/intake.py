@@ -92,7 +92,7 @@ def _register(pack: Pack, nodes: JobNodes) -> None:
 def _let_pass(pack: Pack) -> None:
     """Let ComfyUI accept prompts that name what only workers have."""
     values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS)
-    passing = Passing(values, lambda: pack.session.cluster(0.0).matching.live().values())
+    passing = Passing(values, lambda: pack.session.cluster(0.0).matching.live())
     pack.host.server.app.middlewares.append(passing.middleware)
     pack.host.server.add_on_prompt_handler(passing.replace)
     foreign.restore_in_metadata(pack.host.execution.DynamicPrompt)

@@ -250,12 +250,26 @@ def test_sizes_that_differ_fail_the_node_and_end_the_job(master: Master) -> None
     master.server.until(lambda: master.state(job) == "cancelled", 5.0)
 
 
-def test_a_model_that_nobody_has_is_refused_in_comfyuis_own_words(master: Master) -> None:
+def test_a_model_that_nobody_has_is_refused_and_the_answer_says_that_no_worker_has_it_either(master: Master) -> None:
     prompt = distributed()
-    prompt["1"]["inputs"]["unet_name"] = "nobody_has_it.safetensors"
+    prompt["1"]["inputs"]["unet_name"] = "tiny_mmdlt.safetensors"
     status, answer = master.server.post("/prompt", {"prompt": prompt})
     assert status == 400
-    assert answer["node_errors"]["1"]["errors"][0]["type"] == "value_not_in_list"
+    (error,) = answer["node_errors"]["1"]["errors"]
+    assert error["type"] == "value_not_in_list" and error["extra_info"]["received_value"] == "tiny_mmdlt.safetensors"
+    words = "no worker has it either (asked: one, two; did you mean 'tiny_mmdit.safetensors', which one, two have?)"
+    assert error["details"].startswith("unet_name: 'tiny_mmdlt.safetensors' not in ") and error["details"].endswith(f"; {words}")
+    assert f"'tiny_mmdlt.safetensors' for UNETLoader.unet_name is not here, and {words}" in master.server.log()
+
+
+def test_a_class_that_nobody_has_is_refused_and_the_answer_says_that_no_worker_has_it_either(master: Master) -> None:
+    prompt = pictures("class of nobody", items=3, seed=33)
+    prompt["strange"] = node("RuleForeing", images=out("work"))
+    prompt["9"]["inputs"]["images"] = out("strange")
+    status, answer = master.server.post("/prompt", {"prompt": prompt})
+    assert status == 400 and "RuleForeing" in answer["error"]["message"]
+    words = "no worker has it either (asked: one, two; did you mean 'RuleForeign', which one, two have?)"
+    assert answer["error"]["details"].endswith(words)
 
 
 def test_a_class_that_only_workers_have_is_accepted_and_runs_there(master: Master) -> None:
