@@ -62,8 +62,8 @@ class JobStart:
     """Sentences for the user about what was decided for them."""
     resumed: str = ""
     """The unfinished job that this one goes on with; empty where it starts afresh."""
-    resumed_items: int = 0
-    """Items that it has from that job."""
+    resumed_items: frozenset[int] = frozenset()
+    """Indexes of the items that it has from that job."""
 
 
 class Reporter(Protocol):
@@ -207,7 +207,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     warnings = (*job.plan.warnings, _EMBEDDED) if kept and not cluster.settings.redis_url else job.plan.warnings
     start = JobStart(job.record, {item.index: item.seed for item in job.plan.items}, warnings)
     if job.resumed is not None:
-        start = replace(start, resumed=job.resumed.job_id, resumed_items=len(job.resumed.spool.items()))
+        start = replace(start, resumed=job.resumed.job_id, resumed_items=frozenset(job.resumed.spool.items()))
     reporter.submitted(start)
     watching = watching_workers(cluster, job.record, reporter.waiting, partial(_cancel_rest, cluster, job.record.job_id), give_up_at)
     if kept:
