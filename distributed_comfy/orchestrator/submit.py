@@ -27,6 +27,7 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.frame_plan import FrameOption, FramePlan
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
+from distributed_comfy.orchestrator.first_worker import how_to_start
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.planning.near_names import meant
@@ -40,6 +41,7 @@ from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
 from tasks.cluster import Cluster
 
 _POLL_S = 0.25
+_OWN_WORKERS = ", or add --workers 2 to let this command start its own"
 
 Live = Mapping[str, Capability]
 """Worker name -> its capability, of workers whose lease runs."""
@@ -296,7 +298,7 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
             return plan, live
         try:
             if not live:
-                raise NoWorker()
+                raise NoWorker(remedy=how_to_start(cluster) + ("" if options.outer else _OWN_WORKERS))
             check_capable([need for need in (plan.requirement, plan.last_requirement) if need], live)
             return plan, live
         except ClusterUnavailable:
