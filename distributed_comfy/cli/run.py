@@ -14,6 +14,7 @@ from distributed_comfy.cli.delivered import show_delivery
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.typed import typed_command
 from distributed_comfy.cli.worker import comfyui_option
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import DistributedComfyError
@@ -142,7 +143,8 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     started = interruptibly(output, lambda stop: start_detached(settings, arguments, stop))
     output.result({"job": started.job_id, "pid": started.pid, "log": str(started.log_file), "out": str(options["out"])})
     output.say(f"job {started.job_id} runs on in the background (process {started.pid}) and saves into {options['out']}")
-    output.say(f"  how it goes:  distributed-comfy jobs show {started.job_id}    or: tail -f {started.log_file}")
-    output.say(f"  end it:       distributed-comfy jobs cancel {started.job_id}")
+    command = typed_command()
+    output.say(f"  how it goes:  {command} jobs show {started.job_id}    or: tail -f {started.log_file}")
+    output.say(f"  end it:       {command} jobs cancel {started.job_id}")
     output.say(f"  if this host goes down, elsewhere: distributed-comfy jobs attach {started.job_id} --out DIR")
     return 0

@@ -152,7 +152,7 @@ class HostWorkers:
         waiting = [worker.name for worker in workers if worker.phase == "stopped" and not self._shares(worker.device)]
         if waiting:
             log.info(
-                "workers of this host that wait: %s; `distributed-comfy workers start %s` starts one, the option auto_launch all with ComfyUI",
+                "workers of this host that wait: %s; `distributed-comfy workers start %s` starts one, the option auto_launch all of them",
                 ", ".join(waiting), waiting[0],
             )  # fmt: skip
         elif not workers and offers:

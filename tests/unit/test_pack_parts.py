@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import os
+import re
 import subprocess
 import sys
 import types
@@ -257,8 +257,9 @@ def test_our_lines_in_comfyuis_log_are_marked_and_hold_no_password_and_a_file_ha
             ours = logging.getLogger("tasks.x")
             ours.handle(ours.makeRecord(ours.name, logging.INFO, str(Path(tasks.__file__).with_name("x.py")), 1, "ours", (), None))
         assert [record.getMessage() for record in caplog.records] == ["of another pack, which calls its logger so", f"{MARK}ours"]
+        times = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO +\d+ ")
         dated = (tmp_path / "comfyui.log").read_text().splitlines()
-        assert [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO +\d+ ", "", line) for line in dated] == ["at redis://:***@host/0", "ours"]
+        assert [times.sub("", line) for line in dated] == ["at redis://:***@host/0", "ours"]
     finally:
         for logger, level, propagate, handlers in before:
             logger.setLevel(level)
