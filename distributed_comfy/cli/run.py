@@ -30,7 +30,10 @@ from distributed_comfy.settings import Settings, read_settings
 @click.argument("prompt", type=click.Path(path_type=Path), metavar="PROMPT.json")
 @click.option("--items", type=int, metavar="N", help="Seeds to run [the collector's items, else one per live worker].")
 @click.option("--seed", type=int, metavar="S", help="Item 0's seed; item k has S + k [as in the prompt].")
-@click.option("--set", "sets", multiple=True, metavar="NODE.INPUT=VALUE", help="Change an input; NODE: id, class or title. Repeatable.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="NODE.INPUT=VALUE",
+    help="Change an input; NODE: id, class or title. NODE.+INPUT adds one that the file leaves out. Repeatable.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
 @click.option("--workers", type=click.IntRange(0, 256), default=0, metavar="N", help="Bring up N workers for this run, GPU by GPU.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, metavar="N", help="0 (last) to 9 (first).")
