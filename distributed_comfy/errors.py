@@ -369,7 +369,7 @@ class NoWorker(ClusterUnavailable):
     """No live worker is registered."""
 
     code = "no_worker"
-    sentence = "no worker is running; start one with `distributed-comfy worker`, or add --workers 2 to let this command start its own"
+    sentence = "no worker is running; {remedy}"
 
 
 class NoCapableWorker(ClusterUnavailable):
@@ -390,7 +390,10 @@ class NoAgent(ClusterUnavailable):
     """The host that an order is for has no agent."""
 
     code = "no_agent"
-    sentence = "no agent answers on host {host}; start one there with `distributed-comfy up`; agents alive: {alive}"
+    sentence = (
+        "no agent answers on host {host}; start one there with `distributed-comfy up` (a ComfyUI with the node pack is one too), or a "
+        "single worker without one with `distributed-comfy worker`; agents alive: {alive}"
+    )
 
 
 class AgentSilent(ClusterUnavailable):
@@ -943,7 +946,13 @@ class OnlyWorkersHave(JobError):
     """Something that this ComfyUI lacks has come to run in it."""
 
     code = "only_workers_have"
-    sentence = "this ComfyUI does not have {what}; only workers do, and none of them runs this prompt now; start one, or install it here"
+    sentence = "this ComfyUI does not have {what}; only workers do, and none of them runs this prompt now; {remedy}, or install it here"
+
+    def __init__(self, *, remedy: str = "start one", **fields: Any) -> None:
+        """Args:
+        remedy: how a worker is started, as `distributed_comfy.orchestrator.first_worker` says it.
+        """
+        super().__init__(remedy=remedy, **fields)
 
 
 class WorkerNodeFailed(JobError):

@@ -11,7 +11,7 @@ from distributed_comfy.agent.up import find_local_agent
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.worker_names import unknown_worker
+from distributed_comfy.cli.worker_names import unknown_worker, worker_name, worker_states
 from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import OrderRefused
 from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb
@@ -121,7 +121,7 @@ def add(output: Output, /, name: str | None, host: str | None, disabled: bool, *
 
 
 @click.command(short_help="Change the configuration of a worker.")
-@click.argument("name")
+@worker_name
 @_host_option
 @_configuring
 @click.option("--restart", is_flag=True, help="Start it again with that now.")
@@ -136,7 +136,7 @@ def edit(output: Output, /, name: str, host: str | None, restart: bool, **option
 
 
 @click.command(short_help="Take a worker off its host.")
-@click.argument("name")
+@worker_name
 @_host_option
 @json_option
 @click.pass_obj
@@ -146,7 +146,7 @@ def remove(output: Output, /, name: str, host: str | None) -> None:
 
 
 @click.command(short_help="Let a worker run, now and at every `up`.")
-@click.argument("name")
+@worker_name
 @_host_option
 @json_option
 @click.pass_obj
@@ -156,7 +156,7 @@ def enable(output: Output, /, name: str, host: str | None) -> None:
 
 
 @click.command(short_help="Let a worker end, and not start with `up`.")
-@click.argument("name")
+@worker_name
 @_host_option
 @json_option
 @click.pass_obj
@@ -167,7 +167,7 @@ def disable(output: Output, /, name: str, host: str | None) -> None:
 
 # -- running -------------------------------------------------------------------------------------------------------------
 @click.command(short_help="Start a worker that was stopped, or failed.")
-@click.argument("name")
+@worker_name
 @_host_option
 @_wait_option
 @json_option
@@ -178,7 +178,7 @@ def start(output: Output, /, name: str, host: str | None, wait_s: float) -> int:
 
 
 @click.command(short_help="Let a worker finish, and end it.")
-@click.argument("name")
+@worker_name
 @_host_option
 @click.option("--now", is_flag=True, help="Give its item back at once.")
 @_wait_option
@@ -193,7 +193,7 @@ def stop(output: Output, /, name: str, host: str | None, now: bool, wait_s: floa
 
 
 @click.command(short_help="Let a worker finish, and start it again.")
-@click.argument("name")
+@worker_name
 @_host_option
 @_wait_option
 @json_option
@@ -269,7 +269,7 @@ def _without_agent(output: Output, cluster: Cluster, order: HostOrder) -> None:
     """
     known = {worker.facts.name: worker.facts for worker in cluster.workers.workers()}
     if order.worker not in known:
-        raise unknown_worker(order.worker, known)
+        raise unknown_worker(order.worker, worker_states(cluster))
     facts = known[order.worker]
     if reason := _why_not(order, facts):
         raise OrderRefused(what=f"workers {order.verb} {order.worker}", reason=reason)
@@ -285,7 +285,7 @@ def _why_not(order: HostOrder, facts: WorkerFacts) -> str:
     if order.verb not in ("stop", "restart"):
         return f"no agent keeps this worker ({starter} on host {facts.host} started it), so it has no configuration to change"
     if starter == "agent":
-        return f"its agent does not answer; start it on host {facts.host} with `distributed-comfy up`"
+        return f"its agent does not answer; start it on host {facts.host}: `distributed-comfy up`, or the ComfyUI with the node pack"
     if order.arguments.get("at_once"):
         return "--now needs an agent; without it the worker finishes its item and ends"
     reason = (_STOPS_ELSEWHERE if order.verb == "stop" else _RESTARTS_ELSEWHERE).get(starter, "")

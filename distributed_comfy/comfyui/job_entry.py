@@ -96,7 +96,7 @@ class JobEntry:
         try:
             entered = self._patiently(given, options)
         except NoWorker as error:
-            raise OnlyWorkersHave(what=lacking) from error
+            raise OnlyWorkersHave(what=lacking, remedy=error.fields["remedy"]) from error
         except NoCapableWorker as error:
             raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {lacking}") from error
         except AWAY as error:

@@ -48,6 +48,12 @@ CANCEL_S = 5.0
 CLOSE_S = 2.0
 """The same where this ComfyUI ends."""
 
+_ENDED: dict[Ending, str] = {
+    "success": "its prompt is over", "error": "its prompt has failed", "interrupted": "its prompt is interrupted",
+    "gone": "its prompt has left the queue",
+}  # fmt: skip
+"""Why a job is cancelled whose prompt has ended before it."""
+
 Phase = Literal["deferred", "starting", "queued", "running", "here", "failed"]
 """``deferred``: not queued yet; ``queued``: in the table, and nobody collects it; ``starting``: on its way, also to another cluster;
 ``running``: being collected; ``here``: all of it."""
@@ -89,6 +95,8 @@ class MasterJob:
         self.phase: Phase = "deferred"
         self.interrupted = False
         """Its prompt is, and may run on for a while."""
+        self.ending: Ending | None = None
+        """How its prompt has ended, once it has."""
         self._places = places
         self._stop = threading.Event()
         self._reason = ""
@@ -167,8 +175,9 @@ class MasterJob:
 
     def end(self, ending: Ending) -> None:
         """The prompt is over: what is under way is cancelled; what is finished waits for the same prompt, if this one failed."""
-        self._keep, self._deleted = ending == "error", ending == "gone"
-        self.cancel(f"its prompt is over ({ending})")
+        self._keep, self._deleted = ending in ("error", "interrupted"), ending == "gone"
+        self.ending = ending
+        self.cancel(_ENDED[ending])
         with self._changing:
             self._over.set()
         self._places.lanes.soon(self._clear)
@@ -177,7 +186,7 @@ class MasterJob:
         """Its prompt is interrupted: end what is under way now, not when the prompt ends; returns at once, waits for no lock."""
         if not self.interrupted:
             self.interrupted = True
-            self._spawn(lambda: self.cancel("its prompt is interrupted"))
+            self._spawn(lambda: self.cancel(_ENDED["interrupted"]))
 
     def cancel(self, reason: str) -> None:
         """End a job that is under way; returns at once."""
@@ -322,6 +331,9 @@ class MasterJob:
                 raise
             self._left, self._move_by = True, time.monotonic() + AWAY_S
             return False
+        except JobCancelled:  # by `cancel`, or by a command
+            self._settle(cluster, job_id)
+            raise
         except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
             self._cancel_now(cluster, job_id, str(error))
             self._settle(cluster, job_id)

@@ -62,8 +62,8 @@ class JobStart:
     """Sentences for the user about what was decided for them."""
     resumed: str = ""
     """The unfinished job that this one goes on with; empty where it starts afresh."""
-    resumed_items: int = 0
-    """Items that it has from that job."""
+    resumed_items: frozenset[int] = frozenset()
+    """Indexes of the items that it has from that job."""
 
 
 class Reporter(Protocol):
@@ -188,14 +188,21 @@ def open_session(settings: Settings, servers: Servers, options: RunOptions, repo
     cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
     try:
         reporter.connected(servers)
-        if options.workers:
-            reporter.workers_starting(options.workers)
-        with local_workers(cluster, servers, options.workers, options.worker, options.stop) as own:
-            if own:
-                reporter.workers_ready([worker.name for worker in own])
+        with own_workers(cluster, servers, options, reporter):
             yield cluster
     finally:
         cluster.close()
+
+
+@contextmanager
+def own_workers(cluster: Cluster, servers: Servers, options: RunOptions, reporter: Reporter) -> Iterator[None]:
+    """The workers that ``options`` ask for, ready, for as long as the context lasts; errors as `LocalWorkers`."""
+    if options.workers:
+        reporter.workers_starting(options.workers)
+    with local_workers(cluster, servers, options.workers, options.worker, options.stop) as own:
+        if own:
+            reporter.workers_ready([worker.name for worker in own])
+        yield
 
 
 def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: Reporter) -> Delivery:
@@ -207,7 +214,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     warnings = (*job.plan.warnings, _EMBEDDED) if kept and not cluster.settings.redis_url else job.plan.warnings
     start = JobStart(job.record, {item.index: item.seed for item in job.plan.items}, warnings)
     if job.resumed is not None:
-        start = replace(start, resumed=job.resumed.job_id, resumed_items=len(job.resumed.spool.items()))
+        start = replace(start, resumed=job.resumed.job_id, resumed_items=frozenset(job.resumed.spool.items()))
     reporter.submitted(start)
     watching = watching_workers(cluster, job.record, reporter.waiting, partial(_cancel_rest, cluster, job.record.job_id), give_up_at)
     if kept:
@@ -235,19 +242,12 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     Items that its last owner had fetched already are taken from ``out`` if that was its folder too; otherwise they run again.
 
     Raises:
-        JobUnknown: no such job.
+        JobUnknown, JobStateInvalid: see `check_attachable`.
         JobOwned: somebody else collects it.
-        JobStateInvalid: it failed, was cancelled, or was collected to its end.
         OutputUnwritable: ``out`` cannot be written.
     """
     began = time.monotonic()
-    record = cluster.jobs.record(job_id)
-    state = cluster.jobs.job_state(job_id)
-    spooled = spool_folder(out, job_id).is_dir()
-    if state.state in ("failed", "cancelled"):
-        raise JobStateInvalid(job_id=job_id, state=state.state, order="attach", needed="a job that can go on; `jobs retry` makes it one")
-    if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
-        raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
+    record = check_attachable(cluster, job_id, out)
     owner = _take_over(cluster, job_id, stop)
     ownership = Ownership(cluster, job_id, owner)
     watching = watching_workers(cluster, record, reporter.waiting, partial(_cancel_rest, cluster, job_id))
@@ -257,6 +257,23 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
         on_canvas = reporter.canvas if reporter.watches_canvas else None
         told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=on_canvas, began=began)
         return _collect(cluster, record, told, stop, ownership.lost)
+
+
+def check_attachable(cluster: Cluster, job_id: str, out: Path) -> JobRecord:
+    """The record of a job that can be taken over.
+
+    Raises:
+        JobUnknown: no such job.
+        JobStateInvalid: it failed, was cancelled, or was collected to its end.
+    """
+    record = cluster.jobs.record(job_id)
+    state = cluster.jobs.job_state(job_id)
+    spooled = spool_folder(out, job_id).is_dir()
+    if state.state in ("failed", "cancelled"):
+        raise JobStateInvalid(job_id=job_id, state=state.state, order="attach", needed="a job that can go on; `jobs retry` makes it one")
+    if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
+        raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
+    return record
 
 
 def _given_up(watch: WorkerWatch, delivery: Delivery) -> Delivery:

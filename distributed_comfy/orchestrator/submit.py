@@ -27,8 +27,11 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.frame_plan import FrameOption, FramePlan
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
+from distributed_comfy.nodes.registry import declared_inputs
+from distributed_comfy.orchestrator.first_worker import how_to_start
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
+from distributed_comfy.orchestrator.unknown_inputs import unknown_inputs
 from distributed_comfy.planning.near_names import meant
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import common_class, lacks, matches, signature, united
@@ -40,6 +43,7 @@ from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
 from tasks.cluster import Cluster
 
 _POLL_S = 0.25
+_OWN_WORKERS = ", or add --workers 2 to let this command start its own"
 
 Live = Mapping[str, Capability]
 """Worker name -> its capability, of workers whose lease runs."""
@@ -138,7 +142,7 @@ def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) 
     """
     parsed = parse_prompt(source)
     for assignment in options.sets:
-        parsed = replace(parsed, prompt=set_input(parsed.prompt, assignment))
+        parsed = replace(parsed, prompt=set_input(parsed.prompt, assignment, declared_inputs))
     if isinstance(source, Mapping) or (isinstance(source, str) and source.lstrip("\ufeff \t\r\n")[:1] in ("{", "[")):
         return GivenPrompt(parsed, Path.cwd())
     return GivenPrompt(parsed, Path(source).absolute().parent, Path(source).name)
@@ -176,6 +180,7 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
     if plan.tiles is not None:
         plan = replace(plan, tiles=replace(plan.tiles, item_bytes=cluster.settings.tile_item_bytes))
+    plan = replace(plan, warnings=(*plan.warnings, *unknown_inputs(given.parsed.prompt)))
     frames = _frame_plan(cluster, plan, options)
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
@@ -296,7 +301,7 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
             return plan, live
         try:
             if not live:
-                raise NoWorker()
+                raise NoWorker(remedy=how_to_start(cluster) + ("" if options.outer else _OWN_WORKERS))
             check_capable([need for need in (plan.requirement, plan.last_requirement) if need], live)
             return plan, live
         except ClusterUnavailable:

@@ -34,7 +34,7 @@ def nobody_can_run(record: JobRecord, state: JobState, live: Mapping[str, Capabi
         return None
     need = record.last_requirement if left == 1 and record.last_requirement else record.requirement
     if not live:
-        return NoWorker()
+        return NoWorker(remedy="start one")
     try:
         check_capable([need] if need else [], live)
     except NoCapableWorker as error:

@@ -279,6 +279,11 @@ class Listener:
             if event["type"] in kinds and (not prompt_id or event["data"].get("prompt_id") == prompt_id)
         ]  # fmt: skip
 
+    def texts(self, node_id: str) -> list[str]:
+        """Lines of text that were sent for a node, in order."""
+        mark = b"\0\0\0\3" + len(node_id).to_bytes(4, "big") + node_id.encode()
+        return [message.removeprefix(mark).decode() for message in list(self.binary) if message.startswith(mark)]
+
     def wait(self, kind: str, also: Callable[[Event], Any] = bool, timeout_s: float = PROMPT_TIMEOUT_S) -> Event:
         """The first event of a type for which ``also`` is true, which may have come already."""
         deadline = time.monotonic() + timeout_s

@@ -103,6 +103,12 @@ def test_with_auto_launch_off_workers_wait_for_an_order(line: CommandLine, agent
     agent.write(workers=CPU, auto_launch=False)
     process = agent.start()
     agent.wait("pc1-cpu", "stopped")
+    told = "no worker is running; start one with `distributed-comfy workers start pc1-cpu` (it is stopped)"
+    assert line.run("workers", "list").out == f"{told}\n"
+    assert told in line.run("run", line.write("graph.json", pictures()), "--items", "1").err
+    nameless = line.run("workers", "start")
+    assert nameless.status == 2 and "Missing argument 'NAME': there are pc1-cpu (stopped)." in nameless.err
+    assert "(there are pc1-cpu; did you mean pc1-cpu?)" in line.run("workers", "start", "pc1-cpv").err
     assert line.run("workers", "start", "pc1-cpu").out.startswith("worker pc1-cpu on pc1: starting")
     agent.wait("pc1-cpu", "running")
     assert agent.end(process) == 0
@@ -144,7 +150,8 @@ def test_a_gpu_that_is_not_there_is_told_and_not_tried(line: CommandLine, agent:
         (tree / name).touch()
     agent.write(workers={"pc1-cuda7": {"device": "cuda:7", "engine": "comfyui", "comfyui_path": str(tree)}})
     process = agent.start(DC_COMFYUI_PYTHON=sys.executable, COMFYUI_PATH=str(tree))
-    assert "cuda:7 is not on this host, which has " in agent.wait("pc1-cuda7", "failed").reason
+    assert "cuda:7 is not on this host, which has " in (reason := agent.wait("pc1-cuda7", "failed").reason)
+    assert reason.endswith("then start `distributed-comfy up` again")
     assert agent.end(process) == 0
 
 

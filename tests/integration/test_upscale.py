@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -149,6 +150,11 @@ def test_a_master_that_dies_goes_on_at_the_first_missing_tile(
     done = line.finish(start())
     assert done.status == 0, done.err
     assert "goes on where job" in done.err
+    told = re.search(rf"^upscale: {TILES} tiles, (\d) here already$", done.err, re.MULTILINE)
+    assert told and len(re.findall(rf"^  \d/{TILES}  tile ", done.err, re.MULTILINE)) == TILES - int(told[1]) < TILES
+    shown = line.run("jobs", "show", done.json["job"])
+    assert f"{TILES} items of tiles: {TILES} done (--items lists all)" in shown.out and "(tile)" not in shown.out
+    assert line.run("jobs", "show", done.json["job"], "--items").out.count("(tile)") == TILES
     assert not here & {index for index, *_ in builtin_rig.executions(done.json["job"])}
     assert numpy.array_equal(pixels(line.folder / "made" / "after_00001_.png"), undisturbed[0])
 

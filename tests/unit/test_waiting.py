@@ -16,6 +16,7 @@ LAST = Requirement("", ("SaveImage",))
 JOB = JobRecord("ab", "ann", 5, 3, (), "", has_last_stage=True, requirement=FIRST, last_requirement=LAST)
 ABLE = capability()
 WITHOUT_MODEL = capability(choice_lists=(("other.safetensors",), ()))
+NOBODY = NoWorker(remedy="start one")
 LACKS = NoCapableWorker(lacks="w1 lacks tag big")
 
 
@@ -50,10 +51,10 @@ def test_a_job_of_which_something_runs_or_that_is_held_back_waits_for_no_worker(
 
 def test_the_end_of_the_last_worker_is_told_once_per_outage() -> None:
     wait = Wait(None)
-    assert [wait.look(error, 0.0) for error in (None, NoWorker(), NoWorker(), None, None, NoWorker())] == [
+    assert [wait.look(error, 0.0) for error in (None, NOBODY, NOBODY, None, None, NOBODY)] == [
         "", LEFT_ALONE, "", "", "", LEFT_ALONE,
     ]  # fmt: skip
-    assert not wait.is_over(NoWorker(), 1e9), "it waits for ever"
+    assert not wait.is_over(NOBODY, 1e9), "it waits for ever"
 
 
 def test_a_job_that_nobody_ever_could_run_is_given_up_in_time() -> None:
