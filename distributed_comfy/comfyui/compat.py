@@ -19,7 +19,8 @@ from aiohttp import web
 
 from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, device_of, fields_of, option_change
 from distributed_comfy.comfyui.queueing import post_prompt
-from distributed_comfy.comfyui.routes import BadRequest, Handler, Routes, body_of, number_of, text_of
+from distributed_comfy.comfyui.request_body import BadRequest, body_of, number_of, text_of
+from distributed_comfy.comfyui.routes import Handler, Routes
 from distributed_comfy.errors import DistributedComfyError, WorkerUnknown
 from distributed_comfy.settings import slug
 from distributed_comfy.state.records import HostWorker
@@ -40,6 +41,7 @@ class CompatibleRoutes:
     def __init__(self, routes: Routes) -> None:
         self._pack = routes.pack
         self._control = routes.control
+        self._in_thread = routes.in_thread
 
     # -- prompts ---------------------------------------------------------------------------------------------------------
     async def queue(self, request: web.Request) -> web.Response:
@@ -52,13 +54,13 @@ class CompatibleRoutes:
             return web.json_response({"error": f"ComfyUI does not take the prompt: {error or type(error).__name__}"}, status=500)
         if status != web.HTTPOk.status_code or not isinstance(answer, dict):
             return web.json_response(answer, status=status)
-        count = await asyncio.to_thread(self._worker_count, wanted_workers(body), posted["prompt"])
+        count = await self._in_thread(self._worker_count, wanted_workers(body), posted["prompt"])
         return web.json_response({**answer, "worker_count": count, "auto_prepare_supported": True})
 
     async def queue_status(self, request: web.Request) -> web.Response:
         """Whether a job, or a prompt of this ComfyUI, is not over."""
         job_id = request.match_info["job_id"]
-        return web.json_response({"exists": await asyncio.to_thread(self._control.has_job, job_id), "job_id": job_id})
+        return web.json_response({"exists": await self._in_thread(self._control.has_job, job_id), "job_id": job_id})
 
     def _worker_count(self, wanted: frozenset[str] | None, prompt: dict[str, Any]) -> int:
         """Workers that can have a part of it now; a prompt without nodes of ours has none."""
@@ -73,7 +75,7 @@ class CompatibleRoutes:
     # -- configuration ---------------------------------------------------------------------------------------------------
     async def configuration(self, _request: web.Request) -> web.Response:
         """Workers of this host and others, settings as they are called there."""
-        return web.json_response(await asyncio.to_thread(self._configuration))
+        return web.json_response(await self._in_thread(self._configuration))
 
     def _configuration(self) -> dict[str, Any]:
         record = self._pack.session.workers.record()
@@ -90,7 +92,7 @@ class CompatibleRoutes:
         body = await body_of(request)
         name = _worker_id(body)
         fields, enabled = fields_of(body, socket_names=(socket.gethostname(), "localhost", "127.0.0.1", ""))
-        await asyncio.to_thread(self._update_worker, name, fields, enabled)
+        await self._in_thread(self._update_worker, name, fields, enabled)
         return web.json_response({"status": "success", "worker_id": name})
 
     def _update_worker(self, name: str, fields: dict[str, Any], enabled: bool | None) -> None:
@@ -108,7 +110,7 @@ class CompatibleRoutes:
     async def delete_worker(self, request: web.Request) -> web.Response:
         """Take a worker off this host."""
         name = _worker_id(await body_of(request))
-        answer = await asyncio.to_thread(self._control.order, "remove", name)
+        answer = await self._in_thread(self._control.order, "remove", name)
         return web.json_response({"status": "success", "message": answer["text"]})
 
     async def update_setting(self, request: web.Request) -> web.Response:
@@ -120,18 +122,18 @@ class CompatibleRoutes:
         if key not in OPTION_OF:
             message = f"{key[:100]} has no meaning here and is ignored; {', '.join(OPTION_OF)} have one"
             return web.json_response({"status": "success", "message": message})
-        await asyncio.to_thread(self._control.change_options, dict([option_change(key, body["value"])]))
+        await self._in_thread(self._control.change_options, dict([option_change(key, body["value"])]))
         return web.json_response({"status": "success"})
 
     # -- workers of this host --------------------------------------------------------------------------------------------
     async def launch_worker(self, request: web.Request) -> web.Response:
         """Start a worker as it is configured; no argument of it comes with the request."""
         name = _worker_id(await body_of(request))
-        found = await asyncio.to_thread(self._worker, name)
+        found = await self._in_thread(self._worker, name)
         if found.phase in _RUNNING:
             answer = {"error": f"worker {name} is {found.phase}", "pid": found.pid, "log_file": _log_file(found)}
             return web.json_response(answer, status=409)
-        text = (await asyncio.to_thread(self._control.order, "start", name))["text"]
+        text = (await self._in_thread(self._control.order, "start", name))["text"]
         found = await self._settled(name, lambda worker: worker.pid > 0 or worker.phase == "failed")
         if found.phase == "failed":
             return web.json_response({"error": found.reason or text}, status=500)
@@ -140,19 +142,19 @@ class CompatibleRoutes:
     async def stop_worker(self, request: web.Request) -> web.Response:
         """Let a worker finish its item and end."""
         name = _worker_id(await body_of(request))
-        found = await asyncio.to_thread(self._worker, name)
-        text = (await asyncio.to_thread(self._control.order, "stop", name))["text"]
+        found = await self._in_thread(self._worker, name)
+        text = (await self._in_thread(self._control.order, "stop", name))["text"]
         return web.json_response({"status": "success", "pid": found.pid, "message": text, "log_file": _log_file(found)})
 
     async def managed_workers(self, _request: web.Request) -> web.Response:
         """Processes of the workers that this host keeps."""
-        workers = await asyncio.to_thread(self._workers)
+        workers = await self._in_thread(self._workers)
         running = {worker.name: {"pid": worker.pid, "log_file": _log_file(worker), "name": worker.name} for worker in workers if worker.pid}
         return web.json_response({"status": "success", "managed_workers": running})
 
     async def worker_status(self, _request: web.Request) -> web.Response:
         """What the workers of this host do."""
-        return web.json_response({"status": "success", "worker_statuses": await asyncio.to_thread(self._worker_statuses)})
+        return web.json_response({"status": "success", "worker_statuses": await self._in_thread(self._worker_statuses)})
 
     def _worker_statuses(self) -> dict[str, Any]:
         try:
@@ -173,20 +175,20 @@ class CompatibleRoutes:
         """The last lines of a worker of any host."""
         wanted = number_of(request, "lines", _LINES)
         name = request.match_info["worker_id"]
-        lines = await asyncio.to_thread(self._control.log_lines, name, wanted + 1)
+        lines = await self._in_thread(self._control.log_lines, name, wanted + 1)
         shown = [line.text for line in lines[-wanted:]] if wanted > 0 else []
         answer = {"status": "success", "content": "\n".join(shown), "truncated": len(lines) > len(shown), "lines_shown": len(shown)}
         return web.json_response(answer)
 
     async def clear_memory(self, _request: web.Request) -> web.Response:
         """Free the devices of this ComfyUI and of its host's workers."""
-        await asyncio.to_thread(self._control.clear_memory)
+        await self._in_thread(self._control.clear_memory)
         return web.json_response({"status": "success"})
 
     # -- this host -------------------------------------------------------------------------------------------------------
     async def network_info(self, _request: web.Request) -> web.Response:
         """Addresses and GPUs of this host."""
-        return web.json_response(await asyncio.to_thread(self._network_info))
+        return web.json_response(await self._in_thread(self._network_info))
 
     def _network_info(self) -> dict[str, Any]:
         found = [each.address for addresses in psutil.net_if_addrs().values() for each in addresses if each.family == socket.AF_INET]
@@ -223,11 +225,11 @@ class CompatibleRoutes:
     async def _settled(self, name: str, so: Callable[[HostWorker], bool]) -> HostWorker:
         """The worker once something is so of it, or after a few seconds as it is then."""
         for _ in range(int(_STARTED_WITHIN_S / _POLL_S)):
-            found = await asyncio.to_thread(self._worker, name)
+            found = await self._in_thread(self._worker, name)
             if so(found):
                 return found
             await asyncio.sleep(_POLL_S)
-        return await asyncio.to_thread(self._worker, name)
+        return await self._in_thread(self._worker, name)
 
 
 def add_compatible_routes(routes: Routes) -> None:

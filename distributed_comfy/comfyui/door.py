@@ -67,7 +67,7 @@ def load(folder: str) -> Door:
     if not pack.open():
         return _NOTHING
     setattr(host.server, _PACK, pack)
-    atexit.register(pack.session.end)
+    atexit.register(pack.end)
     return Door(pack.classes, pack.display_names, pack.web_directory, pack)
 
 

@@ -27,7 +27,7 @@ try:
     version, path = distributed_comfy.__version__, distributed_comfy.__file__
     from distributed_comfy.orchestrator.doctor.packages import refuse_foreign_packages
     refuse_foreign_packages()
-    import distributed_comfy.comfyui.pack, distributed_comfy.comfyui.routes
+    import distributed_comfy.comfyui.pack, distributed_comfy.comfyui.all_routes
 except Exception as error:
     why = f"{type(error).__name__}: {error}"
 print("ANSWER", json.dumps([version, path, why]))

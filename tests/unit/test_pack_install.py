@@ -242,12 +242,13 @@ def test_the_root_file_does_nothing_outside_comfyui() -> None:
     assert found["NODE_CLASS_MAPPINGS"] == {} and "load" not in found
 
 
-def stated(text: str) -> set[str]:
+def stated(text: str) -> list[str]:
     """The lines of a list of requirements."""
-    return {line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")}
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
 def test_the_manager_installs_what_the_package_needs() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    assert stated((ROOT / "requirements.txt").read_text()) == stated(setup["options"]["install_requires"])
+    needed = stated(setup["options"]["install_requires"])
+    assert sorted(stated((ROOT / "requirements.txt").read_text())) == sorted(needed) and len(set(needed)) == len(needed)
