@@ -8,6 +8,7 @@ from typing import Any
 
 from distributed_comfy.comfyui.clash import keep_classes, must_yield
 from distributed_comfy.comfyui.context import PackContext
+from distributed_comfy.comfyui.copies import Copies
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.options import Options, options_file
 from distributed_comfy.comfyui.route_threads import RouteThreads
@@ -41,6 +42,8 @@ class Pack:
         self.host = host
         self._options = options_file(settings)
         self.session = Session(settings, host, self._options)
+        self.copies = Copies(host)
+        """Where it was loaded from."""
         self.threads = RouteThreads()
         """For routes."""
         self.context = PackContext()

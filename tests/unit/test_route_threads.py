@@ -24,8 +24,8 @@ from distributed_comfy.settings import read_settings
 @asynccontextmanager
 async def serving(folder: Path, threads: RouteThreads) -> AsyncIterator[TestClient[Any, Any]]:
     """A server with one route, which tells the thread that it waits in."""
-    server = SimpleNamespace(routes=web.RouteTableDef())
-    pack: Any = SimpleNamespace(settings=read_settings(workers_file=folder / "workers.json"), threads=threads, host=SimpleNamespace(server=server))
+    server, settings = SimpleNamespace(routes=web.RouteTableDef()), read_settings(workers_file=folder / "workers.json")
+    pack: Any = SimpleNamespace(settings=settings, threads=threads, host=SimpleNamespace(server=server))
     routes = Routes(pack)
 
     async def where(_request: web.Request) -> web.Response:
