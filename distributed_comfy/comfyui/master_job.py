@@ -409,7 +409,10 @@ class MasterJob:
             on_planned=self.progress.tiles_planned,
         )
         options = CollectorOptions(
-            on_item=self.progress.item_done, ensure_inputs=lambda: queued.inputs.ensure(record.input_files), tiles=tiles
+            on_item=self.progress.item_done,
+            ensure_inputs=lambda: queued.inputs.ensure(record.input_files),
+            blob_away_s=cluster.settings.blob_away_s,
+            tiles=tiles,
         )
         collector = Collector(record, cluster.jobs, cluster.blobs, spool, options)
         return RunningJob(cluster, record, queued.plan, spool, collector)
