@@ -162,6 +162,17 @@ class MasterJob:
         return self._over.is_set()
 
     # -- for whoever follows the prompt
+    @property
+    def waits_in(self) -> Cluster | None:
+        """The cluster in which it is queued while nobody collects it; None where that is not so."""
+        entered = self._entered
+        return entered.cluster if self.phase == "queued" and entered is not None else None
+
+    def collect(self) -> None:
+        """Let it be collected before its turn; returns at once."""
+        if self.phase == "queued":
+            self._spawn(self._collect)
+
     def enter(self) -> None:
         """Enter it in the table, if that has not been done, and let it be collected when its turn comes; waits for servers."""
         with self._changing:

@@ -216,6 +216,11 @@ class JobTable:
         """Bytes of results that nobody has fetched yet."""
         return int(float(self._field(job_id, "unfetched") or 0))
 
+    def in_flight(self) -> dict[str, int]:
+        """Job -> bytes of its results that nobody has fetched yet, and of those that are being made; without those that have none."""
+        found = self._scripts.reply(lambda: self._client.hgetall(self._keys("unsettled")))
+        return {job_id: int(float(size)) for job_id, size in found.items()}
+
     # -- collect -------------------------------------------------------------------------------------------------------
     def own(self, job_id: str, owner: str) -> bool:
         """Keep the owner lease, or get it where there is no owner; False where another owner is alive."""
