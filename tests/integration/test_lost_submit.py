@@ -17,6 +17,7 @@ from distributed_comfy.comfyui.job_entry import Entered, JobEntry, JobPlaces
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
 from distributed_comfy.errors import RedisUnreachable
+from distributed_comfy.orchestrator.ownership import Ownership
 from tests.cluster_rig import Rig
 from tests.prompts import node, out
 
@@ -56,7 +57,8 @@ def collect_and_leave(entered: Entered, folder: Path) -> None:
     """All of it is finished when its prompt fails, so the spool stays."""
     record = entered.queued.record
     spool = Spool(spool_folder(folder, record.job_id), SpoolManifest(record.job_id, record.resume_key))
-    Collector(record, entered.cluster.jobs, entered.cluster.blobs, spool, CollectorOptions()).run()
+    with Ownership(entered.cluster, record.job_id, entered.queued.owner):
+        Collector(record, entered.cluster.jobs, entered.cluster.blobs, spool, CollectorOptions()).run()
     entered.cluster.jobs.settle(record.job_id)
     entered.cluster.jobs.disown(record.job_id, entered.queued.owner)
     spool.mark_ended()
@@ -107,9 +109,13 @@ def test_where_no_answer_comes_at_all_the_work_waits_for_the_next_who_asks(
     monkeypatch.setattr(job_entry, "PAUSE_S", 0.05)
     monkeypatch.setattr(job_entry, "SUBMIT_S", 0.3)
     collect_and_leave(enter(places), places.folder)
-    losing: Any = replace(builtin_rig.cluster, jobs=LosesAnswers(builtin_rig.cluster.jobs, 10_000))  # type: ignore[arg-type]
+    table = LosesAnswers(builtin_rig.cluster.jobs, 10_000)
+    losing: Any = replace(builtin_rig.cluster, jobs=table)  # type: ignore[arg-type]
     entered = enter(replace(places, cluster=lambda timeout_s: losing))
-    resumed = entered.queued.resumed
-    assert entered.cluster is places.alone and resumed is not None and resumed.spool.items() == [0, 1, 2]
+    assert entered.cluster is places.alone and entered.queued.resumed is None, "it has no workers with this engine"
+    ((job_id, owner),) = set(table.submitted)
+    builtin_rig.cluster.jobs.disown(job_id, owner)  # as after its lease
+    resumed = enter(places).queued.resumed
+    assert resumed is not None and resumed.job_id == job_id and resumed.spool.items() == [0, 1, 2]
     assert len(list((places.folder / SPOOL_FOLDER).iterdir())) == 1
     resumed.spool.close()
