@@ -46,7 +46,7 @@ def look_at_servers(servers: Servers) -> tuple[ServerLook, ServerLook]:
 def _same(state: ServerLook) -> ServerLook:
     """The blob server that is the state server: what is wrong with it was said of that, and is mended there."""
     if state.facts is None:
-        found = "it is the state Redis (DC_BLOB_URL names no other), which does not answer"
+        found = "it is the state Redis (DC_BLOB_URL names no other), which cannot be used"
         return ServerLook(None, fail("blob Redis", found, "mend the state Redis, see there"))
     return ServerLook(state.facts, ok("blob Redis", "it is the state Redis (DC_BLOB_URL names no other)"))
 
