@@ -280,9 +280,11 @@ def test_an_invited_host_comes_in_by_the_relay_on_comfyuis_port_until_it_is_shut
     guest = CommandLine(folder, DC_REFUSED_TTL_S="2")
     up = guest.start("up", "--engine", "builtin", "--join", invited["command"].rpartition(" ")[2])
     try:
-        running.until(lambda: any(host["host"] == "pc2" for host in running.get("/distributed_comfy/workers")["hosts"]), 60.0)
+        hosts: Callable[[], list[Any]] = lambda: running.get("/distributed_comfy/workers")["hosts"]  # noqa: E731
+        running.until(lambda: any(host["host"] == "pc2" and host["workers"] for host in hosts()), 60.0)  # its agent has started
         assert with_token(running, token, "POST", "/distributed_comfy/invites/pc2/revoke", {})[0] == 200
-        assert up.wait(90) == 4  # not invited any more
+        ended = guest.finish(up, 90)
+        assert ended.status == 4, ended.err  # not invited any more
     finally:
         if up.poll() is None:
             guest.interrupt(up)
