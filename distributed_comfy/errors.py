@@ -992,6 +992,17 @@ class JobLost(JobError):
     sentence = "the state Redis has lost job {job_id}: it came back without its data; run the prompt again"
 
 
+class BlobsAway(JobError):
+    """The server of tensors and files did not come back while a job waited for it."""
+
+    code = "blobs_away"
+    exit_code = 3
+    sentence = (
+        "the blob server has not answered for {seconds} s ({reason}), and the job waits no longer; start that server again "
+        "and run the same prompt again: what is finished is kept, and goes into it (DC_BLOB_AWAY_S says how long is waited)"
+    )
+
+
 class SizesDiffer(JobError):
     """Images of one batch have different sizes."""
 

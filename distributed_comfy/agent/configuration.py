@@ -57,6 +57,8 @@ class WorkerConfiguration(BaseModel):
     """CPU threads of the engine; 0: the agent's DC_THREADS, else by its cores, see below."""
     cores: Literal["auto"] | tuple[int, ...] = "auto"
     """CPUs it may use (Linux), as a list of numbers; ``auto``: its share of those near its GPU, see below."""
+    old_id: str = ""
+    """Its id in ComfyUI-Distributed, where it was imported from there: scripts written for that pack call it so."""
 
     @field_validator("device", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import redis
@@ -162,6 +163,15 @@ class MasterJob:
         return self._over.is_set()
 
     # -- for whoever follows the prompt
+    @property
+    def waits_in(self) -> Cluster | None:
+        """The cluster in which it is queued while nobody collects it; None where that is not so."""
+        return self._entered.cluster if self.phase == "queued" and self._entered is not None else None
+
+    def collect(self) -> None:
+        """Let it be collected before its turn; returns at once."""
+        self._spawn(self._collect)
+
     def enter(self) -> None:
         """Enter it in the table, if that has not been done, and let it be collected when its turn comes; waits for servers."""
         with self._changing:
@@ -396,23 +406,17 @@ class MasterJob:
                 self.running.collector.stop()
 
     def _begin(self, entered: Entered) -> RunningJob:
-        cluster, queued, spool = entered.cluster, entered.queued, self._open_spool(entered)
-        record, folder = queued.record, self._places.folder
-        place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(folder.absolute()))
+        cluster, queued, spool, record = entered.cluster, entered.queued, self._open_spool(entered), entered.queued.record
+        place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(self._places.folder.absolute()))
         try:
             cluster.jobs.note_spool(record.job_id, place)
         except (ClusterUnavailable, redis.RedisError) as error:  # the collector waits for a table that comes back
             log.warning("job %s: the table is not told where its spool lies: %s", record.job_id, error)
-        tiles = TileLimits(
-            blob_bytes=cluster.settings.blob_limit_bytes,
-            workers=CapableWorkers(cluster, record),
-            on_planned=self.progress.tiles_planned,
-        )
-        options = CollectorOptions(
-            on_item=self.progress.item_done, ensure_inputs=lambda: queued.inputs.ensure(record.input_files), tiles=tiles
-        )
-        collector = Collector(record, cluster.jobs, cluster.blobs, spool, options)
-        return RunningJob(cluster, record, queued.plan, spool, collector)
+        settings, tell, workers = cluster.settings, self.progress, CapableWorkers(cluster, record)
+        tiles = TileLimits(blob_bytes=settings.blob_limit_bytes, workers=workers, on_planned=tell.tiles_planned)
+        ensure = partial(queued.inputs.ensure, record.input_files)
+        options = CollectorOptions(tell.item_done, ensure, blob_away_s=settings.blob_away_s, tiles=tiles)
+        return RunningJob(cluster, record, queued.plan, spool, Collector(record, cluster.jobs, cluster.blobs, spool, options))
 
     def _settle(self, cluster: Cluster, job_id: str) -> None:
         """Nothing of an ended job stays on the servers."""

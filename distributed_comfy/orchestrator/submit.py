@@ -177,6 +177,17 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         FrameEncodingMissing: what its tensors would come in cannot be read here.
         RunInterrupted: ``stop`` was set.
     """
+    prepared = prepare_job(cluster, given, options, stop)
+    try:
+        enter_job(cluster, prepared, options.outer)
+    except BaseException as error:
+        give_up_job(cluster, prepared, error)
+        raise
+    return prepared
+
+
+def prepare_job(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, stop: threading.Event) -> QueuedJob:
+    """All of `submit_prompt` but the last step: the job as `enter_job` enters it, with its files and what it goes on with."""
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
     if plan.tiles is not None:
         plan = replace(plan, tiles=replace(plan.tiles, item_bytes=cluster.settings.tile_item_bytes))
@@ -187,26 +198,44 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
     job_id, owner = options.job_id or secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
-    resumed = None
     try:
         input_files = inputs.add(plan.input_files, _folders(given, options))
         record = _record(cluster, given, plan, options, input_files)
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
         resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
-        cluster.jobs.submit(_submission(record, plan, resumed, options.outer), owner)
-    except BaseException as error:
-        if resumed is not None:
-            resumed.spool.close()
-        if isinstance(error, DistributedComfyError):
-            # If only the answer was lost, the job is there without an owner: it is parked, and cancelled by and by.
-            with suppress(DistributedComfyError):
-                cluster.blobs.drop_job(job_id)
+    except DistributedComfyError:
+        _drop_blobs(cluster, job_id)
         raise
     return QueuedJob(record, plan, inputs, owner, resumed)
 
 
-def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: OuterRun) -> QueuedJob:
+def enter_job(cluster: Cluster, prepared: QueuedJob, outer: OuterRun | None) -> None:
+    """Let a job from `prepare_job` enter the table; a second time changes nothing.
+
+    Raises:
+        ClusterUnavailable: no answer; it may be there all the same.
+    """
+    cluster.jobs.submit(_submission(prepared.record, prepared.plan, prepared.resumed, outer), prepared.owner)
+
+
+def give_up_job(cluster: Cluster, prepared: QueuedJob, error: BaseException) -> None:
+    """Nobody enters it any more: what it would have gone on with waits for another one.
+
+    If only the answer was lost, the job is there, and nobody renews its owner's lease: it is parked, and cancelled by and by.
+    """
+    if prepared.resumed is not None:
+        prepared.resumed.spool.close()
+    if isinstance(error, DistributedComfyError):
+        _drop_blobs(cluster, prepared.record.job_id)
+
+
+def _drop_blobs(cluster: Cluster, job_id: str) -> None:
+    with suppress(DistributedComfyError):
+        cluster.blobs.drop_job(job_id)
+
+
+def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool | None, outer: OuterRun) -> QueuedJob:
     """Enter a job in another table, as it was planned and under its id: what lies in its spool does not run again.
 
     A table that knows the job, because it is the old one come back, is changed in nothing.
@@ -214,7 +243,7 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: Outer
     Args:
         cluster: open connections.
         queued: the job, whose table is gone.
-        spool: its own, open.
+        spool: its own, open; None where nothing of it is here.
         outer: the ComfyUI that runs the prompt.
     Raises:
         InputFileMissing: a file that the prompt loads is there no more.
@@ -223,7 +252,7 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: Outer
     record = queued.record
     inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
     inputs.add(queued.plan.input_files, {name: [folder] for name, folder in outer.folders.items()})
-    resumed = Resumed(record.job_id, spool, record.items)
+    resumed = Resumed(record.job_id, spool, record.items) if spool is not None else None
     cluster.jobs.submit(_submission(record, queued.plan, resumed, outer), queued.owner)
     return replace(queued, inputs=inputs, resumed=resumed)
 

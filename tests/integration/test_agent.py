@@ -395,6 +395,31 @@ def test_without_an_agent_the_command_says_so_and_who_lives(line: CommandLine, a
     assert agent.end(process) == 0
 
 
+def test_an_agent_takes_an_imported_configuration_over_or_it_is_said_what_is_left_to_do(line: CommandLine, agent: AgentProcess) -> None:
+    theirs = [{"id": "1", "name": "w1", "cuda_device": 1}, {"id": "2", "name": "w2", "enabled": False}]
+    config = line.write("gpu_config.json", {"workers": theirs})
+    agent.write(workers={"pc1-cpu": {"device": "cpu"}, "w1": {"device": "cpu"}})
+    process = agent.start()
+    agent.wait("pc1-cpu", "running")
+    agent.wait("w1", "running")
+    elsewhere = line.run("config", "import", config, "--force", DC_WORKERS_FILE=str(line.folder / "other.json"))
+    assert f"keeps the workers of another file, {agent.file}; end that ComfyUI, or `up`, and start it again" in elsewhere.out
+    done = line.run("config", "import", config, "--force", "--json")
+    assert done.json["taken_over"] is True and done.json["replaced"] == {"changed": {"w1": "cpu"}, "removed": {"pc1-cpu": "cpu"}}
+    host = agent.host()
+    assert host is not None and set(host.configuration["workers"]) == {"w1", "w2"} and host.configuration["workers"]["w1"]["old_id"] == "1"
+    again = line.run("config", "import", config, "--force").out
+    assert "worker w1 runs as it was; `distributed-comfy workers restart w1` brings what is written now" in again, again
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        silent = line.run("config", "import", config, "--force")
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert silent.status == 0 and f"the agent of this host (pid {process.pid}) could not be told: " in silent.out
+    assert "until then the workers of before run" in silent.out
+    assert agent.end(process) == 0
+
+
 # -- workers of others ---------------------------------------------------------------------------------------------------
 @posix
 def test_a_worker_that_was_started_by_hand_can_be_ended_and_not_be_started_again(line: CommandLine) -> None:

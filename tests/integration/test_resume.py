@@ -2,18 +2,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
+from distributed_comfy.settings import read_settings
+from tasks.cluster import open_cluster
+from tests.blob_server import BlobServer
 from tests.cluster_rig import Rig
 from tests.command_line import CommandLine, Finished, pixels, slow, texts, until
+from tests.conftest import RedisServer
 from tests.prompts import node, out
 
 pytestmark = pytest.mark.redis
@@ -64,6 +70,14 @@ def kill_in_the_middle(line: CommandLine) -> str:
     line.finish(process)
     (spool,) = spools(line)
     return spool.name
+
+
+@pytest.fixture
+def blob_server(redis_server: RedisServer, tmp_path: Path) -> Iterator[BlobServer]:
+    """One that the test kills and starts again."""
+    server = BlobServer(redis_server.program, tmp_path / "blobs")
+    yield server
+    server.kill()
 
 
 def check_complete(line: CommandLine) -> None:
@@ -213,3 +227,28 @@ def test_a_run_that_is_alive_is_left_alone(line: CommandLine, builtin_rig: Rig) 
     assert (first.returncode, second.status) == (0, 0), done.err + second.err
     assert "goes on" not in second.err and done.json["job"] != second.json["job"]
     assert sorted(texts(path)["seed"] for path in pngs(line)) == sorted([*range(SEED, SEED + ITEMS)] * 2)
+
+
+def test_a_run_whose_blob_server_stays_away_ends_and_the_same_command_goes_on_with_what_is_here(
+    line: CommandLine, builtin_rig: Rig, blob_server: BlobServer
+) -> None:
+    settings = read_settings(key_prefix="away:", blob_away_s=3.0)
+    cluster = open_cluster(settings, builtin_rig.cluster.redis_url, blob_server.url)
+    rig = Rig("builtin", cluster, builtin_rig.new_folder(), {})
+    line.environment.update(DC_BLOB_URL=blob_server.url, DC_BLOB_AWAY_S="3", DC_KEY_PREFIX="away:")
+    try:
+        rig.start("own")
+        process = start(line)
+        until(lambda: len(pngs(line)) >= 3 or process.poll() is not None)
+        blob_server.kill()
+        ended = line.finish(process)
+        assert ended.status == 3 and re.search(r"the blob server has not answered for \d s \(the blob Redis at ", ended.err), ended.err
+        here = spooled(line)
+        assert len(here) >= 3, "they wait for the next run"
+        blob_server.start()
+        done = line.finish(start(line))
+        assert done.status == 0 and f"{len(here)} of {ITEMS} items" in done.err, done.err
+        check_complete(line)
+    finally:
+        rig.close()
+        cluster.close()
