@@ -112,11 +112,10 @@ def test_with_one_worker_there_is_nothing_to_compare(line: CommandLine) -> None:
 def test_ctrl_c_leaves_nothing_behind(line: CommandLine, moment: str) -> None:
     process = line.start("demo", "--items", "3")
     wait_for(process, moment)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     done = line.finish(process)
     assert done.status == 130, done.err
-    assert time.monotonic() - began < 10 and "Traceback" not in done.err
+    assert "it is killed" not in done.err and "Traceback" not in done.err, "its workers end when they are asked to"
     check_clean(line, 0)
     if moment == "second job":
         assert len(list((line.folder / "demo-output").iterdir())) == 4, "the pictures of the first job, and their names"
