@@ -252,7 +252,7 @@ class Rig:
     def _worker_command(self) -> list[str]:
         """ComfyUI finds the test's nodes in its base directory; the built-in engine has to be given them."""
         if self.engine == "comfyui":
-            return ["distributed_comfy.cli.main", "worker", "--end-with-stdin"]
+            return ["distributed_comfy", "worker", "--end-with-stdin"]
         return ["tests.worker_process"]
 
     def stop(self, name: str) -> None:
