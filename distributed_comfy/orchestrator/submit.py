@@ -203,11 +203,18 @@ def prepare_job(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, st
         record = _record(cluster, given, plan, options, input_files)
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
-        resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
+        resumed = resume(cluster, record, options.resume_in, owner) if options.resume_in else None
     except DistributedComfyError:
         _drop_blobs(cluster, job_id)
         raise
-    return QueuedJob(record, plan, inputs, owner, resumed)
+    prepared = QueuedJob(record, plan, inputs, owner, resumed)
+    if resumed is None or resumed.record is None:
+        return prepared
+    try:
+        return _gone_on(cluster, replace(prepared, record=resumed.record), _folders(given, options), job_id)
+    except BaseException:
+        resumed.spool.close()
+        raise
 
 
 def enter_job(cluster: Cluster, prepared: QueuedJob, outer: OuterRun | None) -> None:
@@ -255,6 +262,15 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool | None, outer
     resumed = Resumed(record.job_id, spool, record.items) if spool is not None else None
     cluster.jobs.submit(_submission(record, queued.plan, resumed, outer), queued.owner)
     return replace(queued, inputs=inputs, resumed=resumed)
+
+
+def _gone_on(cluster: Cluster, queued: QueuedJob, folders: dict[str, list[Path]], unused_id: str) -> QueuedJob:
+    """A job that went on itself: its input files are there under its own id, and nothing of the one that would have been queued."""
+    record = queued.record
+    inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
+    inputs.add(queued.plan.input_files, folders)
+    cluster.blobs.drop_job(unused_id)
+    return replace(queued, inputs=inputs)
 
 
 def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
