@@ -109,16 +109,17 @@ def state_wiped(field: Field) -> Ending:
 
 @scenario(
     "state Redis restarts without a master",
-    "kill -9 of `distributed-comfy run`, then of the server of the table, which starts again; `jobs attach` when all is parked",
+    "kill -9 of `distributed-comfy run`; when its job is parked, of the server of the table, which starts again; then `jobs attach`",
     "append-only file",
     "engines go on",
     "a job without a collector is parked",
     costs=Costs(0, 4),  # as without the master's death
 )
 def state_killed_without_master(field: Field) -> Ending:
-    """What its workers have is entered when the server is back; no more is handed out, and what is parked is shown as that."""
+    """What its workers have is entered when the server is back; no more is handed out, and what was parked is shown as that."""
     line = field.command_line()
     job_id = kill_a_master(field, line)
+    until(lambda: field.cluster.jobs.job_state(job_id).state == "parked")
     field.state.kill()
     time.sleep(AWAY_S)
     field.state.start()
