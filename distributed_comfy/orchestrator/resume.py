@@ -39,7 +39,7 @@ class Resumed:
         return tuple(FinishedItem(index, self.spool.claim_id(index) or "", self.spool.result(index)) for index in here)
 
 
-def resume(cluster: Cluster, record: JobRecord, out: Path, owner: str) -> Resumed | None:
+def resume(cluster: Cluster, record: JobRecord, out: Path, owner: str, *, itself: bool = True) -> Resumed | None:
     """Go on with what an unfinished job of the same resume key left in ``out``; None where there is nothing, or somebody collects it.
 
     A job that the table still has goes on itself, under its new owner: what its workers have finished is fetched, what they run is waited
@@ -51,13 +51,14 @@ def resume(cluster: Cluster, record: JobRecord, out: Path, owner: str) -> Resume
         record: the new job; its id is its own already.
         out: output folder.
         owner: who collects from now on.
+        itself: False where the old job cannot go on itself, because more than its record holds belongs to whoever submitted it.
     """
     for left, manifest in find_left(out / SPOOL_FOLDER, record.resume_key):
         last_owner = _last_owner(cluster, manifest.job_id, left)
         if last_owner is None:
             continue
         change = _Change(cluster, manifest.job_id, last_owner, owner)
-        resumed = _take_over(change, record, left, manifest) or _succeed(change, record, left)
+        resumed = (_take_over(change, record, left, manifest) if itself else None) or _succeed(change, record, left)
         if resumed is not None:
             return resumed
     return None

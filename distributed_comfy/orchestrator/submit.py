@@ -130,6 +130,11 @@ class QueuedJob:
     resumed: Resumed | None = None
     """What it goes on with; the spool is then open."""
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it is the very job that stopped, which is in the table, and has results in the blob store."""
+        return self.resumed is not None and self.resumed.record is not None
+
 
 def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) -> GivenPrompt:
     """The prompt with every ``--set`` applied.
@@ -203,7 +208,8 @@ def prepare_job(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, st
         record = _record(cluster, given, plan, options, input_files)
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
-        resumed = resume(cluster, record, options.resume_in, owner) if options.resume_in else None
+        itself = options.outer is None  # a ComfyUI that runs the prompt has claims of its own on its job
+        resumed = resume(cluster, record, options.resume_in, owner, itself=itself) if options.resume_in else None
     except DistributedComfyError:
         _drop_blobs(cluster, job_id)
         raise
@@ -223,7 +229,8 @@ def enter_job(cluster: Cluster, prepared: QueuedJob, outer: OuterRun | None) -> 
     Raises:
         ClusterUnavailable: no answer; it may be there all the same.
     """
-    cluster.jobs.submit(_submission(prepared.record, prepared.plan, prepared.resumed, outer), prepared.owner)
+    if not prepared.is_old:
+        cluster.jobs.submit(_submission(prepared.record, prepared.plan, prepared.resumed, outer), prepared.owner)
 
 
 def give_up_job(cluster: Cluster, prepared: QueuedJob, error: BaseException) -> None:
@@ -233,7 +240,7 @@ def give_up_job(cluster: Cluster, prepared: QueuedJob, error: BaseException) -> 
     """
     if prepared.resumed is not None:
         prepared.resumed.spool.close()
-    if isinstance(error, DistributedComfyError):
+    if isinstance(error, DistributedComfyError) and not prepared.is_old:
         _drop_blobs(cluster, prepared.record.job_id)
 
 

@@ -218,7 +218,7 @@ def test_an_interrupted_job_leaves_its_images_also_where_a_node_of_its_last_stag
 
 
 def test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again(line: CommandLine, builtin_rig: Rig) -> None:
-    process = start_into_a_save_node(line)
+    process = start_into_a_save_node(line, wait=node("RuleSlow", images=out("make"), milliseconds=1000))
     until(lambda: len(spooled(line)) >= 3)
     (spool,) = spools(line)
     assert line.run("jobs", "cancel", spool.name).status == 0

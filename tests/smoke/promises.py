@@ -143,7 +143,7 @@ PROMISES: dict[str, Promise] = {
     "a job goes on itself": Promise(
         "What its workers finished after a run was killed counts, and what they run goes on: the same command takes the job itself over.",
         "tests/integration/test_resume.py::test_the_same_command_goes_on_where_a_killed_one_stopped",
-        Mutation("distributed_comfy/orchestrator/resume.py", "_take_over(change, record, left, manifest) or ", ""),
+        Mutation("distributed_comfy/orchestrator/resume.py", "_take_over(change, record, left, manifest) if itself", "None if itself"),
     ),
     "an owner keeps results": Promise(
         "Where another job goes on with what the killed one finished, no reaper takes its results away meanwhile.",
@@ -156,9 +156,9 @@ PROMISES: dict[str, Promise] = {
         Mutation(f"{SCRIPTS}/reap.lua", "    job.parked = NOW\n", "    job.parked = 0\n"),
     ),
     "a failed job is retried": Promise(
-        "A job that failed keeps what is finished: `jobs retry` and `jobs attach` into the same folder run only the rest.",
+        "A job that failed or was cancelled keeps what is finished: `jobs retry` and `jobs attach` into the same folder run only the rest.",
         "tests/integration/test_resume.py::test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again",
-        None,
+        Mutation("distributed_comfy/orchestrator/delivery.py", "            self._waiting = True\n", "            self._waiting = False\n"),
     ),
     "leases at maxmemory": Promise(
         "Leases are renewed on a state server that has no memory left.",
