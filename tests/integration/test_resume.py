@@ -103,20 +103,22 @@ def test_the_same_command_goes_on_where_a_killed_one_stopped(line: CommandLine, 
     assert builtin_rig.cluster.jobs.job_state(old).state == "done"
 
 
-def finished_without_a_master(line: CommandLine, rig: Rig, old: str) -> set[int]:
-    """The items of a job whose owner lease has run out; some of them lie in the blob store."""
-    jobs = rig.cluster.jobs
-    until(lambda: (state := jobs.job_state(old)).ended or (state.state == "parked" and not state.counts["running"]))
+def kill_and_wait_until_parked(line: CommandLine, rig: Rig) -> tuple[str, set[int]]:
+    """A job whose owner lease has run out while some of it was left to do, and its finished items; some of them lie in the blob store."""
+    line.write("graph.json", slow(1000, seed=SEED))
+    line.environment["DC_OWNER_TTL_S"] = "1"
+    old, jobs = kill_in_the_middle(line), rig.cluster.jobs
+    jobs.pause(old)  # for a slow reaper: what runs is finished
+    until(lambda: (state := jobs.job_state(old)).state == "parked" and not state.counts["running"])
     finished = {index for index, item in jobs.item_states(old).items() if item.state == "done"}
-    assert len(finished) > len(spooled(line))
-    return finished
+    assert len(spooled(line)) < len(finished) < ITEMS
+    return old, finished
 
 
 def test_what_workers_finish_after_the_master_was_killed_does_not_run_again_for_another_job_either(
     line: CommandLine, builtin_rig: Rig
 ) -> None:
-    old = kill_in_the_middle(line)
-    finished = finished_without_a_master(line, builtin_rig, old)
+    old, finished = kill_and_wait_until_parked(line, builtin_rig)
     done = line.finish(start(line, "--priority", "7"))
     assert done.status == 0, done.err
     assert f"goes on where job {old} stopped: {len(finished)} of" in done.err and done.json["job"] != old
@@ -128,8 +130,7 @@ def test_a_reaper_that_comes_while_the_old_job_is_fetched_leaves_its_results(
     line: CommandLine, builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancelled job without an owner is none whose results anybody will fetch."""
-    old, cluster = kill_in_the_middle(line), builtin_rig.cluster
-    finished = finished_without_a_master(line, builtin_rig, old)
+    (old, finished), cluster = kill_and_wait_until_parked(line, builtin_rig), builtin_rig.cluster
     cancel = cluster.jobs.cancel
 
     def cancel_slowly(job_id: str, reason: str) -> None:
@@ -218,6 +219,7 @@ def test_an_interrupted_job_leaves_its_images_also_where_a_node_of_its_last_stag
 
 
 def test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again(line: CommandLine, builtin_rig: Rig) -> None:
+    assert line.run("jobs", "list").status == 0  # the first command takes longest, and the cancel must not
     process = start_into_a_save_node(line, wait=node("RuleSlow", images=out("make"), milliseconds=1000))
     until(lambda: len(spooled(line)) >= 3)
     (spool,) = spools(line)
