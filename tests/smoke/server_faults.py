@@ -143,10 +143,11 @@ def state_killed_without_master(field: Field) -> Ending:
 )
 def blobs_full(field: Field) -> Ending:
     """Others have all that it may hold."""
-    job, line = field.begin(), field.command_line()
-    field.hit(job.queued())
+    line = field.command_line()
     with redis.Redis.from_url(field.blobs.url) as client:
         client.set("others", bytes(ROOM_BYTES))
+        job = field.begin()
+        field.hit(job.queued())
         struck_at = strike(lambda: client.config_set("maxmemory", ROOM_BYTES))
         try:
             job.until(lambda: job.report.waited)
