@@ -217,15 +217,16 @@ class Field:
             server.kill()
 
     # -- jobs --------------------------------------------------------------------------------------------------------------
-    def prompt(self) -> Prompt:
-        """Pictures of a seed, each after some steps of a tenth of a second."""
+    def prompt(self, steps: int = 0) -> Prompt:
+        """Pictures of a seed, each after some steps of a tenth of a second; by default as many as the field's timing says."""
+        steps = steps or self.timing.steps
         prompt: Prompt = {
             "seed": node("DistributedSeed", seed=SEED),
             "make": node("SeededGenerator", seed=out("seed"), steps=1, width=48, height=32, batch_size=1, style="auto"),
         }
         last = "make"
-        for step in range(self.timing.steps):
-            if step == self.timing.steps // 2:
+        for step in range(steps):
+            if step == steps // 2:
                 prompt["mishap"] = node("RuleMishap", images=out(last), seed=out("seed"), folder=str(self.mishaps))
                 last = "mishap"
             prompt[f"step{step}"] = node("RuleStep", images=out(last), milliseconds=STEP_MS)

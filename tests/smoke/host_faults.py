@@ -127,15 +127,18 @@ def host_revoked(field: Field) -> Ending:
         network.cable(master.host, guest.host)
         master.start_worker(**logs)
         join(master, guest, **logs)
-        job = master.start_job(field.prompt(), "made", field.timing.items)
+        prompt = field.prompt(steps=3 * field.timing.steps)  # our commands take a while
+        job = master.start_job(prompt, "made", field.timing.items)
         until(lambda: master.workers().get("pc2-cpu"))
         struck_at = strike(lambda: master.command("invite", "revoke", "pc2"))
-        said, _ = job.communicate(timeout=150)
+        begun = field.rig.execution_log.read_text().splitlines()
+        said, _ = job.communicate(timeout=240)
         assert job.returncode == 0, said
         until(lambda: "pc2-cpu" not in master.workers())
         assert "on pc2-cpu in" in said and "on master-cpu in" in said, said
     job_id = re.findall(r"\bjob ([0-9a-f]{12})\b", said)[0]
-    return Ending(folder / "master" / "made", [job_id], struck_at=struck_at)
+    assert sum(row.startswith(job_id) for row in begun) < field.timing.items, "it was shut out too late"
+    return Ending(folder / "master" / "made", [job_id], struck_at=struck_at, prompt=prompt)
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------------

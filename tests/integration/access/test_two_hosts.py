@@ -63,7 +63,7 @@ def test_an_invited_host_works_by_tls_without_a_port_and_when_it_is_shut_out_its
     connections = pc2.host.run("ss", "-tnH", "state", "established").split()
     assert {address for address in connections if address.startswith(f"{here}:")} == {f"{here}:47380", f"{here}:47381"}
 
-    job = master.start_job(slow(2000), "disturbed", ITEMS)
+    job = master.start_job(slow(4000), "disturbed", ITEMS)
     until(lambda: master.workers().get("pc2-cpu"), timeout_s=30)
     master.command("invite", "revoke", "pc2")
     assert pc2.host.listens() == []
