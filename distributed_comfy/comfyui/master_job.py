@@ -38,7 +38,6 @@ from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import JobRecord
 from distributed_comfy.orchestrator.delivery import CapableWorkers
 from distributed_comfy.orchestrator.progress import ProgressListener
-from distributed_comfy.orchestrator.waiting import KeptResults
 from distributed_comfy.planning.plan import JobPlan
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
@@ -379,8 +378,7 @@ class MasterJob:
             if not self._asked or running is None or self.phase != "running" or self._listener is not None:
                 return
             if running.cluster is not self._places.alone:
-                kept = KeptResults(partial(log.warning, "job %s: %s", running.record.job_id))
-                self._listener = ProgressListener(running.cluster, running.record.job_id, self.progress.step, on_waits=kept.hear)
+                self._listener = self.progress.listener(running.cluster, running.record.job_id)
                 self._listener.__enter__()
 
     def _listen_no_more(self) -> None:
