@@ -748,6 +748,16 @@ class BlobStoreFull(DistributedComfyError):
     sentence = "the blob Redis at {target} is full ({reason}); raise its maxmemory or lower DC_BYTES_IN_FLIGHT"
 
 
+class ResultTooLarge(DistributedComfyError):
+    """All of one item's result is more than the blob Redis holds even when it is empty."""
+
+    code = "result_too_large"
+    sentence = (
+        "the result of item {item_id} needs {size_bytes} bytes, and the blob Redis at {target} holds {limit_bytes} when it is empty; "
+        "raise its maxmemory or use smaller batches"
+    )
+
+
 class BlobMissing(DistributedComfyError):
     """A blob that a record points to is not in the blob store any more."""
 

@@ -22,7 +22,7 @@ from distributed_comfy.cli.worker import comfyui_option
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import JobFailed, JobUnknown, MessageVersionUnknown, from_wire
 from distributed_comfy.frame_plan import FramePlan
-from distributed_comfy.messages import Capability, ItemSpec
+from distributed_comfy.messages import Capability, ItemSpec, item_id
 from distributed_comfy.orchestrator.delivery import Delivery
 from distributed_comfy.orchestrator.local_workers import WorkerOptions
 from distributed_comfy.orchestrator.run import RunOptions, check_attachable, own_workers
@@ -81,7 +81,8 @@ def show(output: Output, /, job_id: str, every: bool) -> None:
         record, state, owner = cluster.jobs.record(job_id), cluster.jobs.job_state(job_id), cluster.jobs.owner(job_id)
         state = _with_reason(cluster, job_id, state, cluster.matching.live())
         items, specs, now_ms = cluster.jobs.item_states(job_id), cluster.jobs.specs(job_id), redis_now_ms(cluster)
-    listed = [_item_json(specs[index], item) for index, item in items.items() if index in specs]
+        kept = _kept_results(cluster, job_id, items)
+    listed = [{**_item_json(specs[index], item), "waits": kept.get(index, "")} for index, item in items.items() if index in specs]
     frames = {"option": record.frames.option, "eight_bit": list(record.frames.eight_bit) if record.frames.option == "auto" else []}
     output.result({"job": job_id, **_job_json(state), "owner": owner, "frames": frames, "items": listed})
     output.say(f"job {job_id}: {state.state}, {_done(state)} items done, {state.counts['running']} running", "bold")
@@ -93,12 +94,21 @@ def show(output: Output, /, job_id: str, every: bool) -> None:
         output.say(f"  {state.reason}")
     if owner and not state.ended:
         output.say(f"  collected by {owner}")
+    for index, reason in kept.items():
+        output.say(f"  {items[index].worker} keeps the result of item {index}: {reason}")
     if record.frames.option != "exact":
         output.say(f"  frames travel as {frames_in_words(record.frames)}")
     _show_items(output, specs, items, every=every)
     for index, item in items.items():
         if item.state == "failed" and item.error:
             _show_item_error(output, job_id, index, item)
+
+
+def _kept_results(cluster: Cluster, job_id: str, items: Mapping[int, ItemState]) -> dict[int, str]:
+    """Items whose result cannot be stored now, and why; their workers keep it."""
+    statuses = cluster.statuses.read(sorted({item.worker for item in items.values() if item.state == "running"}))
+    told = {running.item: running.waits for status in statuses.values() for running in status.items}
+    return {index: reason for index in items if (reason := told.get(item_id(job_id, index), ""))}
 
 
 def frames_in_words(plan: FramePlan) -> str:

@@ -133,7 +133,9 @@ class RunProgress(SilentReporter):
             self._output.warn(f"--preview: the prompt has no upscale, so {self._preview.path} is not written")
         if start.resumed:
             here = _here_already(JobCount(record), start.resumed_items)
-            self._output.remark(f"goes on where job {start.resumed} stopped: {here} here already (--fresh starts afresh)", "bold")
+            same = start.resumed == record.job_id
+            which = f"with job {start.resumed}, which nobody collected" if same else f"where job {start.resumed} stopped"
+            self._output.remark(f"goes on {which}: {here} here already (--fresh starts afresh)", "bold")
         with self._lock:
             self._view = _View(self._view.title or record.title or "prompt", JobCount(record), start.seeds, start.resumed_items)
         self._output.remark(f"job {record.job_id}: {_count(record)}", "bold")

@@ -378,7 +378,7 @@ class MasterJob:
             if not self._asked or running is None or self.phase != "running" or self._listener is not None:
                 return
             if running.cluster is not self._places.alone:
-                self._listener = ProgressListener(running.cluster, running.record.job_id, self.progress.step)
+                self._listener = self.progress.listener(running.cluster, running.record.job_id)
                 self._listener.__enter__()
 
     def _listen_no_more(self) -> None:

@@ -1,13 +1,18 @@
 """How far a job is, as its node in ComfyUI shows it."""
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distributed_comfy.messages import ItemResult, JobRecord
 from distributed_comfy.orchestrator.counting import JobCount
-from distributed_comfy.orchestrator.progress import Step
+from distributed_comfy.orchestrator.progress import ProgressListener, Step
+from distributed_comfy.orchestrator.waiting import KeptResults
+from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
 
 _SHOWN_WORKERS = 4
 
@@ -37,6 +42,11 @@ class JobProgress:
         """Worker -> what it did last, of items that are not here yet."""
         self._preview = b""
         self._note = ""
+        self._kept = KeptResults(log.warning)
+
+    def listener(self, cluster: Cluster, job_id: str) -> ProgressListener:
+        """Tells it what workers say of the job; of results that cannot be stored now the log speaks."""
+        return ProgressListener(cluster, job_id, self.step, on_waits=self._kept.hear)
 
     def begin(self, record: JobRecord) -> None:
         """The job is in the table."""

@@ -38,7 +38,7 @@ from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener, Step
 from distributed_comfy.orchestrator.servers import Servers, redis_servers, refuse_where_joined
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt, submit_prompt
-from distributed_comfy.orchestrator.waiting import WorkerWatch, watching_workers
+from distributed_comfy.orchestrator.waiting import KeptResults, WorkerWatch, watching_workers
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster, open_cluster
 
@@ -61,9 +61,9 @@ class JobStart:
     warnings: tuple[str, ...] = ()
     """Sentences for the user about what was decided for them."""
     resumed: str = ""
-    """The unfinished job that this one goes on with; empty where it starts afresh."""
+    """The unfinished job that this one takes the place of, or that goes on itself; empty where it starts afresh."""
     resumed_items: frozenset[int] = frozenset()
-    """Indexes of the items that it has from that job."""
+    """Indexes of the items that were here before."""
 
 
 class Reporter(Protocol):
@@ -86,7 +86,7 @@ class Reporter(Protocol):
         """The job is in the table (or was taken over)."""
 
     def waiting(self, reason: str) -> None:
-        """No live worker can run what the job needs next; a sentence, once per outage."""
+        """No live worker can run what the job needs next, or what they made cannot be stored; a sentence, once per outage."""
 
     def step(self, step: Step) -> None:
         """A worker did some steps."""
@@ -232,7 +232,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
         keep=options.keep,
     )
     ownership = Ownership(cluster, job.record.job_id, job.owner)
-    with ownership, ProgressListener(cluster, job.record.job_id, reporter.step), watching as watch:
+    with ownership, _listening(cluster, job.record.job_id, reporter), watching as watch:
         return _given_up(watch, _collect(cluster, job.record, delivery, options.stop, ownership.lost))
 
 
@@ -251,7 +251,7 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     owner = _take_over(cluster, job_id, stop)
     ownership = Ownership(cluster, job_id, owner)
     watching = watching_workers(cluster, record, reporter.waiting, partial(_cancel_rest, cluster, job_id))
-    with ownership, ProgressListener(cluster, job_id, reporter.step), watching:
+    with ownership, _listening(cluster, job_id, reporter), watching:
         seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
         reporter.submitted(JobStart(record, seeds))
         on_canvas = reporter.canvas if reporter.watches_canvas else None
@@ -274,6 +274,10 @@ def check_attachable(cluster: Cluster, job_id: str, out: Path) -> JobRecord:
     if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
         raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
     return record
+
+
+def _listening(cluster: Cluster, job_id: str, reporter: Reporter) -> ProgressListener:
+    return ProgressListener(cluster, job_id, reporter.step, on_waits=KeptResults(reporter.waiting).hear)
 
 
 def _given_up(watch: WorkerWatch, delivery: Delivery) -> Delivery:
@@ -321,7 +325,7 @@ def _watch(cluster: Cluster, start: JobStart, stop: threading.Event, reporter: R
     """Wait for the end of a job that nobody collects; ``stop`` cancels it, and what is finished stays for Celery."""
     job_id, given_up = start.record.job_id, threading.Event()
     job = KeptJob(cluster, start.record, reporter.item_done, given_up)
-    with ProgressListener(cluster, job_id, reporter.step), _cancelling(cluster, job_id, given_up.set, stop):
+    with _listening(cluster, job_id, reporter), _cancelling(cluster, job_id, given_up.set, stop):
         return replace(job.wait(), seeds=start.seeds)
 
 

@@ -130,6 +130,11 @@ class QueuedJob:
     resumed: Resumed | None = None
     """What it goes on with; the spool is then open."""
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it is the very job that stopped, which is in the table, and has results in the blob store."""
+        return self.resumed is not None and self.resumed.record is not None
+
 
 def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) -> GivenPrompt:
     """The prompt with every ``--set`` applied.
@@ -203,11 +208,19 @@ def prepare_job(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, st
         record = _record(cluster, given, plan, options, input_files)
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
-        resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
+        itself = options.outer is None  # a ComfyUI that runs the prompt has claims of its own on its job
+        resumed = resume(cluster, record, options.resume_in, owner, itself=itself) if options.resume_in else None
     except DistributedComfyError:
         _drop_blobs(cluster, job_id)
         raise
-    return QueuedJob(record, plan, inputs, owner, resumed)
+    prepared = QueuedJob(record, plan, inputs, owner, resumed)
+    if resumed is None or resumed.record is None:
+        return prepared
+    try:
+        return _gone_on(cluster, replace(prepared, record=resumed.record), _folders(given, options), job_id)
+    except BaseException:
+        resumed.spool.close()
+        raise
 
 
 def enter_job(cluster: Cluster, prepared: QueuedJob, outer: OuterRun | None) -> None:
@@ -216,7 +229,8 @@ def enter_job(cluster: Cluster, prepared: QueuedJob, outer: OuterRun | None) -> 
     Raises:
         ClusterUnavailable: no answer; it may be there all the same.
     """
-    cluster.jobs.submit(_submission(prepared.record, prepared.plan, prepared.resumed, outer), prepared.owner)
+    if not prepared.is_old:
+        cluster.jobs.submit(_submission(prepared.record, prepared.plan, prepared.resumed, outer), prepared.owner)
 
 
 def give_up_job(cluster: Cluster, prepared: QueuedJob, error: BaseException) -> None:
@@ -226,7 +240,7 @@ def give_up_job(cluster: Cluster, prepared: QueuedJob, error: BaseException) -> 
     """
     if prepared.resumed is not None:
         prepared.resumed.spool.close()
-    if isinstance(error, DistributedComfyError):
+    if isinstance(error, DistributedComfyError) and not prepared.is_old:
         _drop_blobs(cluster, prepared.record.job_id)
 
 
@@ -255,6 +269,15 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool | None, outer
     resumed = Resumed(record.job_id, spool, record.items) if spool is not None else None
     cluster.jobs.submit(_submission(record, queued.plan, resumed, outer), queued.owner)
     return replace(queued, inputs=inputs, resumed=resumed)
+
+
+def _gone_on(cluster: Cluster, queued: QueuedJob, folders: dict[str, list[Path]], unused_id: str) -> QueuedJob:
+    """A job that went on itself: its input files are there under its own id, and nothing of the one that would have been queued."""
+    record = queued.record
+    inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
+    inputs.add(queued.plan.input_files, folders)
+    cluster.blobs.drop_job(unused_id)
+    return replace(queued, inputs=inputs)
 
 
 def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
+from distributed_comfy.orchestrator.resume import resume
 from distributed_comfy.settings import read_settings
 from tasks.cluster import open_cluster
 from tests.blob_server import BlobServer
@@ -93,14 +95,54 @@ def test_the_same_command_goes_on_where_a_killed_one_stopped(line: CommandLine, 
     done = line.finish(start(line))
     assert done.status == 0, done.err
     found = done.json
-    assert f"goes on where job {old} stopped: " in done.err and found["job"] != old
+    assert f"goes on with job {old}, which nobody collected: " in done.err and found["job"] == old
     check_complete(line)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was saved stays as it is"
-    again = {index for index, *_ in builtin_rig.executions(found["job"])}
-    assert not again & here and len(found["files"]) == ITEMS
-    state = builtin_rig.cluster.jobs.job_state(old)
-    if again:  # otherwise its workers were faster than the second command
-        assert (state.state, state.reason) == ("cancelled", f"goes on as job {found['job']}")
+    assert sorted(index for index, *_ in builtin_rig.executions(old)) == list(range(ITEMS)), "what its workers had goes on"
+    assert here and len(found["files"]) == ITEMS
+    assert builtin_rig.cluster.jobs.job_state(old).state == "done"
+
+
+def kill_and_wait_until_parked(line: CommandLine, rig: Rig) -> tuple[str, set[int]]:
+    """A job whose owner lease has run out while some of it was left to do, and its finished items; some of them lie in the blob store."""
+    line.write("graph.json", slow(1000, seed=SEED))
+    line.environment["DC_OWNER_TTL_S"] = "1"
+    old, jobs = kill_in_the_middle(line), rig.cluster.jobs
+    jobs.pause(old)  # for a slow reaper: what runs is finished
+    until(lambda: (state := jobs.job_state(old)).state == "parked" and not state.counts["running"])
+    finished = {index for index, item in jobs.item_states(old).items() if item.state == "done"}
+    assert len(spooled(line)) < len(finished) < ITEMS
+    return old, finished
+
+
+def test_what_workers_finish_after_the_master_was_killed_does_not_run_again_for_another_job_either(
+    line: CommandLine, builtin_rig: Rig
+) -> None:
+    old, finished = kill_and_wait_until_parked(line, builtin_rig)
+    done = line.finish(start(line, "--priority", "7"))
+    assert done.status == 0, done.err
+    assert f"goes on where job {old} stopped: {len(finished)} of" in done.err and done.json["job"] != old
+    check_complete(line)
+    assert {index for index, *_ in builtin_rig.executions(done.json["job"])} == set(range(ITEMS)) - finished
+
+
+def test_a_reaper_that_comes_while_the_old_job_is_fetched_leaves_its_results(
+    line: CommandLine, builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled job without an owner is none whose results anybody will fetch."""
+    (old, finished), cluster = kill_and_wait_until_parked(line, builtin_rig), builtin_rig.cluster
+    cancel = cluster.jobs.cancel
+
+    def cancel_slowly(job_id: str, reason: str) -> None:
+        cancel(job_id, reason)
+        time.sleep(3 * cluster.settings.reaper_interval_s)
+
+    monkeypatch.setattr(cluster.jobs, "cancel", cancel_slowly)
+    record = replace(cluster.jobs.record(old), job_id="0123456789ab", priority=7)
+    resumed = resume(cluster, record, line.folder / "made", "somebody-1")
+    assert resumed is not None and resumed.record is None
+    with resumed.spool:
+        assert set(resumed.spool.items()) == finished
 
 
 def test_it_goes_on_even_if_the_table_is_lost(line: CommandLine, builtin_rig: Rig) -> None:
@@ -131,7 +173,7 @@ def test_a_run_whose_items_are_all_here_needs_no_worker_time(line: CommandLine, 
     done = line.finish(start(line))
     assert done.status == 0, done.err
     check_complete(line)
-    assert len({index for index, *_ in builtin_rig.executions(done.json["job"])}) == ITEMS - finished
+    assert finished and len(builtin_rig.executions(done.json["job"])) == ITEMS and done.json["job"] == spool.name
 
 
 def test_another_prompt_or_fresh_starts_afresh(line: CommandLine, builtin_rig: Rig) -> None:
@@ -177,7 +219,8 @@ def test_an_interrupted_job_leaves_its_images_also_where_a_node_of_its_last_stag
 
 
 def test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again(line: CommandLine, builtin_rig: Rig) -> None:
-    process = start_into_a_save_node(line)
+    assert line.run("jobs", "list").status == 0  # the first command takes longest, and the cancel must not
+    process = start_into_a_save_node(line, wait=node("RuleSlow", images=out("make"), milliseconds=1000))
     until(lambda: len(spooled(line)) >= 3)
     (spool,) = spools(line)
     assert line.run("jobs", "cancel", spool.name).status == 0
