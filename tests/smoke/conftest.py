@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from tests.smoke.field import LONG, SHORT, Field, Timing
-from tests.smoke.measured import Measured, as_json, markdown
+from tests.smoke.measured import ROWS, Measured, as_json, markdown
 
-ROWS: list[Measured] = []
 REPORT = os.environ.get("SMOKE_REPORT", "")
 """File for the table as JSON; none without."""
 

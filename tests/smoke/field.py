@@ -64,6 +64,8 @@ class Timing:
 SHORT = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=12, frozen_s=4.0, stall_s=60.0, old_s=0.7)
 LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0)
 """Lease and renewals as they are by default."""
+COMFYUI = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=8, frozen_s=4.0, stall_s=20.0)
+"""Real ComfyUI starts within the limit of a stall, also beside other work."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,9 @@ class Field:
     program: str
     timing: Timing
     networks: dict[str, Network] = field(default_factory=dict)
+    engine: str = "builtin"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of all workers."""
 
     def __post_init__(self) -> None:
         self.state = BlobServer(self.program, self.folder / "state", *STATE_OPTIONS)
@@ -144,7 +149,7 @@ class Field:
         settings = read_settings(key_prefix=PREFIX, cache_dir=self.folder / "cache", owner_ttl_s=5.0, **self.timing.settings)
         self.cluster = open_cluster(settings, self.state.url, self.blobs.url)
         (self.folder / "rig").mkdir()
-        self.rig = Rig("builtin", self.cluster, self.folder / "rig", {"DC_THREADS": "1"})
+        self.rig = Rig(self.engine, self.cluster, self.folder / "rig", {"DC_THREADS": "1", **self.environment})
         self.mishaps = self.folder / "mishaps"
         self.mishaps.mkdir()
         self._undisturbed: dict[tuple[str, int], Undisturbed] = {}
@@ -221,7 +226,10 @@ class Field:
             "seed": node("DistributedSeed", seed=SEED),
             "make": node("SeededGenerator", seed=out("seed"), steps=1, width=48, height=32, batch_size=1, style="auto"),
         }
-        last = "make"
+        return self.with_steps(prompt, "make")
+
+    def with_steps(self, prompt: Prompt, last: str) -> Prompt:
+        """The prompt, its node ``last`` followed by the steps and by what a test may let happen in the midst of them, and collected."""
         for step in range(self.timing.steps):
             if step == self.timing.steps // 2:
                 prompt["mishap"] = node("RuleMishap", images=out(last), seed=out("seed"), folder=str(self.mishaps))
@@ -329,13 +337,17 @@ class Field:
         lost, twice = lost_and_twice(left, found, ending.told)
         rows.append(Measured(
             name, fault, items, lost, twice,
-            executions=sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids),
+            executions=self.executions(ending),
             costs=ending.costs or costs,
             wasted_s=spent_s - wanted.engine_s * len(left) / items,
             claimable_s=self._claimable_s(ending),
             identical=all(found.get(seed) == files for seed, files in left.items()),
             took_s=took_s,
         ))  # fmt: skip
+
+    def executions(self, ending: Ending) -> int:
+        """How often an engine began an item of the job."""
+        return sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids)
 
     def _claimable_s(self, ending: Ending) -> float | None:
         """From the fault until the table told that the item it hit was given back."""
