@@ -61,7 +61,7 @@ class Timing:
         }  # fmt: skip
 
 
-SHORT = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=12, frozen_s=4.0, stall_s=60.0, old_s=0.7)
+SHORT = Timing(lease_s=1.5, renew_s=0.3, steps=4, items=9, frozen_s=3.0, stall_s=60.0, old_s=0.3)
 LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0)
 """Lease and renewals as they are by default."""
 COMFYUI = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=8, frozen_s=4.0, stall_s=20.0)
@@ -260,6 +260,11 @@ class Field:
         before = self.engine_seconds()
         self.rig.begin(self.prompt(), items=1, tags=(name,)).wait()
         self._quiet_s += self.engine_seconds() - before
+
+    def wait_for_some(self, job_id: str) -> None:
+        """Wait until a third of the job is done, and more than what its workers hand in first: its owner has something, too."""
+        enough = max(self.timing.items // 3, len(self.rig.workers) + 1)
+        until(lambda: self.cluster.jobs.job_state(job_id).counts["done"] >= enough)
 
     def hit(self, job_id: str, *, but: Sequence[str] = (), on: Sequence[str] = ()) -> Hit:
         """Wait for an execution that has made half of its steps; not by one of the workers ``but``, by one of those ``on``."""

@@ -1,4 +1,5 @@
 """docs/reliability.md: ``python -m tests.smoke.page REPORT...`` puts what ``make smoke`` measured, and the promises, into it.
+Rows that a report does not have stay as they are.
 
 A test compares: the scenarios of the page are those of the suite, with the executions that each may cost, and its promises are these.
 """
@@ -46,10 +47,10 @@ def all_scenarios() -> dict[str, Scenario]:
     return {**SCENARIOS, **IN_COMFYUI}
 
 
-def measured_table(rows: Sequence[Measured]) -> str:
-    """What was measured, in the order of the scenarios."""
-    order = [*all_scenarios(), SOAK]
-    return markdown(row.cells for row in sorted(rows, key=lambda row: order.index(row.scenario)))
+def measured_table(page: str, rows: Sequence[Measured]) -> str:
+    """What the page has, each scenario that was measured again in place of what it had, in the order of the scenarios."""
+    known = {cells[0]: cells for cells in cells_of(part(page, "measured"))} | {row.scenario: row.cells for row in rows}
+    return markdown([known[name] for name in (*all_scenarios(), SOAK) if name in known])
 
 
 def cells_of(table: str) -> list[list[str]]:
@@ -96,7 +97,7 @@ def main(reports: list[str]) -> int:
     page = with_part(page, "promises", promises_table())
     rows = [row for report in reports for row in rows_of(json.loads(Path(report).read_text(encoding="utf-8")))]
     if rows:
-        page = with_part(page, "measured", measured_table(rows))
+        page = with_part(page, "measured", measured_table(page, rows))
     PAGE.write_text(page, encoding="utf-8")
     return 0
 
