@@ -22,6 +22,7 @@ from tests.smoke.scenario import in_comfyui
 
 OTHER_SEED = 9000
 """Of jobs that are not the field's."""
+LEAST_STALL_S = 10.0
 CANCELLED_S = 2.0
 """How long a cancel may take in the middle of sampling."""
 
@@ -76,7 +77,12 @@ def worker_frozen(field: Field) -> Ending:
 
 @in_comfyui("ComfyUI: node hangs", "a node of a pack makes no step any more", "stall limit")
 def node_hangs(field: Field) -> Ending:
-    return engine_faults.with_mishap(field, "hang")
+    """On a worker of its own, whose limit is low, but not below what ComfyUI takes to start."""
+    with field.another("hangs", stall_timeout_s=max(LEAST_STALL_S, 2 * field.start_s)):
+        everywhere(field, "hang at hangs")
+        job = field.begin()
+        job.queued()
+        return field.ended(job, None, time.time(), timeout_s=200.0)
 
 
 @in_comfyui(
@@ -86,8 +92,7 @@ def node_hangs(field: Field) -> Ending:
     costs=Costs(1, 4),
 )
 def out_of_memory(field: Field) -> Ending:
-    for index in range(field.timing.items):
-        (field.mishaps / str(SEED + index)).write_text("memory at one")
+    everywhere(field, "memory at one")
     job = field.begin()
     job.queued()
     ending = field.ended(job, None, time.time())
@@ -124,6 +129,12 @@ def cancelled_while_sampling(field: Field) -> Ending:
     ending = field.ended(job, None, time.time())
     assert loads(field.rig) == before
     return ending
+
+
+def everywhere(field: Field, order: str) -> None:
+    """Each item does that."""
+    for index in range(field.timing.items):
+        (field.mishaps / str(SEED + index)).write_text(order)
 
 
 def seeded(seed: int, steps: int) -> Prompt:

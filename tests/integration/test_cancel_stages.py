@@ -12,7 +12,7 @@ import pytest
 from distributed_comfy.errors import JobCancelled
 from distributed_comfy.messages import Prompt
 from tests.cluster_rig import Rig, RunningJob
-from tests.command_line import pictures
+from tests.command_line import pictures, until
 from tests.prompts import node, out
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
@@ -73,7 +73,7 @@ def test_a_cancel_ends_job_and_work_at_once_and_no_engine(builtin_rig: Rig, stag
             builtin_rig.cluster.jobs.cancel(job_id, "enough")
         assert isinstance(job.wait().error, JobCancelled)
         if stage != "pending":
-            builtin_rig.wait_idle()
+            until(builtin_rig.is_idle, timeout_s=20)
         assert time.monotonic() - began < LIMIT_S
     finally:
         drain(builtin_rig, False)

@@ -721,11 +721,7 @@ class Table(RuleBasedStateMachine):
         self.cluster.age_tickets()
         self.cluster.tickets.clear()
         self.cluster.reap()
-        self.cluster.tickets.clear()
-        for _ in range(3):  # a worker that is called in another's place keeps for a tick more what it has lost itself
-            self.cluster.age_tickets()
-            for name in self.cluster.client.smembers(self.cluster.key("workers")):
-                self.cluster.renew(name)
+        self._lose_all_tickets_and_live_on()
         for _ in range(200):
             self.cluster.answer_tickets(MIB)
             left = [name for name, state in self.cluster.jobs.jobs().items() if not state.ended]
@@ -739,6 +735,14 @@ class Table(RuleBasedStateMachine):
                 self.cluster.unblock(name, *(index for index, item in states.items() if item.state == "blocked"))
             assert self.cluster.tickets, f"stranded: {[(name, self.cluster.jobs.item_states(name)) for name in left]}"
         Audit(self.cluster).check()
+
+    def _lose_all_tickets_and_live_on(self) -> None:
+        """Only signs of life replace them; a worker that is called in another's place keeps for a tick more what it has lost itself."""
+        self.cluster.tickets.clear()
+        for _ in range(3):
+            self.cluster.age_tickets()
+            for name in self.cluster.client.smembers(self.cluster.key("workers")):
+                self.cluster.renew(name)
 
 
 def _workers_in(name: str, answer: Sequence[str]) -> list[str]:

@@ -163,7 +163,7 @@ PROMISES: dict[str, Promise] = {
     "leases at maxmemory": Promise(
         "Leases are renewed on a state server that has no memory left.",
         f"{STATE}/test_leases_and_reaper.py::test_signs_of_life_work_on_a_server_that_is_full",
-        Mutation(f"{SCRIPTS}/renew.lua", "redis.pcall('SET', K.memory(name)", "call('SET', K.memory(name)"),
+        Mutation(f"{SCRIPTS}/renew.lua", "if call('PEXPIRE', K.lease(name), ARGV[3]) == 0 then", "if true then"),
     ),
     "silent connections are given up": Promise(
         "A connection that died without a word is noticed, and another one takes its place.",
