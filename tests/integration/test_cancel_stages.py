@@ -77,7 +77,9 @@ def test_a_cancel_ends_job_and_work_at_once_and_no_engine(builtin_rig: Rig, stag
         assert time.monotonic() - began < LIMIT_S
     finally:
         drain(builtin_rig, False)
-    after = {pid for _, _, pid in builtin_rig.executions(builtin_rig.run(pictures(), items=2).job_id)}
+    next_one = builtin_rig.begin(pictures(), items=2).wait(30)  # an engine that still samples would keep it waiting
+    assert next_one.done.error is None
+    after = {pid for _, _, pid in builtin_rig.executions(next_one.job_id)}
     assert after <= engines or len(engines) == 1, "no engine was started anew"
     assert not list(builtin_rig.cluster.blob_client.scan_iter(f"*{job_id}*"))
 
