@@ -194,7 +194,11 @@ PROMISES: dict[str, Promise] = {
     "nobody's clock counts": Promise(
         "Times are those of the state server; the clocks of hosts may be wrong.",
         "tests/smoke/test_faults.py::test_a_fault_loses_nothing[clocks off]",
-        Mutation("tasks/dispatch.py", "ignore_result=True, retry=False)", "ignore_result=True, retry=False, expires=60)"),
+        Mutation(
+            "distributed_comfy/state/jobs.py",
+            "to_ms(settings.blob_ttl_s if kept else settings.owner_ttl_s)",
+            'to_ms(settings.owner_ttl_s + __import__("time").time() - self._scripts.client.time()[0])',
+        ),
     ),
     "a revoked host": Promise(
         "A host that is shut out in the middle of a job works no more, and its item runs elsewhere.",
