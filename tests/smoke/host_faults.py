@@ -104,7 +104,8 @@ def off_by(field: Field, hours: int) -> dict[str, str]:
 def clocks_off(field: Field) -> Ending:
     line = field.command_line()
     with field.another("ahead", environment=off_by(field, 1)):
-        run = line.finish(line.start("run", "graph.json", "--items", str(field.timing.items), "--out", "made", "--json", **off_by(field, -1)))
+        command = ("run", "graph.json", "--items", str(field.timing.items), "--out", "made", "--json")
+        run = line.finish(line.start(*command, **off_by(field, -1)), timeout_s=120.0)
         assert run.status == 0, run.err
         assert any(item["worker"] == "ahead" for item in run.json["items"])
     return Ending(line.folder / "made", [run.json["job"]])
