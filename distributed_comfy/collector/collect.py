@@ -126,13 +126,13 @@ class Collector:
             FrameVersionUnknown, MessageVersionUnknown: workers run another version.
             CancelledError: `stop` was called.
         """
-        try:
-            with self._store.offered(self._job.job_id):
+        with self._store.offered(self._job.job_id):
+            try:
                 self._collect()
-        except JobUnknown as error:  # nobody takes a job out of the table while it has an owner
-            raise JobLost(job_id=self._job.job_id) from error
-        finally:
-            self._end()
+            except JobUnknown as error:  # nobody takes a job out of the table while it has an owner
+                raise JobLost(job_id=self._job.job_id) from error
+            finally:
+                self._end()
 
     def _collect(self) -> None:
         cursor, _ = self._ask.call(self._table.wait_events, self._job.job_id, "", 0.0)

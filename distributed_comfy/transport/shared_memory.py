@@ -2,8 +2,9 @@
 
 A folder belongs to one job and stands for as long as its collector holds the lock in it, which the kernel frees when that process dies,
 however it dies.  So a folder with a lock says all there is to know: whoever sees it runs on the same kernel with the same memory mounted
-(two containers, or two users, see different ones), and somebody waits for what is put into it.  What lies in a folder without a holder is
-removed by whoever finds it: the next writer, or `sweep`, which every engine of this host calls now and then.
+(two containers, or two users, see different ones), and somebody waits for what is put into it.  Nobody writes into a folder without a
+holder; what lies there waits two minutes for another collector that goes on with the job, and is then removed by whoever finds it: the
+next collector, or `sweep`, which every engine of this host calls now and then.
 
 New pages cost more than the bytes in them (6 ms for 12.6 MB, measured, and 1.2 ms in pages that are there), so a few files that were read
 stay for the next results of the job.  A reader's mapping carries a shared lock on its file, which goes with the mapping; nobody writes into
@@ -19,6 +20,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,8 @@ _KEPT_FREE = 0.1
 _LARGEST_WRITE_BYTES = 2**30
 _SPARE, _SPARE_FILES = ".spare", 4
 """Files whose pages wait for the next result: their suffix, and how many of them a job keeps."""
+_ORPHAN_S = 120.0
+"""How long results wait for another collector when theirs has died or could not go on."""
 _TRIES = 3
 """To get a folder: somebody may just be looking whether it can go."""
 
@@ -61,7 +65,7 @@ class SharedMemory:
 
     @contextmanager
     def offered(self, job_id: str) -> Iterator[bool]:
-        """Let writers leave the job's results here while the context lasts; afterwards nothing of them is left.
+        """Let writers leave the job's results here while the context lasts; where it ends well, nothing of them is left.
 
         Yields:
             False where that cannot be: another process collects the job, or there is no room for a folder.
@@ -74,10 +78,10 @@ class SharedMemory:
             log.info("job %s: nothing goes through shared memory, %s cannot be had", job_id, folder)
         try:
             yield held
-        finally:
             if held:
                 shutil.rmtree(folder, ignore_errors=True)
-                lock.release()
+        finally:
+            lock.release()
 
     def put(self, key: str, name: str, pieces: Sequence[BytesLike]) -> bool:
         """Write a file whole or not at all, in place of one of the same name.
@@ -138,21 +142,22 @@ class SharedMemory:
             path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove the folders of collectors that have died."""
+        """Remove the folders that no collector has had for a while."""
         for folder in self._files(self.root):
             if folder.is_dir():
                 self._is_offered(folder)
 
     def _is_offered(self, folder: Path) -> bool:
-        """Whether its collector lives; otherwise the folder goes."""
+        """Whether it has a collector; it goes where it has had none for a while."""
         lock = FileLock(folder / _LOCK)
         try:
             if not lock.try_acquire():
                 return True
+            if time.time() - folder.stat().st_mtime > _ORPHAN_S:
+                log.info("removing %s, which nobody collects from any more", folder)
+                shutil.rmtree(folder, ignore_errors=True)
         except OSError:  # it went just now
-            return False
-        log.info("removing %s, whose collector has died", folder)
-        shutil.rmtree(folder, ignore_errors=True)
+            pass
         lock.release()
         return False
 

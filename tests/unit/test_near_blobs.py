@@ -221,8 +221,9 @@ def test_drop_job_removes_what_was_written_and_leaves_the_way_open(
 
 
 @pytest.fixture
-def killed(memory: SharedMemory) -> Iterator[None]:
-    """A collector of a job, with a result and half of one, is killed."""
+def killed(memory: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A collector of a job, with a result and half of one, is killed; nobody waits for another one."""
+    monkeypatch.setattr(shared_memory, "_ORPHAN_S", 0.0)
     code = f"""
 import sys, time
 from pathlib import Path
@@ -255,6 +256,25 @@ def test_a_result_for_a_killed_collector_goes_the_usual_way(
     killed: None, worker: NearBlobStore, far: MemoryBlobStore, memory: SharedMemory
 ) -> None:
     assert in_far(far, worker.put("b", [b"b"], job_id="job"))
+    assert list(memory.root.iterdir()) == []
+
+
+def test_results_wait_a_while_for_a_collector_that_goes_on(
+    worker: NearBlobStore, collector: NearBlobStore, far: MemoryBlobStore, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OSError, match="the disk is full"), collector.offered("job"):
+        blob = worker.put("a", [CONTENT], job_id="job")
+        raise OSError("the disk is full")
+    memory.sweep()
+    assert in_far(far, worker.put("b", [b"b"], job_id="job")), "nobody collects it now"
+    with collector.offered("job"):
+        assert bytes(collector.get(blob)) == CONTENT
+    assert list(memory.root.iterdir()) == []
+    with pytest.raises(OSError, match="again"), collector.offered("job"):
+        worker.put("a", [CONTENT], job_id="job")
+        raise OSError("again")
+    monkeypatch.setattr(shared_memory, "_ORPHAN_S", 0.0)
+    memory.sweep()
     assert list(memory.root.iterdir()) == []
 
 
