@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 import redis
 
+from distributed_comfy.agent.steering import give
 from distributed_comfy.agent.up import agent_runs, find_local_agent, workers_file
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.worker_orders import give
 from distributed_comfy.comfyui.gpu_config import Imported, Replaced, Written, read_gpu_config, replaced, write_imported
 from distributed_comfy.comfyui.options import options_file
 from distributed_comfy.errors import DistributedComfyError

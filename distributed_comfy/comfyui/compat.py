@@ -20,10 +20,10 @@ from aiohttp import web
 from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, device_of, fields_of, option_change
 from distributed_comfy.comfyui.old_ids import LONGEST, id_of, name_of, old_ids, unknown_id
 from distributed_comfy.comfyui.queueing import post_prompt
-from distributed_comfy.comfyui.request_body import BadRequest, body_of, number_of, text_of
 from distributed_comfy.comfyui.routes import Handler, Routes
 from distributed_comfy.errors import DistributedComfyError, WorkerUnknown
 from distributed_comfy.host_messages import HostVerb
+from distributed_comfy.panel.bodies import BadRequest, body_of, number_of, text_of
 from distributed_comfy.settings import slug
 from distributed_comfy.state.records import HostRecord, HostWorker
 from distributed_comfy.state.worker_log import LogLine

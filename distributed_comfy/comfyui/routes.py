@@ -15,13 +15,13 @@ import redis
 from aiohttp import web
 
 from distributed_comfy import __version__
-from distributed_comfy.comfyui.callers import Callers, Refused
 from distributed_comfy.comfyui.control import VERBS, Control
 from distributed_comfy.comfyui.pack import Pack
-from distributed_comfy.comfyui.request_body import BadRequest, body_of, number_of, text_of
-from distributed_comfy.comfyui.token import read_token, token_path
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, JobUnknown, OrderRefused, WorkerUnknown
 from distributed_comfy.orchestrator.inviting import InviteOptions
+from distributed_comfy.panel.bodies import BadRequest, body_of, number_of, text_of
+from distributed_comfy.panel.callers import Callers, Refused
+from distributed_comfy.panel.token import read_token, token_path
 from distributed_comfy.settings import redact_url
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
-"""What a request to the pack's routes brings: a JSON object of bounded length, texts in it, numbers in its query."""
+"""What comes with a request: a JSON object of bounded length, texts and numbers in it, numbers of the query."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -10,7 +11,16 @@ LONGEST_BODY_BYTES = 2**20
 
 
 class BadRequest(Exception):
-    """What was sent makes no sense; says why."""
+    """What was sent makes no sense; says why.
+
+    Args:
+        reason: for people.
+        fields: of the body, what is wrong with each.
+    """
+
+    def __init__(self, reason: str, fields: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.fields = dict(fields or {})
 
 
 async def body_of(request: web.Request, limit_bytes: int = LONGEST_BODY_BYTES) -> dict[str, Any]:
