@@ -120,8 +120,7 @@ function update(old, description) {
   if (description.make) {
     const same = before?.make && sameInputs(before.inputs, description.inputs);
     if (old && same) return old;
-    const made = description.make();
-    return update(old, { ...made, key: description.key, make: description.make, inputs: description.inputs, tag: made.tag });
+    return realise(old, before, { ...description.make(), key: description.key, make: description.make, inputs: description.inputs });
   }
   return realise(old, before, description);
 }

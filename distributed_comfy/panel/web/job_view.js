@@ -161,7 +161,7 @@ export class JobPlace {
   grid(items) {
     const width = this.window.box?.clientWidth || 320;
     const perRow = Math.max(1, Math.floor(width / CELL_PX));
-    const rows = Math.min(4, Math.ceil(items.length / perRow));
+    const rows = Math.min(Math.max(3, Math.floor((innerHeight * 0.55) / CELL_PX)), Math.ceil(items.length / perRow));
     return h(
       "div",
       { key: "grid", class: "window-place grid", style: `height: ${rows * CELL_PX}px` },

@@ -7,7 +7,8 @@ import { commandBox } from "./copy.js";
 import { T } from "./texts.js";
 import { ListWindow, windowedList } from "./window_list.js";
 
-const ROW_PX = 68;
+const ROW_PX = 72;
+const GAP_PX = 6;
 const FILTERS = /** @type {const} */ (["all", "active", "ended"]);
 
 /**
@@ -111,6 +112,7 @@ export class JobsPlace {
         items: jobs,
         keyOf: (job) => job.id,
         rowHeight: ROW_PX,
+        gap: GAP_PX,
         row: (job, props) => {
           const isOpen = job.id === this.detail.id;
           const second = job.ended_ms ? minute : Math.floor(now_ms / 1000);

@@ -52,6 +52,8 @@ export const T = {
     stopping: "Stopping",
     lost: "No sign of life",
   },
+  /** @type {Record<string, string>} */
+  engines: { comfyui: "ComfyUI", builtin: "built-in engine, for tests", attach: "a running ComfyUI" },
   startsAgainIn: (/** @type {string} */ time) => `Starts again in ${time}`,
   cardLabel: (/** @type {string} */ name, /** @type {string} */ state) => `Worker ${name}: ${state}`,
   outdated: "Its settings have changed; restart it to use them.",

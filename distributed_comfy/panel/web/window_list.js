@@ -47,6 +47,7 @@ export class ListWindow {
  * @property {Item[]} items
  * @property {(item: Item) => string} keyOf
  * @property {number} rowHeight px
+ * @property {number} [gap] px of a row that stay empty; 0 if absent
  * @property {number} [perRow] items side by side; 1 if absent
  * @property {(item: Item, focusable: import("./dom.js").Props) => import("./dom.js").Description} row with the props that its element needs
  */
@@ -57,7 +58,7 @@ export class ListWindow {
  * @param {ListWindow} window
  * @param {ListParts<Item>} parts
  */
-export function windowedRows(window, { items, keyOf, rowHeight, row, perRow = 1 }) {
+export function windowedRows(window, { items, keyOf, rowHeight, row, gap = 0, perRow = 1 }) {
   const rows = Math.ceil(items.length / perRow);
   const first = Math.max(0, Math.floor(window.top / rowHeight) - SPARE_ROWS);
   const end = Math.min(rows, Math.ceil((window.top + window.height) / rowHeight) + SPARE_ROWS);
@@ -67,10 +68,8 @@ export function windowedRows(window, { items, keyOf, rowHeight, row, perRow = 1 
     const index = first * perRow + place;
     const key = keyOf(item);
     const reached = isActiveThere ? key === window.active : index === 0 || (place === 0 && first > 0);
-    const style =
-      perRow === 1
-        ? `transform: translateY(${index * rowHeight}px); height: ${rowHeight}px`
-        : `transform: translateY(${Math.floor(index / perRow) * rowHeight}px); height: ${rowHeight}px; width: ${100 / perRow}%; left: ${(100 / perRow) * (index % perRow)}%`;
+    const across = perRow === 1 ? "" : `; width: ${100 / perRow}%; left: ${(100 / perRow) * (index % perRow)}%`;
+    const style = `transform: translateY(${Math.floor(index / perRow) * rowHeight}px); height: ${rowHeight - gap}px${across}`;
     const props = { key, style, "data-key": key, role: "listitem", "aria-setsize": items.length, "aria-posinset": index + 1, tabindex: reached ? 0 : -1 };
     return row(item, props);
   });

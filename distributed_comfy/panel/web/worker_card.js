@@ -52,10 +52,9 @@ function stateWords(worker, now_ms) {
 }
 
 /** @param {Worker} worker */
-function deviceLine(worker) {
-  const model = worker.use?.name;
-  const engine = worker.engine ? [worker.engine, worker.engine_version].filter(Boolean).join(" ") : "";
-  return h("p", { class: "muted ellipsis device" }, [model && model !== worker.device ? `${worker.device} · ${model}` : worker.device, engine].filter(Boolean).join(" · "));
+function deviceLine({ device, engine, use }) {
+  const model = use?.name && use.name !== device ? use.name : "";
+  return h("p", { class: "muted ellipsis device" }, [device, model, engine === "comfyui" ? "" : T.engines[engine] ?? engine].filter(Boolean).join(" · "));
 }
 
 /** @param {Worker} worker */
