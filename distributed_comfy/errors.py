@@ -248,6 +248,27 @@ class JobUnknown(BadInput):
     sentence = "no job {job_id}; `distributed-comfy jobs list` shows the known ones"
 
 
+class ResultNotHere(BadInput):
+    """A file was asked for that is none of a job's results on this host."""
+
+    code = "result_not_here"
+    sentence = "job {job_id} has no such result on this host: {name}; look at the list of its results"
+
+
+class PictureNotHere(BadInput):
+    """An item has no picture that this host could show."""
+
+    code = "picture_not_here"
+    sentence = "item {index} of job {job_id} has no picture here: {reason}"
+
+
+class NoMaster(BadInput):
+    """What only a ComfyUI with the node pack has was asked of a server that is none."""
+
+    code = "no_master"
+    sentence = "this page is not served by a ComfyUI, so it has no {what}; open the panel inside ComfyUI"
+
+
 class JobStateInvalid(BadInput):
     """The job is in a state in which the order makes no sense."""
 
@@ -280,6 +301,13 @@ class WorkersFileWrong(BadInput):
 
     code = "workers_file_wrong"
     sentence = "{source}: {place} {reason}"
+
+
+class WorkerFieldsWrong(BadInput):
+    """Fields of a worker's configuration cannot be used; field ``wrong`` says of each what it must be."""
+
+    code = "worker_fields_wrong"
+    sentence = "a worker cannot be like this: {shown}; correct these fields"
 
 
 class OrderRefused(BadInput):

@@ -174,6 +174,16 @@ def parse_worker(found: Mapping[str, Any], name: str, source: str) -> WorkerConf
     return parse_configuration({"workers": {name: found}}, source).workers[name]
 
 
+def wrong_fields(found: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with single fields of a worker: field -> what it must be; empty where all can be used."""
+    try:
+        WorkerConfiguration.model_validate(found)
+    except ValidationError as error:
+        told = ((each["loc"], *_in_words({**each, "loc": ("workers", "it", *each["loc"])})) for each in error.errors())
+        return {str(place[0]) if place else "": reason for place, _, reason in told}
+    return {}
+
+
 def plain_configuration(configuration: HostConfiguration) -> dict[str, Any]:
     """The configuration as JSON values, as it is written down; a device list is a list again."""
     plain = configuration.model_dump(mode="json")

@@ -13,9 +13,9 @@ from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.comfyui.installing import Place, door_state, find_place, install_door, other_packs, remove_door, repositories
 from distributed_comfy.comfyui.interpreter import Importable, ask, comfyui_python, package_source
-from distributed_comfy.comfyui.token import HEADER, read_token, token_path
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import ComfyUINotFound
+from distributed_comfy.panel.token import HEADER, read_token, token_path
 from distributed_comfy.settings import Settings, read_settings
 
 _DONE = {

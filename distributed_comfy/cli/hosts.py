@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from distributed_comfy.agent.steering import give
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.worker_orders import give
 from distributed_comfy.errors import NoAgent
 from distributed_comfy.messages import to_plain
 from distributed_comfy.state.records import HostRecord, HostWorker

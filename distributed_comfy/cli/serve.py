@@ -9,7 +9,9 @@ import click
 from distributed_comfy.cli.commands import interruptibly
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
+from distributed_comfy.comfyui.gpu_config import taken_over
 from distributed_comfy.orchestrator.servers import refuse_where_joined
+from distributed_comfy.panel.place import TakenOver
 from distributed_comfy.serve.application import ServeOptions
 from distributed_comfy.serve.server import Serving, serve_relay
 from distributed_comfy.settings import read_settings
@@ -24,13 +26,16 @@ _pem = click.Path(path_type=Path, dir_okay=False)
 @click.option("--tls-cert", type=_pem, metavar="FILE", help="Certificate with its chain (PEM); without it plain HTTP for a proxy.")
 @click.option("--tls-key", type=_pem, metavar="FILE", help="Its key (PEM), where that is not in the same file.")
 @click.option("--allow-plain", is_flag=True, help="Let clients log in without encryption, in a network where nobody listens.")
+@click.option("--panel/--no-panel", default=True, help="The page on which workers and jobs are seen and steered [--panel].")
 @click.option("--tunnel", is_flag=True, help="Open a public address with cloudflared, where that is installed.")
 @click.pass_obj
-def serve(output: Output, /, **options: Any) -> None:
+def serve(output: Output, /, panel: bool, **options: Any) -> None:
     """Relay Redis through WebSockets, so that workers join from where only HTTP gets through (docs/relay.md).
 
     Only users that were invited get in, and of what they send only what a worker needs passes. Without DC_REDIS_URL it keeps this user's
     embedded Redis alive. GET /distributed/v2/health tells whether all is well. Ctrl-C ends it.
+
+    It also serves the panel, a page for workers and jobs. The address that it prints holds a token: whoever has it may do everything there.
 
     \b
     Examples:
@@ -45,7 +50,12 @@ def serve(output: Output, /, **options: Any) -> None:
     def ready(serving: Serving) -> None:
         others = "" if options["tunnel"] else f" here; from elsewhere {_ELSEWHERE}"
         output.say(f"Relay for {serving.servers.shown} is at {serving.url}; workers join by {serving.join_url}{others}")
+        if serving.panel_url:
+            output.say(f"Panel: {serving.panel_url}")
 
-    interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(**options), ready, stop))
+    def take(text: str) -> TakenOver:
+        return taken_over(text, settings.host_name)
+
+    interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(**options), ready, stop, take if panel else None))
 
 

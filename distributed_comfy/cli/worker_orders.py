@@ -7,42 +7,24 @@ from typing import Any
 
 import click
 
-from distributed_comfy.agent.up import find_local_agent
+from distributed_comfy.agent.steering import give, keeper_of, order_without_agent
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.worker_names import unknown_worker
 from distributed_comfy.cpu_list import parse_cpus
-from distributed_comfy.errors import OrderRefused
 from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.settings import slug
-from distributed_comfy.state.records import HostWorker, WorkerFacts
+from distributed_comfy.state.records import HostWorker
 from tasks.cluster import Cluster
-from tasks.host_orders import order_for, send_order
+from tasks.host_orders import order_for
 
-_TIMEOUT_S = 15.0
 _POLL_S = 0.2
-_STOPS_ELSEWHERE = {
-    "systemd": "a service of systemd runs it and may start it again; on host {host}: systemctl stop UNIT",
-    "container": "a container runs it and starts it again; on host {host}: docker compose stop",
-    "run": "it belongs to a `distributed-comfy run`, and ends with that",
-}
-_RESTARTS_ELSEWHERE = {
-    "hand": "it was started by hand, and nobody would start it again; on host {host} end it and run `distributed-comfy up`",
-    "run": _STOPS_ELSEWHERE["run"],
-}
-
 _wait_option = click.option(
     "--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Return when it has happened; status 1 where it has not by then."
 )
 _host_option = click.option("--host", metavar="HOST", help="Whose agent is told [default: the worker's host].")
-
-
-def give(cluster: Cluster, host: str, order: HostOrder) -> HostAnswer:
-    """Send an order; one for this host is signed, as this user's own."""
-    local = find_local_agent(cluster.settings) if host == cluster.settings.host_name else None
-    return send_order(cluster, host, order, timeout_s=_TIMEOUT_S, secret=local.secret if local else "")
 
 
 # -- configuration -------------------------------------------------------------------------------------------------------
@@ -212,7 +194,7 @@ ORDERS = (add, edit, remove, enable, disable, start, stop, restart)
 def _order(output: Output, host: str | None, order: HostOrder, wait_s: float = 0.0) -> int:
     """Give an order to whoever keeps the worker; exit status: 1 where it has not happened in the time to wait for it."""
     with connected(output, orders=True) as cluster:
-        keeper = slug(host) if host else _keeper(cluster, order.worker)
+        keeper = slug(host) if host else keeper_of(cluster, order.worker)
         if not keeper:
             _without_agent(output, cluster, order)
             return 0
@@ -250,47 +232,17 @@ def _kept(cluster: Cluster, host: str, worker: str) -> HostWorker | None:
     return next((own for own in record.workers if own.name == worker), None) if record else None
 
 
-def _keeper(cluster: Cluster, worker: str) -> str:
-    """The host whose agent has this worker; empty where none has.  Where several say so, one that the worker is called after."""
-    found = [record.host for record in cluster.hosts.hosts() if any(own.name == worker for own in record.workers)]
-    return min(found, key=lambda host: (not worker.startswith(f"{host}-"), host), default="")
-
-
 def _host_name(cluster: Cluster, host: str | None) -> str:
     return slug(host) if host else cluster.settings.host_name
 
 
 def _without_agent(output: Output, cluster: Cluster, order: HostOrder) -> None:
-    """A worker that somebody else keeps can be asked to end; only whoever starts it decides whether it comes again.
-
-    Raises:
-        WorkerUnknown: there is no such worker.
-        OrderRefused: that would not do what was asked.
-    """
-    known = {worker.facts.name: worker.facts for worker in cluster.workers.workers()}
+    known = {worker.facts.name for worker in cluster.workers.workers()}
     if order.worker not in known:
         raise unknown_worker(order.worker, known)
-    facts = known[order.worker]
-    if reason := _why_not(order, facts):
-        raise OrderRefused(what=f"workers {order.verb} {order.worker}", reason=reason)
-    heard = cluster.workers.end(order.worker)
-    output.result({"worker": order.worker, "host": facts.host, "started_by": facts.started_by, "heard": heard})
-    after = "nobody starts it again" if order.verb == "stop" else f"{facts.started_by} on {facts.host} starts it again, if set up so"
-    output.say(f"worker {order.worker} {'finishes its item and ends; ' + after if heard else 'did not hear it; try again'}")
-
-
-def _why_not(order: HostOrder, facts: WorkerFacts) -> str:
-    """Why an order makes no sense for a worker that no agent keeps; empty where it does."""
-    starter = facts.started_by or "hand"
-    if order.verb not in ("stop", "restart"):
-        return f"no agent keeps this worker ({starter} on host {facts.host} started it), so it has no configuration to change"
-    if starter == "agent":
-        return f"its agent does not answer; start it on host {facts.host} with `distributed-comfy up`"
-    if order.arguments.get("at_once"):
-        return "--now needs an agent; without it the worker finishes its item and ends"
-    reason = (_STOPS_ELSEWHERE if order.verb == "stop" else _RESTARTS_ELSEWHERE).get(starter, "")
-    remedy = "; `distributed-comfy workers drain` keeps items from it" if reason and order.verb == "stop" else ""
-    return reason.format(host=facts.host) + remedy
+    answer = order_without_agent(cluster, order)
+    output.result(answer.facts)
+    output.say(answer.text)
 
 
 def _say(output: Output, answer: HostAnswer) -> None:

@@ -19,8 +19,9 @@ from aiohttp import web
 
 from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, device_of, fields_of, option_change
 from distributed_comfy.comfyui.queueing import post_prompt
-from distributed_comfy.comfyui.routes import BadRequest, Handler, Routes, body_of, number_of, text_of
+from distributed_comfy.comfyui.routes import Handler, Routes
 from distributed_comfy.errors import DistributedComfyError, WorkerUnknown
+from distributed_comfy.panel.bodies import BadRequest, body_of, number_of, text_of
 from distributed_comfy.settings import slug
 from distributed_comfy.state.records import HostWorker
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS

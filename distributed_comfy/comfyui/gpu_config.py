@@ -14,6 +14,7 @@ from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.comfyui.compat_config import OPTION_OF, arguments_of, device_of, option_change
 from distributed_comfy.comfyui.options import Options, OptionsFile
 from distributed_comfy.errors import ImportRefused, OptionWrong, WorkersFileWrong
+from distributed_comfy.panel.place import TakenOver
 from distributed_comfy.settings import slug
 
 LARGEST_BYTES = 2**20
@@ -79,7 +80,20 @@ def read_gpu_config(path: Path, host_name: str) -> Imported:
     Raises:
         ImportRefused: it is no such file.
     """
-    content = _content(path)
+    return parse_gpu_config(_text(path), host_name, str(path))
+
+
+def parse_gpu_config(text: str, host_name: str, source: str = "gpu_config.json") -> Imported:
+    """The same for the text of one.
+
+    Args:
+        text: of the file.
+        host_name: as for `read_gpu_config`.
+        source: where it comes from, for messages.
+    Raises:
+        ImportRefused: it is no such file.
+    """
+    content = _content(text, source)
     dropped: list[Dropped] = []
     workers = _workers(content, host_name, dropped)
     options = _options(content, dropped)
@@ -88,6 +102,12 @@ def read_gpu_config(path: Path, host_name: str) -> Imported:
     known = {"master", "workers", "settings", *_BLOCKS}
     dropped += [Dropped(str(name)[:60], "not known") for name in content if name not in known]
     return Imported(workers, options, tuple(dropped))
+
+
+def taken_over(text: str, host_name: str) -> TakenOver:
+    """What a gpu_config.json says, as the panel takes it; errors as of `parse_gpu_config`."""
+    found = parse_gpu_config(text, host_name)
+    return TakenOver(found.workers, found.options, tuple((each.place, each.why) for each in found.dropped))
 
 
 def write_imported(imported: Imported, file: WorkersFile, options: OptionsFile, *, force: bool, source: str) -> Written:
@@ -123,18 +143,25 @@ def _refuse_to_replace(imported: Imported, file: WorkersFile, options: OptionsFi
         raise ImportRefused(path=source, reason=f"{options.path} says otherwise about {', '.join(taken)}; --force changes that")
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _text(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise ImportRefused(path=str(path), reason=f"it has more than {LARGEST_BYTES} bytes, so it is no gpu_config.json")
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ImportRefused(path=str(path), reason=error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise ImportRefused(path=str(path), reason=f"it is no JSON: {error}") from error
+
+
+def _content(text: str, source: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise ImportRefused(path=source, reason=f"it is no JSON: {error}") from error
     if not isinstance(found, dict) or not any(name in found for name in ("workers", "settings", "master")):
         reason = "it has neither workers nor settings nor master; give the gpu_config.json of ComfyUI-Distributed"
-        raise ImportRefused(path=str(path), reason=reason)
+        raise ImportRefused(path=source, reason=reason)
     return found
 
 

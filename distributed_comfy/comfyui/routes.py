@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -18,28 +17,24 @@ import redis
 from aiohttp import web
 
 from distributed_comfy import __version__
-from distributed_comfy.comfyui.callers import Callers, Refused
 from distributed_comfy.comfyui.control import VERBS, Control
 from distributed_comfy.comfyui.pack import Pack
-from distributed_comfy.comfyui.token import read_token, token_path
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, JobUnknown, OrderRefused, WorkerUnknown
 from distributed_comfy.orchestrator.inviting import InviteOptions
+from distributed_comfy.panel.bodies import BadRequest, body_of, number_of, text_of
+from distributed_comfy.panel.callers import Callers, Refused
+from distributed_comfy.panel.token import read_token, token_path
 from distributed_comfy.settings import redact_url
 
 log = logging.getLogger(__name__)
 
 WEB_FOLDER = Path(__file__).parent / "web"
-LONGEST_BODY_BYTES = 2**20
 _LINES = 500
 _SECRET = {"Cache-Control": "no-store"}
 """Headers of an answer that nobody on the way may keep."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Judge = Callable[[web.Request], None]
-
-
-class BadRequest(Exception):
-    """What was sent makes no sense; says why."""
 
 
 class Routes:
@@ -200,62 +195,6 @@ def _add_jobs(routes: Routes) -> None:
 async def _told(call: Callable[..., Any], *given: Any, headers: Mapping[str, str] | None = None) -> web.Response:
     """What a call gives, as JSON; it may wait for Redis or an agent, so it runs in a thread."""
     return web.json_response(await asyncio.to_thread(call, *given), headers=headers)
-
-
-async def body_of(request: web.Request, limit_bytes: int = LONGEST_BODY_BYTES) -> dict[str, Any]:
-    """The JSON object in a request; an empty body counts as an empty one.
-
-    Raises:
-        BadRequest: it is none, or too long.
-    """
-    content = await _read(request, limit_bytes)
-    try:
-        found = json.loads(content.decode(request.charset or "utf-8")) if content else {}
-    except (ValueError, LookupError, RecursionError) as error:  # not JSON, in no known encoding, or too deep
-        raise BadRequest("the body is no JSON") from error
-    if not isinstance(found, dict):
-        raise BadRequest("the body must be a JSON object")
-    return found
-
-
-async def _read(request: web.Request, limit_bytes: int) -> bytes:
-    """The body; no more of it is taken than may be, whatever length it claims to have, or none."""
-    if (request.content_length or 0) > limit_bytes:
-        raise BadRequest(f"the body has more than {limit_bytes} bytes")
-    if request.content.at_eof():  # there is none, or somebody before us has read it
-        return await request.read()
-    content = bytearray()
-    async for part in request.content.iter_any():
-        content += part
-        if len(content) > limit_bytes:
-            raise BadRequest(f"the body has more than {limit_bytes} bytes")
-    return bytes(content)
-
-
-def text_of(body: dict[str, Any], name: str) -> str:
-    """A text in a body; empty where it is absent or null.
-
-    Raises:
-        BadRequest: it is something else.
-    """
-    value = body.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRequest(f"{name} must be text")
-    return value
-
-
-def number_of(request: web.Request, name: str, otherwise: int) -> int:
-    """A whole number of the query.
-
-    Raises:
-        BadRequest: it is none.
-    """
-    try:
-        return int(request.query.get(name, otherwise))
-    except ValueError as error:
-        raise BadRequest(f"{name} must be a whole number") from error
 
 
 def _status_of(error: DistributedComfyError) -> int:

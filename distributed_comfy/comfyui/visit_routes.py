@@ -15,10 +15,8 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from distributed_comfy import __version__
-from distributed_comfy.comfyui.callers import Refused
-from distributed_comfy.comfyui.routes import BadRequest, Routes, body_of, number_of
+from distributed_comfy.comfyui.routes import Routes
 from distributed_comfy.comfyui.surroundings import for_workers
-from distributed_comfy.comfyui.token import read_token, token_path
 from distributed_comfy.comfyui.visits import OpenVisit, VisitContext, Visits
 from distributed_comfy.engine.attach.pack_words import (
     ATTACH_PATH,
@@ -35,6 +33,9 @@ from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import FrameTooLarge
 from distributed_comfy.messages import from_plain, to_plain
 from distributed_comfy.pack_token import KEY_HEADER, attach_key
+from distributed_comfy.panel.bodies import BadRequest, body_of, number_of
+from distributed_comfy.panel.callers import Refused
+from distributed_comfy.panel.token import read_token, token_path
 from distributed_comfy.settings import slug
 
 _CLAIM = re.compile(r"[A-Za-z0-9_-]{1,80}")

@@ -125,6 +125,15 @@ def _told(fields: dict[str, Any]) -> Step | Said | str:
     return _said(fields) if "said" in fields else _step(fields)
 
 
+def step_of(fields: dict[str, Any]) -> Step | None:
+    """The step or preview in a message; None where it is something else.
+
+    Raises:
+        TypeError, ValueError, LookupError: it is no message of ours.
+    """
+    return None if "mark" in fields or "said" in fields else _step(fields)
+
+
 def _said(fields: dict[str, Any]) -> Said:
     facts = json.loads(fields["facts"])
     return Said(int(fields["index"]), str(fields["worker"]), str(fields["claim"]), str(fields["said"]), facts)

@@ -82,10 +82,14 @@ def check_way(request: web.Request, *, allow_plain: bool) -> None:
     """
     if "Origin" in request.headers:
         raise Refused(403, "web pages may not use the relay")
-    forwarded = request.headers.get("X-Forwarded-Proto", "").split(",")[0].strip().lower()
-    private = forwarded in ("https", "wss") if forwarded else request.secure or _is_near(request.remote)
-    if not private and not allow_plain:
+    if not is_private(request) and not allow_plain:
         raise Refused(403, "the connection is not encrypted: use wss:// (or start serve with --allow-plain in a network you trust)")
+
+
+def is_private(request: web.Request) -> bool:
+    """Whether nobody on the way can read along; a proxy says how its client came, see `check_way`."""
+    forwarded = request.headers.get("X-Forwarded-Proto", "").split(",")[0].strip().lower()
+    return forwarded in ("https", "wss") if forwarded else request.secure or _is_near(request.remote)
 
 
 def login_of(request: web.Request) -> Login:

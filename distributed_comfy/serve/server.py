@@ -8,10 +8,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from aiohttp import web
+
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.relay.address import is_loopback
 from distributed_comfy.serve.application import ServeOptions, listening, make_application, make_relay
+from distributed_comfy.serve.panel_host import ServePlace, TakeOver, add_panel, panel_address
 from distributed_comfy.serve.tunnel import open_tunnel
 from distributed_comfy.settings import Settings
 
@@ -29,9 +32,13 @@ class Serving:
     join_url: str
     """What workers are given: that of the tunnel where there is one."""
     servers: Servers
+    panel_url: str = ""
+    """Of the panel's page, with the token; empty where there is none.  It is a password."""
 
 
-def serve_relay(settings: Settings, options: ServeOptions, ready: Callable[[Serving], None], stop: threading.Event) -> None:
+def serve_relay(
+    settings: Settings, options: ServeOptions, ready: Callable[[Serving], None], stop: threading.Event, taken_over: TakeOver | None = None
+) -> None:
     """Serve until ``stop`` is set.
 
     Args:
@@ -39,22 +46,51 @@ def serve_relay(settings: Settings, options: ServeOptions, ready: Callable[[Serv
         options: where to listen.
         ready: called when everything is up.
         stop: ends it.
+        taken_over: see `panel.place.Place.taken_over`; None: the relay alone, without the panel.
     Raises:
         SettingInvalid, ClusterUnavailable, TunnelMissing: at the start.
     """
     with redis_servers(settings) as servers, sweeping(servers, settings.key_prefix):
-        asyncio.run(_serve(servers, settings.key_prefix, options, ready, stop))
+        site = Site(settings, options, servers, taken_over)
+        asyncio.run(_serve(site, ready, stop))
 
 
-async def _serve(servers: Servers, prefix: str, options: ServeOptions, ready: Callable[[Serving], None], stop: threading.Event) -> None:
-    relay = make_relay(servers, prefix, allow_plain=options.allow_plain)
+@dataclass(frozen=True)
+class Site:
+    """What is served."""
+
+    settings: Settings
+    options: ServeOptions
+    servers: Servers
+    taken_over: TakeOver | None
+
+    def application(self) -> web.Application:
+        """The relay, and the panel where that is wanted."""
+        application = make_application(make_relay(self.servers, self.settings.key_prefix, allow_plain=self.options.allow_plain))
+        if self.taken_over is not None:
+            place = ServePlace(self.settings, self.servers, self.taken_over, _tunnel_to(self.settings))
+            add_panel(application, place, allow_plain=self.options.allow_plain)
+        return application
+
+
+async def _serve(site: Site, ready: Callable[[Serving], None], stop: threading.Event) -> None:
+    options, servers = site.options, site.servers
     with ExitStack() as ending:
-        async with listening(make_application(relay), options) as url:
+        async with listening(site.application(), options) as url:
             join_url = url.replace("http", "ws", 1)
             if options.tunnel:
                 join_url = await asyncio.to_thread(ending.enter_context, open_tunnel(url.replace("0.0.0.0", "127.0.0.1")))
             if not options.tls_cert and not options.allow_plain and not is_loopback(options.host):
                 log.warning("%s is not encrypted, so logins are refused unless a proxy before it says that its clients use HTTPS", url)
-            ready(Serving(url, join_url, servers))
+            ready(Serving(url, join_url, servers, panel_address(site.settings, url) if site.taken_over else ""))
             while not stop.is_set():
                 await asyncio.sleep(_LOOK_S)
+
+
+def _tunnel_to(settings: Settings) -> Callable[[Callable[[str], None], threading.Event], None]:
+    """What leads a public address to a relay of its own, which has no panel."""
+
+    def lead(ready: Callable[[str], None], stop: threading.Event) -> None:
+        serve_relay(settings, ServeOptions(port=0, tunnel=True), lambda serving: ready(serving.join_url), stop)
+
+    return lead

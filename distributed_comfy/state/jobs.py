@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown, RedisForbids
 from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, ItemSpec, JobRecord, Prompt, Requirement, canonical_json, dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
+from distributed_comfy.state.job_rows import FIELDS, job_state, row_of
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState, Outer, SpoolPlace
 from distributed_comfy.state.scripts import Scripts
@@ -167,16 +168,20 @@ class JobTable:
             errors = self._hash("error", job_id)
             fatal = fields.get("fatal", "")
             error = json.loads(errors[fatal if fatal in errors else min(errors, key=int)]) if errors else None
-        return _job_state(fields, error)
+        return job_state(fields, error)
 
-    def jobs(self) -> dict[str, JobState]:
-        """All known jobs, oldest first; those whose record expired are left out."""
-        ids = self._scripts.reply(lambda: self._client.zrange(self._keys("jobs"), 0, -1))
+    def jobs(self, among: Collection[str] | None = None) -> dict[str, JobState]:
+        """All known jobs, oldest first; those whose record expired are left out.
+
+        Args:
+            among: only these, in their order.
+        """
+        ids = self._scripts.reply(lambda: self._client.zrange(self._keys("jobs"), 0, -1)) if among is None else list(among)
         pipe = self._client.pipeline(transaction=False)
         for job_id in ids:
-            pipe.hgetall(self._keys("job", job_id))
-        found = dict(zip(ids, self._scripts.reply(pipe.execute), strict=True))
-        return {job_id: _job_state(fields, None) for job_id, fields in found.items() if "state" in fields}
+            pipe.hmget(self._keys("job", job_id), FIELDS)
+        rows = zip(ids, map(row_of, self._scripts.reply(pipe.execute)), strict=True)
+        return {job_id: job_state(fields, None) for job_id, fields in rows if "state" in fields}
 
     def item_states(self, job_id: str) -> dict[int, ItemState]:
         """The truth about every item."""
@@ -403,42 +408,6 @@ def _finished(job_id: str, items: Iterable[FinishedItem]) -> list[str | int]:
 def _requirements(record: JobRecord) -> tuple[str, str]:
     any_worker = Requirement("", ())
     return dump(record.requirement or any_worker), dump(record.last_requirement) if record.last_requirement else ""
-
-
-def _job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobState:
-    def number(name: str) -> int:
-        return int(float(fields.get(name) or 0))
-
-    stored = fields["state"]
-    shown: Literal["pending", "running", "paused", "parked", "done", "failed", "cancelled"]
-    if stored != "active":
-        shown = cast('Literal["done", "failed", "cancelled"]', stored)
-    elif number("parked"):
-        shown = "parked"
-    elif number("paused"):
-        shown = "paused"
-    else:
-        shown = "running" if number("running") or number("done") else "pending"
-    reason = "its owner is gone; `distributed-comfy jobs attach` takes it over" if shown == "parked" else fields.get("reason", "")
-    if stored == "active" and fields.get("stuck_ms"):
-        reason = "its results leave no room for more in the blob store; forget() some of them, or raise DC_BYTES_IN_FLIGHT"
-    counts = {name: number(name) for name in ("total", "running", "done", "failed")}
-    counts["pending"] = counts["total"] - counts["running"] - counts["done"] - counts["failed"]
-    return JobState(
-        shown,
-        error,
-        reason,
-        counts,
-        fields.get("submitter", ""),
-        number("base"),
-        fields.get("title", ""),
-        fields.get("host", ""),
-        number("created_ms"),
-        number("ended_ms"),
-        int(fields.get("fatal", -1)),
-        number("tiles"),
-        number("tiles_done"),
-    )
 
 
 def _item_state(item: dict[str, Any], error: str | None) -> ItemState:

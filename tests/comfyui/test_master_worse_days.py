@@ -17,8 +17,8 @@ import redis
 from PIL import Image
 
 from distributed_comfy.collector.spool import ENDED
-from distributed_comfy.comfyui.token import HEADER, read_token
 from distributed_comfy.pack_token import FILE_NAME
+from distributed_comfy.panel.token import HEADER, read_token
 from distributed_comfy.state.keys import Keys
 from tests.cluster_fixtures import open_rig
 from tests.cluster_rig import Rig

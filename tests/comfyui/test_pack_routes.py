@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distributed_comfy.comfyui.token import HEADER
+from distributed_comfy.panel.token import HEADER
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.server_rig import ComfyServer
 from tests.comfyui.tiny_prompts import distributed

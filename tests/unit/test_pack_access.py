@@ -11,10 +11,10 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from distributed_comfy.comfyui import callers as callers_module
-from distributed_comfy.comfyui.callers import Callers, Refused, same_origin
-from distributed_comfy.comfyui.peers import may_be_own
-from distributed_comfy.comfyui.token import HEADER, is_token, read_token
 from distributed_comfy.errors import OptionWrong
+from distributed_comfy.panel.callers import Callers, Refused, same_origin
+from distributed_comfy.panel.peers import may_be_own
+from distributed_comfy.panel.token import HEADER, is_token, read_token
 
 TOKEN = "t" * 43
 

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from distributed_comfy.comfyui import relay_port as relay_port_module
 from distributed_comfy.comfyui.relay_port import RelayPort
-from distributed_comfy.comfyui.routes import BadRequest, body_of
+from distributed_comfy.panel.bodies import BadRequest, body_of
 
 
 async def chunks(count: int) -> AsyncIterator[bytes]:

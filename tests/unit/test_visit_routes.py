@@ -21,7 +21,6 @@ from aiohttp import web
 from distributed_comfy.comfyui import visit_routes as routes_module
 from distributed_comfy.comfyui import visits as visits_module
 from distributed_comfy.comfyui.routes import Routes
-from distributed_comfy.comfyui.token import read_token, token_path
 from distributed_comfy.comfyui.visit_routes import VisitRoutes
 from distributed_comfy.comfyui.visits import Visits
 from distributed_comfy.engine.attach import pack as pack_module
@@ -34,6 +33,7 @@ from distributed_comfy.errors import WorkerLacks
 from distributed_comfy.messages import TensorRef
 from distributed_comfy.nodes.context import NodeContext
 from distributed_comfy.pack_token import KEY_HEADER, attach_key
+from distributed_comfy.panel.token import read_token, token_path
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 from distributed_comfy.transport.values import store_value

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from distributed_comfy.errors import WorkerUnknown
 from distributed_comfy.messages import Capability
 from distributed_comfy.orchestrator.doctor.findings import Finding, ok, warn
 from distributed_comfy.orchestrator.doctor.probe import check_by_probe
@@ -36,6 +37,23 @@ def check_workers(cluster: Cluster, stop: threading.Event) -> list[Finding]:
         found = list(pool.map(lambda worker: _check(cluster, probes, worker, known.get(worker.capability), stop), workers))
     pairs = [(worker.facts, known[worker.capability]) for worker in workers if worker.capability in known]
     return [*found, *check_differences(pairs)]
+
+
+def check_worker(cluster: Cluster, name: str, stop: threading.Event) -> Finding:
+    """The finding for one worker.
+
+    Args:
+        cluster: opened with `PROBE_SETTINGS`.
+        name: of the worker.
+        stop: ends the wait.
+    Raises:
+        WorkerUnknown: there is none of this name.
+    """
+    found = cluster.workers.workers([name])
+    if not found:
+        raise WorkerUnknown(name=name)
+    probes = ProbeTable(cluster.client, cluster.settings.key_prefix, functools.partial(send_tickets, cluster.app))
+    return _check(cluster, probes, found[0], cluster.matching.capabilities().get(found[0].capability), stop)
 
 
 def _check(cluster: Cluster, probes: ProbeTable, worker: WorkerState, capability: Capability | None, stop: threading.Event) -> Finding:

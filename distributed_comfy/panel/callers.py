@@ -1,4 +1,4 @@
-"""Who may use the pack's routes on ComfyUI's port: no page of another site, nobody under a made-up name, and for changes only the token."""
+"""Who may use the routes of the panel and of the node pack: no page of another site, nobody under a made-up name, else only the token."""
 from __future__ import annotations
 
 import ipaddress
@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from distributed_comfy.comfyui.peers import may_be_own
-from distributed_comfy.comfyui.token import HEADER, is_token
+from distributed_comfy.panel.peers import may_be_own
+from distributed_comfy.panel.token import HEADER, is_token
 from distributed_comfy.relay.address import is_loopback
 
 _FORWARDED = (
@@ -35,11 +35,18 @@ class Callers:
 
     Args:
         token: gives the pack's token.
-        names: under which this ComfyUI is reached, beside addresses and names without a dot.
+        names: under which this server is reached, beside addresses and names without a dot.
+        what: it is, for people.
+        shows_token: the command that prints the token, for people.
     """
 
-    def __init__(self, token: Callable[[], str], names: Collection[str]) -> None:
+    def __init__(
+        self, token: Callable[[], str], names: Collection[str], *, what: str = "this ComfyUI",
+        shows_token: str = "`distributed-comfy comfyui token` prints it",
+    ) -> None:  # fmt: skip
         self._token = token
+        self._what = what
+        self._shows_token = shows_token
         self._names = frozenset(name.strip().lower().rstrip(".") for name in names) | own_names()
 
     def check_site(self, request: web.Request) -> None:
@@ -52,7 +59,7 @@ class Callers:
         name = _host_name(host)
         if not self._is_ours(name):
             known = "DC_COMFYUI_NAMES=" + (name if re.fullmatch(r"[a-z0-9.-]{1,253}", name) else "NAME")
-            raise Refused(403, f"this ComfyUI is not known by the name {name[:100]!r}; where that is right, start it with {known}")
+            raise Refused(403, f"{self._what} is not known by the name {name[:100]!r}; where that is right, start it with {known}")
         origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "")
         if (origin is not None and not same_origin(origin, host)) or site in ("cross-site", "same-site"):
             raise Refused(403, "pages of other sites may not use this")
@@ -65,7 +72,7 @@ class Callers:
         """
         self.check_site(request)
         if not is_token(request.headers.get(HEADER, ""), self._token()):
-            raise Refused(401, f"the token is missing or wrong; send it as {HEADER} (`distributed-comfy comfyui token` prints it)")
+            raise Refused(401, f"the token is missing or wrong; send it as {HEADER} ({self._shows_token})")
 
     def check_own_browser(self, request: web.Request) -> None:
         """Refuse all but ComfyUI's own page in a browser on this host: that one gets the token without asking anybody.

@@ -1,0 +1,98 @@
+"""How the panel answers: who may ask, work in threads of its own, and every failure in the one form that openapi.json gives it."""
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import redis
+from aiohttp import web
+
+from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.panel.bodies import BadRequest, body_of
+from distributed_comfy.panel.callers import Refused
+from distributed_comfy.panel.contract import Operation, check_body
+from distributed_comfy.panel.words import split_text, status_of, told
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Judge = Callable[[web.Request], None]
+T = TypeVar("T")
+
+SECRET = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+"""Headers of every answer: nobody on the way may keep it."""
+_BODY = "panel body"
+_QUICK, _LONG = 6, 6
+
+
+class Threads:
+    """Where the panel waits for Redis: neither on the event loop nor in its usual pool, which belongs to others.
+
+    What may last (an agent, the doctor, a tunnel) has a pool of its own, so that it keeps no page from its state.
+    """
+
+    def __init__(self) -> None:
+        self._quick = ThreadPoolExecutor(_QUICK, thread_name_prefix="panel")
+        self._long = ThreadPoolExecutor(_LONG, thread_name_prefix="panel-long")
+
+    async def quick(self, call: Callable[..., T], *given: Any) -> T:
+        """What a call gives that waits for Redis alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._quick, call, *given)
+
+    async def long(self, call: Callable[..., T], *given: Any, **named: Any) -> T:
+        """What a call gives that may wait for more."""
+        return await asyncio.get_running_loop().run_in_executor(self._long, functools.partial(call, *given, **named))
+
+    def end(self) -> None:
+        """Begin nothing more."""
+        for pool in (self._quick, self._long):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def answered(operation: Operation, handler: Handler, judge: Judge, threads: Threads) -> Handler:
+    """A handler behind its judge, whose failures become answers."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            await threads.quick(judge, request)  # the token is in a file
+            if operation.body is not None:
+                request[_BODY] = await body_of(request)
+                check_body(operation, request[_BODY])
+            return await handler(request)
+        except Refused as refused:
+            log.info("%s %s refused: %s", request.method, request.path, refused.reason)
+            return refusal(refused)
+        except BadRequest as error:
+            fields = {"fields": error.fields} if error.fields else {}
+            return failure(400, {"code": "request_wrong", "message": str(error), "remedy": "", **fields})
+        except (DistributedComfyError, redis.RedisError) as error:
+            return failure(status_of(error), told(error))
+
+    return answer
+
+
+def body(request: web.Request) -> dict[str, Any]:
+    """The JSON object of a request, which is as openapi.json wants it."""
+    found: dict[str, Any] = request[_BODY]
+    return found
+
+
+def told_as_json(value: Any, status: int = 200) -> web.Response:
+    """An answer."""
+    return web.json_response(value, status=status, headers=SECRET)
+
+
+def failure(status: int, error: dict[str, Any]) -> web.Response:
+    """``Failure`` of openapi.json."""
+    return told_as_json({"error": error}, status)
+
+
+def refusal(refused: Refused) -> web.Response:
+    """The same for somebody who may not ask."""
+    message, remedy = split_text(refused.reason)
+    code = "token_wrong" if refused.status == web.HTTPUnauthorized.status_code else "foreign_origin"
+    return failure(refused.status, {"code": code, "message": message, "remedy": remedy})

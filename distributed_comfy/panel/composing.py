@@ -1,0 +1,157 @@
+"""Puts what Redis says together as the page has it, and makes again only what is made of something new."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from distributed_comfy.agent.up import find_local_agent
+from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job
+from distributed_comfy.panel.place import Place
+from distributed_comfy.panel.pulse import Findings, Pulse
+from distributed_comfy.panel.steps import StepView
+from distributed_comfy.panel.worker_views import WorkerSources, shown_host, shown_worker
+from distributed_comfy.state.records import HostRecord, HostWorker, JobState
+
+_FEW_BUSY = 10
+_STEPS_S = 1.0
+"""How often steps of many busy workers are told; those of a few are told at each look."""
+_LOCAL_S = 2.0
+_STILL_MS = 1500
+
+
+class Composer:
+    """Used by one thread.
+
+    Args:
+        place: what serves the panel.
+        tunnel: as ``Tunnel`` of openapi.json.
+    """
+
+    def __init__(self, place: Place, tunnel: Callable[[], dict[str, Any]]) -> None:
+        self._place = place
+        self._tunnel = tunnel
+        self._workers: dict[str, tuple[WorkerSources, dict[str, Any]]] = {}
+        self._hosts: dict[str, tuple[HostRecord, bool, dict[str, Any]]] = {}
+        self._jobs: dict[str, tuple[JobState, Estimate, bool, dict[str, Any]]] = {}
+        self._starts: dict[str, int] = {}
+        self._estimates: dict[str, Estimate] = {}
+        self._paces: dict[str, Pace] = {}
+        self._steps: Mapping[tuple[str, int], StepView] = {}
+        self._steps_at = 0.0
+        self._local = False
+        self._local_at = 0.0
+
+    def compose(self, pulse: Pulse, steps: Mapping[tuple[str, int], StepView]) -> dict[str, Any]:
+        """What of ``State`` of openapi.json may change."""
+        found, master = pulse.found, self._place.master
+        self._look_around()
+        workers = self._shown_workers(found, self._due_steps(found, steps))
+        if pulse.jobs_changed or workers.keys() != self._workers.keys():
+            self._estimate(found)
+        servers = self._place.servers()
+        return {
+            "servers": {
+                "shown": servers.shown if servers else "", "embedded": bool(servers and servers.embedded),
+                "invited_to": servers.invited_to if servers else "", "state": found.state.shown(), "blobs": found.blobs.shown(),
+            },
+            "hosts": self._shown_hosts(found), "workers": workers, "jobs": self._shown_jobs(found),
+            "master": master.shown() if master else None, "invites": found.invites, "tunnel": self._tunnel(),
+        }  # fmt: skip
+
+    def _look_around(self) -> None:
+        """Whether this user's own agent runs here, whose orders need nobody's leave."""
+        if time.monotonic() >= self._local_at:
+            self._local = find_local_agent(self._place.settings) is not None
+            self._local_at = time.monotonic() + _LOCAL_S
+
+    def _may_configure(self, record: HostRecord) -> bool:
+        return record.remote_configuration or (self._local and record.host == self._place.settings.host_name)
+
+    # -- workers and hosts -----------------------------------------------------------------------------------------------
+    def _due_steps(self, found: Findings, steps: Mapping[tuple[str, int], StepView]) -> Mapping[tuple[str, int], StepView]:
+        busy = sum(bool(row.claims) for row in found.rows.values())
+        if busy <= _FEW_BUSY or time.monotonic() - self._steps_at >= _STEPS_S:
+            self._steps, self._steps_at = steps, time.monotonic()
+        return self._steps
+
+    def _shown_workers(self, found: Findings, steps: Mapping[tuple[str, int], StepView]) -> dict[str, dict[str, Any]]:
+        kept = {own.name: (record, own) for record in found.hosts.values() for own in record.workers}
+        made = {}
+        for name in sorted({*found.rows, *kept}):
+            record, own = kept.get(name, (None, None))
+            sources = self._sources(found, name, record, own, steps)
+            before = self._workers.get(name)
+            made[name] = before if before is not None and before[0] == sources else (sources, shown_worker(sources))
+        self._workers = made
+        return {name: shown for name, (_, shown) in made.items()}
+
+    def _sources(
+        self, found: Findings, name: str, record: HostRecord | None, own: HostWorker | None, steps: Mapping[tuple[str, int], StepView]
+    ) -> WorkerSources:
+        row, status = found.rows.get(name), found.statuses.get(name)
+        host = record.host if record else row.facts.host if row else ""
+        claims = {place for item in (row.claims if row else ()) if (place := _place_of(item))}
+        return WorkerSources(
+            name,
+            replace(own, next_start_s=0.0) if own else None,
+            record.configuration.get("workers", {}).get(name) if record else None,
+            record.host if record else "",
+            row,
+            status,
+            {place: replace(step, preview=b"") for place, step in steps.items() if place in claims} if claims else None,
+            self._next_start(name, own, found.now_ms),
+            host == self._place.settings.host_name,
+            record is not None and self._may_configure(record),
+        )
+
+    def _next_start(self, name: str, own: HostWorker | None, now_ms: int) -> int:
+        """When a worker is started again; the same number for as long as that is meant."""
+        if own is None or own.phase != "backing-off":
+            self._starts.pop(name, None)
+            return 0
+        at_ms, before = now_ms + round(own.next_start_s * 1000), self._starts.get(name, 0)
+        if abs(at_ms - before) > _STILL_MS:
+            self._starts[name] = at_ms
+        return self._starts[name]
+
+    def _shown_hosts(self, found: Findings) -> dict[str, dict[str, Any]]:
+        made = {}
+        for name, record in found.hosts.items():
+            may, before = self._may_configure(record), self._hosts.get(name)
+            if before is not None and before[0] == record and before[1] == may:
+                made[name] = before
+            else:
+                made[name] = (record, may, shown_host(record, here=name == self._place.settings.host_name, configurable=may))
+        self._hosts = made
+        return {name: shown for name, (_, _, shown) in made.items()}
+
+    # -- jobs ------------------------------------------------------------------------------------------------------------
+    def _estimate(self, found: Findings) -> None:
+        live = {job_id: state for job_id, state in found.jobs.items() if not state.ended}
+        for job_id, state in live.items():
+            if job_id not in self._paces and state.counts["running"]:
+                self._paces[job_id] = Pace(found.now_ms, state.counts["done"])
+        self._paces = {job_id: pace for job_id, pace in self._paces.items() if job_id in live}
+        workers = sum(not row.drained and row.state in ("idle", "ticketed", "busy") and bool(row.capability) for row in found.rows.values())
+        self._estimates = estimates(live, self._paces, self._estimates, found.now_ms, Power(workers, found.item_s))
+
+    def _shown_jobs(self, found: Findings) -> dict[str, dict[str, Any]]:
+        master, user, made = self._place.master, self._place.settings.submitter, {}
+        own = set(master.jobs()) if master else set()
+        for job_id, state in found.jobs.items():
+            estimate = self._estimates.get(job_id, Estimate())
+            mine = job_id in own if master else state.submitter == user
+            before = self._jobs.get(job_id)
+            if before is not None and before[0] is state and before[1] == estimate and before[2] == mine:
+                made[job_id] = before
+            else:
+                made[job_id] = (state, estimate, mine, shown_job(job_id, state, estimate, mine=mine))
+        self._jobs = made
+        return {job_id: shown for job_id, (_, _, _, shown) in made.items()}
+
+
+def _place_of(item: str) -> tuple[str, int] | None:
+    job_id, _, index = item.rpartition("-")
+    return (job_id, int(index)) if index.isdigit() else None

@@ -1,0 +1,90 @@
+"""What a page tells jobs: one of them, those of this user or master, or all."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from distributed_comfy.errors import DistributedComfyError, JobUnknown
+from distributed_comfy.panel.bodies import BadRequest
+from distributed_comfy.panel.place import Place
+from distributed_comfy.panel.words import told
+from distributed_comfy.state.jobs import JobTable
+
+ORDERS = ("cancel", "retry", "pause", "resume", "priority")
+_REASON = "cancelled in the panel"
+_LONGEST_REASON = 300
+_PRIORITIES = range(10)
+
+
+class JobOrders:
+    """One panel's; waits for Redis.
+
+    Args:
+        place: what serves the panel.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def order(self, job_id: str, order: str, *, priority: int | None = None, reason: str = "") -> str:
+        """Steer a job; what then happens, in words.
+
+        Raises:
+            BadRequest: there is no such order, or no such priority.
+            JobUnknown: there is no such job.
+            JobStateInvalid: it has ended, or has not.
+        """
+        if order == "priority" and priority not in _PRIORITIES:
+            raise BadRequest("priority must be a whole number from 0 (last) to 9 (first)")
+        jobs = self._place.cluster().jobs
+        deeds: dict[str, tuple[Callable[[], None], str]] = {
+            "cancel": (lambda: self._cancel(jobs, job_id, reason), "is cancelled"),
+            "retry": (lambda: jobs.retry(job_id), "goes on; whoever attaches to it gets its results"),
+            "pause": (lambda: jobs.pause(job_id), "is paused; running items finish"),
+            "resume": (lambda: jobs.resume(job_id), "goes on"),
+            "priority": (lambda: jobs.set_priority(job_id, priority or 0), f"has priority {priority}"),
+        }
+        if order not in deeds:
+            raise BadRequest(f"a job can be told {', '.join(ORDERS)}")
+        deed, text = deeds[order]
+        deed()
+        return f"job {job_id} {text}"
+
+    def interrupt(self, what: str, job_id: str) -> dict[str, Any]:
+        """End one job, all of this master (of this user, where there is none), or all of the cluster; as ``Interrupted``.
+
+        Raises:
+            BadRequest: it says neither.
+            JobUnknown, JobStateInvalid: as `order`, of one job.
+        """
+        master = self._place.master
+        if what == "job":
+            if not job_id:
+                raise BadRequest("job must name a job")
+            prompts = master.interrupt(job_id) if master is not None else 0
+            if not prompts:
+                self.order(job_id, "cancel")
+            return {"jobs": [job_id], "prompts": prompts, "refused": {}}
+        if what not in ("mine", "all"):
+            raise BadRequest("what must be job, mine or all")
+        cluster = self._place.cluster()
+        live = {name: state for name, state in cluster.jobs.jobs().items() if not state.ended}
+        own = set(master.jobs()) if master is not None else {name for name, state in live.items() if state.submitter == self._user}
+        prompts = master.interrupt(None) if master is not None else 0
+        ended, refused = [], {}
+        for name in live:
+            if what == "all" or name in own:
+                try:
+                    self._cancel(cluster.jobs, name, "")
+                    ended.append(name)
+                except DistributedComfyError as error:
+                    if name not in own and not isinstance(error, JobUnknown):  # its prompt was interrupted, and it ended by that
+                        refused[name] = told(error)
+        return {"jobs": ended, "prompts": prompts, "refused": refused}
+
+    @property
+    def _user(self) -> str:
+        return self._place.settings.submitter
+
+    def _cancel(self, jobs: JobTable, job_id: str, reason: str) -> None:
+        jobs.cancel(job_id, " ".join(reason.split())[:_LONGEST_REASON] or _REASON)

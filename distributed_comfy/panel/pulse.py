@@ -1,0 +1,229 @@
+"""What Redis says of a cluster, read as seldom and in as few round trips as the page allows.
+
+Each look is one pipeline: marks that tell whether anything happened to jobs at all, and the statuses of workers as text, which are only
+taken apart where they differ from the last ones.  Rows of workers and records of hosts follow once a second, servers every five seconds.
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import redis
+
+from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
+from distributed_comfy.messages import load
+from distributed_comfy.panel.words import told
+from distributed_comfy.state.connection import in_our_words, setting_of
+from distributed_comfy.state.figures import KINDS
+from distributed_comfy.state.keys import Keys
+from distributed_comfy.state.records import HostRecord, JobState, WorkerState
+from distributed_comfy.state.status import WorkerStatus
+from distributed_comfy.state.tallies import histogram
+from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+_ROWS_S = 1.0
+_JOBS_S = 2.0
+"""Between two looks at jobs of which no mark says that anything happened."""
+_SERVERS_S = 5.0
+_MIB = 2**20
+
+
+@dataclass
+class Server:
+    """How one server is."""
+
+    up: bool = True
+    error: dict[str, Any] | None = None
+    version: str = ""
+    used_bytes: int | None = None
+    limit_bytes: int | None = None
+    kept: bool | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """As ``ServerHealth`` of openapi.json."""
+        return dict(vars(self))
+
+
+@dataclass
+class Findings:
+    """What was read last; what cannot be read stays as it was."""
+
+    now_ms: int = 0
+    rows: dict[str, WorkerState] = field(default_factory=dict)
+    hosts: dict[str, HostRecord] = field(default_factory=dict)
+    statuses: dict[str, WorkerStatus] = field(default_factory=dict)
+    jobs: dict[str, JobState] = field(default_factory=dict)
+    item_s: float = 0.0
+    """Mean engine time of an item; 0: none is done yet."""
+    invites: int = -1
+    state: Server = field(default_factory=Server)
+    blobs: Server = field(default_factory=Server)
+
+
+class Pulse:
+    """Reads one cluster; used by one thread.
+
+    Args:
+        now: a clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.found = Findings()
+        self.jobs_changed = True
+        """Whether the last look found anything else about jobs."""
+        self._now = now
+        self._texts: dict[str, str] = {}
+        self._marks: tuple[Any, ...] = ()
+        self._listed: tuple[Any, ...] = ()
+        self._due: dict[str, float] = {}
+
+    def look(self, cluster: Cluster) -> None:
+        """Read what is due.
+
+        Raises:
+            ClusterUnavailable, redis.RedisError: the state server does not answer; `state` says so.
+        """
+        try:
+            self._look(cluster)
+        except (DistributedComfyError, redis.RedisError) as error:
+            self.fail(error)
+            raise
+        self.found.state.up, self.found.state.error = True, None
+
+    def fail(self, error: DistributedComfyError | redis.RedisError) -> None:
+        """The state server cannot be asked; all else stays as it was known last."""
+        self.found.state.up, self.found.state.error = False, told(error)
+        self.jobs_changed = False
+        self._due.clear()  # when it is back, everything may be different
+        self._marks, self._listed = (), ()
+
+    def _look(self, cluster: Cluster) -> None:
+        keys, client = Keys(cluster.settings.key_prefix), cluster.client
+        names = sorted({*self.found.rows, *(own.name for record in self.found.hosts.values() for own in record.workers)})
+        pipe = client.pipeline(transaction=False)
+        pipe.time()
+        pipe.mget(keys("sequence"), keys("served"))
+        pipe.hgetall(keys("tallies"))
+        pipe.zcard(keys("jobs"))
+        pipe.smembers(keys("active"))
+        pipe.smembers(keys("workers"))
+        if names:
+            pipe.mget([keys("status", name) for name in names])
+        clock, counters, tallies, count, active, workers, *texts = _reply(cluster, pipe.execute)
+        self.found.now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
+        self._take_statuses(dict(zip(names, texts[0], strict=True)) if names else {})
+        self._look_at_jobs(cluster, keys, (tuple(counters), tuple(sorted(tallies.items()))), (count, counters[0]), active)
+        self.found.item_s = _item_s({name: int(value) for name, value in tallies.items()})
+        if self._is_due("rows", _ROWS_S, force=set(workers) != set(self.found.rows)):
+            self._look_at_rows(cluster)
+        if self._is_due("servers", _SERVERS_S):
+            self._look_at_servers(cluster)
+
+    # -- workers and hosts -----------------------------------------------------------------------------------------------
+    def _take_statuses(self, texts: dict[str, str | None]) -> None:
+        known = self.found.statuses
+        for name, text in texts.items():
+            if text is None:
+                known.pop(name, None)
+            elif text != self._texts.get(name) or name not in known:
+                try:
+                    known[name] = load(WorkerStatus, text)
+                except MessageVersionUnknown as error:
+                    log.debug("the status of %s cannot be read: %s", name, error)
+                    known.pop(name, None)
+        for name in known.keys() - texts.keys():
+            del known[name]
+        self._texts = {name: text for name, text in texts.items() if text is not None}
+
+    def _look_at_rows(self, cluster: Cluster) -> None:
+        self.found.rows = {row.facts.name: without_lease(row) for row in cluster.workers.workers()}
+        self.found.hosts = {record.host: record for record in cluster.hosts.living()}
+
+    # -- jobs ------------------------------------------------------------------------------------------------------------
+    def _look_at_jobs(
+        self, cluster: Cluster, keys: Keys, marks: tuple[Any, ...], listed: tuple[Any, ...], active: Collection[str]
+    ) -> None:
+        """Those that are new, those that have not ended, and those that had not at the last look."""
+        happened = marks != self._marks or listed != self._listed
+        self.jobs_changed = False
+        if not self._is_due("jobs", _JOBS_S, force=happened):
+            return
+        known = self.found.jobs
+        ids: list[str] = list(known)
+        if listed != self._listed:
+            ids = list(_reply(cluster, lambda: cluster.client.zrange(keys("jobs"), 0, -1)))
+        wanted = [job_id for job_id in ids if job_id not in known or job_id in active or not known[job_id].ended]
+        found = cluster.jobs.jobs(wanted) if wanted else {}
+        for job_id, state in found.items():
+            if state.state == "failed":
+                found[job_id] = cluster.jobs.job_state(job_id)
+        unread = known.keys() - set(wanted)
+        after = {job_id: _same(known.get(job_id), found.get(job_id)) for job_id in ids if job_id in found or job_id in unread}
+        self.jobs_changed = after != known
+        self.found.jobs = after
+        self._marks, self._listed = marks, listed
+
+    # -- servers ---------------------------------------------------------------------------------------------------------
+    def _look_at_servers(self, cluster: Cluster) -> None:
+        _examine(self.found.state, cluster.client)
+        if cluster.redis_url == cluster.blob_url:
+            self.found.blobs = self.found.state
+        else:
+            try:
+                _examine(self.found.blobs, cluster.blob_client)
+                self.found.blobs.up, self.found.blobs.error = True, None
+            except redis.RedisError as error:
+                known = in_our_words(error, "the blob Redis", "DC_BLOB_URL")
+                self.found.blobs.up, self.found.blobs.error = False, told(known or error)
+        if cluster.invites is not None:
+            invited: Any = cluster.client.hlen(Keys(cluster.settings.key_prefix)("invites"))
+            self.found.invites = int(invited)
+
+    def _is_due(self, what: str, every_s: float, *, force: bool = False) -> bool:
+        now = self._now()
+        if not force and now < self._due.get(what, 0.0):
+            return False
+        self._due[what] = now + every_s
+        return True
+
+
+def _same(before: JobState | None, now: JobState | None) -> JobState:
+    """The state of now; the very object of before where that is equal."""
+    found = before if now is None or before == now else now
+    assert found is not None
+    return found
+
+
+def without_lease(row: WorkerState) -> WorkerState:
+    """A row without what differs at each look, so that equal rows are equal."""
+    return replace(row, lease_ms=0, engine_s=0.0, memory=None)
+
+
+def _examine(server: Server, client: redis.Redis) -> None:
+    found: Any = client.info()
+    server.version = str(found.get("redis_version", ""))
+    server.used_bytes = int(found.get("used_memory", 0)) // _MIB * _MIB
+    server.limit_bytes = int(found.get("maxmemory", 0)) or None
+    server.kept = bool(int(found.get("aof_enabled", 0)))
+
+
+def _item_s(tallies: dict[str, int]) -> float:
+    found = [histogram(tallies, "run", kind) for kind in KINDS]
+    count = sum(each.buckets[-1][1] for each in found)
+    return sum(each.sum_s for each in found) / count if count else 0.0
+
+
+def _reply(cluster: Cluster, call: Callable[[], Any]) -> Any:
+    """What a call gets from the state server, with a lost connection in our own words."""
+    try:
+        return call()
+    except redis.RedisError as error:
+        known = in_our_words(error, "the state Redis", setting_of(cluster.client))
+        if known is None:
+            raise
+        raise known from error
