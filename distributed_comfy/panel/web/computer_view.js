@@ -110,7 +110,7 @@ function serversCard({ servers }) {
     "section",
     { key: "servers", class: "card", "aria-label": T.redis },
     h("h2", null, T.redis),
-    h("p", { class: "small" }, h("code", null, servers.shown), " ", h("span", { class: "muted" }, servers.embedded ? T.embedded : servers.invited_to ? T.invitedTo(servers.invited_to) : "")),
+    h("p", { class: "small" }, h("code", null, servers.shown), " ", h("span", { class: "muted" }, servers.invited_to ? T.invitedTo(servers.invited_to) : "")),
     serverRow("state", servers.state),
     serverRow("blobs", servers.blobs),
   );

@@ -4,12 +4,13 @@ import { clock } from "./format.js";
 import { keepFile } from "./pictures.js";
 import { T } from "./texts.js";
 
+const FIRST_LINES = 2000;
 const MOST_LINES = 4000;
 const NEAR_END_PX = 40;
 const WRONG = new Set(["WARNING", "ERROR", "CRITICAL"]);
 
 /**
- * @typedef {{entry_id?: string, at_ms: number, level: string, source?: string, text: string}} Line
+ * @typedef {import("./api_types.js").LogLine} Line
  *
  * @typedef {object} LogSource
  * @property {string} name of the worker
@@ -29,14 +30,30 @@ export class LogView {
     this.failed = failed;
     /** @type {Line[]} */
     this.fresh = [];
+    /** Of the last line that is here. */
+    this.lastId = "";
     this.words = "";
     this.onlyWrong = false;
     this.frame = 0;
     this.build(place);
-    this.stream = followEvents((signal) => server.stream(`workers/${encodeURIComponent(name)}/log/stream`, signal), {
-      event: (kind, content) => this.hear(kind, content),
+    this.stream = followEvents((signal) => this.open(signal), {
+      event: (_, content) => this.take(content.lines),
       state: (state, error) => this.tell(state, error),
     });
+  }
+
+  /**
+   * The stream, behind the last line that is here; first the lines that were there before.
+   * @param {AbortSignal} signal
+   */
+  async open(signal) {
+    const path = `workers/${encodeURIComponent(this.name)}/log`;
+    if (!this.lastId) {
+      const log = /** @type {import("./api_types.js").Log} */ (await this.server.read(path, { lines: FIRST_LINES }));
+      this.take(log.lines);
+      this.lastId = log.last_id;
+    }
+    return this.server.stream(`${path}/stream`, signal, { after: this.lastId });
   }
 
   /** @param {HTMLElement} place */
@@ -60,16 +77,10 @@ export class LogView {
     place.append(bar, this.box, this.note);
   }
 
-  /**
-   * @param {string} kind
-   * @param {any} content
-   */
-  hear(kind, content) {
-    const lines = /** @type {Line[]} */ (Array.isArray(content) ? content : (content.lines ?? [content]));
-    if (kind === "snapshot") {
-      this.box?.replaceChildren();
-      this.fresh = [];
-    }
+  /** @param {Line[]} lines */
+  take(lines) {
+    if (!lines.length) return;
+    this.lastId = lines[lines.length - 1].id;
     this.fresh.push(...lines);
     if (this.fresh.length > MOST_LINES) this.fresh.splice(0, this.fresh.length - MOST_LINES);
     this.frame ||= requestAnimationFrame(() => this.show());
