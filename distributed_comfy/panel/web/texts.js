@@ -167,6 +167,7 @@ export const T = {
   nameByItself: "by itself",
   addressWrong: "Write a host name or an IP address, without http:// and without the port.",
   portWrong: "Write a whole number from 1 to 65535.",
+  devicesThere: "Those of the computer",
   deviceUsed: (/** @type {string} */ names) => `Used by ${names} already; two workers share its memory.`,
   /** @param {{name: string, model: string, memory_bytes: number}} device */
   deviceChoice: ({ name, model, memory_bytes }) => [name, model, memory_bytes ? `${Math.round(memory_bytes / 2 ** 30)} GB` : ""].filter(Boolean).join(" · "),

@@ -168,7 +168,7 @@ export function deviceField(form, devices, own) {
     devices.length > 0 &&
       h(
         "div",
-        { key: "device-chips", class: "row wrap chips", role: "group", "aria-label": T.fields.device.label },
+        { key: "device-chips", class: "row wrap chips", role: "group", "aria-label": T.devicesThere },
         devices.map((device) =>
           h(
             "button",
