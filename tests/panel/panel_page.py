@@ -10,6 +10,7 @@ from tests.chromium import browser
 from tests.conftest import missing_service
 
 SHOWN_MS = 60_000
+ACT_MS = 15_000
 _CONTRAST = """() => {
   const root = document.getElementById("panel").shadowRoot;
   const numbers = (text) => {
@@ -96,6 +97,13 @@ class PanelPage:
         """Press a button that is named for tests."""
         self.page.locator(f"[data-action='{name}']").last.click()
 
+    def close_dialogs(self) -> None:
+        """As Escape does."""
+        dialogs = self.page.locator("dialog")
+        while count := dialogs.count():
+            self.page.keyboard.press("Escape")
+            dialogs.nth(count - 1).wait_for(state="detached")
+
     def dismiss(self) -> None:
         """Close what messages there are."""
         while self.page.locator(".notice button").count():
@@ -128,6 +136,7 @@ def panel_page(url: str, folder: Path, **options: Any) -> Iterator[PanelPage]:
     """The page at an address."""
 
     with browser(folder, lambda lacks: missing_service("the tests of the panel's page", lacks), **options) as context:
+        context.set_default_timeout(ACT_MS)
         page = PanelPage(context.pages[0] if context.pages else context.new_page())
         page.open(url)
         yield page
