@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 """How long the end of ComfyUI waits for its jobs."""
+REMEMBERED = 256
+"""Jobs that are over."""
 INTAKE_S = 5.0
 """How long a node waits for prompts that are just being accepted: its own may be one of them."""
 
@@ -44,6 +47,8 @@ class MasterJobs:
         self._lock = threading.Lock()
         self._latest: AcceptedPrompt | None = None
         """The prompt that was accepted last, unless it has failed or gone: ComfyUI has its results, or will have them."""
+        self._over: OrderedDict[str, str] = OrderedDict()
+        """Jobs that are over -> their prompts, for whoever looks for what they saved."""
         self._intakes: set[int] = set()
         """Prompts that ComfyUI is being asked to accept, by number."""
         self._numbers = itertools.count()
@@ -144,6 +149,17 @@ class MasterJobs:
         with self._lock:
             return bool(job_id) and any(job.job_id == job_id for job in self._jobs.values())
 
+    def ids(self) -> list[str]:
+        """Ids of the jobs in the table whose prompts are not over."""
+        with self._lock:
+            return [job.job_id for job in self._jobs.values() if job.job_id]
+
+    def prompt_of(self, job_id: str, *, over: bool) -> str | None:
+        """The prompt of a job; with ``over`` also one that is over, for a while."""
+        with self._lock:
+            live = next((job.accepted.prompt_id for job in self._jobs.values() if job.job_id == job_id), None)
+            return live or (self._over.get(job_id) if over else None)
+
     def _sweep(self) -> None:
         """What a ComfyUI left that was killed waits for its prompt, but not for ever."""
         spools = self._places.folder / SPOOL_FOLDER
@@ -165,8 +181,17 @@ class MasterJobs:
     def _end(self, place: Place, ending: Ending) -> None:
         with self._lock:
             job = self._jobs.pop(place, None)
+            if job is not None and job.job_id:
+                remember(self._over, job.job_id, place[1])
             if ending != "success" and self._latest is not None and self._latest.place == place:
                 self._latest = None
         if job is not None:
             job.end(ending)
             self._places.lanes.soon(lambda: self._on_end(job))
+
+
+def remember(over: OrderedDict[str, str], job_id: str, prompt_id: str) -> None:
+    """Keep the prompt of a job that is over; the oldest makes room."""
+    over[job_id] = prompt_id
+    while len(over) > REMEMBERED:
+        over.popitem(last=False)

@@ -6,7 +6,7 @@ import functools
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +19,7 @@ from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.comfy_folders import ComfyFolders
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.interrupts import interrupt_middleware
+from distributed_comfy.comfyui.jobs import remember
 from distributed_comfy.comfyui.ordinary_leftovers import sweep
 from distributed_comfy.comfyui.ordinary_rules import ENGINE, Suitable, judge
 from distributed_comfy.comfyui.ordinary_run import Ending, OrdinaryRun, Surroundings
@@ -79,6 +80,8 @@ class OrdinaryPrompts:
         self._pack, self._queue, self._around = pack, queue, around
         self._runs: dict[int, OrdinaryRun] = {}
         """By the id under which the queue knows what runs: prompts may share theirs."""
+        self._over: OrderedDict[str, str] = OrderedDict()
+        """Jobs that are over -> their prompts."""
         self._threads: set[threading.Thread] = set()
         self._staying: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -105,6 +108,17 @@ class OrdinaryPrompts:
         """Whether this one runs on a worker."""
         with self._lock:
             return prompt_id in self._running()
+
+    def jobs(self) -> list[str]:
+        """Ids of the jobs as which prompts run on workers now."""
+        with self._lock:
+            return [run.job_id for run in self._runs.values()]
+
+    def prompt_of(self, job_id: str, *, over: bool) -> str | None:
+        """The prompt of such a job; with ``over`` also one that is over, for a while."""
+        with self._lock:
+            live = next((run.taken.prompt_id for run in self._runs.values() if run.job_id == job_id), None)
+            return live or (self._over.get(job_id) if over else None)
 
     def interrupt(self, prompt_id: str | None) -> bool:
         """End a prompt that runs on a worker, and another of the same id that runs here (None: all on workers); False: none does."""
@@ -246,6 +260,7 @@ class OrdinaryPrompts:
                 self._runs.pop(run.taken.item_id, None)
                 ending = run.settled(ending)
                 self._done += ending.kind == "done"
+                remember(self._over, run.job_id, run.taken.prompt_id)
                 self._unsettled.append(run)
                 self._end(run, ending)
         finally:

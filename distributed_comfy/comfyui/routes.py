@@ -79,6 +79,7 @@ class Routes:
 def install_routes(pack: Pack) -> None:
     """Add all of them, and the scripts of ComfyUI's page."""
     from distributed_comfy.comfyui.compat import add_compatible_routes
+    from distributed_comfy.comfyui.panel_host import add_panel
     from distributed_comfy.comfyui.relay_port import add_relay
     from distributed_comfy.comfyui.visit_routes import add_visit_routes
 
@@ -88,6 +89,7 @@ def install_routes(pack: Pack) -> None:
     _add_jobs(routes)
     add_compatible_routes(routes)
     add_relay(pack)
+    add_panel(pack, routes.callers)
     add_visit_routes(routes)
     pack.web_directory = str(WEB_FOLDER)
 

@@ -68,6 +68,12 @@ class Panel:
                 found.append(web.route(operation.method, operation.path, answered(operation, handler, judged, self.threads)))
         return [*found, *page_routes()]
 
+    def halt(self) -> None:
+        """Let everything end that runs in threads; returns at once."""
+        self.watch.end()
+        self._doctor.end()
+        self.tunnels.halt()
+
     async def end(self, _application: Any = None) -> None:
         """Close streams and tunnel; what waits in threads is not waited for."""
         self._streams.end()

@@ -66,6 +66,10 @@ class Tunnels:
         self._tell("closed")
         return self.shown()
 
+    def halt(self) -> None:
+        """Let it end; returns at once."""
+        self._stop.set()
+
     def url(self) -> str:
         """Its address.
 

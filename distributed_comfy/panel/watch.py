@@ -25,6 +25,7 @@ from distributed_comfy.panel.job_views import Estimate
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Pulse
 from distributed_comfy.panel.steps import Steps
+from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Watch:
         self._place = place
         self._composer = Composer(place, tunnel)
         self._pulse = Pulse()
+        self._looked_at: Cluster | None = None
         self._items = WatchedItems(self.steps)
         self._watched: Counter[str] = Counter()
         self._instance = secrets.token_hex(8)
@@ -184,6 +186,8 @@ class Watch:
         """Look once; False where the state server could not be asked."""
         try:
             cluster = self._place.cluster()
+            if cluster is not self._looked_at:  # another cluster, of which nothing is known
+                self._looked_at, self._pulse = cluster, Pulse()
             self._pulse.look(cluster)
             with self._changed:
                 watched = [job_id for job_id in self._watched if self._watched[job_id] > 0]

@@ -144,7 +144,8 @@ def test_a_worker_without_a_name_gets_one(rig: PanelRig) -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
-        ({"device": "gpu0"}, "device", "cuda:0"), ({"threads": -1}, "threads", "0 to 1024"), ({"threads": "two"}, "threads", "whole number"),
+        ({"device": "gpu0"}, "device", "cuda:0"), ({"threads": -1}, "threads", "0 to 1024"),
+        ({"threads": "two"}, "threads", "whole number"),
         ({"tags": ["a b"]}, "tags", "without spaces"), ({"comfyui_args": 'x "'}, "comfyui_args", "shell"),
         ({"engine": "other"}, "engine", "comfyui"), ({"cores": [-1]}, "cores", "CPU numbers"), ({"colour": "red"}, "colour", "not a field"),
         ({"environment": {"DC_REDIS_URL": "x"}}, "environment", "share it"), ({"comfyui_url": "nonsense"}, "comfyui_url", "http"),
