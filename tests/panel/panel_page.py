@@ -12,7 +12,7 @@ from tests.conftest import missing_service
 SHOWN_MS = 60_000
 ACT_MS = 15_000
 _CONTRAST = """() => {
-  const root = document.getElementById("panel").shadowRoot;
+  const root = document.querySelector(".distributed-comfy-panel").shadowRoot;
   const numbers = (text) => {
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
     canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
@@ -41,11 +41,11 @@ _CONTRAST = """() => {
   }
   return poor;
 }"""
-_NAMELESS = """() => [...document.getElementById("panel").shadowRoot.querySelectorAll("button, input, select, [role=progressbar], img, dialog")]
+_NAMELESS = """() => [...document.querySelector(".distributed-comfy-panel").shadowRoot.querySelectorAll("button, input, select, [role=progressbar], img, dialog")]
   .filter((element) => element.checkVisibility() && !(element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.length || element.alt === "" && element.closest("[aria-label]") || element.alt))
   .map((element) => element.outerHTML.slice(0, 120))"""
 _WIDER = """() => [document.documentElement.scrollWidth - innerWidth,
-  ...[...document.getElementById("panel").shadowRoot.querySelectorAll("dialog, .dialog-body")].map((box) => box.scrollWidth - box.clientWidth)]"""
+  ...[...document.querySelector(".distributed-comfy-panel").shadowRoot.querySelectorAll("dialog, .dialog-body")].map((box) => box.scrollWidth - box.clientWidth)]"""
 
 
 class PanelPage:
@@ -71,6 +71,7 @@ class PanelPage:
     def section(self, name: str) -> None:
         """Choose a tab."""
         self.page.get_by_role("tab", name=name).click()
+        self.page.get_by_role("tab", name=name, selected=True).wait_for()
 
     def card(self, worker: str) -> Any:
         """The card of a worker."""
@@ -106,8 +107,11 @@ class PanelPage:
 
     def dismiss(self) -> None:
         """Close what messages there are."""
-        while self.page.locator(".notice button").count():
-            self.page.locator(".notice button").first.click()
+        self.page.locator(".notice button").evaluate_all("buttons => buttons.forEach((button) => button.click())")
+
+    def field_says(self, name: str, words: str) -> None:
+        """Until that stands beside a field of the dialog, as something that is wrong."""
+        self.page.locator(f"dialog .field.wrong #field-{name}-words", has_text=words).wait_for()
 
     def too_pale(self) -> list[str]:
         """Texts with less contrast than people need (WCAG AA, 4.5 to 1)."""
@@ -126,7 +130,7 @@ class PanelPage:
     def focused(self, attribute: str) -> str | None:
         """An attribute of what has the focus."""
         found: str | None = self.page.evaluate(
-            "name => document.getElementById('panel').shadowRoot.activeElement?.getAttribute(name) ?? null", attribute
+            "name => document.querySelector('.distributed-comfy-panel').shadowRoot.activeElement?.getAttribute(name) ?? null", attribute
         )
         return found
 

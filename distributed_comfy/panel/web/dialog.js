@@ -87,9 +87,7 @@ export class DialogPlace {
 
 /** @param {HTMLDialogElement} dialog */
 function showModal(dialog) {
-  queueMicrotask(() => {
-    if (dialog.isConnected && !dialog.open) dialog.showModal();
-  });
+  dialog.showModal();
   return () => dialog.close();
 }
 

@@ -14,7 +14,7 @@
  * @property {readonly unknown[]} inputs of a `#memo`
  *
  * @typedef {Description | string | number | false | null | undefined | Child[]} Child
- * @typedef {{[name: string]: any}} Props `key`; `on...` a listener; `born`: called once with the element when it is whole, gives what ends
+ * @typedef {{[name: string]: any}} Props `key`; `on...` a listener; `born`: called once with the element when it stands in the document, gives what ends
  *   it or nothing; `own`: the same, and what is in it is its own business; `seen`: called with it after each change; anything else is an attribute, or one of the PROPERTIES
  */
 
@@ -27,6 +27,8 @@ const SVG_TAGS = new Set(["svg", "path", "circle", "rect"]);
 const shownAs = new WeakMap();
 /** @type {WeakMap<Node, () => void>} */
 const endings = new WeakMap();
+/** What is to be told to new elements once they stand in the document. @type {(() => void)[]} */
+let births = [];
 
 /**
  * Describe an element.
@@ -64,6 +66,9 @@ export function patch(parent, children) {
   const flat = [];
   flatten(children, flat);
   patchChildren(parent, flat);
+  const due = births;
+  births = [];
+  for (const tell of due) tell();
 }
 
 /**
@@ -145,9 +150,17 @@ function realise(old, before, description) {
   description.props.seen?.(element);
   if (fits) return element;
   if (element instanceof HTMLSelectElement && description.props.value !== undefined) element.value = description.props.value; // has its options now
-  const end = (description.props.own ?? description.props.born)?.(element);
-  if (typeof end === "function") endings.set(element, end);
+  const begin = description.props.own ?? description.props.born;
+  if (begin) births.push(() => (element.isConnected ? keepEnd(element, begin(element)) : undefined));
   return element;
+}
+
+/**
+ * @param {Element} element
+ * @param {unknown} end
+ */
+function keepEnd(element, end) {
+  if (typeof end === "function") endings.set(element, /** @type {() => void} */ (end));
 }
 
 /** @param {string} tag */

@@ -186,7 +186,7 @@ export function deviceField(form, devices, own) {
  * @param {FormState} form
  */
 export function argumentsField(form) {
-  const words = form.draft.args.trim() ? form.draft.args.trim().split(/\s+/) : [];
+  const words = () => form.draft.args.trim().split(/\s+/).filter(Boolean); // of now: two may be chosen before the next frame
   return [
     textField(form, "args", { placeholder: "--lowvram" }),
     h(
@@ -199,7 +199,7 @@ export function argumentsField(form) {
           h(
             "label",
             { class: "choice" },
-            h("input", { type: "checkbox", checked: words.includes(known.argument), "data-argument": known.argument, onchange: () => form.set("args", toggled(words, known).join(" ")) }),
+            h("input", { type: "checkbox", checked: words().includes(known.argument), "data-argument": known.argument, onchange: () => form.set("args", toggled(words(), known).join(" ")) }),
             h("span", null, h("code", null, [known.argument, known.value].filter(Boolean).join(" ")), " ", h("span", { class: "muted" }, known.words)),
           ),
         ),
