@@ -31,8 +31,8 @@ async function open(place) {
   close();
   const home = document.createElement("div");
   home.className = "distributed-comfy-panel";
-  home.style.height = "100%";
   place.replaceChildren(home);
+  home.style.height = `calc(100dvh - ${Math.round(home.getBoundingClientRect().top)}px)`; // what is around it has no height of its own
   const address = new URL(api.fileURL(MODULES), location.href);
   try {
     const [{ Panel }, { Server }] = await Promise.all([import(`${address}panel.js`), import(`${address}requests.js`)]);

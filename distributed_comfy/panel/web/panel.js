@@ -148,7 +148,7 @@ export class Panel {
             tabindex: this.section === section ? 0 : -1,
             onclick: () => this.go(section),
           },
-          T.sections[section],
+          section === "computer" && this.kind === "comfyui" ? T.masterSection : T.sections[section],
           section === "help" && wrong > 0 && h("span", { class: "count", "aria-label": T.thingsWrong(wrong) }, String(wrong)),
         ),
       ),

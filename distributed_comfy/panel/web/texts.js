@@ -6,6 +6,7 @@ export const T = {
   product: "Distributed Comfy",
   loading: "Loading…",
   sections: { workers: "Workers", jobs: "Jobs", computer: "This computer", help: "Help" },
+  masterSection: "Master",
   /** @param {{working: number, workers: number, running: number, waiting: number}} counts */
   summary: ({ working, workers, running, waiting }) =>
     workers ? `${working} of ${one(workers, "worker", "workers")} ready · ${one(running, "job runs", "jobs run")}, ${waiting} waiting` : "No worker yet",
