@@ -74,8 +74,9 @@ style: env ## sizes of files and functions, names of modules
 page: env ## the types of the panel's modules (node; TypeScript comes by npx)
 	@$(BIN)/python scripts/check_page.py $(ARGS)
 
-docs: env ## docs/errors.md and docs/settings.md, generated from the code
+docs: env ## docs/errors.md and docs/settings.md, generated from the code; the types of the panel's API for its page
 	@$(BIN)/python scripts/write_reference.py
+	@$(BIN)/python scripts/write_panel_types.py
 
 screenshots: env ## the pictures of the node pack for docs/images and the template browser (COMFYUI_PATH, chromium): look at each one
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -22,7 +22,7 @@ from tests.command_line import PROJECT
 
 PAGE = PROJECT / "distributed_comfy" / "panel" / "web"
 PREFIX = "/distributed/v2"
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 
 
 class Many:
@@ -47,8 +47,9 @@ class Many:
         health = {"up": True, "error": None, "version": "7.0.15", "used_bytes": 40 * MIB, "limit_bytes": None, "kept": True}
         hosts = sorted({worker["host"] for worker in self.workers.values()})
         return {
-            "revision": self.revision, "instance": "many", "now_ms": now_ms(), "version": "0.0", "host": "pc0", "user": "me", "kind": "serve",
-            "servers": {"shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "state": health, "blobs": {**health, "kept": False}},
+            "revision": self.revision, "instance": "many", "now_ms": now_ms(), "version": "0.0", "host": "pc0", "user": "me",
+            "kind": "serve",
+            "servers": {"shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "state": health, "blobs": health},
             "hosts": {name: self._host(name) for name in hosts}, "workers": self.workers, "jobs": self.jobs, "master": None, "invites": 0,
             "tunnel": {"state": "closed", "url": "", "since_ms": 0, "error": None},
         }  # fmt: skip
@@ -72,34 +73,37 @@ class Many:
 
     def _moved(self, worker: dict[str, Any]) -> dict[str, Any]:
         items = [{**item, "value": item["value"] % item["maximum"] + 1, "preview": item["preview"] + 1} for item in worker["items"]]
-        used = self._random.randrange(4, 23) * 1024 * MIB
+        used = self._random.randrange(4, 23) * GIB
         use = {**worker["use"], "used_bytes": used, "utilisation_percent": self._random.randrange(100)}
         return {**worker, "items": items, "use": use}
 
     def _worker(self, number: int) -> dict[str, Any]:
         wrong, held = number % 17 == 5, number % 13 == 7
-        state, colour = ("failed", "red") if wrong else ("drained", "yellow") if held else ("busy", "green") if number % 3 else ("idle", "green")
+        works = ("busy", "green") if number % 3 else ("idle", "green")
+        state, colour = ("failed", "red") if wrong else ("drained", "yellow") if held else works
         host = f"pc{number // 4}"
         item = {
-            "job": "job-0000", "index": number, "kind": "generate", "attempt": 1, "started_ms": now_ms(), "node_id": "3", "node_class": "KSampler",
-            "value": number % 20 + 1, "maximum": 20, "shipping": False, "preview": 1 if number % 2 else 0,
+            "job": "job-0000", "index": number, "kind": "generate", "attempt": 1, "started_ms": now_ms(), "node_id": "3",
+            "node_class": "KSampler", "value": number % 20 + 1, "maximum": 20, "shipping": False, "preview": number % 2,
         }  # fmt: skip
         return {
             "name": f"{host}-cuda{number % 4}", "host": host, "here": host == "pc0", "state": state, "colour": colour,
             "reason": "device cuda:7 is not there: this host has cuda:0 to cuda:3" if wrong else "",
             "remedy": "choose another device in its settings" if wrong else "", "since_ms": now_ms(), "next_start_ms": 0, "keeper": "agent",
-            "guest": False, "orders": ["start", "disable"] if wrong else ["stop", "restart", "resume" if held else "drain", "clear-memory"],
+            "guest": False,
+            "orders": ["start", "disable"] if wrong else ["stop", "restart", "resume" if held else "drain", "clear-memory"],
             "editable": True, "enabled": True, "outdated": False, "restarts": number % 3, "device": f"cuda:{number % 4}",
             "device_class": "NVIDIA GeForce RTX 4090, driver 570, torch 2.7", "engine": "comfyui", "engine_version": "0.3.64", "commit": "",
             "version": "0.0", "started_ms": now_ms(), "pid": 0 if wrong else 4000 + number, "tags": [], "cores": "", "threads": 4,
             "log_folder": "/home/me/.cache/distributed-comfy/workers", "host_use": None, "models": [],
-            "use": {"name": "NVIDIA GeForce RTX 4090", "utilisation_percent": 95, "used_bytes": 18 * 1024 * MIB, "total_bytes": 24 * 1024 * MIB},
+            "use": {"name": "NVIDIA GeForce RTX 4090", "utilisation_percent": 95, "used_bytes": 18 * GIB, "total_bytes": 24 * GIB},
             "items": [item] if state == "busy" else [], "items_done": number, "items_failed": 0, "last_error": None, "packs": {},
             "node_classes": 700, "model_files": 31, "configuration": {"device": f"cuda:{number % 4}"},
         }  # fmt: skip
 
     def _job(self, number: int) -> dict[str, Any]:
-        state = "running" if number < 20 else "pending" if number < 100 else self._random.choice(("done", "done", "done", "failed", "cancelled"))
+        ended_as = self._random.choice(("done", "done", "done", "failed", "cancelled"))
+        state = "running" if number < 20 else "pending" if number < 100 else ended_as
         total = self._random.choice((4, 16, 48, 200))
         done = {"done": total, "pending": 0}.get(state, total // 2)
         running = min(4, total - done - 1) if state == "running" else 0
@@ -117,8 +121,8 @@ class Many:
     def _item(self, index: int) -> dict[str, Any]:
         state = "done" if index < 24 else "running" if index < 28 else "pending"
         return {
-            "index": index, "kind": "generate", "seed": str(index), "state": state, "worker": "pc1-cuda0" if index < 28 else "", "attempts": 0,
-            "seconds": 1.5 if index < 24 else None, "error": None, "preview": 1 if index < 28 else 0,
+            "index": index, "kind": "generate", "seed": str(index), "state": state, "worker": "pc1-cuda0" if index < 28 else "",
+            "attempts": 0, "seconds": 1.5 if index < 24 else None, "error": None, "preview": 1 if index < 28 else 0,
         }  # fmt: skip
 
     def _host(self, name: str) -> dict[str, Any]:
@@ -156,9 +160,11 @@ def make_application(many: Many, interval_s: float) -> web.Application:
         await response.prepare(request)
         job = request.query.get("job", "")
         await response.write(event("snapshot", {**many.state, "items": {job: many.items} if job else {}}))
-        while True:
-            await asyncio.sleep(interval_s)
-            await response.write(event("change", many.move()))
+        with suppress(ConnectionError):  # the page has gone
+            while True:
+                await asyncio.sleep(interval_s)
+                await response.write(event("change", many.move()))
+        return response
 
     async def job(request: web.Request) -> web.Response:
         return web.json_response(many.detail(request.match_info["job"]))
@@ -187,7 +193,8 @@ def event(name: str, content: Any) -> bytes:
 def picture(index: int, number: int) -> bytes:
     """A small picture that differs from others."""
     file = io.BytesIO()
-    Image.radial_gradient("L").resize((128, 128)).rotate(number * 18).point(lambda value: (value + index * 20) % 256).convert("RGB").save(file, "JPEG")
+    rings = Image.radial_gradient("L").resize((128, 128)).rotate(number * 18)
+    rings.point(lambda value: (value + index * 20) % 256).convert("RGB").save(file, "JPEG")
     return file.getvalue()
 
 

@@ -15,12 +15,14 @@ _CONTRAST = """() => {
   const root = document.querySelector(".distributed-comfy-panel").shadowRoot;
   const numbers = (text) => {
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = text;
+    canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const over = ([r, g, b, a], below) => [r, g, b].map((value, at) => (value * a + below[at] * (255 - a)) / 255);
+  const linear = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
   const light = (colour) => {
-    const [r, g, b] = colour.map((value) => value / 255).map((value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    const [r, g, b] = colour.map((value) => linear(value / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -32,21 +34,28 @@ _CONTRAST = """() => {
   const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.nodeValue.trim() || !element.checkVisibility?.() || element.closest(":disabled, [aria-hidden=true], style, .cell-words")) continue;
+    const text = walker.currentNode.nodeValue.trim();
+    if (!text || !element.checkVisibility?.() || element.closest(":disabled, [aria-hidden=true], style, .cell-words")) continue;
     const ground = behind(element);
-    const text = over(numbers(getComputedStyle(element).color), ground);
-    const [low, high] = [light(ground), light(text)].sort((one, other) => one - other);
+    const [low, high] = [light(ground), light(over(numbers(getComputedStyle(element).color), ground))].sort((one, other) => one - other);
     const contrast = (high + 0.05) / (low + 0.05);
-    if (contrast < 4.5) poor.push(`${walker.currentNode.nodeValue.trim().slice(0, 40)}: ${contrast.toFixed(2)}`);
+    if (contrast < 4.5) poor.push(`${text.slice(0, 40)}: ${contrast.toFixed(2)}`);
   }
   return poor;
 }"""
-_NAMELESS = """() => [...document.querySelector(".distributed-comfy-panel").shadowRoot.querySelectorAll("button, input, select, [role=progressbar], img, dialog")]
-  .filter((element) => element.checkVisibility() && !(element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.length || element.alt === "" && element.closest("[aria-label]") || element.alt))
-  .map((element) => element.outerHTML.slice(0, 120))"""
-_WIDER = """() => [document.documentElement.scrollWidth - innerWidth,
-  ...[...document.querySelector(".distributed-comfy-panel").shadowRoot.querySelectorAll("dialog, .dialog-body")].map((box) => box.scrollWidth - box.clientWidth)]"""
-
+_NAMELESS = """() => {
+  const root = document.querySelector(".distributed-comfy-panel").shadowRoot;
+  const hasName = (element) =>
+    element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.length || element.alt ||
+    (element.alt === "" && element.closest("[aria-label]"));
+  return [...root.querySelectorAll("button, input, select, [role=progressbar], img, dialog")]
+    .filter((element) => element.checkVisibility() && !hasName(element))
+    .map((element) => element.outerHTML.slice(0, 120));
+}"""
+_WIDER = """() => {
+  const boxes = document.querySelector(".distributed-comfy-panel").shadowRoot.querySelectorAll("dialog, .dialog-body");
+  return [document.documentElement.scrollWidth - innerWidth, ...[...boxes].map((box) => box.scrollWidth - box.clientWidth)];
+}"""
 
 class PanelPage:
     """One page.

@@ -145,10 +145,10 @@ def test_common_arguments_are_offered_and_exclude_each_other(panel: PanelPage) -
     written = dialog.get_by_label("Extra arguments")
     for argument in ("--lowvram", "--reserve-vram"):
         dialog.locator(f"[data-argument='{argument}']").check()
-    assert "--lowvram" in written.input_value() and "--reserve-vram 2" in written.input_value()
+    until(lambda: written.input_value() == "--lowvram --reserve-vram 2")
     dialog.locator("[data-argument='--highvram']").check()
-    assert "--lowvram" not in written.input_value() and not dialog.locator("[data-argument='--lowvram']").is_checked()
-    panel.page.keyboard.press("Escape")
+    until(lambda: written.input_value() == "--reserve-vram 2 --highvram")
+    until(lambda: not dialog.locator("[data-argument='--lowvram']").is_checked())
 
 
 def test_a_worker_is_added_edited_and_removed(panel: PanelPage, rig: PanelRig) -> None:
@@ -187,9 +187,7 @@ def test_the_log_is_live_searched_and_saved(panel: PanelPage, rig: PanelRig) -> 
     box.locator(".line").first.wait_for()
     before = box.locator(".line").count()
     rig.page.post(f"/workers/{FIRST}/orders", {"order": "probe"})
-    panel.page.wait_for_function(
-        "before => document.querySelector('.distributed-comfy-panel').shadowRoot.querySelectorAll('dialog .line').length > before", arg=before, timeout=SHOWN_MS
-    )
+    until(lambda: box.locator(".line").count() > before)
     word = next(word for word in box.locator(".line span").first.inner_text().split() if len(word) > 3)
     panel.page.get_by_label("Search the log").fill(word.upper())
     shown = box.locator(".line:visible").all_inner_texts()
@@ -283,7 +281,7 @@ def test_everything_is_reached_by_keyboard(panel: PanelPage) -> None:
     assert panel.focused("data-action") == "add"
     panel.card(FIRST).locator("[data-order=more]").focus()
     keys.press("Enter")
-    first = until(lambda: (found := panel.focused("role")) == "menuitem" and panel.focused("data-order"))
+    first = until(lambda: panel.focused("role") == "menuitem" and panel.focused("data-order"))
     keys.press("ArrowDown")
     assert panel.focused("role") == "menuitem" and panel.focused("data-order") != first
     keys.press("Escape")

@@ -58,7 +58,9 @@ export async function findToken() {
 }
 
 function askUser() {
-  const typed = (window.prompt("Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):") ?? "").trim();
+  const typed = (
+    window.prompt("Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):") ?? ""
+  ).trim();
   if (typed) localStorage.setItem(KEPT_AS, typed);
   return typed;
 }

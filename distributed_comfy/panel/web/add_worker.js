@@ -92,7 +92,8 @@ class Adding {
 
   content() {
     if (this.way === "network" || this.way === "cloud") return this.inviting();
-    if (!this.hosts.length) return [h("p", null, Object.keys(this.state.hosts).length ? T.notConfigurable : T.startAgent), commandBox("distributed-comfy up")];
+    if (!this.hosts.length)
+      return [h("p", null, Object.keys(this.state.hosts).length ? T.notConfigurable : T.startAgent), commandBox("distributed-comfy up")];
     return this.way === "here" ? this.here() : this.existing();
   }
 
@@ -104,7 +105,10 @@ class Adding {
       this.nameField(),
       argumentsField(this.form),
       failureOf(this.form),
-      this.addButton(() => ({ device: devicesOf(this.form.draft.device), ...(this.form.draft.args.trim() ? { comfyui_args: this.form.draft.args.trim() } : {}) })),
+      this.addButton(() => ({
+        device: devicesOf(this.form.draft.device),
+        ...(this.form.draft.args.trim() ? { comfyui_args: this.form.draft.args.trim() } : {}),
+      })),
     ];
   }
 
@@ -219,7 +223,11 @@ class Adding {
       h(
         "div",
         { key: "send", class: "row end" },
-        button(T.invite, () => this.makeInvite(isCloud), { class: "first", disabled: !canInvite || this.panel.busy.has("add"), "data-action": "invite" }),
+        button(T.invite, () => this.makeInvite(isCloud), {
+          class: "first",
+          disabled: !canInvite || this.panel.busy.has("add"),
+          "data-action": "invite",
+        }),
       ),
     ];
   }
@@ -241,9 +249,18 @@ class Adding {
     const hasCome = this.state.hosts[invite.host];
     return [
       h("p", { key: "say" }, T.runThere(invite.host)),
-      h("ol", { key: "steps" }, h("li", null, T.installThere, commandBox("pip install distributed-comfy[worker]", T.installThere)), h("li", null, T.joinThere, commandBox(invite.command, T.joinThere))),
+      h(
+        "ol",
+        { key: "steps" },
+        h("li", null, T.installThere, commandBox("pip install distributed-comfy[worker]", T.installThere)),
+        h("li", null, T.joinThere, commandBox(invite.command, T.joinThere)),
+      ),
       h("p", { key: "secret", class: "small muted" }, T.inviteSecret(new Date(invite.expires_ms).toLocaleString())),
-      h("p", { key: "waits", class: hasCome ? "good" : "muted", role: "status" }, hasCome ? T.hasJoined(invite.host) : T.waitsForHost(invite.host)),
+      h(
+        "p",
+        { key: "waits", class: hasCome ? "good" : "muted", role: "status" },
+        hasCome ? T.hasJoined(invite.host) : T.waitsForHost(invite.host),
+      ),
     ];
   }
 }

@@ -13,7 +13,12 @@ export function commandBox(command, label = T.command) {
     "div",
     { key: command, class: "command" },
     h("code", { tabindex: 0, "aria-label": label }, command),
-    h("button", { type: "button", class: "copy", "aria-live": "polite", own: (/** @type {HTMLElement} */ button) => offerCopy(button, command) }),
+    h("button", {
+      type: "button",
+      class: "copy",
+      "aria-live": "polite",
+      own: (/** @type {HTMLElement} */ button) => offerCopy(button, command),
+    }),
   );
 }
 

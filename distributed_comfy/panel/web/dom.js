@@ -195,7 +195,8 @@ function setProps(element, before, now) {
  */
 function setProp(element, name, value) {
   if (name.startsWith("on")) element[name.toLowerCase()] = value ?? null;
-  else if (name === "style") element.style.cssText = value ?? ""; // an attribute would be refused by a strict content security policy
+  else if (name === "style")
+    element.style.cssText = value ?? ""; // an attribute would be refused by a strict content security policy
   else if (PROPERTIES.has(name) && name in element) element[name] = value ?? (name === "value" ? "" : false);
   else if (value === undefined || value === null || value === false) element.removeAttribute(name);
   else element.setAttribute(name, value === true ? "" : String(value));

@@ -20,8 +20,19 @@ export function firstSteps(panel, state) {
       "ol",
       null,
       !hasAgent && h("li", { key: "agent" }, h("p", null, T.startAgent), commandBox("distributed-comfy up")),
-      hasAgent && h("li", { key: "add" }, h("p", null, T.addHere), button(T.addWorker, () => openAdd(panel, "here"), { class: "first" })),
-      h("li", { key: "invite" }, h("p", null, T.addElsewhere), button(T.addComputer, () => openAdd(panel, "network"))),
+      hasAgent &&
+        h(
+          "li",
+          { key: "add" },
+          h("p", null, T.addHere),
+          button(T.addWorker, () => openAdd(panel, "here"), { class: "first" }),
+        ),
+      h(
+        "li",
+        { key: "invite" },
+        h("p", null, T.addElsewhere),
+        button(T.addComputer, () => openAdd(panel, "network")),
+      ),
     ),
   );
 }

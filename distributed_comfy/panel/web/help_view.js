@@ -22,14 +22,33 @@ const COLOURS = { fail: "red", warn: "yellow", ok: "green" };
  */
 export function whatIsWrong(state) {
   const { state: table, blobs } = state.servers;
-  const servers = /** @type {const} */ ([["state", table], ["blobs", blobs]]);
+  const servers = /** @type {const} */ ([
+    ["state", table],
+    ["blobs", blobs],
+  ]);
   const failed = Object.values(state.workers).filter((worker) => worker.colour === "red");
   const { master } = state;
   return [
-    ...servers.filter(([, health]) => !health.up).map(([name, health]) => ({ key: `server-${name}`, what: T.serverNames[name], words: health.error?.message ?? T.down, remedy: health.error?.remedy ?? "", worker: "" })),
+    ...servers
+      .filter(([, health]) => !health.up)
+      .map(([name, health]) => ({
+        key: `server-${name}`,
+        what: T.serverNames[name],
+        words: health.error?.message ?? T.down,
+        remedy: health.error?.remedy ?? "",
+        worker: "",
+      })),
     ...(master?.session === "failed" ? [{ key: "master", what: T.master, words: master.reason, remedy: "", worker: "" }] : []),
-    ...failed.map((worker) => ({ key: `worker-${worker.name}`, what: worker.name, words: worker.reason || T.workerStates[worker.state], remedy: worker.remedy, worker: worker.name })),
-    ...(state.tunnel.error ? [{ key: "tunnel", what: T.tunnel, words: state.tunnel.error.message, remedy: state.tunnel.error.remedy, worker: "" }] : []),
+    ...failed.map((worker) => ({
+      key: `worker-${worker.name}`,
+      what: worker.name,
+      words: worker.reason || T.workerStates[worker.state],
+      remedy: worker.remedy,
+      worker: worker.name,
+    })),
+    ...(state.tunnel.error
+      ? [{ key: "tunnel", what: T.tunnel, words: state.tunnel.error.message, remedy: state.tunnel.error.remedy, worker: "" }]
+      : []),
   ];
 }
 
@@ -51,11 +70,24 @@ export function helpView(panel, state) {
       { key: "doctor", class: "block", "aria-label": T.doctor },
       h("h2", null, T.doctor),
       h("p", { class: "muted" }, T.doctorWords),
-      h("div", { class: "row wrap" }, button(panel.busy.has("doctor") ? T.doctorRuns : T.runDoctor, () => examine(panel), { class: "first", disabled: panel.busy.has("doctor"), "data-action": "doctor" })),
+      h(
+        "div",
+        { class: "row wrap" },
+        button(panel.busy.has("doctor") ? T.doctorRuns : T.runDoctor, () => examine(panel), {
+          class: "first",
+          disabled: panel.busy.has("doctor"),
+          "data-action": "doctor",
+        }),
+      ),
       panel.report && report(panel, panel.report.found, panel.report.at_ms),
     ),
     probes(panel, state),
-    h("section", { key: "common", class: "block", "aria-label": T.common }, h("h2", null, T.common), T.commonTroubles.map(({ symptom, remedy }) => h("details", { key: symptom }, h("summary", null, symptom), h("p", null, remedy)))),
+    h(
+      "section",
+      { key: "common", class: "block", "aria-label": T.common },
+      h("h2", null, T.common),
+      T.commonTroubles.map(({ symptom, remedy }) => h("details", { key: symptom }, h("summary", null, symptom), h("p", null, remedy))),
+    ),
   ];
 }
 
@@ -76,7 +108,8 @@ function troubleCard(panel, state, { key, what, words, remedy, worker }) {
       h(
         "footer",
         { class: "row wrap" },
-        found.orders.includes("start") && button(T.orders.start, () => panel.workers.order(found, "start"), { class: "first", disabled: panel.busy.has(worker) }),
+        found.orders.includes("start") &&
+          button(T.orders.start, () => panel.workers.order(found, "start"), { class: "first", disabled: panel.busy.has(worker) }),
         button(T.log, () => panel.workers.openLog(found)),
         found.editable && button(T.edit, () => panel.workers.edit(found)),
       ),
@@ -103,7 +136,11 @@ function report(panel, { findings }, at_ms) {
     "div",
     { key: "report", class: "report" },
     h("p", { class: "muted small" }, T.examined(ago(at_ms, panel.store.now_ms))),
-    h("ul", { class: "plain-list" }, sorted.map((finding, place) => findingRow(finding, place))),
+    h(
+      "ul",
+      { class: "plain-list" },
+      sorted.map((finding, place) => findingRow(finding, place)),
+    ),
   );
 }
 
@@ -136,7 +173,13 @@ function probes(panel, state) {
     h(
       "div",
       { class: "row wrap" },
-      able.map((worker) => button(T.probe(worker.name), () => panel.workers.order(worker, "probe"), { key: worker.name, disabled: panel.busy.has(worker.name), "data-probe": worker.name })),
+      able.map((worker) =>
+        button(T.probe(worker.name), () => panel.workers.order(worker, "probe"), {
+          key: worker.name,
+          disabled: panel.busy.has(worker.name),
+          "data-probe": worker.name,
+        }),
+      ),
     ),
   );
 }

@@ -40,9 +40,24 @@ export function openImport(panel) {
     content: () => [
       h("p", null, T.importWords),
       h("input", { type: "file", accept: ".json,application/json", "aria-label": T.importFile, onchange: read }),
-      failure && h("div", { key: "failure", class: "banner bad", role: "alert" }, h("p", null, failure.message), failure.remedy && h("p", null, failure.remedy)),
+      failure &&
+        h(
+          "div",
+          { key: "failure", class: "banner bad", role: "alert" },
+          h("p", null, failure.message),
+          failure.remedy && h("p", null, failure.remedy),
+        ),
       found && foundView(found),
-      found?.dry_run && h("div", { key: "send", class: "row end" }, button(T.importNow, () => look(false), { class: "first", disabled: panel.busy.has("import"), "data-action": "import-now" })),
+      found?.dry_run &&
+        h(
+          "div",
+          { key: "send", class: "row end" },
+          button(T.importNow, () => look(false), {
+            class: "first",
+            disabled: panel.busy.has("import"),
+            "data-action": "import-now",
+          }),
+        ),
     ],
   });
 }
@@ -54,9 +69,29 @@ function foundView({ workers, options, dropped, dry_run }) {
     "div",
     { key: "found" },
     h("h3", null, dry_run ? T.importWould(names.length) : T.importDone(names.length)),
-    h("ul", null, names.map(([name, fields]) => h("li", { key: name }, h("strong", null, name), ` ${deviceOf(fields)}`))),
-    Object.keys(options).length > 0 && h("p", null, T.importOptions(Object.entries(options).map(([name, value]) => `${name}: ${value}`).join(", "))),
-    dropped.length > 0 && [h("h3", { key: "dropped" }, T.importDropped), h("ul", { key: "list" }, dropped.map(({ place, why }) => h("li", { key: place }, h("code", null, place), " ", why)))],
+    h(
+      "ul",
+      null,
+      names.map(([name, fields]) => h("li", { key: name }, h("strong", null, name), ` ${deviceOf(fields)}`)),
+    ),
+    Object.keys(options).length > 0 &&
+      h(
+        "p",
+        null,
+        T.importOptions(
+          Object.entries(options)
+            .map(([name, value]) => `${name}: ${value}`)
+            .join(", "),
+        ),
+      ),
+    dropped.length > 0 && [
+      h("h3", { key: "dropped" }, T.importDropped),
+      h(
+        "ul",
+        { key: "list" },
+        dropped.map(({ place, why }) => h("li", { key: place }, h("code", null, place), " ", why)),
+      ),
+    ],
   );
 }
 

@@ -100,10 +100,36 @@ export class JobPlace {
     return h(
       "header",
       { key: "head" },
-      h("div", { class: "row" }, h("h2", { class: "grow ellipsis", title: job.title }, job.title || T.untitled(job.id.slice(0, 8))), h("span", { class: `state ${colourOf(job)}`, "data-state": job.state }, T.jobStates[job.state])),
-      h("p", { class: "muted small" }, [T.items(done, total, failed), running > 0 && T.runningNow(running), job.tiles > 0 && T.tiles(job.tiles_done, job.tiles), whenOf(job, now_ms)].filter(Boolean).join(" · ")),
+      h(
+        "div",
+        { class: "row" },
+        h("h2", { class: "grow ellipsis", title: job.title }, job.title || T.untitled(job.id.slice(0, 8))),
+        h("span", { class: `state ${colourOf(job)}`, "data-state": job.state }, T.jobStates[job.state]),
+      ),
+      h(
+        "p",
+        { class: "muted small" },
+        [
+          T.items(done, total, failed),
+          running > 0 && T.runningNow(running),
+          job.tiles > 0 && T.tiles(job.tiles_done, job.tiles),
+          whenOf(job, now_ms),
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      ),
       bar(percent(done + failed, total), T.progress, failed ? "failed" : ""),
-      h("p", { class: "muted small" }, [T.submitted(job.user, job.host, ago(job.created_ms, now_ms)), this.detail?.owner && T.owner(this.detail.owner), h("code", { key: "id" }, job.id)].flatMap((part) => (part ? [part, " · "] : [])).slice(0, -1)),
+      h(
+        "p",
+        { class: "muted small" },
+        [
+          T.submitted(job.user, job.host, ago(job.created_ms, now_ms)),
+          this.detail?.owner && T.owner(this.detail.owner),
+          h("code", { key: "id" }, job.id),
+        ]
+          .flatMap((part) => (part ? [part, " · "] : []))
+          .slice(0, -1),
+      ),
     );
   }
 
@@ -115,9 +141,27 @@ export class JobPlace {
       "div",
       { key: "orders", class: "row wrap toolbar" },
       can("pause") && button(T.jobOrders.pause, () => this.order("pause"), { key: "pause", disabled: isBusy, "data-order": "pause" }),
-      can("resume") && button(T.jobOrders.resume, () => this.order("resume"), { key: "resume", class: "first", disabled: isBusy, "data-order": "resume" }),
-      can("retry") && button(T.jobOrders.retry, () => this.order("retry"), { key: "retry", class: "first", disabled: isBusy, "data-order": "retry" }),
-      can("cancel") && button(T.jobOrders.cancel, () => this.cancel(job), { key: "cancel", class: "danger", disabled: isBusy, "data-order": "cancel" }),
+      can("resume") &&
+        button(T.jobOrders.resume, () => this.order("resume"), {
+          key: "resume",
+          class: "first",
+          disabled: isBusy,
+          "data-order": "resume",
+        }),
+      can("retry") &&
+        button(T.jobOrders.retry, () => this.order("retry"), {
+          key: "retry",
+          class: "first",
+          disabled: isBusy,
+          "data-order": "retry",
+        }),
+      can("cancel") &&
+        button(T.jobOrders.cancel, () => this.cancel(job), {
+          key: "cancel",
+          class: "danger",
+          disabled: isBusy,
+          "data-order": "cancel",
+        }),
       can("priority") &&
         h(
           "label",
@@ -125,7 +169,13 @@ export class JobPlace {
           T.priority,
           h(
             "select",
-            { value: String(job.priority), disabled: isBusy, "data-order": "priority", onchange: (/** @type {Event} */ event) => this.order("priority", { priority: Number(/** @type {HTMLSelectElement} */ (event.target).value) }) },
+            {
+              value: String(job.priority),
+              disabled: isBusy,
+              "data-order": "priority",
+              onchange: (/** @type {Event} */ event) =>
+                this.order("priority", { priority: Number(/** @type {HTMLSelectElement} */ (event.target).value) }),
+            },
             [9, 8, 7, 6, 5, 4, 3, 2, 1, 0].map((number) => h("option", { key: number, value: String(number) }, T.priorityWords(number))),
           ),
         ),
@@ -138,7 +188,10 @@ export class JobPlace {
    */
   order(order, more = {}) {
     const { id } = this;
-    return this.panel.act(id, async () => (await this.panel.server.change("POST", `jobs/${encodeURIComponent(id)}/orders`, { order, ...more })).text);
+    return this.panel.act(
+      id,
+      async () => (await this.panel.server.change("POST", `jobs/${encodeURIComponent(id)}/orders`, { order, ...more })).text,
+    );
   }
 
   /** @param {Job} job */
@@ -171,7 +224,8 @@ export class JobPlace {
         keyOf: (item) => String(item.index),
         rowHeight: CELL_PX,
         perRow,
-        row: (item, props) => memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index], () => this.cell(item, props)),
+        row: (item, props) =>
+          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index], () => this.cell(item, props)),
       }),
     );
   }
@@ -201,7 +255,11 @@ export class JobPlace {
           onclick: choose,
         },
         item.preview > 0 && this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 128), "", "fill"),
-        h("span", { class: "cell-words" }, item.state === "done" && item.preview ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`),
+        h(
+          "span",
+          { class: "cell-words" },
+          item.state === "done" && item.preview ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
+        ),
       ),
     );
   }
@@ -214,14 +272,32 @@ export class JobPlace {
     return h(
       "section",
       { key: "item", class: "card", "aria-label": T.itemTitle(item.index) },
-      h("header", { class: "row" }, h("h3", { class: "grow" }, T.itemTitle(item.index)), h("span", { class: `state ${failed ? "red" : "grey"}` }, T.itemStates[item.state])),
+      h(
+        "header",
+        { class: "row" },
+        h("h3", { class: "grow" }, T.itemTitle(item.index)),
+        h("span", { class: `state ${failed ? "red" : "grey"}` }, T.itemStates[item.state]),
+      ),
       h(
         "p",
         { class: "muted small" },
-        [T.itemKinds[item.kind], item.worker, item.seconds != null && duration(item.seconds), item.seed && T.seed(item.seed), item.attempts > 0 && T.attempts(item.attempts)].filter(Boolean).join(" · "),
+        [
+          T.itemKinds[item.kind],
+          item.worker,
+          item.seconds != null && duration(item.seconds),
+          item.seed && T.seed(item.seed),
+          item.attempts > 0 && T.attempts(item.attempts),
+        ]
+          .filter(Boolean)
+          .join(" · "),
       ),
       failed && errorBox(failed),
-      item.preview > 0 && h("div", { class: "large-picture" }, this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 1024), T.previewOf(item.index), "large")),
+      item.preview > 0 &&
+        h(
+          "div",
+          { class: "large-picture" },
+          this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 1024), T.previewOf(item.index), "large"),
+        ),
     );
   }
 
@@ -235,7 +311,11 @@ export class JobPlace {
       h("h3", null, T.results),
       detail.results_here
         ? detail.results.length
-          ? h("ul", { class: "files" }, detail.results.map((file) => this.file(file)))
+          ? h(
+              "ul",
+              { class: "files" },
+              detail.results.map((file) => this.file(file)),
+            )
           : h("p", { class: "muted" }, job.ended_ms ? T.noResults : T.noResultsYet)
         : h("p", { class: "muted" }, T.resultsElsewhere(detail.results_host)),
       detail.results_folder && h("p", { class: "muted small" }, T.resultsFolder, h("code", null, detail.results_folder)),
@@ -250,9 +330,18 @@ export class JobPlace {
       "li",
       { key: file.path, class: "file" },
       isPicture &&
-        h("button", { type: "button", class: "picture-button", "aria-label": T.look(file.name), onclick: () => this.look(file, path) }, this.panel.pictures.picture(path, file.name, "fill")),
+        h(
+          "button",
+          { type: "button", class: "picture-button", "aria-label": T.look(file.name), onclick: () => this.look(file, path) },
+          this.panel.pictures.picture(path, file.name, "fill"),
+        ),
       h("span", { class: "ellipsis small", title: file.name }, file.name),
-      h("span", { class: "row small muted" }, h("span", { class: "grow" }, bytes(file.size_bytes)), button(T.download, () => this.download(file, path), { class: "small-button", "aria-label": T.downloadOf(file.name) })),
+      h(
+        "span",
+        { class: "row small muted" },
+        h("span", { class: "grow" }, bytes(file.size_bytes)),
+        button(T.download, () => this.download(file, path), { class: "small-button", "aria-label": T.downloadOf(file.name) }),
+      ),
     );
   }
 
@@ -264,7 +353,14 @@ export class JobPlace {
     this.panel.dialog.open({
       title: file.name,
       wide: true,
-      content: () => [h("div", { class: "large-picture" }, this.panel.pictures.picture(path, file.name, "large")), h("div", { class: "row end" }, button(T.download, () => this.download(file, path), { class: "first" }))],
+      content: () => [
+        h("div", { class: "large-picture" }, this.panel.pictures.picture(path, file.name, "large")),
+        h(
+          "div",
+          { class: "row end" },
+          button(T.download, () => this.download(file, path), { class: "first" }),
+        ),
+      ],
     });
   }
 

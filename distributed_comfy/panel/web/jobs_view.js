@@ -46,7 +46,12 @@ export class JobsPlace {
     return h(
       "div",
       { class: job ? "split has-detail" : "split" },
-      h("section", { key: "list", class: "job-list", "aria-label": T.sections.jobs }, this.filters(all), shown.length ? this.list(shown) : h("p", { class: "muted" }, T.noSuchJobs)),
+      h(
+        "section",
+        { key: "list", class: "job-list", "aria-label": T.sections.jobs },
+        this.filters(all),
+        shown.length ? this.list(shown) : h("p", { class: "muted" }, T.noSuchJobs),
+      ),
       job && h("section", { key: "detail", class: "job-detail", "aria-label": T.jobDetail }, this.detail.view()),
     );
   }
@@ -63,7 +68,11 @@ export class JobsPlace {
 
   /** @param {Job[]} all */
   filters(all) {
-    const counts = { all: all.length, active: all.filter((job) => !job.ended_ms).length, ended: all.filter((job) => job.ended_ms).length };
+    const counts = {
+      all: all.length,
+      active: all.filter((job) => !job.ended_ms).length,
+      ended: all.filter((job) => job.ended_ms).length,
+    };
     return h(
       "div",
       { key: "filters", class: "row wrap toolbar" },
@@ -71,7 +80,17 @@ export class JobsPlace {
         "div",
         { class: "chips row", role: "group", "aria-label": T.filterJobs },
         FILTERS.map((name) =>
-          h("button", { key: name, type: "button", class: "chip", "aria-pressed": String(this.filter === name), onclick: () => this.choose(name) }, T.jobFilters[name](counts[name])),
+          h(
+            "button",
+            {
+              key: name,
+              type: "button",
+              class: "chip",
+              "aria-pressed": String(this.filter === name),
+              onclick: () => this.choose(name),
+            },
+            T.jobFilters[name](counts[name]),
+          ),
         ),
       ),
       h("input", {
@@ -116,7 +135,9 @@ export class JobsPlace {
         row: (job, props) => {
           const isOpen = job.id === this.detail.id;
           const second = job.ended_ms ? minute : Math.floor(now_ms / 1000);
-          return memo(job.id, [job, props.style, props.tabindex, props["aria-posinset"], props["aria-setsize"], isOpen, second], () => this.row(job, props, isOpen, now_ms));
+          return memo(job.id, [job, props.style, props.tabindex, props["aria-posinset"], props["aria-setsize"], isOpen, second], () =>
+            this.row(job, props, isOpen, now_ms),
+          );
         },
       }),
     );
@@ -141,14 +162,23 @@ export class JobsPlace {
         onclick: open,
         onkeydown: (/** @type {KeyboardEvent} */ event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), open()),
       },
-      h("div", { class: "row" }, h("span", { class: "grow ellipsis title" }, job.title || T.untitled(job.id.slice(0, 8))), h("span", { class: `state ${colourOf(job)}` }, T.jobStates[job.state])),
+      h(
+        "div",
+        { class: "row" },
+        h("span", { class: "grow ellipsis title" }, job.title || T.untitled(job.id.slice(0, 8))),
+        h("span", { class: `state ${colourOf(job)}` }, T.jobStates[job.state]),
+      ),
       h(
         "div",
         { class: "row small muted" },
         h("span", { class: "grow ellipsis" }, [T.items(done, total, failed), whenOf(job, now_ms)].filter(Boolean).join(" · ")),
         h("span", { class: "ellipsis" }, job.mine ? T.mine : job.user),
       ),
-      h("div", { class: "bar thin", "aria-hidden": "true" }, h("div", { class: failed ? "failed" : "", style: `transform: scaleX(${percent(done + failed, total) / 100})` })),
+      h(
+        "div",
+        { class: "bar thin", "aria-hidden": "true" },
+        h("div", { class: failed ? "failed" : "", style: `transform: scaleX(${percent(done + failed, total) / 100})` }),
+      ),
     );
   }
 }

@@ -29,7 +29,12 @@ function askToken() {
     { onsubmit: useTyped },
     h("h2", null, T.tokenTitle),
     h("p", null, T.tokenWords),
-    h("div", { class: "row wrap" }, h("input", { type: "password", name: "token", class: "grow", "aria-label": T.tokenLabel, autocomplete: "off", required: true }), h("button", { type: "submit", class: "first" }, T.tokenUse)),
+    h(
+      "div",
+      { class: "row wrap" },
+      h("input", { type: "password", name: "token", class: "grow", "aria-label": T.tokenLabel, autocomplete: "off", required: true }),
+      h("button", { type: "submit", class: "first" }, T.tokenUse),
+    ),
   );
 }
 

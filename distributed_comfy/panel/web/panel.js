@@ -134,7 +134,12 @@ export class Panel {
     const wrong = this.store.state ? whatIsWrong(this.store.state).length : 0;
     return h(
       "div",
-      { class: "tabs", role: "tablist", "aria-label": T.product, onkeydown: (/** @type {KeyboardEvent} */ event) => this.moveTab(event) },
+      {
+        class: "tabs",
+        role: "tablist",
+        "aria-label": T.product,
+        onkeydown: (/** @type {KeyboardEvent} */ event) => this.moveTab(event),
+      },
       SECTIONS.map((section) =>
         h(
           "button",
@@ -172,7 +177,12 @@ export class Panel {
     const failure = /** @type {import("./requests.js").Failure | null} */ (error);
     if (connection === "refused" && this.askToken) return h("div", { key: "trouble", class: "banner bad" }, this.askToken());
     if (connection === "broken" || (connection === "connecting" && error)) {
-      return banner(T.lostServer, failure?.message ?? "", failure?.remedy || T.lostServerRemedy, button(T.tryNow, () => this.store.again()));
+      return banner(
+        T.lostServer,
+        failure?.message ?? "",
+        failure?.remedy || T.lostServerRemedy,
+        button(T.tryNow, () => this.store.again()),
+      );
     }
     for (const health of state ? [state.servers.state, state.servers.blobs] : []) {
       if (!health.up) return banner(T.redisDown, health.error?.message ?? "", health.error?.remedy ?? "");
@@ -204,7 +214,13 @@ export class Panel {
  * @param {...import("./dom.js").Child} more
  */
 function banner(title, words, remedy, ...more) {
-  return h("div", { key: "trouble", class: "banner bad", role: "alert" }, h("p", null, h("strong", null, title), " ", words), remedy && h("p", null, remedy), ...more);
+  return h(
+    "div",
+    { key: "trouble", class: "banner bad", role: "alert" },
+    h("p", null, h("strong", null, title), " ", words),
+    remedy && h("p", null, remedy),
+    ...more,
+  );
 }
 
 /** @param {import("./store.js").State} state */
@@ -224,5 +240,6 @@ function summaryOf(state) {
  * @param {HTMLElement} place
  */
 function keepKeys(place) {
-  for (const kind of ["keydown", "keyup", "keypress", "paste", "copy", "cut"]) place.addEventListener(kind, (event) => event.stopPropagation());
+  for (const kind of ["keydown", "keyup", "keypress", "paste", "copy", "cut"])
+    place.addEventListener(kind, (event) => event.stopPropagation());
 }

@@ -43,7 +43,8 @@ export class Server {
    */
   address(path, query = {}) {
     const address = new URL(path.replace(/^\//, ""), this.base);
-    for (const [name, value] of Object.entries(query)) if (value !== undefined && value !== "") address.searchParams.set(name, String(value));
+    for (const [name, value] of Object.entries(query))
+      if (value !== undefined && value !== "") address.searchParams.set(name, String(value));
     return address;
   }
 
@@ -63,7 +64,10 @@ export class Server {
    * @param {object} [body]
    */
   async change(method, path, body = {}) {
-    const answer = await this.ask(method, this.address(path), { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+    const answer = await this.ask(method, this.address(path), {
+      body: JSON.stringify(body),
+      headers: { "Content-Type": "application/json" },
+    });
     const text = await answer.text();
     return text ? JSON.parse(text) : {};
   }

@@ -169,7 +169,9 @@ function merged(before, changes) {
 function byHost(workers) {
   /** @type {Map<string, Worker[]>} */
   const hosts = new Map();
-  const inOrder = workers.sort((one, other) => Number(other.here) - Number(one.here) || compareNames(one.host, other.host) || compareNames(one.name, other.name));
+  const inOrder = workers.sort(
+    (one, other) => Number(other.here) - Number(one.here) || compareNames(one.host, other.host) || compareNames(one.name, other.name),
+  );
   for (const worker of inOrder) {
     const known = hosts.get(worker.host);
     if (known) known.push(worker);

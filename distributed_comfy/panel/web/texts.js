@@ -1,6 +1,7 @@
 // Every word of the panel.
 
-const one = (/** @type {number} */ count, /** @type {string} */ single, /** @type {string} */ several) => `${count} ${count === 1 ? single : several}`;
+const one = (/** @type {number} */ count, /** @type {string} */ single, /** @type {string} */ several) =>
+  `${count} ${count === 1 ? single : several}`;
 
 export const T = {
   product: "Distributed Comfy",
@@ -9,7 +10,9 @@ export const T = {
   masterSection: "Master",
   /** @param {{working: number, workers: number, running: number, waiting: number}} counts */
   summary: ({ working, workers, running, waiting }) =>
-    workers ? `${working} of ${one(workers, "worker", "workers")} ready · ${one(running, "job runs", "jobs run")}, ${waiting} waiting` : "No worker yet",
+    workers
+      ? `${working} of ${one(workers, "worker", "workers")} ready · ${one(running, "job runs", "jobs run")}, ${waiting} waiting`
+      : "No worker yet",
   thingsWrong: (/** @type {number} */ count) => one(count, "thing is wrong", "things are wrong"),
   dismiss: "Dismiss",
   close: "Close",
@@ -33,7 +36,8 @@ export const T = {
   seconds: (/** @type {string} */ count) => `${count} s`,
   minutes: (/** @type {number} */ minutes, /** @type {number} */ seconds) => (seconds ? `${minutes} min ${seconds} s` : `${minutes} min`),
   hours: (/** @type {number} */ hours, /** @type {number} */ minutes) => (minutes ? `${hours} h ${minutes} min` : `${hours} h`),
-  days: (/** @type {number} */ days, /** @type {number} */ hours) => (hours ? `${one(days, "day", "days")} ${hours} h` : one(days, "day", "days")),
+  days: (/** @type {number} */ days, /** @type {number} */ hours) =>
+    hours ? `${one(days, "day", "days")} ${hours} h` : one(days, "day", "days"),
   justNow: "just now",
   ago: (/** @type {string} */ time) => `${time} ago`,
   progress: "Progress",
@@ -90,11 +94,16 @@ export const T = {
   remove: "Remove",
   moreOf: (/** @type {string} */ name) => `More for ${name}`,
   stopNow: "Stop at once",
-  stopNowWords: (/** @type {string} */ name) => `${name} works on an item. What it has computed of it is lost; the item is computed again by another worker, or by this one later.`,
+  stopNowWords: (/** @type {string} */ name) =>
+    `${name} works on an item. What it has computed of it is lost; the item is computed again by another worker, or by this one later.`,
   removeTitle: (/** @type {string} */ name) => `Remove ${name}?`,
   removeWords: "It finishes its item first. Its settings are deleted; its log stays for an hour. Files of ComfyUI are not touched.",
   clearAll: "Clear memory of all",
-  cleared: (/** @type {number} */ count, /** @type {boolean} */ master) => `${one(count, "worker unloads", "workers unload")} its models${master ? ", and so does this ComfyUI" : ""}.`.replace("workers unload its", "workers unload their"),
+  cleared: (/** @type {number} */ count, /** @type {boolean} */ master) =>
+    `${one(count, "worker unloads", "workers unload")} its models${master ? ", and so does this ComfyUI" : ""}.`.replace(
+      "workers unload its",
+      "workers unload their",
+    ),
   refusedBy: (/** @type {string} */ name, /** @type {string} */ words) => `${name}: ${words}`,
   probeFailed: (/** @type {string} */ name, /** @type {string} */ words) => `The probe of ${name} failed: ${words}`,
   addWorker: "Add worker",
@@ -124,17 +133,27 @@ export const T = {
     models: "Models in memory",
     packs: "Node packs",
   },
-  keepers: { agent: "its agent", systemd: "systemd", container: "a container", run: "a command that runs", hand: "hand", comfyui: "ComfyUI itself" },
+  keepers: {
+    agent: "its agent",
+    systemd: "systemd",
+    container: "a container",
+    run: "a command that runs",
+    hand: "hand",
+    comfyui: "ComfyUI itself",
+  },
 
   // -- nothing there yet
   noWorkers: "Start here: you have no worker yet",
   noWorkersWords: "A worker is one GPU (or a CPU) that computes for you. There is one for each GPU.",
-  startAgent: "On the computer with the GPU, run this in a terminal and leave it open. It starts one worker for each GPU, and this page shows them:",
+  startAgent:
+    "On the computer with the GPU, run this in a terminal and leave it open. It starts one worker for each GPU, and this page shows them:",
   addHere: "Add a worker on this computer:",
   addElsewhere: "To use the GPU of another computer, get a command to run there:",
   noJobs: "No job yet",
-  noJobsWords: "Export a workflow from ComfyUI (File > Export (API)) and run it on all workers; this one makes four pictures with four seeds:",
-  noJobsComfy: "Put a Distributed Collector and a Distributed Seed into your workflow (Browse Templates has examples), then press Run. The job appears here.",
+  noJobsWords:
+    "Export a workflow from ComfyUI (File > Export (API)) and run it on all workers; this one makes four pictures with four seeds:",
+  noJobsComfy:
+    "Put a Distributed Collector and a Distributed Seed into your workflow (Browse Templates has examples), then press Run. The job appears here.",
 
   // -- the log of a worker
   logOf: (/** @type {string} */ name) => `Log of ${name}`,
@@ -148,7 +167,10 @@ export const T = {
 
   // -- forms
   fields: {
-    device: { label: "Device", words: "cuda:0 is the first NVIDIA GPU; cpu works everywhere, slowly. Several GPUs for one worker: cuda:0, cuda:1." },
+    device: {
+      label: "Device",
+      words: "cuda:0 is the first NVIDIA GPU; cpu works everywhere, slowly. Several GPUs for one worker: cuda:0, cuda:1.",
+    },
     args: { label: "Extra arguments of ComfyUI", words: "Written as in a terminal; empty: the computer's own." },
     tags: { label: "Tags", words: "Words that jobs can ask for, separated by commas." },
     threads: { label: "CPU threads", words: "Empty: chosen by itself." },
@@ -171,7 +193,8 @@ export const T = {
   devicesThere: "Those of the computer",
   deviceUsed: (/** @type {string} */ names) => `Used by ${names} already; two workers share its memory.`,
   /** @param {{name: string, model: string, memory_bytes: number}} device */
-  deviceChoice: ({ name, model, memory_bytes }) => [name, model, memory_bytes ? `${Math.round(memory_bytes / 2 ** 30)} GB` : ""].filter(Boolean).join(" · "),
+  deviceChoice: ({ name, model, memory_bytes }) =>
+    [name, model, memory_bytes ? `${Math.round(memory_bytes / 2 ** 30)} GB` : ""].filter(Boolean).join(" · "),
   commonArguments: "Common arguments",
   editTitle: (/** @type {string} */ name) => `Settings of ${name}`,
   saveLater: "Save for the next start",
@@ -186,7 +209,8 @@ export const T = {
     existing: { label: "A running ComfyUI", words: "By its host and port" },
   },
   hereOption: (/** @type {string} */ name) => `${name} (this computer)`,
-  notConfigurable: "No agent lets workers be added from this page. Start it with --remote-configuration on its computer, or run this on the computer with the GPU:",
+  notConfigurable:
+    "No agent lets workers be added from this page. Start it with --remote-configuration on its computer, or run this on the computer with the GPU:",
   invite: "Get the command",
   runThere: (/** @type {string} */ name) => `Do this on ${name}:`,
   installThere: "Install Distributed Comfy, where that has not been done:",
@@ -210,7 +234,15 @@ export const T = {
   importDropped: "Not taken over",
 
   // -- jobs
-  jobStates: { pending: "Waiting", running: "Running", paused: "Paused", parked: "Parked", done: "Done", failed: "Failed", cancelled: "Cancelled" },
+  jobStates: {
+    pending: "Waiting",
+    running: "Running",
+    paused: "Paused",
+    parked: "Parked",
+    done: "Done",
+    failed: "Failed",
+    cancelled: "Cancelled",
+  },
   jobFilters: {
     all: (/** @type {number} */ count) => `All ${count}`,
     active: (/** @type {number} */ count) => `Active ${count}`,
@@ -220,7 +252,8 @@ export const T = {
   findJob: "Find a job",
   noSuchJobs: "No job is like that.",
   untitled: (/** @type {string} */ id) => `Job ${id}`,
-  items: (/** @type {number} */ done, /** @type {number} */ total, /** @type {number} */ failed) => `${done} of ${one(total, "item", "items")}${failed ? `, ${failed} failed` : ""}`,
+  items: (/** @type {number} */ done, /** @type {number} */ total, /** @type {number} */ failed) =>
+    `${done} of ${one(total, "item", "items")}${failed ? `, ${failed} failed` : ""}`,
   mine: "yours",
   took: (/** @type {string} */ time, /** @type {string} */ when) => `took ${time}, ended ${when}`,
   endsIn: (/** @type {string} */ time) => `about ${time} left`,
@@ -229,16 +262,27 @@ export const T = {
   allJobs: "‹ All jobs",
   runningNow: (/** @type {number} */ count) => `${count} running now`,
   tiles: (/** @type {number} */ done, /** @type {number} */ total) => `${done} of ${total} tiles`,
-  submitted: (/** @type {string} */ user, /** @type {string} */ host, /** @type {string} */ when) => `by ${user || "?"} on ${host || "?"}, ${when}`,
+  submitted: (/** @type {string} */ user, /** @type {string} */ host, /** @type {string} */ when) =>
+    `by ${user || "?"} on ${host || "?"}, ${when}`,
   owner: (/** @type {string} */ owner) => `collected by ${owner}`,
   jobOrders: { pause: "Pause", resume: "Go on", retry: "Try failed items again", cancel: "Cancel job" },
   priority: "Priority",
   priorityWords: (/** @type {number} */ number) => ({ 9: "9 (first)", 5: "5 (usual)", 0: "0 (last)" })[number] ?? String(number),
   cancelTitle: "Cancel this job?",
-  cancelWords: (/** @type {number} */ count) => `${one(count, "item is", "items are")} not done and will not be computed. What is done stays where it has been saved.`,
+  cancelWords: (/** @type {number} */ count) =>
+    `${one(count, "item is", "items are")} not done and will not be computed. What is done stays where it has been saved.`,
   itemGrid: (/** @type {number} */ count) => one(count, "item", "items"),
-  itemStates: { blocked: "waits for others", pending: "waiting", waiting: "tried again soon", running: "running", done: "done", failed: "failed", stopped: "stopped" },
-  itemLabel: (/** @type {number} */ index, /** @type {string} */ state, /** @type {string} */ worker) => `Item ${index}, ${state}${worker ? `, ${worker}` : ""}`,
+  itemStates: {
+    blocked: "waits for others",
+    pending: "waiting",
+    waiting: "tried again soon",
+    running: "running",
+    done: "done",
+    failed: "failed",
+    stopped: "stopped",
+  },
+  itemLabel: (/** @type {number} */ index, /** @type {string} */ state, /** @type {string} */ worker) =>
+    `Item ${index}, ${state}${worker ? `, ${worker}` : ""}`,
   itemTitle: (/** @type {number} */ index) => `Item ${index}`,
   seed: (/** @type {string} */ seed) => `seed ${seed}`,
   attempts: (/** @type {number} */ count) => one(count, "failed attempt", "failed attempts"),
@@ -256,9 +300,11 @@ export const T = {
 
   // -- this computer
   master: "This ComfyUI",
-  masterFacts: (/** @type {string} */ version, /** @type {string} */ address, /** @type {string} */ device) => [version && `ComfyUI ${version}`, address, device].filter(Boolean).join(" · "),
+  masterFacts: (/** @type {string} */ version, /** @type {string} */ address, /** @type {string} */ device) =>
+    [version && `ComfyUI ${version}`, address, device].filter(Boolean).join(" · "),
   sessions: { off: "Not connected", starting: "Connecting", ready: "Connected", failed: "Cannot connect" },
-  masterQueue: (/** @type {number} */ running, /** @type {number} */ waiting) => `${one(running, "prompt runs", "prompts run")}, ${waiting} in its queue`,
+  masterQueue: (/** @type {number} */ running, /** @type {number} */ waiting) =>
+    `${one(running, "prompt runs", "prompts run")}, ${waiting} in its queue`,
   options: {
     participate: { label: "Take part in jobs", words: "This ComfyUI computes items of its own jobs too; off: it only orchestrates." },
     ordinary: { label: "Ordinary prompts on any GPU", words: "Prompts without distributed nodes may run on any free worker." },
@@ -267,14 +313,16 @@ export const T = {
     debug: { label: "Detailed logs", words: "In the browser's console: status, distribution and traffic." },
   },
   workTitle: "Work",
-  workWords: (/** @type {number} */ mine, /** @type {number} */ all) => `${one(mine, "job of yours is", "jobs of yours are")} not over; ${all} in all.`,
+  workWords: (/** @type {number} */ mine, /** @type {number} */ all) =>
+    `${one(mine, "job of yours is", "jobs of yours are")} not over; ${all} in all.`,
   interruptJob: (/** @type {string} */ title) => `Interrupt ${title}`,
   interruptMine: "Interrupt all of mine",
   interruptAll: "Interrupt everything",
   interruptTitle: { job: "Interrupt this job?", mine: "Interrupt all of your jobs?", all: "Interrupt everything, of all users?" },
   interruptWords: (/** @type {number} */ count) => `${one(count, "job ends", "jobs end")} now; items that are not done are not computed.`,
   interruptNow: "Interrupt",
-  interrupted: (/** @type {number} */ jobs, /** @type {number} */ prompts) => `${one(jobs, "job", "jobs")}${prompts ? ` and ${one(prompts, "prompt", "prompts")}` : ""} interrupted.`,
+  interrupted: (/** @type {number} */ jobs, /** @type {number} */ prompts) =>
+    `${one(jobs, "job", "jobs")}${prompts ? ` and ${one(prompts, "prompt", "prompts")}` : ""} interrupted.`,
   redis: "Redis",
   invitedTo: (/** @type {string} */ address) => `invited to ${address}`,
   serverNames: { state: "Queues and jobs", blobs: "Pictures and tensors on their way" },
@@ -285,7 +333,8 @@ export const T = {
   notKept: "kept in memory only: a restart of the server loses the queue",
   computers: "Computers",
   noHosts: "No computer runs an agent. `distributed-comfy up` starts one.",
-  hostFacts: (/** @type {string} */ system, /** @type {number} */ cpus, /** @type {number} */ workers) => [system, one(cpus, "CPU", "CPUs"), one(workers, "worker", "workers")].filter(Boolean).join(" · "),
+  hostFacts: (/** @type {string} */ system, /** @type {number} */ cpus, /** @type {number} */ workers) =>
+    [system, one(cpus, "CPU", "CPUs"), one(workers, "worker", "workers")].filter(Boolean).join(" · "),
   hostResources: (/** @type {string} */ memory, /** @type {string} */ disk) => `${memory} of memory and ${disk} of disk free`,
   showInvites: (/** @type {number} */ count) => (count > 0 ? `Invited computers (${count})` : "Invited computers"),
   invites: "Invited computers",
@@ -315,7 +364,8 @@ export const T = {
   wrongNow: "What is wrong now",
   allWell: "Nothing is wrong that this page knows of",
   doctor: "Doctor",
-  doctorWords: "Looks at Redis, workers, versions, models and custom nodes, and runs one small item on each free worker. Takes up to a minute.",
+  doctorWords:
+    "Looks at Redis, workers, versions, models and custom nodes, and runs one small item on each free worker. Takes up to a minute.",
   runDoctor: "Examine everything",
   doctorRuns: "Examining…",
   healthy: "The doctor found nothing wrong.",
@@ -326,10 +376,29 @@ export const T = {
   probe: (/** @type {string} */ name) => `Probe ${name}`,
   common: "Common troubles",
   commonTroubles: [
-    { symptom: "A worker does not start", remedy: "Its card says why. Its log (button Log) has the engine's own words at the end: a wrong path of ComfyUI, a missing Python package, too little memory, or a GPU number that does not exist." },
-    { symptom: "A worker that I started in a terminal cannot be started again from here", remedy: "Workers that you start by hand, by systemd or in a container belong to whoever started them. Stop it there and add it here (Add worker) to let its agent keep it." },
-    { symptom: "Some pictures are missing or differ", remedy: "Let the doctor compare models, custom nodes and versions of all workers. Pictures are equal bit for bit only on the same GPU model, driver and versions." },
-    { symptom: "Another computer does not join", remedy: "It must reach the address in its command: the firewall of this computer has to let that port in. Where only the internet connects the two, use Cloud." },
-    { symptom: "A worker runs out of memory", remedy: "Clear its memory, or give it --lowvram or --reserve-vram in its settings. Two workers on one GPU share its memory." },
+    {
+      symptom: "A worker does not start",
+      remedy:
+        "Its card says why. Its log (button Log) has the engine's own words at the end: a wrong path of ComfyUI, a missing Python package, too little memory, or a GPU number that does not exist.",
+    },
+    {
+      symptom: "A worker that I started in a terminal cannot be started again from here",
+      remedy:
+        "Workers that you start by hand, by systemd or in a container belong to whoever started them. Stop it there and add it here (Add worker) to let its agent keep it.",
+    },
+    {
+      symptom: "Some pictures are missing or differ",
+      remedy:
+        "Let the doctor compare models, custom nodes and versions of all workers. Pictures are equal bit for bit only on the same GPU model, driver and versions.",
+    },
+    {
+      symptom: "Another computer does not join",
+      remedy:
+        "It must reach the address in its command: the firewall of this computer has to let that port in. Where only the internet connects the two, use Cloud.",
+    },
+    {
+      symptom: "A worker runs out of memory",
+      remedy: "Clear its memory, or give it --lowvram or --reserve-vram in its settings. Two workers on one GPU share its memory.",
+    },
   ],
 };

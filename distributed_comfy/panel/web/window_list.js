@@ -70,7 +70,15 @@ export function windowedRows(window, { items, keyOf, rowHeight, row, gap = 0, pe
     const reached = isActiveThere ? key === window.active : index === 0 || (place === 0 && first > 0);
     const across = perRow === 1 ? "" : `; width: ${100 / perRow}%; left: ${(100 / perRow) * (index % perRow)}%`;
     const style = `transform: translateY(${Math.floor(index / perRow) * rowHeight}px); height: ${rowHeight - gap}px${across}`;
-    const props = { key, style, "data-key": key, role: "listitem", "aria-setsize": items.length, "aria-posinset": index + 1, tabindex: reached ? 0 : -1 };
+    const props = {
+      key,
+      style,
+      "data-key": key,
+      role: "listitem",
+      "aria-setsize": items.length,
+      "aria-posinset": index + 1,
+      tabindex: reached ? 0 : -1,
+    };
     return row(item, props);
   });
 }
@@ -140,7 +148,9 @@ function move(window, event, keys, rowHeight, perRow) {
 /** @param {ListWindow} window */
 function focusWanted(window) {
   if (!window.toFocus || !window.box) return;
-  const row = [...window.box.querySelectorAll("[data-key]")].find((each) => /** @type {HTMLElement} */ (each).dataset.key === window.toFocus);
+  const row = [...window.box.querySelectorAll("[data-key]")].find(
+    (each) => /** @type {HTMLElement} */ (each).dataset.key === window.toFocus,
+  );
   if (row) {
     window.toFocus = "";
     /** @type {HTMLElement} */ (row).focus({ preventScroll: true });

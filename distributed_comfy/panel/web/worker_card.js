@@ -18,7 +18,18 @@ import { T } from "./texts.js";
  */
 
 const FIRST_ORDERS = /** @type {const} */ (["start", "enable", "resume", "stop", "drain"]);
-const MENU_ORDERS = /** @type {const} */ (["start", "stop", "restart", "drain", "resume", "enable", "disable", "clear-memory", "probe", "look"]);
+const MENU_ORDERS = /** @type {const} */ ([
+  "start",
+  "stop",
+  "restart",
+  "drain",
+  "resume",
+  "enable",
+  "disable",
+  "clear-memory",
+  "probe",
+  "look",
+]);
 const MARKS = { green: "●", yellow: "◐", red: "▲", grey: "○" };
 
 /** @param {CardParts} parts */
@@ -26,12 +37,22 @@ export function workerCard(parts) {
   const { worker, now_ms } = parts;
   return h(
     "article",
-    { class: `card ${worker.colour}`, "aria-label": T.cardLabel(worker.name, T.workerStates[worker.state]), "data-worker": worker.name },
+    {
+      class: `card ${worker.colour}`,
+      "aria-label": T.cardLabel(worker.name, T.workerStates[worker.state]),
+      "data-worker": worker.name,
+    },
     h(
       "header",
       { class: "row" },
       h("h3", { class: "grow ellipsis", title: worker.name }, worker.name),
-      h("span", { class: `state ${worker.colour}`, "data-state": worker.state }, h("span", { "aria-hidden": "true" }, MARKS[worker.colour]), " ", stateWords(worker, now_ms)),
+      h(
+        "span",
+        { class: `state ${worker.colour}`, "data-state": worker.state },
+        h("span", { "aria-hidden": "true" }, MARKS[worker.colour]),
+        " ",
+        stateWords(worker, now_ms),
+      ),
     ),
     deviceLine(worker),
     why(worker),
@@ -47,14 +68,19 @@ export function workerCard(parts) {
  * @param {number} now_ms
  */
 function stateWords(worker, now_ms) {
-  if (worker.state === "backing-off" && worker.next_start_ms > now_ms) return T.startsAgainIn(duration((worker.next_start_ms - now_ms) / 1000));
+  if (worker.state === "backing-off" && worker.next_start_ms > now_ms)
+    return T.startsAgainIn(duration((worker.next_start_ms - now_ms) / 1000));
   return T.workerStates[worker.state];
 }
 
 /** @param {Worker} worker */
 function deviceLine({ device, engine, use }) {
   const model = use?.name && use.name !== device ? use.name : "";
-  return h("p", { class: "muted ellipsis device" }, [device, model, engine === "comfyui" ? "" : T.engines[engine] ?? engine].filter(Boolean).join(" · "));
+  return h(
+    "p",
+    { class: "muted ellipsis device" },
+    [device, model, engine === "comfyui" ? "" : (T.engines[engine] ?? engine)].filter(Boolean).join(" · "),
+  );
 }
 
 /** @param {Worker} worker */
@@ -77,7 +103,12 @@ function memoryBar({ use, host_use }) {
   return h(
     "div",
     { key: "memory", class: "memory" },
-    h("div", { class: "row small" }, h("span", { class: "grow" }, T.memoryOf(shown.label, bytes(shown.used), bytes(shown.total))), load != null && h("span", null, T.load(load))),
+    h(
+      "div",
+      { class: "row small" },
+      h("span", { class: "grow" }, T.memoryOf(shown.label, bytes(shown.used), bytes(shown.total))),
+      load != null && h("span", null, T.load(load)),
+    ),
     bar(part, shown.label, part > 92 ? "full" : ""),
   );
 }
@@ -113,10 +144,19 @@ function itemRow({ jobs, now_ms, place }, item) {
       h(
         "p",
         { class: "row small" },
-        h("button", { type: "button", class: "link-button ellipsis grow", onclick: () => place.panel.jobs.open(item.job) }, T.itemOf(item.index, job?.title || item.job.slice(0, 8))),
+        h(
+          "button",
+          { type: "button", class: "link-button ellipsis grow", onclick: () => place.panel.jobs.open(item.job) },
+          T.itemOf(item.index, job?.title || item.job.slice(0, 8)),
+        ),
         h("span", { class: "muted" }, duration((now_ms - item.started_ms) / 1000)),
       ),
-      h("p", { class: "row small muted" }, h("span", { class: "grow ellipsis" }, item.node_class || T.itemKinds[item.kind]), h("span", null, step)),
+      h(
+        "p",
+        { class: "row small muted" },
+        h("span", { class: "grow ellipsis" }, item.node_class || T.itemKinds[item.kind]),
+        h("span", null, step),
+      ),
       item.maximum > 0 && bar(part, T.progress),
     ),
   );
@@ -162,7 +202,13 @@ function footer({ worker, isBusy, isOpen, place }) {
   return h(
     "footer",
     { class: "row wrap" },
-    first && button(T.orders[first], () => place.order(worker, first), { key: first, class: first === "start" || first === "resume" || first === "enable" ? "first" : "", disabled: isBusy, "data-order": first }),
+    first &&
+      button(T.orders[first], () => place.order(worker, first), {
+        key: first,
+        class: first === "start" || first === "resume" || first === "enable" ? "first" : "",
+        disabled: isBusy,
+        "data-order": first,
+      }),
     button(T.log, () => place.openLog(worker), { key: "log", "data-order": "log" }),
     worker.editable && button(T.edit, () => place.edit(worker), { key: "edit", disabled: isBusy, "data-order": "edit" }),
     h("span", { class: "grow" }),
@@ -195,10 +241,30 @@ function footer({ worker, isBusy, isOpen, place }) {
 function menu(worker, first, place) {
   const orders = MENU_ORDERS.filter((order) => order !== first && worker.orders.includes(order));
   const entry = (/** @type {string} */ key, /** @type {string} */ label, /** @type {() => unknown} */ press, danger = false) =>
-    h("button", { key, type: "button", role: "menuitem", tabindex: -1, class: danger ? "danger" : "", "data-order": key, onclick: () => (place.closeMenu(), press()) }, label);
+    h(
+      "button",
+      {
+        key,
+        type: "button",
+        role: "menuitem",
+        tabindex: -1,
+        class: danger ? "danger" : "",
+        "data-order": key,
+        onclick: () => (place.closeMenu(), press()),
+      },
+      label,
+    );
   return h(
     "div",
-    { key: "menu", class: "menu", role: "menu", tabindex: -1, "aria-label": T.moreOf(worker.name), born: (/** @type {HTMLElement} */ box) => openMenu(box, place), onkeydown: (/** @type {KeyboardEvent} */ event) => moveInMenu(event, place) },
+    {
+      key: "menu",
+      class: "menu",
+      role: "menu",
+      tabindex: -1,
+      "aria-label": T.moreOf(worker.name),
+      born: (/** @type {HTMLElement} */ box) => openMenu(box, place),
+      onkeydown: (/** @type {KeyboardEvent} */ event) => moveInMenu(event, place),
+    },
     orders.map((order) => entry(order, T.orders[order], () => place.order(worker, order))),
     worker.orders.includes("stop") && worker.items.length > 0 && entry("stop-now", T.stopNow, () => place.stopNow(worker), true),
     entry("facts", T.facts, () => place.showFacts(worker)),

@@ -164,7 +164,11 @@ export function deviceField(form, devices, own) {
   const users = devices.find((device) => device.name === form.draft.device.trim())?.used_by.filter((name) => name !== own) ?? [];
   return [
     textField(form, "device", { list: "devices" }),
-    h("datalist", { key: "devices", id: "devices" }, devices.map((device) => h("option", { key: device.name, value: device.name }, T.deviceChoice(device)))),
+    h(
+      "datalist",
+      { key: "devices", id: "devices" },
+      devices.map((device) => h("option", { key: device.name, value: device.name }, T.deviceChoice(device))),
+    ),
     devices.length > 0 &&
       h(
         "div",
@@ -172,7 +176,13 @@ export function deviceField(form, devices, own) {
         devices.map((device) =>
           h(
             "button",
-            { key: device.name, type: "button", class: "chip", "aria-pressed": String(form.draft.device.trim() === device.name), onclick: () => form.set("device", device.name) },
+            {
+              key: device.name,
+              type: "button",
+              class: "chip",
+              "aria-pressed": String(form.draft.device.trim() === device.name),
+              onclick: () => form.set("device", device.name),
+            },
             T.deviceChoice(device),
           ),
         ),
@@ -199,8 +209,19 @@ export function argumentsField(form) {
           h(
             "label",
             { class: "choice" },
-            h("input", { type: "checkbox", checked: words().includes(known.argument), "data-argument": known.argument, onchange: () => form.set("args", toggled(words(), known).join(" ")) }),
-            h("span", null, h("code", null, [known.argument, known.value].filter(Boolean).join(" ")), " ", h("span", { class: "muted" }, known.words)),
+            h("input", {
+              type: "checkbox",
+              checked: words().includes(known.argument),
+              "data-argument": known.argument,
+              onchange: () => form.set("args", toggled(words(), known).join(" ")),
+            }),
+            h(
+              "span",
+              null,
+              h("code", null, [known.argument, known.value].filter(Boolean).join(" ")),
+              " ",
+              h("span", { class: "muted" }, known.words),
+            ),
           ),
         ),
       ),
@@ -228,7 +249,12 @@ export function toggled(words, known) {
 export function failureOf(form) {
   return (
     form.failure &&
-    h("div", { key: "failure", class: "banner bad", role: "alert" }, h("p", null, form.failure.message), form.failure.remedy && h("p", null, form.failure.remedy))
+    h(
+      "div",
+      { key: "failure", class: "banner bad", role: "alert" },
+      h("p", null, form.failure.message),
+      form.failure.remedy && h("p", null, form.failure.remedy),
+    )
   );
 }
 
@@ -277,7 +303,11 @@ function enabledField(form) {
     h(
       "label",
       { class: "choice" },
-      h("input", { type: "checkbox", checked: form.draft.enabled, onchange: (/** @type {Event} */ event) => form.set("enabled", /** @type {HTMLInputElement} */ (event.target).checked) }),
+      h("input", {
+        type: "checkbox",
+        checked: form.draft.enabled,
+        onchange: (/** @type {Event} */ event) => form.set("enabled", /** @type {HTMLInputElement} */ (event.target).checked),
+      }),
       T.fields.enabled.label,
     ),
     h("p", { class: "small muted" }, T.fields.enabled.words),

@@ -85,7 +85,10 @@ export class WorkersPlace {
   /** @param {Worker} worker */
   isShown(worker) {
     if (this.onlyWrong && worker.colour !== "red") return false;
-    return !this.words || `${worker.name} ${worker.host} ${worker.device} ${worker.use?.name ?? ""} ${worker.tags.join(" ")}`.toLowerCase().includes(this.words);
+    return (
+      !this.words ||
+      `${worker.name} ${worker.host} ${worker.device} ${worker.use?.name ?? ""} ${worker.tags.join(" ")}`.toLowerCase().includes(this.words)
+    );
   }
 
   /**
@@ -107,10 +110,18 @@ export class WorkersPlace {
         name,
         (host?.here ?? name === state.host) && h("span", { class: "tag" }, T.thisComputer),
         !host && h("span", { class: "tag" }, T.noAgent),
-        h("span", { class: "muted small" }, memory && T.hostMemory(bytes(memory.memory_total_bytes - memory.memory_available_bytes), bytes(memory.memory_total_bytes))),
+        h(
+          "span",
+          { class: "muted small" },
+          memory && T.hostMemory(bytes(memory.memory_total_bytes - memory.memory_available_bytes), bytes(memory.memory_total_bytes)),
+        ),
       ),
       !workers.length && h("p", { class: "muted" }, T.hostWithoutWorkers),
-      h("div", { class: "cards" }, shown.map((worker) => this.card(state, worker))),
+      h(
+        "div",
+        { class: "cards" },
+        shown.map((worker) => this.card(state, worker)),
+      ),
     );
   }
 
@@ -149,7 +160,8 @@ export class WorkersPlace {
   order(worker, order) {
     return this.panel.act(worker.name, async () => {
       const answer = await this.panel.server.change("POST", `workers/${encodeURIComponent(worker.name)}/orders`, { order });
-      if (answer.finding && answer.finding.level !== "ok") throw { message: T.probeFailed(worker.name, answer.finding.found), remedy: answer.finding.remedy };
+      if (answer.finding && answer.finding.level !== "ok")
+        throw { message: T.probeFailed(worker.name, answer.finding.found), remedy: answer.finding.remedy };
       return answer.text || answer.finding?.found;
     });
   }
@@ -158,7 +170,10 @@ export class WorkersPlace {
   async stopNow(worker) {
     if (!(await this.panel.dialog.confirm({ title: T.stopNow, words: T.stopNowWords(worker.name), action: T.stopNow }))) return;
     await this.panel.act(worker.name, async () => {
-      const answer = await this.panel.server.change("POST", `workers/${encodeURIComponent(worker.name)}/orders`, { order: "stop", at_once: true });
+      const answer = await this.panel.server.change("POST", `workers/${encodeURIComponent(worker.name)}/orders`, {
+        order: "stop",
+        at_once: true,
+      });
       return answer.text;
     });
   }
@@ -166,13 +181,19 @@ export class WorkersPlace {
   /** @param {Worker} worker */
   async remove(worker) {
     if (!(await this.panel.dialog.confirm({ title: T.removeTitle(worker.name), words: T.removeWords, action: T.remove }))) return;
-    await this.panel.act(worker.name, async () => (await this.panel.server.change("DELETE", `workers/${encodeURIComponent(worker.name)}`)).text);
+    await this.panel.act(
+      worker.name,
+      async () => (await this.panel.server.change("DELETE", `workers/${encodeURIComponent(worker.name)}`)).text,
+    );
   }
 
   clearAll() {
     return this.panel.act("all", async () => {
-      const answer = /** @type {import("./api_types.js").OrdersAnswer} */ (await this.panel.server.change("POST", "orders", { order: "clear-memory" }));
-      for (const [name, error] of Object.entries(answer.refused)) this.panel.notices.error({ message: T.refusedBy(name, error.message), remedy: error.remedy });
+      const answer = /** @type {import("./api_types.js").OrdersAnswer} */ (
+        await this.panel.server.change("POST", "orders", { order: "clear-memory" })
+      );
+      for (const [name, error] of Object.entries(answer.refused))
+        this.panel.notices.error({ message: T.refusedBy(name, error.message), remedy: error.remedy });
       return T.cleared(Object.keys(answer.told).length, answer.master);
     });
   }
@@ -237,7 +258,16 @@ function factList(worker) {
     [T.factNames.node_classes, worker.node_classes || ""],
     [T.factNames.model_files, worker.model_files || ""],
     [T.factNames.models, worker.models.map((model) => `${model.name} (${bytes(model.loaded_bytes)})`).join(", ")],
-    [T.factNames.packs, Object.entries(worker.packs).map(([name, version]) => `${name} ${version}`).join(", ")],
+    [
+      T.factNames.packs,
+      Object.entries(worker.packs)
+        .map(([name, version]) => `${name} ${version}`)
+        .join(", "),
+    ],
   ];
-  return h("dl", { class: "facts" }, facts.filter(([, value]) => value !== "").map(([name, value]) => [h("dt", null, name), h("dd", null, String(value))]));
+  return h(
+    "dl",
+    { class: "facts" },
+    facts.filter(([, value]) => value !== "").map(([name, value]) => [h("dt", null, name), h("dd", null, String(value))]),
+  );
 }
