@@ -128,7 +128,7 @@ class Many:
     def _host(self, name: str) -> dict[str, Any]:
         own = [worker for worker in self.workers.values() if worker["host"] == name]
         devices = [
-            {"name": worker["device"], "model": worker["use"]["name"], "memory_bytes": worker["use"]["total_bytes"], "used_by": [worker["name"]]}
+            {"name": worker["device"], "model": worker["use"]["name"], "memory_bytes": 24 * GIB, "used_by": [worker["name"]]}
             for worker in own
         ]
         resources = {
@@ -142,8 +142,8 @@ class Many:
     def detail(self, job_id: str) -> dict[str, Any]:
         """As `/jobs/ID` gives it."""
         return {
-            "job": self.jobs[job_id], "owner": "me@pc0", "frames": "", "error": None, "items": list(self.items.values()), "results_host": "",
-            "results_folder": "", "results_here": False, "results": [],
+            "job": self.jobs[job_id], "owner": "me@pc0", "frames": "", "error": None, "items": list(self.items.values()),
+            "results_host": "", "results_folder": "", "results_here": False, "results": [],
         }  # fmt: skip
 
 

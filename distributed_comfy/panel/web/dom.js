@@ -14,8 +14,9 @@
  * @property {readonly unknown[]} inputs of a `#memo`
  *
  * @typedef {Description | string | number | false | null | undefined | Child[]} Child
- * @typedef {{[name: string]: any}} Props `key`; `on...` a listener; `born`: called once with the element when it stands in the document, gives what ends
- *   it or nothing; `own`: the same, and what is in it is its own business; `seen`: called with it after each change; anything else is an attribute, or one of the PROPERTIES
+ * @typedef {{[name: string]: any}} Props `key`; `on...` a listener; `born`: called once with the element when it stands in the document,
+ *   gives what ends it or nothing; `own`: the same, and what is in it is its own business; `seen`: called with it after each change;
+ *   anything else is an attribute, or one of the PROPERTIES
  */
 
 const PROPERTIES = new Set(["value", "checked", "disabled", "open", "hidden", "indeterminate", "selected"]);
@@ -149,7 +150,7 @@ function realise(old, before, description) {
   if (!description.props.own) patchChildren(element, description.children);
   description.props.seen?.(element);
   if (fits) return element;
-  if (element instanceof HTMLSelectElement && description.props.value !== undefined) element.value = description.props.value; // has its options now
+  if (element instanceof HTMLSelectElement && "value" in description.props) element.value = description.props.value; // has its options now
   const begin = description.props.own ?? description.props.born;
   if (begin) births.push(() => (element.isConnected ? keepEnd(element, begin(element)) : undefined));
   return element;
