@@ -252,21 +252,21 @@ class ResultNotHere(BadInput):
     """A file was asked for that is none of a job's results on this host."""
 
     code = "result_not_here"
-    sentence = "job {job_id} has no such result on this host: {name}; look at the list of its results"
+    sentence = "job {job_id} has no such result on this host: {name}; use a path of the list of its results"
 
 
 class PictureNotHere(BadInput):
     """An item has no picture that this host could show."""
 
     code = "picture_not_here"
-    sentence = "item {index} of job {job_id} has no picture here: {reason}"
+    sentence = "item {index} of job {job_id} has no picture here: {reason}; use the list of its results once it is done"
 
 
 class NoMaster(BadInput):
     """What only a ComfyUI with the node pack has was asked of a server that is none."""
 
     code = "no_master"
-    sentence = "this page is not served by a ComfyUI, so it has no {what}; open the panel inside ComfyUI"
+    sentence = "this page is not served by a ComfyUI, so it has no {what}; use the panel inside ComfyUI for that"
 
 
 class JobStateInvalid(BadInput):
@@ -307,7 +307,7 @@ class WorkerFieldsWrong(BadInput):
     """Fields of a worker's configuration cannot be used; field ``wrong`` says of each what it must be."""
 
     code = "worker_fields_wrong"
-    sentence = "a worker cannot be like this: {shown}; correct these fields"
+    sentence = "a worker cannot be like this: {shown}; these fields must be changed"
 
 
 class OrderRefused(BadInput):
@@ -638,6 +638,13 @@ class ClusterNotReady(ClusterUnavailable):
 
     code = "cluster_not_ready"
     sentence = "this ComfyUI is not connected to the cluster (its session is {state}); its log shows why"
+
+
+class StateNotRead(ClusterUnavailable):
+    """The panel waits for the state of the cluster, which is being read for the first time."""
+
+    code = "state_not_read"
+    sentence = "the state of the cluster was not read within {seconds} s; check whether its Redis answers, and try again"
 
 
 class SessionFailed(ClusterUnavailable):

@@ -25,6 +25,7 @@ from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import WorkerFacts
+from distributed_comfy.state.status import STARTING
 from tasks.activity import WorkerActivity
 from tasks.admission import Admission
 from tasks.cluster import Cluster
@@ -67,7 +68,7 @@ class WorkerRuntime:
         self.engine = EngineLink(options, cluster.settings.stall_timeout_s, self)
         self.job_texts = lru_cache(maxsize=_JOBS_REMEMBERED)(self._read_job)
         self.pid = os.getpid()
-        self.down_reason = "the engine starts"
+        self.down_reason = STARTING
         self.status = StatusTeller(self)
         self.activity = WorkerActivity(self.status.changed)
         self._options = options

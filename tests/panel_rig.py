@@ -195,11 +195,12 @@ class PanelRig:
     """
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        lease = {"DC_LEASE_TTL_S": "3", "DC_RENEW_INTERVAL_S": "0.5", "DC_STATUS_INTERVAL_S": "0.5"}
-        self.line = CommandLine(
-            folder, DC_HOST=HOST, DC_ENGINE="builtin", DC_DEVICE="cpu", DC_CONFIG=os.devnull, DC_WORKERS_FILE=str(folder / "workers.json"),
-            DC_REDIS_URL="", DC_BLOB_URL="", **lease, **environment,
-        )  # fmt: skip
+        usual = {
+            "DC_HOST": HOST, "DC_ENGINE": "builtin", "DC_DEVICE": "cpu", "DC_CONFIG": os.devnull, "DC_REDIS_URL": "", "DC_BLOB_URL": "",
+            "DC_WORKERS_FILE": str(folder / "workers.json"), "DC_STARTED_BY": "hand", "DC_LEASE_TTL_S": "3", "DC_RENEW_INTERVAL_S": "0.5",
+            "DC_STATUS_INTERVAL_S": "0.5",
+        }  # fmt: skip
+        self.line = CommandLine(folder, **{**usual, **environment})
         self.folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
         self.serve = self.start("serve.log", "serve", "--port", "0")

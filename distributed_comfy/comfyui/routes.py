@@ -89,8 +89,8 @@ def install_routes(pack: Pack) -> None:
     _add_jobs(routes)
     add_compatible_routes(routes)
     add_relay(pack)
-    add_panel(pack, routes.callers)
     add_visit_routes(routes)
+    add_panel(pack, routes.callers)
     pack.web_directory = str(WEB_FOLDER)
 
 

@@ -44,20 +44,27 @@ def start_detached(settings: Settings, arguments: Sequence[str], stop: threading
         DistributedComfyError: whatever kept it from queueing the job.
         RunInterrupted: ``stop`` was set.
     """
-    folder = settings.runtime_folder / "detached"
-    make_private_folder(folder)
-    _remove_old_logs(folder)
-    name = secrets.token_hex(6)
-    log_file, announcement = folder / f"{name}.log", folder / f"{name}.json"
-    command = [sys.executable, "-m", "distributed_comfy", "run", *arguments, "--announce", str(announcement)]
-    with append_privately(log_file) as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(settings), start_new_session=True
-        )
+    log_file = _new_log(settings)
+    announcement = log_file.with_suffix(".json")
+    process = _start(settings, ["run", *arguments, "--announce", str(announcement)], log_file)
     try:
         return Detached(_wait_announced(process, announcement, log_file, stop), process.pid, log_file)
     finally:
         announcement.unlink(missing_ok=True)
+
+
+def attach_detached(settings: Settings, job_id: str, out: Path) -> Detached:
+    """Start ``distributed-comfy jobs attach`` in the background; what keeps it from collecting the job is in its log alone.
+
+    Args:
+        settings: for its log and environment.
+        job_id: that nobody collects.
+        out: folder for its files.
+    """
+    log_file = _new_log(settings)
+    process = _start(settings, ["jobs", "attach", job_id, "--out", str(out)], log_file)
+    threading.Thread(target=process.wait, name=f"attach-{job_id}", daemon=True).start()  # who has ended is not to stay a zombie
+    return Detached(job_id, process.pid, log_file)
 
 
 def announce(path: Path, job_id: str) -> None:
@@ -68,6 +75,21 @@ def announce(path: Path, job_id: str) -> None:
 def announce_failure(path: Path, error: DistributedComfyError) -> None:
     """Called in the background: nothing was queued."""
     _write(path, {"error": error.to_wire()})
+
+
+def _new_log(settings: Settings) -> Path:
+    folder = settings.runtime_folder / "detached"
+    make_private_folder(folder)
+    _remove_old_logs(folder)
+    return folder / f"{secrets.token_hex(6)}.log"
+
+
+def _start(settings: Settings, arguments: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "distributed_comfy", *arguments]
+    with append_privately(log_file) as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(settings), start_new_session=True
+        )
 
 
 def _remove_old_logs(folder: Path) -> None:

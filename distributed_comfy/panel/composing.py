@@ -19,6 +19,7 @@ _STEPS_S = 1.0
 """How often steps of many busy workers are told; those of a few are told at each look."""
 _LOCAL_S = 2.0
 _STILL_MS = 1500
+_ABLE = ("idle", "ticketed", "busy")
 
 
 class Composer:
@@ -40,6 +41,8 @@ class Composer:
         self._paces: dict[str, Pace] = {}
         self._steps: Mapping[tuple[str, int], StepView] = {}
         self._steps_at = 0.0
+        self._able = -1
+        """Workers that take items, at the last estimate."""
         self._local = False
         self._local_at = 0.0
 
@@ -48,7 +51,9 @@ class Composer:
         found, master = pulse.found, self._place.master
         self._look_around()
         workers = self._shown_workers(found, self._due_steps(found, steps))
-        if pulse.jobs_changed or workers.keys() != self._workers.keys():
+        able = sum(not row.drained and row.state in _ABLE and bool(row.capability) for row in found.rows.values())
+        if pulse.jobs_changed or able != self._able:
+            self._able = able
             self._estimate(found)
         servers = self._place.servers()
         return {
@@ -134,8 +139,7 @@ class Composer:
             if job_id not in self._paces and state.counts["running"]:
                 self._paces[job_id] = Pace(found.now_ms, state.counts["done"])
         self._paces = {job_id: pace for job_id, pace in self._paces.items() if job_id in live}
-        workers = sum(not row.drained and row.state in ("idle", "ticketed", "busy") and bool(row.capability) for row in found.rows.values())
-        self._estimates = estimates(live, self._paces, self._estimates, found.now_ms, Power(workers, found.item_s))
+        self._estimates = estimates(live, self._paces, self._estimates, found.now_ms, Power(self._able, found.item_s))
 
     def _shown_jobs(self, found: Findings) -> dict[str, dict[str, Any]]:
         master, user, made = self._place.master, self._place.settings.submitter, {}

@@ -170,6 +170,7 @@ def _common(paths: Any) -> tuple[Path | None, list[Path]]:
     files = sorted({Path(path) for path in paths if Path(path).is_file()})
     if not files:
         return None, []
+    files = [file for file in files if file.anchor == files[0].anchor]  # on Windows another drive has no folder in common
     folder = files[0].parent
     while not all(file.is_relative_to(folder) for file in files):
         folder = folder.parent

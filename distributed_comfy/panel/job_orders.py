@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from distributed_comfy.errors import DistributedComfyError, JobUnknown
+from distributed_comfy.errors import DistributedComfyError, JobOwned, JobStateInvalid, JobUnknown
+from distributed_comfy.orchestrator.detach import attach_detached
 from distributed_comfy.panel.bodies import BadRequest
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.words import told
+from distributed_comfy.settings import slug
 from distributed_comfy.state.jobs import JobTable
 
-ORDERS = ("cancel", "retry", "pause", "resume", "priority")
+ORDERS = ("cancel", "retry", "pause", "resume", "priority", "collect")
 _REASON = "cancelled in the panel"
 _LONGEST_REASON = 300
 _PRIORITIES = range(10)
@@ -39,7 +42,8 @@ class JobOrders:
         jobs = self._place.cluster().jobs
         deeds: dict[str, tuple[Callable[[], None], str]] = {
             "cancel": (lambda: self._cancel(jobs, job_id, reason), "is cancelled"),
-            "retry": (lambda: jobs.retry(job_id), "goes on; whoever attaches to it gets its results"),
+            "retry": (lambda: self._retry(jobs, job_id), "goes on, and is collected on this host"),
+            "collect": (lambda: self._collect(jobs, job_id), "is taken over, and its files are saved on this host"),
             "pause": (lambda: jobs.pause(job_id), "is paused; running items finish"),
             "resume": (lambda: jobs.resume(job_id), "goes on"),
             "priority": (lambda: jobs.set_priority(job_id, priority or 0), f"has priority {priority}"),
@@ -85,6 +89,23 @@ class JobOrders:
     @property
     def _user(self) -> str:
         return self._place.settings.submitter
+
+    def _retry(self, jobs: JobTable, job_id: str) -> None:
+        jobs.retry(job_id)
+        if not jobs.owner(job_id):
+            self._collect(jobs, job_id)
+
+    def _collect(self, jobs: JobTable, job_id: str) -> None:
+        """Let a process of its own collect it, which goes on when this one ends: into the folder of before, where that is on this host."""
+        state, spool, settings = jobs.job_state(job_id), jobs.spool(job_id), self._place.settings
+        if state.ended:
+            raise JobStateInvalid(job_id=job_id, state=state.state, order="collect", needed="a job that has not ended")
+        if owner := jobs.owner(job_id):
+            raise JobOwned(job_id=job_id, owner=owner)
+        before = Path(spool.out) if spool and spool.host == settings.host_name and spool.out else None
+        if before is None or before.is_relative_to(settings.cache_folder.absolute()):  # a ComfyUI collected it for its own prompt
+            before = self._place.out / (slug(Path(state.title).stem) or "prompt")
+        attach_detached(self._place.own, job_id, before)
 
     def _cancel(self, jobs: JobTable, job_id: str, reason: str) -> None:
         jobs.cancel(job_id, " ".join(reason.split())[:_LONGEST_REASON] or _REASON)

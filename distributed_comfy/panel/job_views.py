@@ -10,12 +10,14 @@ from distributed_comfy.state.records import JobState
 
 _ORDERS = {
     "pending": ("cancel", "pause", "priority"), "running": ("cancel", "pause", "priority"), "paused": ("resume", "cancel", "priority"),
-    "parked": ("cancel", "pause", "priority"), "done": (), "failed": ("retry",), "cancelled": ("retry",),
+    "parked": ("collect", "cancel", "pause", "priority"), "done": (), "failed": ("retry",), "cancelled": ("retry",),
 }  # fmt: skip
 _STILL_S = 2.0
 _STILL_PART = 0.1
 """An estimate that moves by less than this part of what is left, or these seconds, stays as it was told."""
 _LEAST_DONE = 2
+_STEPS = ((20, 1), (200, 10), (float("inf"), 100))
+"""Up to which place in the queue it is told in which steps."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def estimates(
         ahead += left
         seconds = _own_s(state, paces.get(job_id), now_ms) or (ahead * power.item_s / power.workers if power.workers else 0.0)
         told = before.get(job_id, Estimate())
-        found[job_id] = Estimate(position if waits else 0, _steady(told.ends_ms, now_ms, seconds))
+        found[job_id] = Estimate(_round(position) if waits else 0, _steady(told.ends_ms, now_ms, seconds))
     return found
 
 
@@ -97,6 +99,12 @@ def in_turn(jobs: Mapping[str, JobState]) -> Iterable[tuple[str, JobState]]:
     """Those that run or wait, in the order in which they probably come."""
     live = [(job_id, state) for job_id, state in jobs.items() if state.state in ("pending", "running")]
     return sorted(live, key=lambda pair: (pair[1].state == "pending", -pair[1].priority, pair[1].created_ms))
+
+
+def _round(position: int) -> int:
+    """Exact where it matters: else each job that begins would change the row of every other one that waits."""
+    step = next(step for limit, step in _STEPS if position <= limit)
+    return -(-position // step) * step
 
 
 def _own_s(state: JobState, pace: Pace | None, now_ms: int) -> float:

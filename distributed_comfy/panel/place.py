@@ -26,6 +26,10 @@ class TakenOver:
     """Where something stands that is not taken over, and why."""
 
 
+TakeOver = Callable[[str], TakenOver]
+"""See `Place.taken_over`."""
+
+
 class Master(Protocol):
     """The ComfyUI that serves the page; each method may wait, and is called in a thread."""
 

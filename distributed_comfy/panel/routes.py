@@ -1,13 +1,14 @@
 """The panel's routes: for each operation of openapi.json the method here that does it, named like it."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
 
-from distributed_comfy.errors import NoMaster, WorkerFieldsWrong
+from distributed_comfy.errors import JobUnknown, NoMaster, WorkerFieldsWrong, WorkerUnknown
 from distributed_comfy.orchestrator.inviting import InviteOptions
 from distributed_comfy.panel.answering import SECRET, Handler, Judge, Threads, answered, body, told_as_json
 from distributed_comfy.panel.bodies import BadRequest, number_of
@@ -26,6 +27,7 @@ from distributed_comfy.panel.tunnels import Tunnels
 from distributed_comfy.panel.watch import Watch
 from distributed_comfy.panel.worker_logs import LINES, LogQuery, LogReader
 from distributed_comfy.panel.worker_orders import WorkerOrders
+from distributed_comfy.settings import slug
 
 _ELSEWHERE = frozenset({"get_health"})
 """Operations that the relay has."""
@@ -90,12 +92,13 @@ class Panel:
 
     async def get_state(self, _request: web.Request) -> web.StreamResponse:
         """Everything."""
-        return told_as_json(await self.threads.quick(self.watch.state))
+        return await self.threads.quick_json(self.watch.state)
 
     async def follow_events(self, request: web.Request) -> web.StreamResponse:
         """Everything, then what changes."""
         job_id = request.query.get("job", "")
         if job_id:
+            _check_job(job_id)
             await self.threads.quick(self._details.job, job_id, Estimate())  # says where there is no such job
         return await self._streams.state(request, job_id)
 
@@ -120,16 +123,16 @@ class Panel:
 
     async def edit_worker(self, request: web.Request) -> web.StreamResponse:
         """Another configuration."""
-        given, name = body(request), request.match_info["name"]
+        given, name = body(request), _worker(request)
         return await self._ordered(self._workers.edit, name, _fields(given), restart=given.get("restart", False))
 
     async def remove_worker(self, request: web.Request) -> web.StreamResponse:
         """One less."""
-        return await self._ordered(self._workers.remove, request.match_info["name"])
+        return await self._ordered(self._workers.remove, _worker(request))
 
     async def order_worker(self, request: web.Request) -> web.StreamResponse:
         """Start, stop and so on."""
-        given, name = body(request), request.match_info["name"]
+        given, name = body(request), _worker(request)
         return await self._ordered(self._workers.order, name, given["order"], at_once=given.get("at_once", False))
 
     async def order_all(self, request: web.Request) -> web.StreamResponse:
@@ -150,18 +153,18 @@ class Panel:
             raise BadRequest("lines must be 1 or more")
         search, level, source = (request.query.get(name, "") for name in ("search", "level", "source"))
         query = LogQuery(lines, search, level, source)
-        return told_as_json(await self.threads.quick(self._logs.read, request.match_info["name"], query))
+        return await self.threads.quick_json(self._logs.read, _worker(request), query)
 
     async def follow_log(self, request: web.Request) -> web.StreamResponse:
         """Lines as they come."""
         after = request.query.get("after", "")
         if after and not all(part.isdigit() for part in after.split("-", 1)):
             raise BadRequest("after must be the id of a line")
-        return await self._streams.log(request, request.match_info["name"], after)
+        return await self._streams.log(request, _worker(request), after)
 
     async def download_log(self, request: web.Request) -> web.StreamResponse:
         """All lines as a file."""
-        name = request.match_info["name"]
+        name = _worker(request)
         text = await self.threads.quick(self._logs.text, name)
         return web.Response(text=text, content_type="text/plain", charset="utf-8", headers={**SECRET, **_as_file(f"{name}.log")})
 
@@ -180,12 +183,12 @@ class Panel:
 
     async def get_job(self, request: web.Request) -> web.StreamResponse:
         """With its items and results."""
-        job_id = request.match_info["job"]
-        return told_as_json(await self.threads.quick(self._details.shown, job_id, self.watch.estimate(job_id)))
+        job_id = _job(request)
+        return await self.threads.quick_json(self._details.shown, job_id, self.watch.estimate(job_id))
 
     async def order_job(self, request: web.Request) -> web.StreamResponse:
         """Cancel, retry and so on."""
-        given, job_id = body(request), request.match_info["job"]
+        given, job_id = body(request), _job(request)
 
         def order() -> dict[str, Any]:
             text = self._job_orders.order(job_id, given["order"], priority=given.get("priority"), reason=given.get("reason", ""))
@@ -200,16 +203,16 @@ class Panel:
             raise BadRequest("the item must be a number")
         if side not in _SIDES_PX:
             raise BadRequest(f"side must be from {_SIDES_PX[0]} to {_SIDES_PX[-1]}")
-        picture = await self.threads.quick(self._details.preview, request.match_info["job"], int(index), side)
+        picture = await self.threads.quick(self._details.preview, _job(request), int(index), side)
         return web.Response(body=picture.content, content_type=picture.media_type, headers=SECRET)
 
     async def list_results(self, request: web.Request) -> web.StreamResponse:
         """Files on this host."""
-        return told_as_json(await self.threads.quick(self._details.results, request.match_info["job"]))
+        return await self.threads.quick_json(self._details.results, _job(request))
 
     async def get_result(self, request: web.Request) -> web.StreamResponse:
         """One of them; what a browser could run as a page of this site is only given to be saved."""
-        path, kind = await self.threads.quick(self._details.file, request.match_info["job"], request.match_info["path"])
+        path, kind = await self.threads.quick(self._details.file, _job(request), request.match_info["path"])
         saves = request.query.get("download", "") not in ("", "0", "false") or not kind.startswith(_SHOWN_INLINE) or "svg" in kind
         sandbox = {"Content-Security-Policy": "sandbox; default-src 'none'"}
         return web.FileResponse(path, headers={**SECRET, **sandbox, "Content-Type": kind, **(_as_file(path.name) if saves else {})})
@@ -271,6 +274,8 @@ class Panel:
     async def interrupt(self, request: web.Request) -> web.StreamResponse:
         """End one job, those of this master, or all."""
         given = body(request)
+        if given.get("job"):
+            _check_job(given["job"])
         return await self._ordered(self._job_orders.interrupt, given["what"], given.get("job", ""))
 
     def _master(self, what: str) -> Master:
@@ -281,6 +286,25 @@ class Panel:
 
 def _nobody(_request: web.Request) -> None:
     """Refuses nobody."""
+
+
+def _check_job(job_id: str) -> None:
+    """Nothing else is made a part of a key."""
+    if not re.fullmatch("[0-9a-f]{12}", job_id, re.ASCII):
+        raise JobUnknown(job_id=job_id[:100])
+
+
+def _job(request: web.Request) -> str:
+    job_id = request.match_info["job"]
+    _check_job(job_id)
+    return job_id
+
+
+def _worker(request: web.Request) -> str:
+    name = request.match_info["name"]
+    if name != slug(name):
+        raise WorkerUnknown(name=name[:100])
+    return name
 
 
 def _fields(given: dict[str, Any]) -> dict[str, Any]:

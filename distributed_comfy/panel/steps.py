@@ -19,6 +19,7 @@ from tasks.cluster import Cluster
 log = logging.getLogger(__name__)
 
 _MOST_ITEMS = 512
+_MOST_BYTES = 64 * 2**20
 _LARGEST_PREVIEW_BYTES = 2 * 2**20
 _LISTEN_S = 0.5
 _RETRY_S = 1.0
@@ -41,6 +42,7 @@ class Steps:
 
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str, int], StepView] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def of(self, job_id: str, index: int) -> StepView | None:
@@ -65,8 +67,10 @@ class Steps:
             else:
                 now = before
             self._found[place] = now
-            while len(self._found) > _MOST_ITEMS:
-                self._found.popitem(last=False)
+            self._bytes += len(now.preview) - len(before.preview)
+            while len(self._found) > _MOST_ITEMS or self._bytes > _MOST_BYTES:
+                _, oldest = self._found.popitem(last=False)
+                self._bytes -= len(oldest.preview)
 
     def listen(self, cluster: Callable[[], Cluster], stop: threading.Event) -> None:
         """Hear what is published until ``stop`` is set; what is missed meanwhile is of no importance."""

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from distributed_comfy import __version__
-from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, StateNotRead
 from distributed_comfy.panel.composing import Composer
 from distributed_comfy.panel.job_items import WatchedItems
 from distributed_comfy.panel.job_views import Estimate
@@ -101,12 +101,12 @@ class Watch:
         """Everything, as ``State`` of openapi.json; waits for the first look.
 
         Raises:
-            ClusterUnavailable: there was no look yet, and cannot be.
+            StateNotRead: there was no look yet, and cannot be.
         """
         with self._changed:
             self._wake()
             if not self._changed.wait_for(lambda: bool(self._state), timeout_s):
-                raise ClusterUnavailable(reason="the state of the cluster was not read in time; try again")
+                raise StateNotRead(seconds=f"{timeout_s:g}")
             return self._snapshot()
 
     def snapshot(self, job_id: str) -> tuple[int, str]:
@@ -197,7 +197,8 @@ class Watch:
             self._pulse.fail(error)
             return False
         except Exception:  # a fault of ours must not freeze every page
-            log.exception("the panel cannot read the state of the cluster; please report it")
+            if not self._ending.is_set():  # connections are being closed
+                log.exception("the panel cannot read the state of the cluster; please report it")
             return False
         return True
 

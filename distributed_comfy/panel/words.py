@@ -11,6 +11,7 @@ from distributed_comfy.errors import (
     DistributedComfyError,
     InviteUnknown,
     JobFailed,
+    JobOwned,
     JobStateInvalid,
     JobUnknown,
     NodeFailed,
@@ -28,7 +29,7 @@ from distributed_comfy.settings import redact_url
 _BETWEEN = "; "
 """Stands before the remedy, in every sentence that has one."""
 _UNKNOWN = (WorkerUnknown, JobUnknown, InviteUnknown, ResultNotHere, PictureNotHere, NoMaster)
-_CONFLICTS = (OrderRefused, JobStateInvalid)
+_CONFLICTS = (OrderRefused, JobStateInvalid, JobOwned)
 _TRACE_CHARACTERS = 20_000
 
 

@@ -9,7 +9,7 @@ from distributed_comfy.messages import parse_item_id
 from distributed_comfy.panel.steps import StepView
 from distributed_comfy.panel.words import split_text
 from distributed_comfy.state.records import HostRecord, HostWorker, WorkerState
-from distributed_comfy.state.status import LastError, RunningItem, WorkerStatus
+from distributed_comfy.state.status import STARTING, LastError, RunningItem, WorkerStatus
 
 MASTER = "comfyui"
 """Starter of what a ComfyUI with the pack is itself while it takes part in its own jobs."""
@@ -72,11 +72,12 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     """As ``Worker`` of openapi.json."""
     state, starter = state_of(found), found.starter
     reason, remedy = why(found, state)
+    fails = state == "starting" and bool(reason)
     guest = starter == MASTER
     kept = found.kept
     return {
-        "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": _COLOURS[state], "reason": reason,
-        "remedy": remedy, "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
+        "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": "red" if fails else _COLOURS[state],
+        "reason": reason, "remedy": remedy, "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
         "next_start_ms": found.next_start_ms if state == "backing-off" else 0, "keeper": starter, "guest": guest,
         "orders": [] if guest else orders_of(found, state), "editable": found.editable and kept is not None,
         "enabled": kept.enabled if kept else True, "outdated": bool(kept and kept.outdated), "restarts": kept.restarts if kept else 0,
@@ -112,8 +113,10 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
         return said or "gets no items, because somebody wanted it so", "let it have items again with Resume"
     if state in ("idle", "busy"):
         return "", ""
-    reason, remedy = split_text(said)
-    if state in ("failed", "backing-off", "down") and not remedy:
+    reason, remedy = split_text("" if said == STARTING else said)
+    if state == "down" and not reason:
+        reason, remedy = "its engine does not run now", "wait a moment: it starts again; if it stays so, look into its log"
+    if reason and state in ("failed", "backing-off", "down", "starting") and not remedy:
         remedy = "look into its log for what it said last"
     return reason, remedy
 

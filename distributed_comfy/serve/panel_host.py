@@ -13,14 +13,13 @@ from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.pack_token import token_path
 from distributed_comfy.panel.callers import Callers, Refused
 from distributed_comfy.panel.page import UI_PATH
-from distributed_comfy.panel.place import Kind, Master, TakenOver
+from distributed_comfy.panel.place import Kind, Master, TakeOver
 from distributed_comfy.panel.routes import Panel
 from distributed_comfy.panel.token import read_token
 from distributed_comfy.serve.doorman import is_private
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster, open_cluster
 
-TakeOver = Callable[[str], TakenOver]
 Lead = Callable[[Callable[[str], None], threading.Event], None]
 
 PANEL = web.AppKey("panel", Panel)

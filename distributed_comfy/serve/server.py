@@ -12,9 +12,9 @@ from aiohttp import web
 
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.orchestrator.sweeping import sweeping
+from distributed_comfy.panel.place import TakeOver
 from distributed_comfy.relay.address import is_loopback
 from distributed_comfy.serve.application import ServeOptions, listening, make_application, make_relay
-from distributed_comfy.serve.panel_host import ServePlace, TakeOver, add_panel, panel_address
 from distributed_comfy.serve.tunnel import open_tunnel
 from distributed_comfy.settings import Settings
 
@@ -68,9 +68,19 @@ class Site:
         """The relay, and the panel where that is wanted."""
         application = make_application(make_relay(self.servers, self.settings.key_prefix, allow_plain=self.options.allow_plain))
         if self.taken_over is not None:
+            from distributed_comfy.serve.panel_host import ServePlace, add_panel  # brings much that the relay alone can do without
+
             place = ServePlace(self.settings, self.servers, self.taken_over, _tunnel_to(self.settings))
             add_panel(application, place, allow_plain=self.options.allow_plain)
         return application
+
+    def panel_url(self, url: str) -> str:
+        """See `Serving.panel_url`."""
+        if self.taken_over is None:
+            return ""
+        from distributed_comfy.serve.panel_host import panel_address
+
+        return panel_address(self.settings, url)
 
 
 async def _serve(site: Site, ready: Callable[[Serving], None], stop: threading.Event) -> None:
@@ -82,7 +92,7 @@ async def _serve(site: Site, ready: Callable[[Serving], None], stop: threading.E
                 join_url = await asyncio.to_thread(ending.enter_context, open_tunnel(url.replace("0.0.0.0", "127.0.0.1")))
             if not options.tls_cert and not options.allow_plain and not is_loopback(options.host):
                 log.warning("%s is not encrypted, so logins are refused unless a proxy before it says that its clients use HTTPS", url)
-            ready(Serving(url, join_url, servers, panel_address(site.settings, url) if site.taken_over else ""))
+            ready(Serving(url, join_url, servers, site.panel_url(url)))
             while not stop.is_set():
                 await asyncio.sleep(_LOOK_S)
 

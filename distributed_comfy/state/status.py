@@ -15,6 +15,10 @@ Phase = Literal["starting", "idle", "busy", "draining", "drained", "down", "endi
 ending: the worker itself ends."""
 
 
+STARTING = "the engine starts"
+"""Reason of a worker whose engine is on its way for the first time, and has not failed to start."""
+
+
 @dataclass(frozen=True)
 class RunningItem:
     """An item that a worker has, and how far it is."""

@@ -103,6 +103,30 @@ def test_a_prompt_of_this_comfyui_is_a_job_of_its_own_with_files(running: ComfyS
     assert Image.open(io.BytesIO(picture.content)).size == (64, 64)
 
 
+def test_options_of_another_pack_are_taken_over_here(page: Page) -> None:
+    text = json.dumps({"workers": [], "settings": {"debug": True, "master_delegate_only": True, "worker_timeout_seconds": 60}})
+    looked = page.post("/import", {"text": text, "dry_run": True})
+    assert looked["options"] == {"debug": True, "participate": False} and not page.get("/master")["options"]["debug"]
+    assert [each["place"] for each in looked["dropped"]] == ["settings.worker_timeout_seconds"]
+    page.post("/import", {"text": text})
+    assert page.get("/master")["options"]["debug"]
+    page.post("/master", {"debug": False}, method="PATCH")
+
+
+def test_a_master_that_takes_part_is_seen_as_a_guest_that_obeys_no_order(running: ComfyServer, page: Page, worker: str) -> None:
+    page.post("/master", {"participate": True}, method="PATCH")
+    page.post(f"/workers/{worker}/orders", {"order": "drain"})
+    try:
+        with page.events() as events:
+            prompt_id = running.queue(prompt(301))
+            guest = events.wait(lambda state: [found for found in state["workers"].values() if found["guest"]])
+            running.wait(prompt_id)
+        assert guest[0]["keeper"] == "comfyui" and guest[0]["orders"] == [] and not guest[0]["editable"]
+    finally:
+        page.post(f"/workers/{worker}/orders", {"order": "resume"})
+        page.post("/master", {"participate": False}, method="PATCH")
+
+
 def test_memory_of_the_master_is_cleared_with_that_of_its_workers(page: Page, worker: str) -> None:
     answer = page.post("/orders", {"order": "clear-memory"})
     assert answer["master"] and list(answer["told"]) == [worker]

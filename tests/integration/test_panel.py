@@ -272,6 +272,8 @@ def test_jobs_are_steered(rig: PanelRig) -> None:
         events.wait(lambda state: state["jobs"][first]["state"] == "cancelled")
         assert rig.page.ask("POST", f"/jobs/{first}/orders", {"order": "pause"}).status == 409
         assert rig.page.post(f"/jobs/{first}/orders", {"order": "retry"})["job"]["state"] != "cancelled"
+        until(lambda: rig.page.get(f"/jobs/{first}")["owner"])  # somebody collects it again
+        assert rig.page.ask("POST", f"/jobs/{first}/orders", {"order": "collect"}).status == 409
         ended = rig.page.post("/master/interrupt", {"what": "job", "job": first})
         assert ended["jobs"] == [first]
         ended = rig.page.post("/master/interrupt", {"what": "mine"})
@@ -281,9 +283,33 @@ def test_jobs_are_steered(rig: PanelRig) -> None:
     assert listed["total"] >= 1 and len(listed["jobs"]) == 1
     for body in ({"order": "priority", "priority": 12}, {"order": "priority"}, {"order": "explode"}):
         assert rig.page.ask("POST", f"/jobs/{first}/orders", body).status == 400
-    assert rig.page.ask("POST", "/jobs/000000000000/orders", {"order": "pause"}).status == 404
-    for path in ("/jobs?state=odd", "/jobs?limit=0", "/jobs/x/items/a/preview", f"/jobs/{first}/items/0/preview?side=1"):
+    for unknown in ("000000000000", "x", "active", "0" * 12 + ":item", "*", "%00"):
+        assert rig.page.ask("POST", f"/jobs/{unknown}/orders", {"order": "pause"}).status == 404
+        assert rig.page.ask("GET", f"/jobs/{unknown}").status == rig.page.ask("GET", f"/events?job={unknown}").status == 404
+    for path in ("/jobs?state=odd", "/jobs?limit=0", f"/jobs/{first}/items/a/preview", f"/jobs/{first}/items/0/preview?side=1"):
         assert rig.page.ask("GET", path).status == 400, path
+
+
+def test_a_job_that_is_tried_again_ends_with_its_files_where_they_belong(rig: PanelRig) -> None:
+    job_id = run_in_background(rig, long(300, seed=50), "--items", "3", "--out", "again")
+    until(lambda: rig.page.get(f"/jobs/{job_id}")["job"]["counts"]["done"] >= 1)
+    rig.page.post(f"/jobs/{job_id}/orders", {"order": "cancel"})
+    until(lambda: not rig.page.get(f"/jobs/{job_id}")["owner"])
+    rig.page.post(f"/jobs/{job_id}/orders", {"order": "retry"})
+    until(lambda: rig.page.get(f"/jobs/{job_id}")["job"]["state"] == "done", 120)
+    until(lambda: len(list((rig.folder / "again").glob("*.png"))) >= 3)
+
+
+def test_a_job_that_nobody_collects_is_taken_over(rig: PanelRig) -> None:
+    done = rig.line.run("run", rig.line.write("graph.json", long(300, seed=60)), "--items", "3", "--out", "left", "--detach", "--json")
+    os.kill(done.json["pid"], signal.SIGKILL)
+    job_id = done.json["job"]
+    with rig.page.events() as events:
+        parked = events.wait(lambda state: (job := state["jobs"].get(job_id)) and job["state"] == "parked" and job)
+        assert "collect" in parked["orders"] and parked["remedy"]
+        rig.page.post(f"/jobs/{job_id}/orders", {"order": "collect"})
+        events.wait(lambda state: state["jobs"][job_id]["state"] == "done", 120)
+    until(lambda: len(list((rig.folder / "left").glob("*.png"))) == 3)
 
 
 def test_a_failed_job_tells_node_and_traceback(rig: PanelRig) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from distributed_comfy.comfyui import callers as callers_module
 from distributed_comfy.errors import OptionWrong
+from distributed_comfy.panel import callers as callers_module
 from distributed_comfy.panel.callers import Callers, Refused, same_origin
 from distributed_comfy.panel.peers import may_be_own
 from distributed_comfy.panel.token import HEADER, is_token, read_token

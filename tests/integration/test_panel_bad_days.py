@@ -1,0 +1,203 @@
+"""The panel when things are wrong: Redis away and back, workers that cannot start, workers of others, a tunnel, another host."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command_line import until
+from tests.conftest import RedisServer, free_port, running_redis
+from tests.hosts import Host, Network, need_hosts
+from tests.panel_contract import PREFIX, check_answer
+from tests.panel_rig import Answer, Page, PanelRig, panel_rig
+from tests.tunnel_program import FAILS, WORDS, lives, stand_in
+
+pytestmark = [
+    pytest.mark.redis, pytest.mark.timeout(240), pytest.mark.skipif(sys.platform == "win32", reason="signals and process groups of POSIX"),
+]  # fmt: skip
+
+
+_ASK = """
+import http.client, json, sys
+address, method, path, token, body = sys.argv[1:]
+connection = http.client.HTTPConnection(address, timeout=60)
+connection.request(method, path, body.encode() if body else None, {"X-Distributed-Comfy-Token": token})
+answer = connection.getresponse()
+print(json.dumps([answer.status, dict(answer.headers), answer.read().decode()]))
+"""
+
+
+class PageOn(Page):
+    """A page in a browser on another host.
+
+    Args:
+        host: where it is.
+        url: of the server, as that host reaches it.
+        token: its.
+    """
+
+    def __init__(self, host: Host, url: str, token: str) -> None:
+        super().__init__(url, token)
+        self._host = host
+
+    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 60.0, **headers: str) -> Answer:
+        """See `Page.ask`; without further headers."""
+        content = json.dumps(body) if body is not None else ""
+        said = self._host.run(sys.executable, "-c", _ASK, self.address, method, PREFIX + path, self.token, content, timeout_s=timeout_s)
+        status, given, text = json.loads(said)
+        found = Message()
+        for name, value in given.items():
+            found[name] = value
+        check_answer(method, PREFIX + path, status, found["Content-Type"], text.encode())
+        return Answer(status, found, text.encode())
+
+
+def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_server: RedisServer, tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "rig"
+    folder.mkdir()
+    url = f"redis://127.0.0.1:{port}/0"
+    with ExitStack() as first, ExitStack() as ending:
+        first.enter_context(running_redis(redis_server.program, tmp_path / "one", port=port))
+        rig = ending.enter_context(panel_rig(folder, DC_REDIS_URL=url, DC_BLOB_URL=url))
+        rig.up(pc1_one={"device": "cpu"})
+        rig.page.wait_worker("pc1-one", lambda worker: worker["state"] == "idle", 90)
+        with rig.page.events() as events:
+            events.wait(lambda state: state["servers"]["state"]["up"])
+            first.close()
+            down = events.wait(lambda state: not (found := state["servers"]["state"])["up"] and found)
+            assert down["error"]["code"] == "redis_unreachable" and down["error"]["remedy"]
+            assert events.state["workers"]["pc1-one"]["name"] == "pc1-one"  # as it was known last
+            refused = rig.page.ask("POST", "/workers/pc1-one/orders", {"order": "stop"})
+            assert refused.status == 503 and refused.error["remedy"]
+            assert rig.page.state()["servers"]["state"]["up"] is False
+            ending.enter_context(running_redis(redis_server.program, tmp_path / "two", port=port))
+            events.wait(lambda state: state["servers"]["state"]["up"])
+            events.wait(lambda state: state["workers"].get("pc1-one", {}).get("state") == "idle", 90)
+        assert "Traceback" not in rig.said()
+        rig.close()  # before the server that was started last
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelRig]:
+    """An agent without workers, and a cloudflared that is none."""
+    folder = tmp_path_factory.mktemp("bad")
+    programs = folder / "programs"
+    programs.mkdir()
+    with panel_rig(folder, PATH=f"{programs}{os.pathsep}{os.environ['PATH']}") as rig:
+        rig.up(pc1_one={"device": "cpu", "enabled": False})
+        rig.page.wait_worker("pc1-one", lambda worker: worker["state"] == "disabled", 60)
+        yield rig
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("no-such-gpu", {"device": "cuda:7", "engine": "comfyui"}, "cuda:7"),
+    ("no-such-folder", {"device": "cpu", "engine": "comfyui", "comfyui_path": "/nowhere/ComfyUI"}, "/nowhere/ComfyUI"),
+    ("nobody-there", {"device": "cpu", "engine": "attach", "comfyui_url": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "named"), WRONG, ids=[name for name, _, _ in WRONG])
+def test_a_worker_that_cannot_start_is_red_and_says_why(rig: PanelRig, name: str, fields: dict[str, Any], named: str) -> None:
+    rig.page.post("/workers", {"name": f"pc1-{name}", "fields": fields})
+    try:
+        found = rig.page.wait_worker(f"pc1-{name}", lambda worker: named in worker["reason"] + worker["remedy"], 90)
+        assert found["colour"] == "red" and found["remedy"], found
+    finally:
+        rig.page.post(f"/workers/pc1-{name}", method="DELETE")
+
+
+def test_a_worker_of_nobodys_agent_says_who_must_be_asked(rig: PanelRig) -> None:
+    name = "pc1-by-hand"
+    process = rig.start("hand.log", "worker", "--name", name)
+    found = rig.page.wait_worker(name, lambda worker: worker["state"] == "idle", 90)
+    assert found["keeper"] == "hand" and not found["editable"] and "stop" in found["orders"] and "restart" not in found["orders"]
+    refused = rig.page.ask("POST", f"/workers/{name}/orders", {"order": "restart"})
+    assert refused.status == 409 and "by hand" in refused.error["message"] and "distributed-comfy up" in refused.error["remedy"]
+    assert rig.page.ask("PATCH", f"/workers/{name}", {"fields": {"tags": ["a"]}}).status == 409
+    assert rig.page.post(f"/workers/{name}/orders", {"order": "stop"})["text"]
+    assert process.wait(60) == 0
+    assert until(lambda: rig.page.worker(name) is None)
+
+
+def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
+    programs = rig.folder / "programs"
+    stand_in(programs, WORDS, lives=True)
+    with rig.page.events() as events:
+        assert rig.page.post("/tunnel")["state"] in ("opening", "open")
+        opened = events.wait(lambda state: state["tunnel"]["state"] == "open" and state["tunnel"])
+        assert opened["url"] == "wss://four-dashed-word-url.trycloudflare.com"
+        pid, _, arguments = (programs / "ran").read_text().partition(" ")
+        port = re.search(r"http://127\.0\.0\.1:(\d+)", arguments)
+        assert port and f":{port[1]}" not in rig.page.url  # a relay of its own, which has no panel
+        assert rig.page.ask("POST", "/tunnel").status == 409
+        made = rig.page.post("/invites", {"name": "pod1", "tunnel": True})
+        assert made["url"] == opened["url"]
+        rig.page.post("/invites/pod1", method="DELETE")
+        assert rig.page.post("/tunnel", method="DELETE")["state"] == "closed"
+        assert until(lambda: not lives(int(pid)))
+        events.wait(lambda state: state["tunnel"]["state"] == "closed")
+
+
+def test_a_tunnel_that_fails_says_what_the_program_said(rig: PanelRig) -> None:
+    stand_in(rig.folder / "programs", FAILS, lives=False)
+    rig.page.post("/tunnel")
+    failed = until(lambda: (found := rig.page.get("/tunnel"))["state"] == "failed" and found)
+    assert failed["error"]["code"] == "tunnel_failed" and "no such host" in failed["error"]["message"] + failed["error"]["remedy"]
+
+
+def own_environment(rig: PanelRig, folder: Path, host: str) -> dict[str, str]:
+    """Of a host with folders of its own."""
+    folder.mkdir()
+    return {
+        **rig.line.environment, "DC_HOST": host, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"),
+        "DC_RUNTIME_DIR": str(folder / "run"), "DC_CACHE_DIR": str(folder / "cache"), "DC_WORKERS_FILE": str(folder / "workers.json"),
+    }  # fmt: skip
+
+
+def begin(host: Host, environment: dict[str, str], folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    """A command of ours on a host, and its log."""
+    log = folder / f"{arguments[0]}.log"
+    with log.open("wb") as out:
+        process = host.start(
+            sys.executable, "-m", "distributed_comfy", *arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+    return process, log
+
+
+def test_workers_of_another_host_are_seen_steered_and_read_like_own_ones(rig: PanelRig, tmp_path: Path) -> None:
+    need_hosts()
+    near, far = tmp_path / "near", tmp_path / "far"
+    with Network() as net:
+        master, worker = net.host("master"), net.host("worker")
+        here, _ = net.cable(master, worker)
+        serve, log = begin(master, own_environment(rig, near, "pc0"), near, "serve", "--port", "0")
+        address = until(lambda: re.search(r"^Panel: (\S+?)/distributed/v2/ui/#token=(\S+)$", log.read_text(), re.M))
+        page = PageOn(master, address[1], address[2])
+        token = page.post("/invites", {"name": "pc2", "bind": here})["command"].rpartition(" ")[2]
+        up, _ = begin(worker, own_environment(rig, far, "pc2"), far, "up", "--join", token)
+        name = "pc2-cpu"
+        page.wait_worker(name, lambda found: found["state"] == "idle", 120)
+        found = page.state()["workers"][name]
+        assert found["host"] == "pc2" and not found["here"] and found["editable"]
+        assert page.post(f"/workers/{name}/orders", {"order": "probe"})["finding"]["level"] == "ok"
+        assert page.get(f"/workers/{name}/log")["lines"]
+        page.post(f"/workers/{name}", {"fields": {"tags": ["far"]}}, method="PATCH")
+        page.post(f"/workers/{name}/orders", {"order": "restart"})
+        page.wait_worker(name, lambda found: found["tags"] == ["far"] and found["state"] == "idle", 120)
+        page.post("/workers", {"host": "pc2", "name": "pc2-more", "fields": {"device": "cpu", "enabled": False}})
+        page.wait_worker("pc2-more", lambda found: found["state"] == "disabled")
+        assert page.get("/invites")["invites"][0]["joined_ms"] > 0
+        for process in (up, serve):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
