@@ -72,7 +72,14 @@ class Adding {
           h(
             "label",
             { key: way, class: "way" },
-            h("input", { type: "radio", name: "way", value: way, checked: this.way === way, onchange: () => this.choose(way) }),
+            h("input", {
+              type: "radio",
+              name: "way",
+              value: way,
+              checked: this.way === way,
+              disabled: this.panel.busy.has("add"),
+              onchange: () => this.choose(way),
+            }),
             h("span", null, h("strong", null, T.ways[way].label), h("span", { class: "small muted" }, T.ways[way].words)),
           ),
         ),
@@ -249,12 +256,7 @@ class Adding {
     const hasCome = this.state.hosts[invite.host];
     return [
       h("p", { key: "say" }, T.runThere(invite.host)),
-      h(
-        "ol",
-        { key: "steps" },
-        h("li", null, T.installThere, commandBox("pip install distributed-comfy[worker]", T.installThere)),
-        h("li", null, T.joinThere, commandBox(invite.command, T.joinThere)),
-      ),
+      h("ol", { key: "steps" }, h("li", null, T.installThere), h("li", null, T.joinThere, commandBox(invite.command, T.joinThere))),
       h("p", { key: "secret", class: "small muted" }, T.inviteSecret(new Date(invite.expires_ms).toLocaleString())),
       h(
         "p",

@@ -244,7 +244,8 @@ export type WorkerFields = {
 /** parked: nobody collects it. */
 export type JobState = "pending" | "running" | "paused" | "parked" | "done" | "failed" | "cancelled";
 
-export type JobOrder = "cancel" | "retry" | "pause" | "resume" | "priority";
+/** retry: run what failed or was stopped again; collect: take over a job that nobody collects. After both a process on this host saves its files. */
+export type JobOrder = "cancel" | "retry" | "pause" | "resume" | "priority" | "collect";
 
 /** Of items; pending includes those that wait for others. */
 export type Counts = {
@@ -278,7 +279,7 @@ export type Job = {
   /** Of the items, how many are tiles. */
   tiles: number;
   tiles_done: number;
-  /** Place in the queue: 1 is next; 0: it runs, is held back, or has ended. Estimated: users take turns. */
+  /** Place in the queue: 1 is next; 0: it runs, is held back, or has ended. Estimated: users take turns. Exact to 20, then in steps of 10, from 200 in steps of 100. */
   position: number;
   /** Redis time at which it will probably be done; 0: not known. */
   ends_ms: number;

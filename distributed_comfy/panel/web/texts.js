@@ -213,7 +213,7 @@ export const T = {
     "No agent lets workers be added from this page. Start it with --remote-configuration on its computer, or run this on the computer with the GPU:",
   invite: "Get the command",
   runThere: (/** @type {string} */ name) => `Do this on ${name}:`,
-  installThere: "Install Distributed Comfy, where that has not been done:",
+  installThere: "Install Distributed Comfy as you did here, where that has not been done (README, Install on each host).",
   joinThere: "Run this, and leave the terminal open:",
   inviteSecret: (/** @type {string} */ until) => `The command is a password: whoever has it can join. It works once, until ${until}.`,
   waitsForHost: (/** @type {string} */ name) => `Waiting for ${name}…`,

@@ -250,7 +250,7 @@ function menu(worker, first, place) {
         tabindex: -1,
         class: danger ? "danger" : "",
         "data-order": key,
-        onclick: () => (place.closeMenu(), press()),
+        onclick: (/** @type {MouseEvent} */ event) => choose(/** @type {HTMLElement} */ (event.currentTarget), place, press),
       },
       label,
     );
@@ -273,11 +273,24 @@ function menu(worker, first, place) {
 }
 
 /**
+ * The menu closes, and the focus is again where it was opened.
+ * @param {HTMLElement} entry
+ * @param {import("./workers_view.js").WorkersPlace} place
+ * @param {() => unknown} press
+ */
+function choose(entry, place, press) {
+  /** @type {HTMLElement | null | undefined} */ (entry.closest(".menu-place")?.querySelector(".more"))?.focus();
+  place.closeMenu();
+  press();
+}
+
+/**
  * The focus goes into a menu that opens; when it leaves, the menu closes.
  * @param {HTMLElement} box
  * @param {import("./workers_view.js").WorkersPlace} place
  */
 function openMenu(box, place) {
+  if (box.getBoundingClientRect().top < 0) box.classList.add("below"); // there is no room above the button
   /** @type {HTMLElement | null} */ (box.querySelector("[role=menuitem]"))?.focus();
   box.addEventListener("focusout", ({ relatedTarget }) => {
     if (!(relatedTarget instanceof Node && box.parentElement?.contains(relatedTarget))) place.closeMenu();
