@@ -5,7 +5,9 @@ The tests follow each other as a person's first hour does: nothing there, the fi
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +170,50 @@ def test_a_worker_is_added_edited_and_removed(panel: PanelPage, rig: PanelRig) -
     panel.action("confirm")
     panel.card("pc1-second").wait_for(state="detached", timeout=90_000)
     assert set(rig.page.state()["workers"]) == {FIRST}
+
+
+def test_another_computer_gets_its_command_and_is_shut_out(panel: PanelPage) -> None:
+    panel.action("add")
+    panel.page.get_by_text("Another computer").click()
+    panel.page.get_by_label("Name of that computer").fill("pc9")
+    panel.page.locator("dialog [data-action=invite]").click()
+    panel.page.locator("dialog code", has_text="distributed-comfy up --join dc").wait_for(timeout=SHOWN_MS)
+    panel.page.locator("dialog", has_text="Waiting for pc9").wait_for()
+    panel.close_dialogs()
+    panel.section("This computer")
+    panel.page.get_by_role("button", name="Invited computers").click(timeout=SHOWN_MS)
+    panel.page.get_by_role("button", name="Shut pc9 out?").click()
+    panel.action("confirm")
+    panel.page.locator("dialog", has_text="Nobody is invited").wait_for(timeout=SHOWN_MS)
+
+
+def test_a_tunnel_that_cannot_be_opened_says_what_is_missing(panel: PanelPage) -> None:
+    if shutil.which("cloudflared"):
+        pytest.skip("cloudflared is installed here, and would open a public address")
+    panel.section("This computer")
+    panel.action("open-tunnel")
+    panel.page.locator(".tunnel .banner", has_text="cloudflared").wait_for(timeout=SHOWN_MS)
+
+
+def test_a_gpu_config_is_looked_at_and_taken_over(panel: PanelPage, rig: PanelRig) -> None:
+    entry = {"id": "1", "name": "Old Worker", "port": 8189, "cuda_device": 3, "enabled": False, "extra_args": "--lowvram"}
+    text = json.dumps({"master": {"host": ""}, "workers": [entry], "settings": {"worker_timeout_seconds": 60}})
+    panel.action("import")
+    panel.page.locator("dialog input[type=file]").set_input_files(files=[{"name": "gpu_config.json", "mimeType": "", "buffer": b"{"}])
+    panel.page.locator("dialog .banner.bad").wait_for(timeout=SHOWN_MS)
+    panel.page.locator("dialog input[type=file]").set_input_files(
+        files=[{"name": "gpu_config.json", "mimeType": "application/json", "buffer": text.encode()}]
+    )
+    found = panel.page.locator("dialog", has_text="old-worker")
+    found.wait_for(timeout=SHOWN_MS)
+    assert "--lowvram" in found.inner_text() and "worker_timeout_seconds" in found.inner_text()
+    assert "old-worker" not in rig.page.state()["workers"], "only looked at"
+    panel.action("import-now")
+    panel.card("old-worker").wait_for(timeout=SHOWN_MS)
+    panel.close_dialogs()
+    panel.order("old-worker", "remove")
+    panel.action("confirm")
+    panel.card("old-worker").wait_for(state="detached", timeout=SHOWN_MS)
 
 
 def test_a_worker_is_stopped_and_started(panel: PanelPage) -> None:

@@ -50,18 +50,32 @@ async function withToken(path, options) {
   return second;
 }
 
-/** Get the token from ComfyUI's host, or else from its user; empty where neither gives one. */
-export async function findToken() {
+async function findToken() {
+  return (await givenToken()) || askUser();
+}
+
+/** The token as ComfyUI gives it to a browser on its own host; empty elsewhere. */
+export async function givenToken() {
   const given = await api.fetchApi("/distributed_comfy/token", { method: "POST" });
-  token = given.ok ? (await given.json()).token : askUser();
+  if (!given.ok) return "";
+  token = (await given.json()).token;
   return token;
 }
 
+/**
+ * Use a token that the user has typed, also the next time.
+ * @param {string} typed
+ */
+export function keepToken(typed) {
+  token = typed;
+  localStorage.setItem(KEPT_AS, typed);
+}
+
 function askUser() {
-  const typed = (
-    window.prompt("Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):") ?? ""
-  ).trim();
-  if (typed) localStorage.setItem(KEPT_AS, typed);
+  const words = "Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):";
+  const typed = (window.prompt(words) ?? "").trim();
+  if (typed) keepToken(typed);
+  token = typed;
   return typed;
 }
 

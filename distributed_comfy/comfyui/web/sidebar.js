@@ -1,7 +1,7 @@
 // The panel as a tab of ComfyUI's sidebar.  Its modules are those of the page at /distributed/v2/ui/, loaded when the tab is first opened.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { findToken, keptToken } from "./requests.js";
+import { givenToken, keepToken, keptToken } from "./requests.js";
 
 const MODULES = "/distributed/v2/ui/";
 
@@ -37,8 +37,16 @@ async function open(place) {
   try {
     const [{ Panel }, { Server }] = await Promise.all([import(`${address}panel.js`), import(`${address}requests.js`)]);
     if (!home.isConnected) return;
-    const tokens = { get: async () => keptToken() || findToken(), renew: findToken };
-    opened = new Panel(home, { server: new Server(new URL("../", address), tokens), kind: "comfyui" });
+    const tokens = { get: async () => keptToken() || givenToken(), renew: givenToken };
+    const server = new Server(new URL("../", address), tokens);
+    const panel = new Panel(home, { server, kind: "comfyui", useToken });
+    opened = panel;
+
+    /** @param {string} typed */
+    function useToken(typed) {
+      keepToken(typed);
+      panel.store.again();
+    }
   } catch (error) {
     home.textContent = `The panel cannot be loaded: ${/** @type {Error} */ (error).message}`;
   }

@@ -10,6 +10,7 @@ import { Notices } from "./notices.js";
 import { Pictures } from "./pictures.js";
 import { Store } from "./store.js";
 import { T } from "./texts.js";
+import { tokenForm } from "./token_form.js";
 import { WorkersPlace } from "./workers_view.js";
 
 const TICK_MS = 1000;
@@ -21,7 +22,7 @@ const SECTIONS = /** @type {const} */ (["workers", "jobs", "computer", "help"]);
  * @typedef {object} Surroundings
  * @property {import("./requests.js").Server} server
  * @property {"page" | "comfyui"} kind
- * @property {() => import("./dom.js").Child} [askToken] shown where the server refuses the token
+ * @property {(token: string) => void} useToken called with the one that was typed, where the server refuses that of before
  */
 
 /** One panel. */
@@ -30,10 +31,10 @@ export class Panel {
    * @param {HTMLElement} place
    * @param {Surroundings} surroundings
    */
-  constructor(place, { server, kind, askToken }) {
+  constructor(place, { server, kind, useToken }) {
     this.server = server;
     this.kind = kind;
-    this.askToken = askToken;
+    this.useToken = useToken;
     this.place = place;
     /** @type {Section} */
     this.section = "workers";
@@ -175,15 +176,14 @@ export class Panel {
   trouble() {
     const { connection, error, state } = this.store;
     const failure = /** @type {import("./requests.js").Failure | null} */ (error);
-    if (connection === "refused" && this.askToken) return h("div", { key: "trouble", class: "banner bad" }, this.askToken());
-    if (connection === "broken" || (connection === "connecting" && error)) {
-      return banner(
-        T.lostServer,
-        failure?.message ?? "",
-        failure?.remedy || T.lostServerRemedy,
-        button(T.tryNow, () => this.store.again()),
-      );
+    if (connection !== "open" && failure?.status === 401) {
+      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, this.useToken));
     }
+    if (connection !== "open" && failure) {
+      const again = button(T.tryNow, () => this.store.again());
+      return banner(state ? T.lostServer : "", failure.message, failure.remedy || T.lostServerRemedy, again);
+    }
+    if (connection === "broken") return banner(T.lostServer, "", T.lostServerRemedy, button(T.tryNow, () => this.store.again()));
     for (const health of state ? [state.servers.state, state.servers.blobs] : []) {
       if (!health.up) return banner(T.redisDown, health.error?.message ?? "", health.error?.remedy ?? "");
     }

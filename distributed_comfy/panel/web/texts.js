@@ -28,7 +28,10 @@ export const T = {
   tryNow: "Try now",
   redisDown: "Redis does not answer.",
   tokenTitle: "This page needs the token",
-  tokenWords: "Open the address that `distributed-comfy serve` has printed, or paste its token (all after #token=) here:",
+  tokenWords: {
+    page: "Open the address that `distributed-comfy serve` has printed, or paste it here:",
+    comfyui: "A browser on ComfyUI's own computer gets it by itself. Elsewhere, run this on ComfyUI's computer and paste what it prints:",
+  },
   tokenLabel: "Token",
   tokenUse: "Use it",
 
