@@ -38,6 +38,8 @@ class Adding {
     this.address = "127.0.0.1";
     this.port = "8188";
     this.hostName = "";
+    /** Of this computer, in the network of the other one. */
+    this.bind = "";
     /** @type {import("./api_types.js").NewInvite | null} */
     this.invite = null;
   }
@@ -226,6 +228,13 @@ class Adding {
     return [
       isCloud && tunnelView(this.panel, this.state.tunnel),
       this.input("hostName", T.fields.hostName, this.hostName, (value) => (this.hostName = value), { placeholder: T.nameByItself }),
+      !isCloud &&
+        h(
+          "details",
+          { key: "more" },
+          h("summary", null, T.moreOptions),
+          this.input("bind", T.fields.bind, this.bind, (value) => (this.bind = value), { placeholder: T.nameByItself }),
+        ),
       failureOf(this.form),
       h(
         "div",
@@ -244,7 +253,10 @@ class Adding {
     return this.panel.act("add", async () => {
       try {
         this.form.failure = null;
-        this.invite = await this.panel.server.change("POST", "invites", { name: this.hostName.trim(), tunnel });
+        this.invite = await this.panel.server.change("POST", "invites", {
+          name: this.hostName.trim(),
+          ...(tunnel ? { tunnel } : { bind: this.bind.trim() }),
+        });
       } catch (error) {
         this.form.refuse(error);
       }

@@ -183,7 +183,13 @@ export class Panel {
       const again = button(T.tryNow, () => this.store.again());
       return banner(state ? T.lostServer : "", failure.message, failure.remedy || T.lostServerRemedy, again);
     }
-    if (connection === "broken") return banner(T.lostServer, "", T.lostServerRemedy, button(T.tryNow, () => this.store.again()));
+    if (connection === "broken")
+      return banner(
+        T.lostServer,
+        "",
+        T.lostServerRemedy,
+        button(T.tryNow, () => this.store.again()),
+      );
     for (const health of state ? [state.servers.state, state.servers.blobs] : []) {
       if (!health.up) return banner(T.redisDown, health.error?.message ?? "", health.error?.remedy ?? "");
     }
