@@ -41,7 +41,8 @@ test-all: env ## those and the tests with a real ComfyUI, side by side
 fuzz: TABLE_RUNS ?= 600
 fuzz: env ## hostile inputs and properties for minutes instead of seconds
 	@TABLE_RUNS=$(TABLE_RUNS) $(BIN)/python -m pytest tests/hostile tests/property/test_state_machine.py tests/property/test_relay_requests.py \
-		tests/property/test_frame_roundtrip.py tests/property/test_local_items.py --hypothesis-profile=fuzz --timeout 3000 -n auto $(ARGS)
+		tests/property/test_frame_roundtrip.py tests/property/test_local_items.py tests/property/test_graph_cuts.py \
+		tests/property/test_upscale_cuts.py --hypothesis-profile=fuzz --timeout 3000 -n auto $(ARGS)
 
 flat: env ## memory of servers and processes over 1 000 jobs
 	@FLAT_JOBS=1000 $(BIN)/python -m pytest tests/integration/test_housekeeping.py -k flat --log-cli-level INFO $(ARGS)

@@ -51,7 +51,7 @@ usually slower than any of these rows, and the processes work at the same time a
 
 def run(*, quick: bool) -> Section:
     """See the module."""
-    images, requests = (5, 200) if quick else (40, 2000)
+    images, requests = (2, 200) if quick else (40, 2000)
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="dc-bench-")))
         ways = _ways(ending, folder)

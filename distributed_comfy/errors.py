@@ -397,7 +397,7 @@ class NoWorker(ClusterUnavailable):
     """No live worker is registered."""
 
     code = "no_worker"
-    sentence = "no worker is running; start one with `distributed-comfy worker`, or add --workers 2 to let this command start its own"
+    sentence = "no worker is running; {remedy}"
 
 
 class NoCapableWorker(ClusterUnavailable):
@@ -418,7 +418,10 @@ class NoAgent(ClusterUnavailable):
     """The host that an order is for has no agent."""
 
     code = "no_agent"
-    sentence = "no agent answers on host {host}; start one there with `distributed-comfy up`; agents alive: {alive}"
+    sentence = (
+        "no agent answers on host {host}; start one there with `distributed-comfy up` (a ComfyUI with the node pack is one too), or a "
+        "single worker without one with `distributed-comfy worker`; agents alive: {alive}"
+    )
 
 
 class AgentSilent(ClusterUnavailable):
@@ -780,6 +783,16 @@ class BlobStoreFull(DistributedComfyError):
     sentence = "the blob Redis at {target} is full ({reason}); raise its maxmemory or lower DC_BYTES_IN_FLIGHT"
 
 
+class ResultTooLarge(DistributedComfyError):
+    """All of one item's result is more than the blob Redis holds even when it is empty."""
+
+    code = "result_too_large"
+    sentence = (
+        "the result of item {item_id} needs {size_bytes} bytes, and the blob Redis at {target} holds {limit_bytes} when it is empty; "
+        "raise its maxmemory or use smaller batches"
+    )
+
+
 class BlobMissing(DistributedComfyError):
     """A blob that a record points to is not in the blob store any more."""
 
@@ -978,7 +991,13 @@ class OnlyWorkersHave(JobError):
     """Something that this ComfyUI lacks has come to run in it."""
 
     code = "only_workers_have"
-    sentence = "this ComfyUI does not have {what}; only workers do, and none of them runs this prompt now; start one, or install it here"
+    sentence = "this ComfyUI does not have {what}; only workers do, and none of them runs this prompt now; {remedy}, or install it here"
+
+    def __init__(self, *, remedy: str = "start one", **fields: Any) -> None:
+        """Args:
+        remedy: how a worker is started, as `distributed_comfy.orchestrator.first_worker` says it.
+        """
+        super().__init__(remedy=remedy, **fields)
 
 
 class WorkerNodeFailed(JobError):
@@ -1016,6 +1035,17 @@ class JobLost(JobError):
 
     code = "job_lost"
     sentence = "the state Redis has lost job {job_id}: it came back without its data; run the prompt again"
+
+
+class BlobsAway(JobError):
+    """The server of tensors and files did not come back while a job waited for it."""
+
+    code = "blobs_away"
+    exit_code = 3
+    sentence = (
+        "the blob server has not answered for {seconds} s ({reason}), and the job waits no longer; start that server again "
+        "and run the same prompt again: what is finished is kept, and goes into it (DC_BLOB_AWAY_S says how long is waited)"
+    )
 
 
 class SizesDiffer(JobError):

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from distributed_comfy.messages import MESSAGE_VERSION, dump
 
-HostVerb = Literal["add", "edit", "remove", "enable", "disable", "start", "stop", "restart", "drain", "resume", "clear-memory", "config"]
+HostVerb = Literal[
+    "add", "edit", "remove", "enable", "disable", "start", "stop", "restart", "drain", "resume", "clear-memory", "config", "reload"
+]
 """What an agent can be told; see `distributed_comfy.agent.orders`."""
 
 

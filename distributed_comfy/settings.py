@@ -131,6 +131,8 @@ class Settings(BaseSettings):
     """A blob is stored in pieces of this size, so that no client of the Redis waits long for another."""
     blob_ttl_s: int = Field(86_400, ge=60)
     """A blob that nobody fetched or deleted vanishes after this long."""
+    blob_away_s: float = Field(600.0, gt=0)
+    """A job whose collector has had no answer of the blob server for this long ends; what is finished of it waits for the same prompt."""
     job_bytes_in_flight: int = Field(2**30, ge=2**20)
     """Results of one job that may wait in the blob store or be under way."""
     bytes_in_flight: int = Field(0, ge=0)

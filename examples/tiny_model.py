@@ -153,7 +153,7 @@ def checkpoint(diffusion: Weights, autoencoder: Weights) -> Weights:
 
 
 def main(folder: Path) -> None:
-    """Write the models and the node pack into ``folder``."""
+    """Write the models and the node pack into ``folder``, and say so."""
     generator = torch.Generator().manual_seed(7)
     diffusion, autoencoder = mmdit(generator), vae(generator)
     models = (
@@ -164,10 +164,31 @@ def main(folder: Path) -> None:
         path = folder / "models" / kind / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: weight.contiguous() for key, weight in weights.items()}, path)
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     pack = folder / "custom_nodes" / "tiny_nodes.py"
     pack.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(__file__).with_name("tiny_nodes.py"), pack)
+    print(f"wrote {pack}")
+    print(_what_next(folder.absolute()))
+
+
+def _what_next(folder: Path) -> str:
+    """For a tree of ComfyUI, and for a base directory of its own."""
+    if (folder / "main.py").is_file():
+        tree, also, variable = folder, "", ""
+    else:
+        tree, also = Path("~/comfy/ComfyUI"), f' --base-directory "{folder}"'
+        variable = f'DC_COMFYUI_BASE_DIRECTORY="{folder}" '
+    if sys.platform == "win32" and variable:
+        variable = f'set "{variable.strip().replace(chr(34), "")}" && '
+    run = f"{variable}distributed-comfy run {Path(__file__).parent / 'txt2img_tiny.json'} --items 8 --workers 2 --comfyui {tree}"
+    return f"""next:
+    {run}
+or in ComfyUI's page, with the node pack: start ComfyUI again with `main.py --cpu{also}`, open parallel_txt2img of the templates,
+    choose tiny_checkpoint.safetensors, make the latent 64 x 64, and press Run (docs/comfyui.md has values for each template)"""
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/tiny_model.py FOLDER        (ComfyUI's folder, or one for its --base-directory)")
     main(Path(sys.argv[1]))

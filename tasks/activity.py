@@ -28,6 +28,7 @@ class _Begun:
     value: int = 0
     maximum: int = 0
     shipping: bool = False
+    waits: str = ""
 
 
 class WorkerActivity:
@@ -64,6 +65,13 @@ class WorkerActivity:
         with self._lock:
             if begun := self._begun.get(claim_id):
                 self._begun[claim_id] = replace(begun, shipping=True)
+        self._changed()
+
+    def wait(self, claim_id: str, reason: str) -> None:
+        """An item's result cannot be stored now; or, with an empty reason, it can."""
+        with self._lock:
+            if begun := self._begun.get(claim_id):
+                self._begun[claim_id] = replace(begun, waits=in_short(reason))
         self._changed()
 
     def done(self) -> None:
@@ -132,4 +140,5 @@ def _shown(begun: _Begun, clock: Clock) -> RunningItem:
         value=begun.value,
         maximum=begun.maximum,
         shipping=begun.shipping,
+        waits=begun.waits,
     )

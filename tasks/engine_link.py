@@ -9,7 +9,7 @@ from typing import Protocol
 
 from distributed_comfy.engine.host import Ended, EngineProcess, HostEvent
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Said, Shipping, Started
+from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Said, Shipping, Started, Waits
 from distributed_comfy.errors import ComfyUIUnreachable, DistributedComfyError, EngineDied, ItemInterrupted
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
@@ -42,8 +42,8 @@ class EngineListener(Protocol):
     def on_start_failed(self, error: DistributedComfyError) -> None:
         """The engine did not start; it is tried again."""
 
-    def on_progress(self, request: RunRequest, event: Progress | Preview | Said) -> None:
-        """A step or a preview of an item, or what ComfyUI says about it."""
+    def on_progress(self, request: RunRequest, event: Progress | Preview | Said | Waits) -> None:
+        """A step or a preview of an item, what ComfyUI says about it, or why its result waits."""
 
     def on_phase(self, claim_id: str, phase: Phase) -> None:
         """A claim's execution began, or its result is on the way."""
@@ -128,7 +128,7 @@ class EngineLink:
 
     # -- events of the process -------------------------------------------------------------------------------------------
     def _on_event(self, event: HostEvent) -> None:
-        if isinstance(event, (Progress, Preview, Said)):
+        if isinstance(event, (Progress, Preview, Said, Waits)):
             with self._lock:
                 request, _ = self._waiting.get(event.claim_id, (None, None))
             if request is not None:

@@ -19,7 +19,7 @@ import redis
 
 from distributed_comfy import __version__
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.engine.protocol import Preview, Progress, Said
+from distributed_comfy.engine.protocol import Preview, Progress, Said, Waits
 from distributed_comfy.errors import ComfyUIUnreachable, ConnectionLost, DistributedComfyError, EngineDied, WorkerHung, WorkerNameTaken
 from distributed_comfy.messages import Capability, JobRecord, Prompt, RunRequest
 from distributed_comfy.planning.requirements import capability_hash
@@ -233,10 +233,14 @@ class WorkerRuntime:
         self.status.changed()
         self._quietly("suspend", lambda: self.cluster.workers.suspend(self.name, self.incarnation))
 
-    def on_progress(self, request: RunRequest, event: Progress | Preview | Said) -> None:
+    def on_progress(self, request: RunRequest, event: Progress | Preview | Said | Waits) -> None:
         """See `EngineListener`: tell whoever watches the job, a few times a second at most; a node's last step always."""
         if isinstance(event, Said):
             self._echo(request, event)
+            return
+        if isinstance(event, Waits):
+            self.activity.wait(request.claim_id, event.reason)
+            self._show(request, {"index": request.index, "worker": self.name, "waits": event.reason})
             return
         if isinstance(event, Progress):
             self.activity.step(event)

@@ -76,10 +76,16 @@ class JobReport(SilentReporter):
     """Lines of the rule nodes that were called."""
     planned: list[Sequence[int]] = field(default_factory=list)
     """The numbers of the tiles of each item of an upscale."""
+    waited: list[str] = field(default_factory=list)
+    """Why it waited, each time that was said."""
 
     def submitted(self, start: JobStart) -> None:
         """See `orchestrator.run.Reporter`."""
         self.start = start
+
+    def waiting(self, reason: str) -> None:
+        """See `orchestrator.run.Reporter`."""
+        self.waited.append(reason)
 
     def step(self, step: Step) -> None:
         """See `orchestrator.run.Reporter`."""
@@ -198,8 +204,8 @@ class Rig:
         self.workers: dict[str, WorkerProcess] = {}
         self.execution_log = folder / "executions"
         self._environment = dict(environment)
-        self._rule_log = folder / "rule_log"
-        self._rule_log.touch()
+        self.rule_log = folder / "rule_log"
+        self.rule_log.touch()
         self._jobs = 0
 
     def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: object) -> list[WorkerProcess]:
@@ -235,7 +241,7 @@ class Rig:
             "DC_WORKER_NAME": name,
             "DC_CACHE_DIR": str(folder / "cache"),
             "DC_EXECUTION_LOG": str(self.execution_log),
-            "RULE_LOG": str(self._rule_log),
+            "RULE_LOG": str(self.rule_log),
             "PYTHONPATH": str(PROJECT),
             **self._environment,
             **{f"DC_{key.upper()}": str(value) for key, value in settings.items()},
@@ -252,7 +258,7 @@ class Rig:
     def _worker_command(self) -> list[str]:
         """ComfyUI finds the test's nodes in its base directory; the built-in engine has to be given them."""
         if self.engine == "comfyui":
-            return ["distributed_comfy.cli.main", "worker", "--end-with-stdin"]
+            return ["distributed_comfy", "worker", "--end-with-stdin"]
         return ["tests.worker_process"]
 
     def stop(self, name: str) -> None:
@@ -301,10 +307,10 @@ class Rig:
 
     def run_into(self, report: JobReport, prompt: Mapping[str, Any], stop: threading.Event, **options: Any) -> None:
         """Run a job; everything about it lands in ``report``."""
-        before = self._rule_log.stat().st_size
+        before = self.rule_log.stat().st_size
         submit = SubmitOptions(**options)
         report.delivery = run_on(self.cluster, read_prompt(prompt, submit), RunOptions(report.out, submit, stop=stop), report)
-        report.calls = self._rule_log.read_bytes()[before:].decode().splitlines()
+        report.calls = self.rule_log.read_bytes()[before:].decode().splitlines()
 
     def executions(self, job_id: str) -> list[tuple[int, str, int]]:
         """Item, claim and engine process of each execution of a job that began, in order."""

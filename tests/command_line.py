@@ -131,11 +131,14 @@ def as_a_shell_shows_it(returncode: int) -> int:
 
 
 def until(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    """Wait for something true."""
+    """Wait for something true; a look that is a whole command leaves the processor to what it waits for most of the time."""
     deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.02)
+        looked = time.monotonic()
+        assert looked < deadline, f"not within {timeout_s} s"
+        time.sleep(min(max(0.02, 2 * (looked - began)), 0.5))
+        began = time.monotonic()
     return found
 
 

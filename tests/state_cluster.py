@@ -31,7 +31,7 @@ from distributed_comfy.state.workers import GiveBackReason, Reaped, Renewal, Wor
 PREFIX = "dc:"
 OWNER = "owner"
 LEASE_S = 600.0
-"""Leases end when a test says so, however slow the machine is."""
+"""Leases end, tickets are lost and jobs grow old when a test says so, however slow the machine is."""
 
 
 NODE_FAILED = NodeFailed(
@@ -212,7 +212,8 @@ def open_cluster(url: str, **settings: Any) -> Cluster:
 
 def cluster_of(client: Any, **settings: Any) -> Cluster:
     """A cluster behind this client."""
-    chosen = read_settings(**{"key_prefix": PREFIX, "lease_ttl_s": LEASE_S, "owner_ttl_s": LEASE_S, **settings})
+    times = dict.fromkeys(("lease_ttl_s", "owner_ttl_s", "reaper_interval_s", "priority_aging_s"), LEASE_S)
+    chosen = read_settings(**{"key_prefix": PREFIX, **times, **settings})
     cluster: Cluster
 
     def send(names: Sequence[str]) -> None:

@@ -132,7 +132,7 @@ class Agent:
                 if worker in ending:
                     worker.stop(at_once=self.shut_out is not None)
                 elif worker.process is not None:
-                    log.info("worker %s: goes on without the agent (pid %d); the next `up` takes it back", worker.name, worker.process.pid)
+                    log.info("worker %s: goes on without the agent (pid %d); the next one takes it back", worker.name, worker.process.pid)
         while any(worker.process is not None for worker in ending):
             self._tend()  # here too, should the thread have died
             time.sleep(_ENDING_POLL_S)
@@ -298,7 +298,7 @@ class Agent:
             return ""
         known = [device.name for device in self.facts.devices]
         absent = [f"{kind}:{number}" for number in numbers.split(",") if f"{kind}:{number}" not in known]
-        remedy = "see that the driver lists it (nvidia-smi), then start `up` again"
+        remedy = f"see that the driver lists it (nvidia-smi), then start {self.facts.started_as} again"
         return f"{', '.join(absent)} is not on this host, which has {', '.join(known)}; {remedy}" if absent else ""
 
     # -- the record ------------------------------------------------------------------------------------------------------

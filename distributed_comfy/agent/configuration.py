@@ -57,6 +57,8 @@ class WorkerConfiguration(BaseModel):
     """CPU threads of the engine; 0: the agent's DC_THREADS, else by its cores, see below."""
     cores: Literal["auto"] | tuple[int, ...] = "auto"
     """CPUs it may use (Linux), as a list of numbers; ``auto``: its share of those near its GPU, see below."""
+    old_id: str = ""
+    """Its id in ComfyUI-Distributed, where it was imported from there: scripts written for that pack call it so."""
 
     @field_validator("device", mode="before")
     @classmethod
@@ -119,9 +121,11 @@ class HostConfiguration(BaseModel):
     debug: bool = False
     """Workers write everything to their logs, as with DC_LOG_LEVEL=DEBUG."""
     auto_launch: bool = True
-    """``up`` starts the enabled workers; otherwise they wait for `workers start`."""
+    """``up`` starts the enabled workers; otherwise they wait for `workers start`. A ComfyUI that is the host's agent goes by its own
+    option ``auto_launch`` instead."""
     stop_with_owner: bool = True
-    """Workers end with the agent, also when it is killed; otherwise they go on, and the next ``up`` takes them back (not on Windows)."""
+    """Workers end with the agent, also when it is killed; otherwise they go on, and the next ``up`` takes them back (not on Windows). A
+    ComfyUI goes by its option ``stop_workers`` instead."""
     remote_configuration: bool | None = None
     """Whether `workers add`, `edit` and `remove` work from other hosts: they can start any program here. null: only where the Redis is this
     host's own."""

@@ -25,5 +25,7 @@ class HostFacts:
     """Folder for workers that outlive the agent."""
     surroundings: Surroundings = field(default_factory=Surroundings)
     """What workers take over from the process that the agent is in."""
+    started_as: str = "`distributed-comfy up`"
+    """What the user starts again so that all this is found out anew."""
     adjust: Callable[[HostConfiguration], HostConfiguration] = _as_written
     """What the file says, as this agent takes it."""

@@ -33,7 +33,7 @@ class HostOrders:
         self._deeds: dict[str, Deed] = {
             "add": self._add, "edit": self._edit, "remove": self._remove, "enable": self._enable, "disable": self._disable,
             "start": self._start, "stop": self._stop, "restart": self._restart, "drain": self._drain, "resume": self._resume,
-            "clear-memory": self._clear_memory, "config": lambda order: "",
+            "clear-memory": self._clear_memory, "config": lambda order: "", "reload": self._reload,
         }  # fmt: skip
 
     def obey(self, order: HostOrder) -> HostAnswer:
@@ -58,7 +58,7 @@ class HostOrders:
         with nullcontext() if order.verb in _ASKS else agent.lock:
             text = self._deeds[order.verb](order)
             facts: dict[str, Any] = {"host": agent.host, "worker": order.worker}
-            if order.verb == "config":
+            if order.verb in ("config", "reload"):
                 facts = {"host": agent.host, "file": str(agent.file.path), "configuration": shown_configuration(agent.configuration)}
         agent.tell()
         return HostAnswer(order.order_id, agent.host, text, facts)
@@ -120,6 +120,11 @@ class HostOrders:
         self._read_again(order.worker)
         self._agent.begin(order.worker, again=True)
         return self._now_is(order.worker)
+
+    def _reload(self, order: HostOrder) -> str:
+        agent = self._agent
+        agent.use(agent.file.read_or_empty())
+        return f"host {agent.host} keeps the workers of {agent.file.path}, as it is now"
 
     def _read_again(self, name: str) -> None:
         """Somebody may have edited the file."""

@@ -63,7 +63,7 @@ def _why_not(order: HostOrder, facts: WorkerFacts) -> str:
     if order.verb not in ("stop", "restart"):
         return f"no agent keeps this worker ({starter} on host {facts.host} started it), so it has no configuration to change"
     if starter == "agent":
-        return f"its agent does not answer; start it on host {facts.host} with `distributed-comfy up`"
+        return f"its agent does not answer; start it on host {facts.host}: `distributed-comfy up`, or the ComfyUI with the node pack"
     if order.arguments.get("at_once"):
         return "--now needs an agent; without it the worker finishes its item and ends"
     reason = (_STOPS_ELSEWHERE if order.verb == "stop" else _RESTARTS_ELSEWHERE).get(starter, "")

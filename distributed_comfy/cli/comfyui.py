@@ -26,7 +26,9 @@ _DONE = {
     "absent": "is not installed in {custom_nodes}",
 }
 _folder = click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-_python = click.option("--python", metavar="PROGRAM", default="", help="Interpreter of that ComfyUI [DC_COMFYUI_PYTHON, else its own].")
+_python = click.option(
+    "--python", metavar="PROGRAM", default="", help="Interpreter of that ComfyUI [DC_COMFYUI_PYTHON, else its own, else this one]."
+)
 
 
 @click.group()
@@ -56,6 +58,7 @@ def install(output: Output, /, folder: Path | None, python: str) -> None:
     found.require()
     change = install_door(place, package_source())
     _show(output, place, change)
+    output.say(f"{found.python} can load it; where another one runs that ComfyUI, name it with --python")
     _warn(output, place)
 
 

@@ -10,13 +10,14 @@ from distributed_comfy.cli.commands import interruptibly, json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.typed import typed_command
 from distributed_comfy.errors import JobError
 from distributed_comfy.orchestrator.demo import DemoOptions, run_demo
 from distributed_comfy.orchestrator.demo_summary import (
     COLUMNS,
-    COMFYUI_STEPS,
     ENGINE_NOTE,
     SUMMARY_TEXT,
+    comfyui_steps,
     summary_json,
     summary_lines,
     summary_rows,
@@ -52,7 +53,7 @@ def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
             if left := len(list(out.glob("demo_*.png"))):
                 output.remark(f"{left} {'picture stays' if left == 1 else 'pictures stay'} in {out}, without contact sheet and summary")
             raise
-    sheet = write_summary(result, out)
+    sheet = write_summary(result, out, typed_command())
     output.result(summary_json(result))
     output.say()
     output.table(COLUMNS, summary_rows(result), right=("ITEM", "SECONDS"))
@@ -63,5 +64,5 @@ def demo(output: Output, /, items: int, workers: int, out: Path) -> None:
     output.say(f"upscale, before and after: {out / BEFORE_AFTER}", "bold")
     output.say()
     output.say(ENGINE_NOTE)
-    for line in COMFYUI_STEPS:
+    for line in comfyui_steps(typed_command()):
         output.say(line)

@@ -16,7 +16,7 @@ from distributed_comfy.state.records import HostRecord, HostWorker
 from tasks.cluster import Cluster
 from tasks.host_orders import order_for
 
-_NOBODY = "no agent is running; start one on each host with `distributed-comfy up`"
+_NOBODY = "no agent is running; start one on each host with `distributed-comfy up` (a ComfyUI with the node pack is one too)"
 _GIB = 2**30
 
 

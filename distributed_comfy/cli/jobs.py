@@ -1,6 +1,8 @@
 """``distributed-comfy jobs``."""
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,16 +13,23 @@ import click
 
 from distributed_comfy.cli.canvas_preview import CanvasPreview, preview_option
 from distributed_comfy.cli.cluster import ago, connected, out_or_default, redis_now_ms
-from distributed_comfy.cli.commands import interruptibly, json_option
+from distributed_comfy.cli.commands import interruptibly, json_option, naming_options
 from distributed_comfy.cli.delivered import show_delivery
 from distributed_comfy.cli.failures import cause, details, error_json
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.worker import comfyui_option
+from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import JobFailed, JobUnknown, MessageVersionUnknown, from_wire
 from distributed_comfy.frame_plan import FramePlan
-from distributed_comfy.messages import Capability, ItemSpec
+from distributed_comfy.messages import Capability, ItemSpec, item_id
+from distributed_comfy.orchestrator.delivery import Delivery
+from distributed_comfy.orchestrator.local_workers import WorkerOptions
+from distributed_comfy.orchestrator.run import RunOptions, check_attachable, own_workers
 from distributed_comfy.orchestrator.run import attach as attach_job
+from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.waiting import nobody_can_run, why_it_waits
+from distributed_comfy.settings import read_settings
 from distributed_comfy.state.records import ItemState, JobState
 from tasks.cluster import Cluster
 
@@ -61,17 +70,19 @@ def list_jobs(output: Output, /) -> None:
     output.table(("JOB", "STATE", "DONE", "RUNNING", "USER", "PRIORITY", "PROMPT", "SUBMITTED", "NOTE"), rows, right=right)
 
 
-@jobs.command()
+@jobs.command(short_help="One job and its items.")
 @click.argument("job_id", metavar="JOB")
+@click.option("--items", "every", is_flag=True, help="All items, one to a line [tiles are summed up, and so are those of a large job].")
 @json_option
 @click.pass_obj
-def show(output: Output, /, job_id: str) -> None:
-    """One job and its items: state, worker, failed attempts, errors."""
+def show(output: Output, /, job_id: str, every: bool) -> None:
+    """One job and its items: state, worker, failed attempts, errors. --json has all items."""
     with connected(output) as cluster:
         record, state, owner = cluster.jobs.record(job_id), cluster.jobs.job_state(job_id), cluster.jobs.owner(job_id)
         state = _with_reason(cluster, job_id, state, cluster.matching.live())
         items, specs, now_ms = cluster.jobs.item_states(job_id), cluster.jobs.specs(job_id), redis_now_ms(cluster)
-    listed = [_item_json(specs[index], item) for index, item in items.items() if index in specs]
+        kept = _kept_results(cluster, job_id, items)
+    listed = [{**_item_json(specs[index], item), "waits": kept.get(index, "")} for index, item in items.items() if index in specs]
     frames = {"option": record.frames.option, "eight_bit": list(record.frames.eight_bit) if record.frames.option == "auto" else []}
     output.result({"job": job_id, **_job_json(state), "owner": owner, "frames": frames, "items": listed})
     output.say(f"job {job_id}: {state.state}, {_done(state)} items done, {state.counts['running']} running", "bold")
@@ -83,12 +94,21 @@ def show(output: Output, /, job_id: str) -> None:
         output.say(f"  {state.reason}")
     if owner and not state.ended:
         output.say(f"  collected by {owner}")
+    for index, reason in kept.items():
+        output.say(f"  {items[index].worker} keeps the result of item {index}: {reason}")
     if record.frames.option != "exact":
         output.say(f"  frames travel as {frames_in_words(record.frames)}")
-    _show_items(output, specs, items)
+    _show_items(output, specs, items, every=every)
     for index, item in items.items():
         if item.state == "failed" and item.error:
             _show_item_error(output, job_id, index, item)
+
+
+def _kept_results(cluster: Cluster, job_id: str, items: Mapping[int, ItemState]) -> dict[int, str]:
+    """Items whose result cannot be stored now, and why; their workers keep it."""
+    statuses = cluster.statuses.read(sorted({item.worker for item in items.values() if item.state == "running"}))
+    told = {running.item: running.waits for status in statuses.values() for running in status.items}
+    return {index: reason for index in items if (reason := told.get(item_id(job_id, index), ""))}
 
 
 def frames_in_words(plan: FramePlan) -> str:
@@ -100,14 +120,28 @@ def frames_in_words(plan: FramePlan) -> str:
     return f"auto: 8 bits from {', '.join(plan.eight_bit)}, all else exact"
 
 
-def _show_items(output: Output, specs: dict[int, ItemSpec], items: dict[int, ItemState]) -> None:
-    """All items of a small job; of a large one those about which there is something to say."""
+def _show_items(output: Output, specs: dict[int, ItemSpec], items: dict[int, ItemState], *, every: bool) -> None:
+    """All items, or all of a small job; else those about which there is something to say, and how many there are in which state."""
     shown = [index for index in items if index in specs]
-    if len(shown) > _ITEMS_SHOWN:
-        shown = [index for index in shown if items[index].state not in ("pending", "done", "blocked") or items[index].error][:_ITEMS_SHOWN]
-        output.say(f"  {len(items)} items, of which these run or had errors:")
+    if not every:
+        shown = _sum_up(output, "items of tiles", [index for index in shown if specs[index].kind == "tile"], shown, items)
+    if not every and len(shown) > _ITEMS_SHOWN:
+        shown = _sum_up(output, "items", shown, shown, items)
     rows = [_item_row(specs[index], items[index]) for index in shown]
-    output.table(("ITEM", "SEED", "STATE", "WORKER", "FAILED ATTEMPTS", "LAST ERROR"), rows, right=("ITEM", "FAILED ATTEMPTS"))
+    if rows:
+        output.table(("ITEM", "SEED", "STATE", "WORKER", "FAILED ATTEMPTS", "LAST ERROR"), rows, right=("ITEM", "FAILED ATTEMPTS"))
+
+
+def _sum_up(output: Output, name: str, alike: list[int], shown: list[int], items: dict[int, ItemState]) -> list[int]:
+    """Say how many of these there are in each state; those shown that are left: of these the ones that run, have failed or had errors."""
+    if not alike:
+        return shown
+    states = Counter(items[index].state for index in alike)
+    said = [index for index in alike if items[index].state not in ("pending", "done", "blocked") or items[index].error][:_ITEMS_SHOWN]
+    which = ", of which these run or had errors" if said else ""
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    output.say(f"  {len(alike)} {name}: {counts}{which} (--items lists all)")
+    return sorted({*shown} - {*alike} | {*said})
 
 
 def _item_row(spec: ItemSpec, item: ItemState) -> tuple[str, ...]:
@@ -185,19 +219,32 @@ def priority(output: Output, /, job_id: str, number: int) -> None:
 @jobs.command(short_help="Take over a job that nobody collects, and save it.")
 @click.argument("job_id", metavar="JOB")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
+@click.option("--workers", type=click.IntRange(0, 256), default=0, metavar="N", help="Bring up N workers meanwhile, GPU by GPU.")
+@comfyui_option
 @preview_option
 @json_option
 @click.pass_obj
-def attach(output: Output, /, job_id: str, out: Path | None, preview: Path | None) -> int:
+def attach(output: Output, /, job_id: str, out: Path | None, preview: Path | None, **options: Any) -> int:
     """Take over a job that nobody collects any more, and save what it makes.
 
     Items that its last owner had fetched already are taken from DIR if that is the same folder; otherwise they run again. Ctrl-C cancels
     the job.
     """
     shown = CanvasPreview(preview) if preview else None
-    with connected(output, orders=True) as cluster, RunProgress(output, preview=shown) as progress:
+    settings = read_settings(comfyui_path=options["comfyui"])
+    with naming_options(comfyui_path=("--comfyui", options["comfyui"])):
+        tree = find_comfyui(settings)
+    with connected(output, settings, orders=True) as cluster, RunProgress(output, preview=shown) as progress:
         folder = out_or_default(out, cluster.jobs.record(job_id).title)
-        delivery = interruptibly(output, lambda stop: attach_job(cluster, job_id, folder, progress, stop))
+        need = check_attachable(cluster, job_id, folder).requirement
+        own = RunOptions(folder, workers=options["workers"], worker=WorkerOptions(need.engine if need else "", tree))
+        servers = Servers(cluster.redis_url, cluster.blob_url, embedded=not cluster.settings.redis_url)
+
+        def work(stop: threading.Event) -> Delivery:
+            with own_workers(cluster, servers, replace(own, stop=stop), progress):
+                return attach_job(cluster, job_id, folder, progress, stop)
+
+        delivery = interruptibly(output, work)
     return show_delivery(output, delivery)
 
 

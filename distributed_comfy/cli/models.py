@@ -12,6 +12,7 @@ from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import NoWorker
+from distributed_comfy.orchestrator.first_worker import how_to_start
 from distributed_comfy.orchestrator.submit import SubmitOptions, requirement_of_prompt
 from distributed_comfy.planning.model_files import Choice, Live, Needs, all_models, find_needs
 from tasks.cluster import Cluster
@@ -74,7 +75,7 @@ def _live(cluster: Cluster) -> Live:
     """Raises NoWorker where there is none."""
     live = cluster.matching.live()
     if not live:
-        raise NoWorker()
+        raise NoWorker(remedy=how_to_start(cluster))
     return live
 
 

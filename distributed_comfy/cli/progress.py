@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -18,6 +18,7 @@ from rich.text import Text
 from distributed_comfy.cli.canvas_preview import CanvasPreview
 from distributed_comfy.cli.output import Output
 from distributed_comfy.messages import ItemResult, JobRecord
+from distributed_comfy.orchestrator.counting import PREPARE, JobCount
 from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.orchestrator.run import JobStart, SilentReporter
 from distributed_comfy.orchestrator.servers import Servers
@@ -30,7 +31,6 @@ _WORKERS_SHOWN = 24
 _WORKERS_NAMED = 4
 """In a line."""
 _HEARTBEAT_S = 15.0
-_NO_TILES = 2**62
 
 
 @dataclass
@@ -50,51 +50,25 @@ class _View:
     """Everything that is shown; changed by the reporter's threads under its lock."""
 
     title: str = ""
-    total: int = 0
-    """Items and tiles; items of tiles do not count as such."""
+    count: JobCount = field(default_factory=JobCount)
     seeds: Mapping[int, str] = field(default_factory=dict)
+    before: Collection[int] = ()
+    """Indexes of items that an earlier run made."""
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
-    done: set[int] = field(default_factory=set)
-    """Indexes of items."""
-    finished: int = 0
-    """How much of `total` is here."""
-    tiles_done: int = 0
     lanes: dict[str, _Lane] = field(default_factory=dict)
-    first_tile: int = _NO_TILES
-    """Index of the first item that is a tile."""
-    tiles: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    """Index of each item of tiles -> the numbers of its tiles, once they are known."""
     tiles_began: float = 0.0
     tiles_before: int = 0
-    """Those of `tiles_done` that an earlier run made: they say nothing about how fast this one is."""
-    stages: Mapping[int, str] = field(default_factory=dict)
-    """Index of each item that is not one of many seeds -> what it is."""
-
-    @property
-    def complete(self) -> bool:
-        """All of it is here."""
-        return self.finished >= self.total and (self.first_tile == _NO_TILES or bool(self.tiles))
-
-    def take(self, index: int) -> None:
-        """An item is here."""
-        if index not in self.done:
-            self.done.add(index)
-            self._count(index)
+    """Tiles that an earlier run made: they say nothing about how fast this one is."""
 
     def plan(self, tiles: Sequence[Sequence[int]]) -> None:
-        """The tiles of each item are known; items of an earlier run may be here before."""
-        self.total += sum(map(len, tiles))
-        self.tiles = {self.first_tile + number: numbers for number, numbers in enumerate(tiles)}
-        self.tiles_began = time.monotonic()
-        for index in self.done & self.tiles.keys():
-            self._count(index)
-        self.tiles_before = self.tiles_done
+        """The tiles of each item are known."""
+        self.count.plan(tiles)
+        self.tiles_began, self.tiles_before = time.monotonic(), self.count.tiles_done
 
-    def _count(self, index: int) -> None:
-        tiles = len(self.tiles.get(index, ()))
-        self.tiles_done += tiles
-        self.finished += tiles if index >= self.first_tile else 1
+    def is_old(self, index: int) -> bool:
+        """Whether an item that comes is of an earlier run; tiles that come before they are planned are."""
+        return index in self.before or (self.count.is_tile(index) and not self.count.tiles)
 
 
 class RunProgress(SilentReporter):
@@ -158,16 +132,12 @@ class RunProgress(SilentReporter):
         if self._preview is not None and record.tiles is None:
             self._output.warn(f"--preview: the prompt has no upscale, so {self._preview.path} is not written")
         if start.resumed:
-            here = f"{start.resumed_items} of {_counted(record.items, 'item')}"
-            self._output.remark(f"goes on where job {start.resumed} stopped: {here} here already (--fresh starts afresh)", "bold")
+            here = _here_already(JobCount(record), start.resumed_items)
+            same = start.resumed == record.job_id
+            which = f"with job {start.resumed}, which nobody collected" if same else f"where job {start.resumed} stopped"
+            self._output.remark(f"goes on {which}: {here} here already (--fresh starts afresh)", "bold")
         with self._lock:
-            self._view = _View(self._view.title or record.title or "prompt", record.items, start.seeds)
-            self._view.first_tile = record.first_tile if record.tiles else self._view.first_tile
-            self._view.stages = {
-                index: name
-                for index, name in ((record.prepare_index, "the image to upscale"), (record.last_index, "last stage"))
-                if index is not None
-            }
+            self._view = _View(self._view.title or record.title or "prompt", JobCount(record), start.seeds, start.resumed_items)
         self._output.remark(f"job {record.job_id}: {_count(record)}", "bold")
         if self._output.remarks.is_terminal:
             self._live = Live(get_renderable=self._render, console=self._output.remarks, refresh_per_second=_REFRESH_HZ)
@@ -182,11 +152,12 @@ class RunProgress(SilentReporter):
 
     def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
         """Count the tiles, too."""
-        count = sum(map(len, tiles))
         with self._lock:
             self._view.plan(tiles)
+            count, before = self._view.count.tiles_total, self._view.tiles_before
         items = f" in {_counted(len(tiles), 'item')}" if len(tiles) != count else ""
-        self._output.remark(f"upscale: {_counted(count, 'tile')}{items}", "dim")
+        here = f", {before} here already" if before else ""
+        self._output.remark(f"upscale: {_counted(count, 'tile')}{items}{here}", "dim")
 
     @property
     def watches_canvas(self) -> bool:
@@ -202,24 +173,26 @@ class RunProgress(SilentReporter):
         """Move a worker's bar."""
         with self._lock:
             lane = self._view.lanes.setdefault(step.worker, _Lane())
-            if step.index not in self._view.done and step.maximum:
+            if step.index not in self._view.count.here and step.maximum:
                 lane.index, lane.value, lane.maximum = step.index, step.value, step.maximum
 
     def item_done(self, index: int, result: ItemResult) -> None:
         """Count an item."""
         with self._lock:
             view = self._view
-            view.take(index)
-            lane = view.lanes.setdefault(result.worker, _Lane())
+            old = view.is_old(index)
+            view.count.take(index)
+            lane = view.lanes.setdefault(result.worker, _Lane()) if not old else _Lane()
             lane.items += 1
             lane.seconds += result.seconds
             if lane.index == index:
                 lane.index = None
-            line = f"  {view.finished}/{view.total}  {_item(index, view)} on {result.worker} in {result.seconds:.2f} s"
-            complete = view.complete
+            number = view.count.number(index)
+            line = f"  {number}{'  ' if number else ''}{_item(index, view)} on {result.worker} in {result.seconds:.2f} s"
+            complete = view.count.complete
             if complete:
                 view.ended = time.monotonic()
-        if self._live is None:
+        if self._live is None and not old:  # how many are of an earlier run was said in one line
             self._output.remark(line)
         if complete:  # what comes now, such as the end of our own workers, is not the job's time
             self.finish()
@@ -230,12 +203,11 @@ class RunProgress(SilentReporter):
                 self._output.remark(f"  {self._state_line()}", "dim")
 
     def _state_line(self) -> str:
-        """``8 of 20 items, w1: item 9 step 3/20``; of an upscale items and tiles."""
+        """``8 of 20 items, w1: item 9 step 3/20``; of an upscale tiles, too."""
         with self._lock:
             view = self._view
             busy = [(name, lane) for name, lane in view.lanes.items() if lane.index is not None]
-            whole = f"{view.total} items and tiles" if view.tiles else _counted(view.total, "item")
-            parts = [f"{view.finished} of {whole}{_left(view)}"]
+            parts = [f"{view.count.words()}{_left(view)}"]
             parts += [f"{name}: {_item(lane.index or 0, view)} step {lane.value}/{lane.maximum}" for name, lane in busy[:_WORKERS_NAMED]]
             hidden = len(busy) - _WORKERS_NAMED
             return ", ".join(parts) + (f", and {_counted(hidden, 'more worker')}" if hidden > 0 else "")
@@ -249,8 +221,10 @@ class RunProgress(SilentReporter):
                 grid.add_column(no_wrap=True, overflow="ellipsis")
             bar_width = _LONG_BAR if self._output.remarks.width >= _WIDE else _SHORT_BAR
             elapsed = (view.ended or time.monotonic()) - view.began
-            bar = ProgressBar(max(1, view.total), view.finished, width=bar_width)
-            grid.add_row(Text(view.title, "bold"), bar, f"{view.finished} of {view.total}", f"{elapsed:.1f} s{_left(view)}")
+            count = view.count
+            bar = ProgressBar(max(1, count.total), count.done, width=bar_width)
+            done = count.words() if bar_width == _LONG_BAR else f"{count.done} of {count.total}"
+            grid.add_row(Text(view.title, "bold"), bar, done, f"{elapsed:.1f} s{_left(view)}")
             for name, lane in list(view.lanes.items())[:_WORKERS_SHOWN]:
                 grid.add_row(Text(f"  {name}", "cyan"), *_lane_cells(lane, view, bar_width))
             hidden = len(view.lanes) - _WORKERS_SHOWN
@@ -267,7 +241,7 @@ def _lane_cells(lane: _Lane, view: _View, bar_width: int) -> tuple[RenderableTyp
 
 def _left(view: _View) -> str:
     """The rate of the tiles that are done, and how long the others will take; nothing before there is one."""
-    done, left = view.tiles_done - view.tiles_before, view.total - view.finished
+    done, left = view.count.tiles_done - view.tiles_before, view.count.tiles_total - view.count.tiles_done
     if not done or not left:
         return ""
     each_s = (time.monotonic() - view.tiles_began) / done
@@ -276,12 +250,20 @@ def _left(view: _View) -> str:
 
 
 def _item(index: int, view: _View) -> str:
-    if index >= view.first_tile:
-        return _tiles(index, view.tiles.get(index, ()))
-    if index in view.stages:
-        return view.stages[index]
+    if view.count.is_tile(index):
+        return _tiles(index, view.count.tiles.get(index, ()))
+    if index in view.count.stages:
+        return view.count.stages[index]
     seed = view.seeds.get(index, "")
     return f"item {index} (seed {seed})" if seed else f"item {index}"
+
+
+def _here_already(count: JobCount, indexes: Collection[int]) -> str:
+    """``5 of 8 items``, ``the image to upscale and some of its tiles``: how many tiles is known once they are planned."""
+    items = sum(not count.is_tile(index) and index not in count.stages for index in indexes)
+    parts = [f"{items} of {_counted(count.items_total, 'item')}"] * bool(items or not indexes)
+    parts += [name for index, name in count.stages.items() if index in indexes]
+    return _listed([*parts, *["some of its tiles"] * any(map(count.is_tile, indexes))])
 
 
 def _tiles(index: int, numbers: Sequence[int]) -> str:
@@ -295,9 +277,13 @@ def _tiles(index: int, numbers: Sequence[int]) -> str:
 
 
 def _count(record: JobRecord) -> str:
-    parts = [_counted(record.generated, "item")]
-    parts += ["the image to upscale"] * record.has_prepare + ["its tiles"] * (record.tiles is not None)
-    parts += ["a last stage"] * record.has_last_stage
+    count = JobCount(record)
+    parts = [_counted(count.items_total, "item")] * bool(count.items_total)
+    parts += [PREPARE] * (PREPARE in count.stages.values()) + ["its tiles"] * (record.tiles is not None)
+    return _listed([*parts, *["a last stage"] * record.has_last_stage])
+
+
+def _listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 

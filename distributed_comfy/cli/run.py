@@ -14,6 +14,7 @@ from distributed_comfy.cli.delivered import show_delivery
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.progress import RunProgress
+from distributed_comfy.cli.typed import typed_command
 from distributed_comfy.cli.worker import comfyui_option
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import DistributedComfyError
@@ -29,7 +30,10 @@ from distributed_comfy.settings import Settings, read_settings
 @click.argument("prompt", type=click.Path(path_type=Path), metavar="PROMPT.json")
 @click.option("--items", type=int, metavar="N", help="Seeds to run [the collector's items, else one per live worker].")
 @click.option("--seed", type=int, metavar="S", help="Item 0's seed; item k has S + k [as in the prompt].")
-@click.option("--set", "sets", multiple=True, metavar="NODE.INPUT=VALUE", help="Change an input; NODE: id, class or title. Repeatable.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="NODE.INPUT=VALUE",
+    help="Change an input; NODE: id, class or title. NODE.+INPUT adds one that the file leaves out. Repeatable.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the files [output/ and the prompt's name].")
 @click.option("--workers", type=click.IntRange(0, 256), default=0, metavar="N", help="Bring up N workers for this run, GPU by GPU.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, metavar="N", help="0 (last) to 9 (first).")
@@ -142,7 +146,8 @@ def _detach(output: Output, settings: Settings, prompt: Path, options: dict[str,
     started = interruptibly(output, lambda stop: start_detached(settings, arguments, stop))
     output.result({"job": started.job_id, "pid": started.pid, "log": str(started.log_file), "out": str(options["out"])})
     output.say(f"job {started.job_id} runs on in the background (process {started.pid}) and saves into {options['out']}")
-    output.say(f"  how it goes:  distributed-comfy jobs show {started.job_id}    or: tail -f {started.log_file}")
-    output.say(f"  end it:       distributed-comfy jobs cancel {started.job_id}")
+    command = typed_command()
+    output.say(f"  how it goes:  {command} jobs show {started.job_id}    or: tail -f {started.log_file}")
+    output.say(f"  end it:       {command} jobs cancel {started.job_id}")
     output.say(f"  if this host goes down, elsewhere: distributed-comfy jobs attach {started.job_id} --out DIR")
     return 0

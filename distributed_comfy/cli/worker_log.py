@@ -11,7 +11,7 @@ import redis
 from distributed_comfy.cli.cluster import ago, connected, redis_now_ms
 from distributed_comfy.cli.commands import INTERRUPTED, json_lines_option
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.worker_names import unknown_worker
+from distributed_comfy.cli.worker_names import unknown_worker, worker_name
 from distributed_comfy.errors import RedisUnreachable
 from distributed_comfy.state.worker_log import LogLine
 from tasks.cluster import Cluster
@@ -23,7 +23,7 @@ _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 
 
 @click.command("logs", short_help="The last lines of a worker's log; -f follows it.")
-@click.argument("name")
+@worker_name
 @click.option("-f", "--follow", is_flag=True, help="Go on showing what comes, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Lines to begin with.")
 @json_lines_option

@@ -11,7 +11,7 @@ from distributed_comfy.agent.steering import give, keeper_of, order_without_agen
 from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
-from distributed_comfy.cli.worker_names import unknown_worker
+from distributed_comfy.cli.worker_names import unknown_worker, worker_name, worker_states
 from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.host_messages import HostAnswer, HostOrder, HostVerb
 from distributed_comfy.orchestrator.arguments import split_arguments
@@ -103,7 +103,7 @@ def add(output: Output, /, name: str | None, host: str | None, disabled: bool, *
 
 
 @click.command(short_help="Change the configuration of a worker.")
-@click.argument("name")
+@worker_name
 @_host_option
 @_configuring
 @click.option("--restart", is_flag=True, help="Start it again with that now.")
@@ -118,7 +118,7 @@ def edit(output: Output, /, name: str, host: str | None, restart: bool, **option
 
 
 @click.command(short_help="Take a worker off its host.")
-@click.argument("name")
+@worker_name
 @_host_option
 @json_option
 @click.pass_obj
@@ -128,7 +128,7 @@ def remove(output: Output, /, name: str, host: str | None) -> None:
 
 
 @click.command(short_help="Let a worker run, now and at every `up`.")
-@click.argument("name")
+@worker_name
 @_host_option
 @json_option
 @click.pass_obj
@@ -138,7 +138,7 @@ def enable(output: Output, /, name: str, host: str | None) -> None:
 
 
 @click.command(short_help="Let a worker end, and not start with `up`.")
-@click.argument("name")
+@worker_name
 @_host_option
 @json_option
 @click.pass_obj
@@ -149,7 +149,7 @@ def disable(output: Output, /, name: str, host: str | None) -> None:
 
 # -- running -------------------------------------------------------------------------------------------------------------
 @click.command(short_help="Start a worker that was stopped, or failed.")
-@click.argument("name")
+@worker_name
 @_host_option
 @_wait_option
 @json_option
@@ -160,7 +160,7 @@ def start(output: Output, /, name: str, host: str | None, wait_s: float) -> int:
 
 
 @click.command(short_help="Let a worker finish, and end it.")
-@click.argument("name")
+@worker_name
 @_host_option
 @click.option("--now", is_flag=True, help="Give its item back at once.")
 @_wait_option
@@ -175,7 +175,7 @@ def stop(output: Output, /, name: str, host: str | None, now: bool, wait_s: floa
 
 
 @click.command(short_help="Let a worker finish, and start it again.")
-@click.argument("name")
+@worker_name
 @_host_option
 @_wait_option
 @json_option
@@ -239,7 +239,7 @@ def _host_name(cluster: Cluster, host: str | None) -> str:
 def _without_agent(output: Output, cluster: Cluster, order: HostOrder) -> None:
     known = {worker.facts.name for worker in cluster.workers.workers()}
     if order.worker not in known:
-        raise unknown_worker(order.worker, known)
+        raise unknown_worker(order.worker, worker_states(cluster))
     answer = order_without_agent(cluster, order)
     output.result(answer.facts)
     output.say(answer.text)

@@ -37,6 +37,9 @@ def list_workers(output: Output, workers: Sequence[WorkerState], statuses: Statu
         status = statuses.get(worker.facts.name)
         if status is not None and status.reason and shown_state(worker, status) == status.state:
             output.say(f"{status.name} is {status.state} for {ago(now_ms, status.since_ms)}: {status.reason}")
+        for item in status.items if status is not None else ():
+            if item.waits:
+                output.say(f"{worker.facts.name} keeps the result of item {item.item}: {item.waits}")
 
 
 def shown_state(worker: WorkerState, status: WorkerStatus | None) -> str:
@@ -72,7 +75,7 @@ def _item_cell(item: str, running: RunningItem | None, separator: str) -> str:
 def how_far(item: RunningItem) -> str:
     """``KSampler 3/20``; empty before the first node has reported."""
     if item.shipping:
-        return "ships its result"
+        return "its result waits" if item.waits else "ships its result"
     node = item.node_class or (f"node {item.node_id}" if item.node_id else "")
     return f"{node} {item.value}/{item.maximum}" if node and item.maximum > 1 else node
 
@@ -112,6 +115,7 @@ def _work_lines(worker: WorkerState | None, status: WorkerStatus | None, now_ms:
     for item in status.items:
         where = f", node {item.node_id}" if item.node_id else ""
         yield "runs", f"{item.item} ({item.kind}, attempt {item.attempt}{where}) for {ago(now_ms, item.started_ms)}: {how_far(item)}"
+        yield "waits", item.waits
     spent = f", {worker.engine_s:.0f} s of engine time" if worker else ""
     yield "done", f"{status.items_done} items, {status.items_failed} failed attempts{spent}"
     if status.last_error:

@@ -10,11 +10,12 @@ from distributed_comfy.cli.cluster import connected, redis_now_ms
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.cli.worker_log import worker_log
-from distributed_comfy.cli.worker_names import unknown_worker
+from distributed_comfy.cli.worker_names import unknown_worker, worker_name
 from distributed_comfy.cli.worker_orders import ORDERS
 from distributed_comfy.cli.worker_views import list_workers as show_list
 from distributed_comfy.cli.worker_views import show_worker, status_json, worker_json
 from distributed_comfy.errors import RedisForbids
+from distributed_comfy.orchestrator.first_worker import how_to_start
 from distributed_comfy.state.workers import WorkerTable
 
 T = TypeVar("T")
@@ -45,18 +46,19 @@ def list_workers(output: Output, /) -> None:
         names, now_ms = {worker.facts.name for worker in found}, redis_now_ms(cluster)
         statuses = _if_allowed(lambda: cluster.statuses.read(sorted(names))) or {}
         starting = [name for name in _if_allowed(cluster.workers.starting) or () if name not in names]
+        remedy = "" if found or starting else how_to_start(cluster)
     output.result([worker_json(worker, statuses.get(worker.facts.name)) for worker in found])
     if starting:
         output.say(f"starting: {', '.join(starting)}")
+    if remedy:
+        output.say(f"no worker is running; {remedy}")
     if not found:
-        if not starting:
-            output.say("no worker is running; start one with `distributed-comfy worker`")
         return
     show_list(output, found, statuses, now_ms)
 
 
 @workers.command(short_help="Everything about one worker.")
-@click.argument("name")
+@worker_name
 @json_option
 @click.pass_obj
 def show(output: Output, /, name: str) -> None:
@@ -72,7 +74,7 @@ def show(output: Output, /, name: str) -> None:
 
 
 @workers.command(short_help="Let a worker finish, and give it nothing more.")
-@click.argument("name")
+@worker_name
 @json_option
 @click.pass_obj
 def drain(output: Output, /, name: str) -> None:
@@ -81,7 +83,7 @@ def drain(output: Output, /, name: str) -> None:
 
 
 @workers.command()
-@click.argument("name")
+@worker_name
 @json_option
 @click.pass_obj
 def undrain(output: Output, /, name: str) -> None:
@@ -132,11 +134,12 @@ def _tell(output: Output, name: str | None, order: Callable[[WorkerTable, str], 
         if name is not None and name not in names:
             raise unknown_worker(name, names)
         answers = {each: order(cluster.workers, each) for each in ([name] if name else names)}
+        remedy = "" if answers else how_to_start(cluster)
     output.result([{"worker": each, "heard": answer} for each, answer in answers.items()])
     for each, answer in answers.items():
         output.say(f"worker {each} {heard if answer else f'did not hear it; {unheard}'}")
-    if not answers:
-        output.say("no worker is running; start one with `distributed-comfy worker`")
+    if remedy:
+        output.say(f"no worker is running; {remedy}")
 
 
 def _order(output: Output, name: str, *, drained: bool) -> None:

@@ -42,6 +42,8 @@ from distributed_comfy.transport.blobs import BlobStore
 log = logging.getLogger(__name__)
 
 LONG_AGO = float("-inf")
+_PROBE = "anybody#1"
+"""Id of no blob: whether the store answers is all that is asked."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class CollectorOptions:
     """How often the table is read without an event."""
     inputs_interval_s: float = 5.0
     """How often `ensure_inputs` is called."""
+    blob_away_s: float | None = None
+    """How long the blob store may be away in one go; None: for ever."""
     tiles: TileLimits = field(default_factory=TileLimits)
     """Bounds of an upscale."""
 
@@ -83,7 +87,7 @@ class Collector:
         self._options = options
         self._stop = threading.Event()
         self._ask = Patience(f"job {job.job_id}", self._stop)
-        self._load = Patience(f"job {job.job_id}: blobs", self._stop)
+        self._load = Patience(f"job {job.job_id}: blobs", self._stop, options.blob_away_s)
         self._threads = ThreadPoolExecutor(options.fetch_threads + 2, thread_name_prefix="collect")
         self._wanted: dict[int, None] = {}
         """Items to look after, in order; more than a few futures at a time would only have to be searched through."""
@@ -118,6 +122,7 @@ class Collector:
             ItemsMissing: the job ended, and the table cannot account for these items.
             SizesDiffer, AudioDiffers: two items cannot be in one batch; the rest of the job is for the caller to cancel.
             OutputUnwritable: the spool's disk is full; nothing is lost, the unfetched results stay where they are.
+            BlobsAway: the blob store was away for too long; what is finished and here is in the spool.
             FrameVersionUnknown, MessageVersionUnknown: workers run another version.
             CancelledError: `stop` was called.
         """
@@ -293,6 +298,7 @@ class Collector:
             self._finish_stage()
 
     def _ensure(self) -> None:
+        self._store.exists([_PROBE])  # while it is away no worker ends an item, and nothing else would ask for it here
         self._options.ensure_inputs()
         if self._tiles is not None:
             self._tiles.ensure()

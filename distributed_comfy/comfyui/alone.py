@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from distributed_comfy.collector.memory_table import MemoryJobTable
 from distributed_comfy.errors import DistributedComfyError, JobUnknown, OnlyWorkersHave
-from distributed_comfy.messages import Capability, ItemResult, ItemSpec, Prompt
+from distributed_comfy.messages import Capability, ItemResult, ItemSpec, JobRecord, Prompt
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.jobs import FinishedItem, Submission
 from distributed_comfy.state.records import Claim, ItemState, JobEvent, JobState, SpoolPlace, WorkerFacts
@@ -64,6 +64,21 @@ class AloneJobs:
     def owner(self, job_id: str) -> str:
         """Nobody holds a lease here."""
         return ""
+
+    def own(self, job_id: str, owner: str) -> bool:
+        """Nobody else could collect a job of this process."""
+        return True
+
+    def disown(self, job_id: str, owner: str) -> None:
+        """There is no lease to give back."""
+
+    def record(self, job_id: str) -> JobRecord:
+        """A job of this process is not taken over: it ends with its prompt.
+
+        Raises:
+            JobUnknown: always.
+        """
+        raise JobUnknown(job_id=job_id)
 
     def note_spool(self, job_id: str, spool: SpoolPlace) -> None:
         """Nobody else asks for it."""

@@ -1,7 +1,7 @@
 """The endpoints of ComfyUI-Distributed that scripts of its users call, answered in its shape from this cluster.
 
-Names of workers are its ids.  What would start a program, change something or read a log needs the token; docs/comfyui-migration.md has
-the table.
+A worker has the id that it had there, where it was imported, else its name; both are understood.  What would start a program, change
+something or read a log needs the token; docs/comfyui-migration.md has the table.
 """
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ import psutil
 from aiohttp import web
 
 from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, device_of, fields_of, option_change
+from distributed_comfy.comfyui.old_ids import LONGEST, id_of, name_of, old_ids, unknown_id
 from distributed_comfy.comfyui.queueing import post_prompt
 from distributed_comfy.comfyui.routes import Handler, Routes
 from distributed_comfy.errors import DistributedComfyError, WorkerUnknown
+from distributed_comfy.host_messages import HostVerb
 from distributed_comfy.panel.bodies import BadRequest, body_of, number_of, text_of
 from distributed_comfy.settings import slug
-from distributed_comfy.state.records import HostWorker
+from distributed_comfy.state.records import HostRecord, HostWorker
+from distributed_comfy.state.worker_log import LogLine
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
 
 PREFIX = "/distributed"
@@ -41,6 +44,7 @@ class CompatibleRoutes:
     def __init__(self, routes: Routes) -> None:
         self._pack = routes.pack
         self._control = routes.control
+        self._in_thread = routes.in_thread
 
     # -- prompts ---------------------------------------------------------------------------------------------------------
     async def queue(self, request: web.Request) -> web.Response:
@@ -53,13 +57,13 @@ class CompatibleRoutes:
             return web.json_response({"error": f"ComfyUI does not take the prompt: {error or type(error).__name__}"}, status=500)
         if status != web.HTTPOk.status_code or not isinstance(answer, dict):
             return web.json_response(answer, status=status)
-        count = await asyncio.to_thread(self._worker_count, wanted_workers(body), posted["prompt"])
+        count = await self._in_thread(self._worker_count, wanted_workers(body), posted["prompt"])
         return web.json_response({**answer, "worker_count": count, "auto_prepare_supported": True})
 
     async def queue_status(self, request: web.Request) -> web.Response:
         """Whether a job, or a prompt of this ComfyUI, is not over."""
         job_id = request.match_info["job_id"]
-        return web.json_response({"exists": await asyncio.to_thread(self._control.has_job, job_id), "job_id": job_id})
+        return web.json_response({"exists": await self._in_thread(self._control.has_job, job_id), "job_id": job_id})
 
     def _worker_count(self, wanted: frozenset[str] | None, prompt: dict[str, Any]) -> int:
         """Workers that can have a part of it now; a prompt without nodes of ours has none."""
@@ -69,15 +73,15 @@ class CompatibleRoutes:
             names = {worker["name"] for worker in self._control.workers()["cluster"] if not worker["drained"] and not worker["guest"]}
         except DistributedComfyError:
             return 0
-        return len(names if wanted is None else names & wanted)
+        return len(names if wanted is None else names & {name_of(self._record(), given) for given in wanted})
 
     # -- configuration ---------------------------------------------------------------------------------------------------
     async def configuration(self, _request: web.Request) -> web.Response:
         """Workers of this host and others, settings as they are called there."""
-        return web.json_response(await asyncio.to_thread(self._configuration))
+        return web.json_response(await self._in_thread(self._configuration))
 
     def _configuration(self) -> dict[str, Any]:
-        record = self._pack.session.workers.record()
+        record = self._record()
         try:
             found = self._control.workers()["cluster"]
             others = [worker for worker in found if not worker["guest"] and (record is None or worker["host"] != record.host)]
@@ -89,13 +93,14 @@ class CompatibleRoutes:
     async def update_worker(self, request: web.Request) -> web.Response:
         """Change a worker of this host, or add one."""
         body = await body_of(request)
-        name = _worker_id(body)
+        given = _worker_id(body)
         fields, enabled = fields_of(body, socket_names=(socket.gethostname(), "localhost", "127.0.0.1", ""))
-        await asyncio.to_thread(self._update_worker, name, fields, enabled)
-        return web.json_response({"status": "success", "worker_id": name})
+        return web.json_response({"status": "success", "worker_id": await self._in_thread(self._update_worker, given, fields, enabled)})
 
-    def _update_worker(self, name: str, fields: dict[str, Any], enabled: bool | None) -> None:
-        """Change a worker, or add it; being enabled starts it as little as it does there."""
+    def _update_worker(self, given: str, fields: dict[str, Any], enabled: bool | None) -> str:
+        """Change a worker, or add it; being enabled starts it as little as it does there.  Gives its id."""
+        record = self._record()
+        name = name_of(record, given)
         if not self._control.kept(name):
             self._control.add_worker(name, {"device": device_of(None), **fields, "enabled": False})
             fields = {}
@@ -105,11 +110,11 @@ class CompatibleRoutes:
             fields = {**fields, "enabled": True}
         if fields:
             self._control.order("edit", name, fields=fields)
+        return id_of(record, name)
 
     async def delete_worker(self, request: web.Request) -> web.Response:
         """Take a worker off this host."""
-        name = _worker_id(await body_of(request))
-        answer = await asyncio.to_thread(self._control.order, "remove", name)
+        answer = await self._in_thread(self._order, "remove", _worker_id(await body_of(request)))
         return web.json_response({"status": "success", "message": answer["text"]})
 
     async def update_setting(self, request: web.Request) -> web.Response:
@@ -121,39 +126,42 @@ class CompatibleRoutes:
         if key not in OPTION_OF:
             message = f"{key[:100]} has no meaning here and is ignored; {', '.join(OPTION_OF)} have one"
             return web.json_response({"status": "success", "message": message})
-        await asyncio.to_thread(self._control.change_options, dict([option_change(key, body["value"])]))
+        await self._in_thread(self._control.change_options, dict([option_change(key, body["value"])]))
         return web.json_response({"status": "success"})
 
     # -- workers of this host --------------------------------------------------------------------------------------------
     async def launch_worker(self, request: web.Request) -> web.Response:
         """Start a worker as it is configured; no argument of it comes with the request."""
-        name = _worker_id(await body_of(request))
-        found = await asyncio.to_thread(self._worker, name)
+        given = _worker_id(await body_of(request))
+        found = await self._in_thread(self._worker, given)
         if found.phase in _RUNNING:
-            answer = {"error": f"worker {name} is {found.phase}", "pid": found.pid, "log_file": _log_file(found)}
+            answer = {"error": f"worker {found.name} is {found.phase}", "pid": found.pid, "log_file": _log_file(found)}
             return web.json_response(answer, status=409)
-        text = (await asyncio.to_thread(self._control.order, "start", name))["text"]
-        found = await self._settled(name, lambda worker: worker.pid > 0 or worker.phase == "failed")
+        text = (await self._in_thread(self._order, "start", given))["text"]
+        found = await self._settled(given, lambda worker: worker.pid > 0 or worker.phase == "failed")
         if found.phase == "failed":
             return web.json_response({"error": found.reason or text}, status=500)
         return web.json_response({"status": "success", "pid": found.pid, "message": text, "log_file": _log_file(found)})
 
     async def stop_worker(self, request: web.Request) -> web.Response:
         """Let a worker finish its item and end."""
-        name = _worker_id(await body_of(request))
-        found = await asyncio.to_thread(self._worker, name)
-        text = (await asyncio.to_thread(self._control.order, "stop", name))["text"]
+        given = _worker_id(await body_of(request))
+        found = await self._in_thread(self._worker, given)
+        text = (await self._in_thread(self._order, "stop", given))["text"]
         return web.json_response({"status": "success", "pid": found.pid, "message": text, "log_file": _log_file(found)})
 
     async def managed_workers(self, _request: web.Request) -> web.Response:
         """Processes of the workers that this host keeps."""
-        workers = await asyncio.to_thread(self._workers)
-        running = {worker.name: {"pid": worker.pid, "log_file": _log_file(worker), "name": worker.name} for worker in workers if worker.pid}
+        record = await self._in_thread(self._record)
+        running = {
+            id_of(record, worker.name): {"pid": worker.pid, "log_file": _log_file(worker), "name": worker.name}
+            for worker in (record.workers if record else ()) if worker.pid
+        }  # fmt: skip
         return web.json_response({"status": "success", "managed_workers": running})
 
     async def worker_status(self, _request: web.Request) -> web.Response:
         """What the workers of this host do."""
-        return web.json_response({"status": "success", "worker_statuses": await asyncio.to_thread(self._worker_statuses)})
+        return web.json_response({"status": "success", "worker_statuses": await self._in_thread(self._worker_statuses)})
 
     def _worker_statuses(self) -> dict[str, Any]:
         try:
@@ -161,10 +169,11 @@ class CompatibleRoutes:
         except DistributedComfyError:
             table = {}
         statuses: dict[str, Any] = {}
-        for worker in self._workers():
+        record = self._record()
+        for worker in record.workers if record else ():
             seen = table.get(worker.name)
             items = len(seen["items"]) if seen else 0
-            statuses[worker.name] = {
+            statuses[id_of(record, worker.name)] = {
                 "online": seen is not None, "enabled": worker.enabled, "processing": items > 0, "queue_count": items,
                 **({"error": worker.reason} if worker.reason else {}),
             }  # fmt: skip
@@ -173,21 +182,20 @@ class CompatibleRoutes:
     async def worker_log(self, request: web.Request) -> web.Response:
         """The last lines of a worker of any host."""
         wanted = number_of(request, "lines", _LINES)
-        name = request.match_info["worker_id"]
-        lines = await asyncio.to_thread(self._control.log_lines, name, wanted + 1)
+        lines = await self._in_thread(self._log_lines, request.match_info["worker_id"], wanted + 1)
         shown = [line.text for line in lines[-wanted:]] if wanted > 0 else []
         answer = {"status": "success", "content": "\n".join(shown), "truncated": len(lines) > len(shown), "lines_shown": len(shown)}
         return web.json_response(answer)
 
     async def clear_memory(self, _request: web.Request) -> web.Response:
         """Free the devices of this ComfyUI and of its host's workers."""
-        await asyncio.to_thread(self._control.clear_memory)
+        await self._in_thread(self._control.clear_memory)
         return web.json_response({"status": "success"})
 
     # -- this host -------------------------------------------------------------------------------------------------------
     async def network_info(self, _request: web.Request) -> web.Response:
         """Addresses and GPUs of this host."""
-        return web.json_response(await asyncio.to_thread(self._network_info))
+        return web.json_response(await self._in_thread(self._network_info))
 
     def _network_info(self) -> dict[str, Any]:
         found = [each.address for addresses in psutil.net_if_addrs().values() for each in addresses if each.family == socket.AF_INET]
@@ -211,24 +219,42 @@ class CompatibleRoutes:
         return web.json_response({"error": _GONE}, status=410)
 
     # -- shared ----------------------------------------------------------------------------------------------------------
-    def _workers(self) -> tuple[HostWorker, ...]:
-        record = self._pack.session.workers.record()
-        return record.workers if record else ()
+    def _record(self) -> HostRecord | None:
+        return self._pack.session.workers.record()
 
-    def _worker(self, name: str) -> HostWorker:
-        found = next((worker for worker in self._workers() if worker.name == name), None)
+    def _worker(self, given: str) -> HostWorker:
+        """A worker of this host, by id or name."""
+        record = self._record()
+        name = name_of(record, given)
+        found = next((worker for worker in (record.workers if record else ()) if worker.name == name), None)
         if found is None:
-            raise WorkerUnknown(name=name)
+            raise unknown_id(record, given)
         return found
 
-    async def _settled(self, name: str, so: Callable[[HostWorker], bool]) -> HostWorker:
+    def _order(self, verb: HostVerb, given: str) -> dict[str, Any]:
+        """Tell a worker something, by id or name."""
+        record = self._record()
+        try:
+            return self._control.order(verb, name_of(record, given))
+        except WorkerUnknown as error:
+            raise unknown_id(record, given) from error
+
+    def _log_lines(self, given: str, lines: int) -> list[LogLine]:
+        """Of a worker by its id, or exactly its name."""
+        record = self._record()
+        try:
+            return self._control.log_lines(name_of(record, given) if given in old_ids(record).values() else given, lines)
+        except WorkerUnknown as error:
+            raise unknown_id(record, given) from error
+
+    async def _settled(self, given: str, so: Callable[[HostWorker], bool]) -> HostWorker:
         """The worker once something is so of it, or after a few seconds as it is then."""
         for _ in range(int(_STARTED_WITHIN_S / _POLL_S)):
-            found = await asyncio.to_thread(self._worker, name)
+            found = await self._in_thread(self._worker, given)
             if so(found):
                 return found
             await asyncio.sleep(_POLL_S)
-        return await asyncio.to_thread(self._worker, name)
+        return await self._in_thread(self._worker, given)
 
 
 def add_compatible_routes(routes: Routes) -> None:
@@ -301,10 +327,10 @@ def wanted_workers(body: dict[str, Any]) -> frozenset[str] | None:
 
 def _worker_id(body: dict[str, Any]) -> str:
     found = body.get("worker_id")
-    name = slug(str(found)) if isinstance(found, (str, int)) and not isinstance(found, bool) else ""
-    if not name:
-        raise BadRequest("worker_id must be the name of a worker")
-    return name
+    given = str(found).strip()[:LONGEST] if isinstance(found, (str, int)) and not isinstance(found, bool) else ""
+    if not slug(given):
+        raise BadRequest("worker_id must be the id of a worker, or its name")
+    return given
 
 
 def _log_file(worker: HostWorker) -> str:

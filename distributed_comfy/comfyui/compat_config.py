@@ -34,8 +34,8 @@ def option_change(key: str, value: Any) -> tuple[str, Any]:
 def fields_of(worker: Mapping[str, Any], *, socket_names: Collection[str]) -> tuple[dict[str, Any], bool | None]:
     """What a worker there is here, as fields of `agent.configuration.WorkerConfiguration`, and whether it is enabled.
 
-    Name and port have no meaning: a worker has its id for a name, and listens nowhere.  Null takes a value away; then holds what holds
-    for an imported worker without it: the first GPU, enabled, no arguments.
+    Name and port have no meaning: a new worker has its id for a name, and none listens anywhere.  Null takes a value away; then holds
+    what holds for an imported worker without it: the first GPU, enabled, no arguments.
 
     Args:
         socket_names: what stands for this host in ``host``.
@@ -119,7 +119,7 @@ def _old_worker(worker: HostWorker, configured: Mapping[str, Any]) -> dict[str, 
     kind, _, numbers = worker.device.partition(":")
     number = numbers.partition(",")[0]
     return {
-        "id": worker.name, "name": worker.name, "host": None, "port": None,
+        "id": configured.get("old_id") or worker.name, "name": worker.name, "host": None, "port": None,
         "cuda_device": int(number) if kind == "cuda" and number.isdecimal() else None, "enabled": worker.enabled,
         "extra_args": shlex.join(configured.get("comfyui_args", ())), "type": "local",
     }  # fmt: skip

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import distributed_comfy
 from distributed_comfy.errors import DistributedComfyError
 
 if TYPE_CHECKING:
@@ -59,21 +58,14 @@ def load(folder: str) -> Door:
     from distributed_comfy.comfyui.pack import Pack
 
     host = read_host()
-    _tell_other_copy(Path(folder))
-    if getattr(host.server, _PACK, None) is not None:
-        log.info("%s: distributed-comfy is loaded already, so this one stays out; remove one of the two", folder)
+    loaded: Pack | None = getattr(host.server, _PACK, None)
+    if loaded is not None:
+        loaded.copies.add(Path(folder))
         return _NOTHING
     pack = Pack(settings, host)
     if not pack.open():
         return _NOTHING
+    pack.copies.add(Path(folder))
     setattr(host.server, _PACK, pack)
-    atexit.register(pack.session.end)
+    atexit.register(pack.end)
     return Door(pack.classes, pack.display_names, pack.web_directory, pack)
-
-
-def _tell_other_copy(folder: Path) -> None:
-    """Where the repository lies in custom_nodes and yet another copy is imported, changes in the repository have no effect."""
-    used = Path(distributed_comfy.__file__).resolve().parent.parent
-    if (folder / "distributed_comfy").is_dir() and folder.resolve() != used:
-        remedy = f'"{sys.executable}" -m pip install -e "{folder}"'
-        log.warning("%s is not used, but the copy of version %s in %s; run: %s", folder, distributed_comfy.__version__, used, remedy)

@@ -12,8 +12,9 @@ from typing import Any
 from distributed_comfy.agent.configuration import HostConfiguration, parse_configuration
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.comfyui.compat_config import OPTION_OF, arguments_of, device_of, option_change
+from distributed_comfy.comfyui.old_ids import LONGEST
 from distributed_comfy.comfyui.options import Options, OptionsFile
-from distributed_comfy.errors import ImportRefused, OptionWrong, WorkersFileWrong
+from distributed_comfy.errors import ImportRefused, OptionWrong, SettingInvalid, WorkersFileWrong
 from distributed_comfy.panel.place import TakenOver
 from distributed_comfy.settings import slug
 
@@ -71,6 +72,16 @@ class Written:
     """Where the workers.json of before is now."""
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """What becomes of the workers that a workers.json has before."""
+
+    changed: dict[str, str] = field(default_factory=dict)
+    """Those that the import has as well, and makes different, each with its device of before."""
+    removed: dict[str, str] = field(default_factory=dict)
+    """Those that it has not, each with its device."""
+
+
 def read_gpu_config(path: Path, host_name: str) -> Imported:
     """Read a file of ComfyUI-Distributed; nothing is written.
 
@@ -120,7 +131,7 @@ def write_imported(imported: Imported, file: WorkersFile, options: OptionsFile, 
         ImportRefused: something is there that it would replace.
         OptionWrong, SettingInvalid: a file cannot be written.
     """
-    configuration = imported.configuration(source)
+    configuration, known = imported.configuration(source), _known(file)
     changes = {name: value for name, value in imported.options.items() if getattr(options.current, name) != value}
     if not force:
         _refuse_to_replace(imported, file, options, changes, source)
@@ -129,15 +140,35 @@ def write_imported(imported: Imported, file: WorkersFile, options: OptionsFile, 
         if file.exists():
             kept = file.path.with_name(file.path.name + ".before-import")
             shutil.copy2(file.path, kept)
-        file.write(configuration)
+        file.write(known.model_copy(update={"workers": configuration.workers}))  # what is said there of the host goes on
     for name, value in changes.items():
         options.change(name, value)
     return Written(file.path if imported.workers else None, options.path if changes else None, kept)
 
 
+def replaced(imported: Imported, file: WorkersFile, source: str) -> Replaced:
+    """What writing it would do to the workers that are there; arguments as of `write_imported`."""
+    if not imported.workers:
+        return Replaced()
+    before, after = _known(file).workers, imported.configuration(source).workers
+    return Replaced(
+        {name: worker.device for name, worker in before.items() if name in after and after[name] != worker},
+        {name: worker.device for name, worker in before.items() if name not in after},
+    )
+
+
+def _known(file: WorkersFile) -> HostConfiguration:
+    """What the file says; one that cannot be used says nothing that could be lost."""
+    try:
+        return file.read_or_empty()
+    except (SettingInvalid, WorkersFileWrong):
+        return HostConfiguration()
+
+
 def _refuse_to_replace(imported: Imported, file: WorkersFile, options: OptionsFile, changes: Mapping[str, bool], source: str) -> None:
     if imported.workers and file.exists():
-        raise ImportRefused(path=source, reason=f"{file.path} is there already; --force replaces it and keeps a copy")
+        has = ", ".join(_known(file).workers) or "no worker"
+        raise ImportRefused(path=source, reason=f"{file.path} is there already (with {has}); --force replaces it and keeps a copy")
     defaults = Options()
     if taken := sorted(name for name in changes if getattr(options.current, name) != getattr(defaults, name)):
         raise ImportRefused(path=source, reason=f"{options.path} says otherwise about {', '.join(taken)}; --force changes that")
@@ -185,8 +216,22 @@ def _workers(content: Mapping[str, Any], host_name: str, dropped: list[Dropped])
         except OptionWrong as error:
             dropped.append(Dropped(shown, str(error)))
             continue
+        if old_id := _old_id(worker, shown, found, dropped):
+            fields["old_id"] = old_id
         found[_free_name(worker, fields["device"], host_name, found)] = fields
     return found
+
+
+def _old_id(worker: Mapping[str, Any], shown: str, found: Mapping[str, Mapping[str, Any]], dropped: list[Dropped]) -> str:
+    """The id by which scripts know a worker; empty where it has none of its own."""
+    given = worker.get("id")
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or not str(given).strip():
+        return ""
+    old_id = str(given).strip()[:LONGEST]
+    if other := next((name for name, fields in found.items() if fields.get("old_id") == old_id), ""):
+        dropped.append(Dropped(f"{shown} id", f"{other} has {old_id!r} already; scripts that call it get that one"))
+        return ""
+    return old_id
 
 
 def _elsewhere(worker: Mapping[str, Any]) -> str:

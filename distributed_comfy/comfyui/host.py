@@ -59,11 +59,17 @@ class ComfyHost:
         """A bar at a node; its `update_absolute` raises where the prompt was interrupted."""
         return importlib.import_module("comfy.utils").ProgressBar(total, node_id=node_id)
 
-    def show_text(self, text: str, node_id: str) -> None:
-        """Write a line at a node, for the client whose prompt runs."""
+    @property
+    def client_id(self) -> str | None:
+        """The page or script whose prompt runs, or ran last; None where it has no websocket."""
+        found = self.server.client_id
+        return None if found is None else str(found)
+
+    def show_text(self, text: str, node_id: str, client_id: str) -> None:
+        """Write a line at a node, for one client."""
         show = getattr(self.server, "send_progress_text", None)
-        if show is not None and self.server.client_id is not None:
-            show(text, node_id, self.server.client_id)
+        if show is not None:
+            show(text, node_id, client_id)
 
     @property
     def preview_side_px(self) -> int:

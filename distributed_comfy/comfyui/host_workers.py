@@ -111,13 +111,15 @@ class HostWorkers:
             file.write(populate(settings.host_name, free))
             names = ", ".join(device.name for device in free)
             log.info("wrote %s with a worker for each GPU that this ComfyUI does not use: %s", file.path, names)
-        facts = HostFacts(self.devices, read_topology(self.devices), survivors_folder(settings), self._surroundings, self._adjusted)
+        topology, survivors = read_topology(self.devices), survivors_folder(settings)
+        facts = HostFacts(self.devices, topology, survivors, self._surroundings, "this ComfyUI", self._adjusted)
         agent = Agent(cluster, servers, file, facts)
         with running_agent(agent, local) as check:
             self.agent, self._secret = agent, local.secret
             self._tell("here", "")
             try:
                 self._launch(agent)
+                self._tell_how_to_start(agent)
                 while check() and not wait(AGENT_CHECK_S):
                     pass
             finally:
@@ -142,6 +144,19 @@ class HostWorkers:
                 log.warning("worker %s is not started by itself: this ComfyUI computes on %s", name, worker.device)
             elif worker.enabled:
                 agent.begin(name)
+
+    def _tell_how_to_start(self, agent: Agent) -> None:
+        """Which command gives this host a worker, or starts one that waits: nobody who only looks at ComfyUI would know."""
+        workers = agent.record().workers
+        offers = [offer["command"] for offer in self._offers(workers) if not offer["shares"]]
+        waiting = [worker.name for worker in workers if worker.phase == "stopped" and not self._shares(worker.device)]
+        if waiting:
+            log.info(
+                "workers of this host that wait: %s; `distributed-comfy workers start %s` starts one, the option auto_launch all of them",
+                ", ".join(waiting), waiting[0],
+            )  # fmt: skip
+        elif not workers and offers:
+            log.info("this host has no worker yet; `%s` gives it one", "`, or `".join(offers))
 
     def _shares(self, device: str) -> bool:
         """Whether a worker there would share a GPU with this ComfyUI."""

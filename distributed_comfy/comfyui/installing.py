@@ -91,8 +91,8 @@ def door_state(place: Place, source: str) -> DoorState:
     if not os.path.lexists(door):
         return "absent"
     if door.is_symlink() or not door.is_dir():
-        return "repository" if _is_repository(door) else "foreign"
-    if _is_repository(door):
+        return "repository" if is_repository(door) else "foreign"
+    if is_repository(door):
         return "repository"
     names = {path.name for path in door.iterdir()} - {"__pycache__"}
     if not names:
@@ -107,7 +107,7 @@ def door_state(place: Place, source: str) -> DoorState:
 
 def repositories(place: Place) -> list[Path]:
     """Where our repository lies in custom_nodes, under whatever name."""
-    return [path for path in _packs(place) if _is_repository(path)]
+    return [path for path in _packs(place) if is_repository(path)]
 
 
 def other_packs(place: Place) -> list[Path]:
@@ -174,5 +174,6 @@ def _packs(place: Place) -> list[Path]:
     return sorted(path for path in place.custom_nodes.iterdir() if path.is_dir() and not path.name.endswith(".disabled"))
 
 
-def _is_repository(folder: Path) -> bool:
+def is_repository(folder: Path) -> bool:
+    """Whether our repository lies there."""
     return (folder / "distributed_comfy" / "comfyui" / "door.py").is_file()

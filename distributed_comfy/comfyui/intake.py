@@ -28,6 +28,7 @@ from distributed_comfy.comfyui.local_failures import watch_execution
 from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
 from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
+from distributed_comfy.comfyui.node_texts import NodeTexts
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.participation import Participation
 from distributed_comfy.comfyui.passing import JOB_CLASSES, PATHS, Passing
@@ -60,9 +61,14 @@ def install_intake(pack: Pack) -> None:
         keeper=JobKeeper(),
         lanes=Lanes(),
     )
-    participation = _participation(pack, places)
-    jobs = MasterJobs(host, places, participation.drop)
-    nodes = JobNodes(host, jobs, participation)
+    participation, texts = _participation(pack, places), NodeTexts(host)
+
+    def over(job: MasterJob) -> None:
+        texts.over(job, job.ending or "")
+        participation.drop(job)
+
+    jobs = MasterJobs(host, places, over)
+    nodes = JobNodes(host, jobs, participation, texts)
     _register(pack, nodes)
     pack.context.inner = participation
     pack.jobs = jobs
@@ -92,7 +98,7 @@ def _register(pack: Pack, nodes: JobNodes) -> None:
 def _let_pass(pack: Pack) -> None:
     """Let ComfyUI accept prompts that name what only workers have."""
     values = foreign.ForeignValues(pack.host.nodes.NODE_CLASS_MAPPINGS)
-    passing = Passing(values, lambda: pack.session.cluster(0.0).matching.live().values())
+    passing = Passing(values, lambda: pack.session.cluster(0.0).matching.live())
     pack.host.server.app.middlewares.append(passing.middleware)
     pack.host.server.add_on_prompt_handler(passing.replace)
     foreign.restore_in_metadata(pack.host.execution.DynamicPrompt)

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,11 +15,13 @@ from pathlib import Path
 from distributed_comfy import __version__
 from distributed_comfy.comfyui.installing import Place
 from distributed_comfy.engine.locate import find_interpreter
-from distributed_comfy.errors import PackNotImportable
-from distributed_comfy.settings import Settings, changed
+from distributed_comfy.errors import PackNotImportable, SettingInvalid
+from distributed_comfy.settings import Settings
 
 _TIMEOUT_S = 120.0
 """The first import from a slow disk takes long."""
+_COMFYUI_NEEDS = ("torch", "torchsde")
+"""Packages that ComfyUI asks for, and nothing of ours asks for all of them."""
 _PROJECT = "distributed-comfy"
 _ROOT = Path(__file__).resolve().parents[2]
 _ASK = """
@@ -27,7 +32,7 @@ try:
     version, path = distributed_comfy.__version__, distributed_comfy.__file__
     from distributed_comfy.orchestrator.doctor.packages import refuse_foreign_packages
     refuse_foreign_packages()
-    import distributed_comfy.comfyui.pack, distributed_comfy.comfyui.routes
+    import distributed_comfy.comfyui.pack, distributed_comfy.comfyui.all_routes
 except Exception as error:
     why = f"{type(error).__name__}: {error}"
 print("ANSWER", json.dumps([version, path, why]))
@@ -60,20 +65,56 @@ class Importable:
 
 
 def comfyui_python(settings: Settings, place: Place, named: str = "") -> str:
-    """The interpreter of a ComfyUI: the one that was named, else the setting, else its own, else this one.
+    """The interpreter of a ComfyUI.
+
+    The one that was named, else the setting; else this one, where it lies in ComfyUI's folders or beside them; else the one in the folder
+    that the user gave; else this one, where it has what ComfyUI needs; else that of the ComfyUI which is known otherwise; else this one.
 
     Args:
         settings: of this command.
         place: where ComfyUI is; the desktop app has its interpreter in the base directory.
         named: by the user.
     Raises:
-        SettingInvalid: the setting names no program.
+        SettingInvalid: what was named, or the setting, is no Python.
     """
-    if named:
-        settings = changed(settings, comfyui_python=named)
-    folders = (place.custom_nodes.parent, place.tree or place.custom_nodes.parent)
-    found = (find_interpreter(settings, folder) for folder in folders)
-    return next((python for python in found if python != sys.executable), sys.executable)
+    for name, program in (("--python", named), ("DC_COMFYUI_PYTHON", settings.comfyui_python)):
+        if program:
+            return _checked(program, name)
+    base = place.custom_nodes.parent
+    tree = place.tree or base
+    if _lies_at(base) or _lies_at(tree):
+        return sys.executable
+    known = [find_interpreter(settings, base)]
+    if not _has(*_COMFYUI_NEEDS):
+        known.append(find_interpreter(settings, tree))
+    return next((python for python in known if python != sys.executable), sys.executable)
+
+
+def _checked(program: str, name: str) -> str:
+    """The absolute path of a Python; ``name`` is what the user gave it by."""
+    found = shutil.which(os.path.expanduser(program))
+    if found is None:
+        raise SettingInvalid(name=name, reason=f"{program} is not a program")
+    try:  # not with -c: any shell would take our words for its own
+        done = subprocess.run(
+            [found, "-V"], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SettingInvalid(name=name, reason=f"{program} cannot be asked whether it is a Python ({error})") from error
+    if done.returncode or not (done.stdout + done.stderr).startswith("Python "):
+        raise SettingInvalid(name=name, reason=f"{program} is no Python (it does not tell its version); name the one that runs ComfyUI")
+    return os.path.abspath(found)
+
+
+def _lies_at(folder: Path) -> bool:
+    """Whether this interpreter is in a folder, as its own environment, or beside it, with what ComfyUI computes with."""
+    home, folder = Path(sys.prefix), folder.absolute()
+    return home.is_relative_to(folder) or (home.parent == folder.parent and _has("torch"))
+
+
+def _has(*packages: str) -> bool:
+    """Whether this interpreter has them; none is imported."""
+    return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
 def ask(python: str, folder: Path) -> Importable:

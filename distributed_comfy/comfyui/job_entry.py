@@ -25,7 +25,17 @@ from distributed_comfy.errors import (
     OnlyWorkersHave,
     RunInterrupted,
 )
-from distributed_comfy.orchestrator.submit import GivenPrompt, OuterRun, QueuedJob, SubmitOptions, submit_again, submit_prompt
+from distributed_comfy.orchestrator.submit import (
+    GivenPrompt,
+    OuterRun,
+    QueuedJob,
+    SubmitOptions,
+    enter_job,
+    give_up_job,
+    prepare_job,
+    submit_again,
+    submit_prompt,
+)
 from distributed_comfy.workflow.parse import parse_prompt
 from tasks.cluster import Cluster
 
@@ -96,7 +106,7 @@ class JobEntry:
         try:
             entered = self._patiently(given, options)
         except NoWorker as error:
-            raise OnlyWorkersHave(what=lacking) from error
+            raise OnlyWorkersHave(what=lacking, remedy=error.fields["remedy"]) from error
         except NoCapableWorker as error:
             raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {lacking}") from error
         except AWAY as error:
@@ -145,20 +155,31 @@ class JobEntry:
     def _patiently(self, given: GivenPrompt, options: SubmitOptions) -> Entered:
         """Submit, and again for a while where the servers do not answer.
 
-        A job whose submission was not answered has no owner; it ends by itself.
+        It is the same job each time, of the same owner: where only the answer was lost it is in the table, and holds what it goes on with.
         """
         give_up_at = time.monotonic() + SUBMIT_S
         cluster = self._places.cluster(CLUSTER_WAIT_S)
-        while True:
-            try:
-                return Entered(cluster, submit_prompt(cluster, given, options, self._stop))
-            except NoWorker:
-                raise
-            except AWAY as error:
-                if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(PAUSE_S):
+        prepared: QueuedJob | None = None
+        try:
+            while True:
+                try:
+                    if prepared is not None:
+                        spool = prepared.resumed.spool if prepared.resumed is not None else None
+                        return Entered(cluster, submit_again(cluster, prepared, spool, self._outer()))
+                    prepared = prepare_job(cluster, given, options, self._stop)
+                    enter_job(cluster, prepared, options.outer)
+                    return Entered(cluster, prepared)
+                except NoWorker:
                     raise
-                log.info("prompt %s: %s; it is tried again", self._accepted.prompt_id, error)
-            cluster = self._places.cluster(SUBMIT_S)  # embedded servers that were started again are others
+                except AWAY as error:
+                    if isinstance(error, NoCapableWorker) or time.monotonic() >= give_up_at or self._stop.wait(PAUSE_S):
+                        raise
+                    log.info("prompt %s: %s; it is tried again", self._accepted.prompt_id, error)
+                cluster = self._places.cluster(SUBMIT_S)  # embedded servers that were started again are others
+        except BaseException as error:
+            if prepared is not None:
+                give_up_job(cluster, prepared, error)
+            raise
 
     def _tell_alone(self, error: Exception) -> None:
         log.warning("prompt %s is not distributed: %s; this ComfyUI makes what is missing itself", self._accepted.prompt_id, error)

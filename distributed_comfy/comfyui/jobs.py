@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import redis
+
 from distributed_comfy.collector.adopt import mark_left, remove_ended
 from distributed_comfy.collector.spool import SPOOL_FOLDER
 from distributed_comfy.comfyui.accepted import AcceptedPrompt, Place
@@ -16,6 +18,7 @@ from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.keeping import AWAY_S
 from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.queue_watch import Ending, QueueWatch
+from distributed_comfy.errors import DistributedComfyError
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,10 @@ CLOSE_S = 5.0
 """How long the end of ComfyUI waits for its jobs."""
 REMEMBERED = 256
 """Jobs that are over."""
+WAITING_LOOK_S = 1.0
+"""How often the table is asked whether jobs that are not collected yet have results."""
+MOST_COLLECTED = 32
+"""Jobs that are collected at the same time; each has threads of its own, and more than there are workers is not needed."""
 INTAKE_S = 5.0
 """How long a node waits for prompts that are just being accepted: its own may be one of them."""
 
@@ -55,6 +62,7 @@ class MasterJobs:
         self._intake_over = threading.Condition()
         self.watch = QueueWatch(host, self._end, self._cached, self._interrupt)
         threading.Thread(target=self._sweep, name="distributed-comfy spools", daemon=True).start()
+        threading.Thread(target=self._fetch_early, name="distributed-comfy waiting jobs", daemon=True).start()
 
     def accept(self, accepted: AcceptedPrompt) -> MasterJob | None:
         """Queue the prompt's job; None where no node of it wants one.
@@ -165,6 +173,26 @@ class MasterJobs:
         spools = self._places.folder / SPOOL_FOLDER
         mark_left(spools)
         remove_ended(spools)
+
+    def _fetch_early(self) -> None:
+        """Let a job be collected before its turn where workers have made something of it.
+
+        Workers that cannot run the first jobs run those behind them.  One item of each may always run, whatever lies in the blob store:
+        of many that nobody collects it would be full, and the jobs whose turn it is could bring nothing home through it.
+        """
+        while not self.closed.wait(WAITING_LOOK_S):
+            with self._lock:
+                jobs = list(self._jobs.values())
+            clusters = {id(cluster): cluster for job in jobs if (cluster := job.waits_in) not in (None, self._places.alone)}
+            for cluster in clusters.values():
+                try:
+                    found = cluster.jobs.in_flight()
+                except (DistributedComfyError, redis.RedisError) as error:  # who looks after the jobs says so
+                    log.debug("nobody knows which jobs have results: %s", error)
+                    continue
+                room = MOST_COLLECTED - sum(job.phase == "running" for job in jobs)
+                for job in [job for job in jobs if job.waits_in is cluster and job.job_id in found][: max(0, room)]:
+                    job.collect()
 
     def _cached(self, prompt_id: str, nodes: frozenset[str]) -> None:
         """ComfyUI has the results of these nodes already: a job that only they would ask for runs in vain."""

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 ENTERING = 4
 """Jobs that are entered in the table, or cleared away, at the same time."""
 COLLECTING = 4
-"""Jobs that are collected at the same time, beside the one whose node waits: results of others lie in the blob store meanwhile."""
+"""Jobs that are collected at the same time, beside the one whose node waits, and those of which results lie in the blob store already."""
 
 Task = Callable[[], None]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import redis
@@ -47,6 +48,12 @@ CANCEL_S = 5.0
 """How long a cancelled job may take to come to its end before it is left to its lease."""
 CLOSE_S = 2.0
 """The same where this ComfyUI ends."""
+
+_ENDED: dict[Ending, str] = {
+    "success": "its prompt is over", "error": "its prompt has failed", "interrupted": "its prompt is interrupted",
+    "gone": "its prompt has left the queue",
+}  # fmt: skip
+"""Why a job is cancelled whose prompt has ended before it."""
 
 Phase = Literal["deferred", "starting", "queued", "running", "here", "failed"]
 """``deferred``: not queued yet; ``queued``: in the table, and nobody collects it; ``starting``: on its way, also to another cluster;
@@ -89,6 +96,8 @@ class MasterJob:
         self.phase: Phase = "deferred"
         self.interrupted = False
         """Its prompt is, and may run on for a while."""
+        self.ending: Ending | None = None
+        """How its prompt has ended, once it has."""
         self._places = places
         self._stop = threading.Event()
         self._reason = ""
@@ -154,6 +163,15 @@ class MasterJob:
         return self._over.is_set()
 
     # -- for whoever follows the prompt
+    @property
+    def waits_in(self) -> Cluster | None:
+        """The cluster in which it is queued while nobody collects it; None where that is not so."""
+        return self._entered.cluster if self.phase == "queued" and self._entered is not None else None
+
+    def collect(self) -> None:
+        """Let it be collected before its turn; returns at once."""
+        self._spawn(self._collect)
+
     def enter(self) -> None:
         """Enter it in the table, if that has not been done, and let it be collected when its turn comes; waits for servers."""
         with self._changing:
@@ -167,8 +185,9 @@ class MasterJob:
 
     def end(self, ending: Ending) -> None:
         """The prompt is over: what is under way is cancelled; what is finished waits for the same prompt, if this one failed."""
-        self._keep, self._deleted = ending == "error", ending == "gone"
-        self.cancel(f"its prompt is over ({ending})")
+        self._keep, self._deleted = ending in ("error", "interrupted"), ending == "gone"
+        self.ending = ending
+        self.cancel(_ENDED[ending])
         with self._changing:
             self._over.set()
         self._places.lanes.soon(self._clear)
@@ -177,7 +196,7 @@ class MasterJob:
         """Its prompt is interrupted: end what is under way now, not when the prompt ends; returns at once, waits for no lock."""
         if not self.interrupted:
             self.interrupted = True
-            self._spawn(lambda: self.cancel("its prompt is interrupted"))
+            self._spawn(lambda: self.cancel(_ENDED["interrupted"]))
 
     def cancel(self, reason: str) -> None:
         """End a job that is under way; returns at once."""
@@ -322,6 +341,9 @@ class MasterJob:
                 raise
             self._left, self._move_by = True, time.monotonic() + AWAY_S
             return False
+        except JobCancelled:  # by `cancel`, or by a command
+            self._settle(cluster, job_id)
+            raise
         except DistributedComfyError as error:  # two items of different sizes, for one: the others run in vain
             self._cancel_now(cluster, job_id, str(error))
             self._settle(cluster, job_id)
@@ -356,7 +378,7 @@ class MasterJob:
             if not self._asked or running is None or self.phase != "running" or self._listener is not None:
                 return
             if running.cluster is not self._places.alone:
-                self._listener = ProgressListener(running.cluster, running.record.job_id, self.progress.step)
+                self._listener = self.progress.listener(running.cluster, running.record.job_id)
                 self._listener.__enter__()
 
     def _listen_no_more(self) -> None:
@@ -384,23 +406,17 @@ class MasterJob:
                 self.running.collector.stop()
 
     def _begin(self, entered: Entered) -> RunningJob:
-        cluster, queued, spool = entered.cluster, entered.queued, self._open_spool(entered)
-        record, folder = queued.record, self._places.folder
-        place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(folder.absolute()))
+        cluster, queued, spool, record = entered.cluster, entered.queued, self._open_spool(entered), entered.queued.record
+        place = SpoolPlace(cluster.settings.host_name, str(spool.folder.absolute()), str(self._places.folder.absolute()))
         try:
             cluster.jobs.note_spool(record.job_id, place)
         except (ClusterUnavailable, redis.RedisError) as error:  # the collector waits for a table that comes back
             log.warning("job %s: the table is not told where its spool lies: %s", record.job_id, error)
-        tiles = TileLimits(
-            blob_bytes=cluster.settings.blob_limit_bytes,
-            workers=CapableWorkers(cluster, record),
-            on_planned=self.progress.tiles_planned,
-        )
-        options = CollectorOptions(
-            on_item=self.progress.item_done, ensure_inputs=lambda: queued.inputs.ensure(record.input_files), tiles=tiles
-        )
-        collector = Collector(record, cluster.jobs, cluster.blobs, spool, options)
-        return RunningJob(cluster, record, queued.plan, spool, collector)
+        settings, tell, workers = cluster.settings, self.progress, CapableWorkers(cluster, record)
+        tiles = TileLimits(blob_bytes=settings.blob_limit_bytes, workers=workers, on_planned=tell.tiles_planned)
+        ensure = partial(queued.inputs.ensure, record.input_files)
+        options = CollectorOptions(tell.item_done, ensure, blob_away_s=settings.blob_away_s, tiles=tiles)
+        return RunningJob(cluster, record, queued.plan, spool, Collector(record, cluster.jobs, cluster.blobs, spool, options))
 
     def _settle(self, cluster: Cluster, job_id: str) -> None:
         """Nothing of an ended job stays on the servers."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
+from distributed_comfy.comfyui.node_texts import NodeTexts
 from distributed_comfy.comfyui.participation import Participation
 from distributed_comfy.comfyui.previews import preview_for_page
 from distributed_comfy.errors import JobFailed, ValidationRefused, WorkerNodeFailed
@@ -34,12 +35,14 @@ class JobNodes:
         host: this ComfyUI.
         jobs: of its prompts.
         participation: its own part in them.
+        texts: at nodes.
     """
 
-    def __init__(self, host: ComfyHost, jobs: MasterJobs, participation: Participation) -> None:
+    def __init__(self, host: ComfyHost, jobs: MasterJobs, participation: Participation, texts: NodeTexts) -> None:
         self.host = host
         self.jobs = jobs
         self.participation = participation
+        self._texts = texts
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="distributed-comfy nodes")
 
     def distributes(self, node_id: str) -> bool:
@@ -57,15 +60,25 @@ class JobNodes:
             The error with which the job failed; ComfyUI's own where the prompt was interrupted.
         """
         job.start()
-        view = _View(self.host, node_id)
-        while True:
-            self._check()
-            view.show(job)
-            found = await self.unless_interrupted(self._look, job, node_id, outputs)
-            if found is not None:
+        view = _View(self.host, self._texts, node_id)
+        try:
+            while True:
+                self._check()
                 view.show(job)
-                return found
-            await asyncio.sleep(POLL_S)
+                found = await self.unless_interrupted(self._look, job, node_id, outputs)
+                if found is not None:
+                    break
+                await asyncio.sleep(POLL_S)
+        except self.host.model_management.InterruptProcessingException:
+            self._texts.over(job, "interrupted")
+            raise
+        except Exception:
+            self._texts.over(job, "error")
+            raise
+        view.show(job)
+        if not isinstance(found, dict):  # else an item is added, and the node goes on waiting after it
+            self._texts.stays(node_id)
+        return found
 
     async def unless_interrupted(self, call: Callable[..., T], *args: Any) -> T:
         """What a call gives that may take long, as servers do that are away: ComfyUI's interrupt does not wait for it.
@@ -101,23 +114,21 @@ class JobNodes:
 class _View:
     """The bar, the text and the previews at one node."""
 
-    def __init__(self, host: ComfyHost, node_id: str) -> None:
-        self._host, self._node_id = host, node_id
+    def __init__(self, host: ComfyHost, texts: NodeTexts, node_id: str) -> None:
+        self._host, self._texts, self._node_id = host, texts, node_id
         self._bar: Any = None
         self._shown: tuple[int, int, str] | None = None
 
     def show(self, job: MasterJob) -> None:
         """Send what has changed."""
         look = job.progress.look()
-        if not look.total:
-            return
-        if self._bar is None:
+        if self._bar is None and look.total:
             self._bar = self._host.progress_bar(look.total, self._node_id)
         state = (look.done, look.total, look.text)
-        if state != self._shown or look.preview:
+        if self._bar is not None and (state != self._shown or look.preview):
             self._bar.update_absolute(look.done, look.total, self._preview(look.preview))
         if self._shown is None or look.text != self._shown[2]:
-            self._host.show_text(look.text, self._node_id)
+            self._texts.show(job, self._node_id, look.text)
         self._shown = state
 
     def _preview(self, picture: bytes) -> Any:

@@ -29,7 +29,8 @@ class Options(BaseModel):
     participate: bool = True
     """This ComfyUI takes items of its own jobs too; otherwise it only orchestrates."""
     auto_launch: bool = False
-    """The workers of this host start with ComfyUI; otherwise they wait until they are asked for."""
+    """The workers of this host start with ComfyUI; otherwise they wait until they are asked for. ``auto_launch`` in workers.json is for
+    ``up`` alone."""
     ordinary: bool | None = None
     """Prompts without distributed nodes may run on any GPU; null: not asked yet."""
     debug: bool = False

@@ -184,7 +184,8 @@ class OrdinaryRun:
         return self._around.folders["output"] / SPOOL_FOLDER / f"{SPOOL_PREFIX}{self.job_id}"
 
     def _collect(self, job: QueuedJob, spool: Spool) -> None:
-        options = CollectorOptions(ensure_inputs=lambda: job.inputs.ensure(job.record.input_files))
+        away_s = self._cluster.settings.blob_away_s
+        options = CollectorOptions(ensure_inputs=lambda: job.inputs.ensure(job.record.input_files), blob_away_s=away_s)
         collector = Collector(job.record, self._cluster.jobs, self._cluster.blobs, spool, options)
         watch = threading.Thread(target=self._watch, args=(collector,), name=f"prompt-{self.job_id}", daemon=True)
         watch.start()

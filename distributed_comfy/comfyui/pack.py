@@ -8,8 +8,10 @@ from typing import Any
 
 from distributed_comfy.comfyui.clash import keep_classes, must_yield
 from distributed_comfy.comfyui.context import PackContext
+from distributed_comfy.comfyui.copies import Copies
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.options import Options, options_file
+from distributed_comfy.comfyui.route_threads import RouteThreads
 from distributed_comfy.comfyui.session import Session
 from distributed_comfy.engine.attach.capability import OUR_CATEGORY
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 _PARTS = (
     ("distributed_comfy.comfyui.intake", "install_intake"),
     ("distributed_comfy.comfyui.ordinary", "install_ordinary"),
-    ("distributed_comfy.comfyui.routes", "install_routes"),
+    ("distributed_comfy.comfyui.all_routes", "install_routes"),
     ("distributed_comfy.comfyui.templates", "install_templates"),
 )
 """Module and function of each part; the function gets the `Pack`, while ComfyUI loads its custom nodes."""
@@ -40,6 +42,10 @@ class Pack:
         self.host = host
         self._options = options_file(settings)
         self.session = Session(settings, host, self._options)
+        self.copies = Copies(host)
+        """Where it was loaded from."""
+        self.threads = RouteThreads()
+        """For routes."""
         self.context = PackContext()
         self.jobs: Any = None
         """Jobs of prompts that this ComfyUI accepted."""
@@ -74,6 +80,11 @@ class Pack:
         keep_classes(self.host, self.classes)
         self.session.start()
         return True
+
+    def end(self) -> None:
+        """ComfyUI ends: so does all that the pack has begun."""
+        self.threads.end()
+        self.session.end()
 
     def install_parts(self) -> None:
         """Let each part put itself into ComfyUI; one that cannot is told in the log and left out."""

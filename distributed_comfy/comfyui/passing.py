@@ -1,18 +1,23 @@
-"""Asks what workers have, before ComfyUI validates a prompt that needs it: `foreign.ForeignValues` knows it then, and no loop waits."""
+"""Asks what workers have, before ComfyUI validates a prompt that needs it: `foreign.ForeignValues` knows it then, and no loop waits.
+
+What ComfyUI refuses all the same is what they do not have either: `refusals` says so in its answer.
+"""
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import redis
 from aiohttp import web
 
 from distributed_comfy.comfyui.foreign import ForeignValues
+from distributed_comfy.comfyui.refusals import Asked, with_the_workers
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import Capability, Prompt
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
@@ -28,7 +33,8 @@ LIVE_S = 3.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_live: ContextVar[tuple[Capability, ...]] = ContextVar("live workers of a posted prompt", default=())
+_NOBODY = Asked()
+_asked: ContextVar[Asked] = ContextVar("what workers said of a posted prompt", default=_NOBODY)
 
 
 class Passing:
@@ -36,10 +42,10 @@ class Passing:
 
     Args:
         values: what this ComfyUI lists.
-        live: asks for the capabilities of the live workers; it may wait.
+        live: asks for the capabilities of the live workers, by name; it may wait.
     """
 
-    def __init__(self, values: ForeignValues, live: Callable[[], Iterable[Capability]]) -> None:
+    def __init__(self, values: ForeignValues, live: Callable[[], Mapping[str, Capability]]) -> None:
         self._values = values
         self._live = live
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="distributed-comfy intake")
@@ -51,7 +57,7 @@ class Passing:
         if parsed is None:
             return posted
         try:
-            changed = self._values.replace(parsed, _live.get())
+            changed = self._values.replace(parsed, tuple(_asked.get().live.values()))
         except DistributedComfyError as error:  # ComfyUI says what is wrong with it
             log.debug("a prompt is validated as it is: %s", error)
             return posted
@@ -60,27 +66,33 @@ class Passing:
     def _middleware(self) -> Any:
         @web.middleware
         async def ask_first(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.method == "POST" and request.path in PATHS:
-                _live.set(await self._asked(await request.read()))
-            return await handler(request)
+            if request.method != "POST" or request.path not in PATHS:
+                return await handler(request)
+            asked = await self._ask(await request.read())
+            _asked.set(asked)
+            return with_the_workers(await handler(request), asked)
 
         return ask_first
 
-    async def _asked(self, body: bytes) -> tuple[Capability, ...]:
+    async def _ask(self, body: bytes) -> Asked:
         """What live workers have, where this prompt needs something that is not here."""
         if not any(name.encode() in body for name in JOB_CLASSES):
-            return ()
+            return _NOBODY
+        asked = _NOBODY
         try:
             parsed = _with_jobs(json.loads(body))
-            if parsed is None or not self._values.missing(parsed):
-                return ()
-            asking = asyncio.get_running_loop().run_in_executor(self._threads, lambda: tuple(self._live()))
-            return await asyncio.wait_for(asking, LIVE_S)
+            missing = self._values.missing(parsed) if parsed is not None else {}
+            if parsed is None or not missing:
+                return _NOBODY
+            asked = Asked(parsed, missing)
+            asking = asyncio.get_running_loop().run_in_executor(self._threads, lambda: dict(self._live()))
+            return replace(asked, live=await asyncio.wait_for(asking, LIVE_S))
         except (DistributedComfyError, redis.RedisError, ValueError) as error:
             log.debug("a prompt is validated as it is: %s", error)
+            return replace(asked, unanswered=str(error))
         except asyncio.TimeoutError:
             log.warning("a prompt needs what is not here, and the cluster did not say within %.0f s whether a worker has it", LIVE_S)
-        return ()
+            return replace(asked, unanswered=f"the cluster did not answer within {LIVE_S:.0f} s")
 
 
 def _with_jobs(posted: Any) -> Prompt | None:

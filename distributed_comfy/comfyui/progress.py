@@ -1,12 +1,18 @@
 """How far a job is, as its node in ComfyUI shows it."""
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distributed_comfy.messages import ItemResult, JobRecord
-from distributed_comfy.orchestrator.progress import Step
+from distributed_comfy.orchestrator.counting import JobCount
+from distributed_comfy.orchestrator.progress import ProgressListener, Step
+from distributed_comfy.orchestrator.waiting import KeptResults
+from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
 
 _SHOWN_WORKERS = 4
 
@@ -17,9 +23,11 @@ class Shown:
 
     done: int
     total: int
-    """Items; 0 while that is not known."""
+    """Items and tiles; 0 while that is not known."""
     text: str
-    """``3 of 8 items; pc1-cuda0 5/20``."""
+    """``3 of 8 items; pc1-cuda0 5/20``; empty while nothing is known."""
+    count: str = ""
+    """The first part of it."""
     preview: bytes = field(default=b"", repr=False)
     """JPEG or PNG of the latest one; empty where there was none since the last look."""
 
@@ -29,42 +37,47 @@ class JobProgress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._items = self._tiles = 0
-        self._done: set[int] = set()
+        self._count = JobCount()
         self._steps: dict[str, Step] = {}
         """Worker -> what it did last, of items that are not here yet."""
         self._preview = b""
         self._note = ""
+        self._kept = KeptResults(log.warning)
+
+    def listener(self, cluster: Cluster, job_id: str) -> ProgressListener:
+        """Tells it what workers say of the job; of results that cannot be stored now the log speaks."""
+        return ProgressListener(cluster, job_id, self.step, on_waits=self._kept.hear)
 
     def begin(self, record: JobRecord) -> None:
         """The job is in the table."""
         with self._lock:
-            self._items = record.items
+            self._count = JobCount(record)
 
     def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
-        """An upscale adds items."""
+        """An upscale has tiles."""
         with self._lock:
-            self._tiles = len(tiles)
+            self._count.plan(tiles)
 
     def item_done(self, index: int, result: ItemResult) -> None:
         """An item has arrived."""
         with self._lock:
-            self._done.add(index)
+            self._count.take(index)
             if (step := self._steps.get(result.worker)) and step.index == index:
                 del self._steps[result.worker]
 
     def items_here(self, indexes: Iterable[int]) -> None:
         """These are in the spool, whether or not their arrival has been told yet."""
         with self._lock:
-            self._done.update(indexes)
-            self._steps = {worker: step for worker, step in self._steps.items() if step.index not in self._done}
+            for index in indexes:
+                self._count.take(index)
+            self._steps = {worker: step for worker, step in self._steps.items() if step.index not in self._count.here}
 
     def step(self, step: Step) -> None:
         """A worker did some steps, or shows a preview."""
         with self._lock:
             if step.preview:
                 self._preview = step.preview
-            elif step.index not in self._done:
+            elif step.index not in self._count.here:
                 self._steps[step.worker] = step
 
     def note(self, text: str) -> None:
@@ -76,9 +89,8 @@ class JobProgress:
         """How it is now; a preview is given once."""
         with self._lock:
             preview, self._preview = self._preview, b""
-            total = self._items + self._tiles
             workers = [f"{name} {step.value}/{step.maximum}" for name, step in sorted(self._steps.items()) if step.maximum]
             more = [f"{len(workers) - _SHOWN_WORKERS} more"] if len(workers) > _SHOWN_WORKERS else []
-            items = [f"{len(self._done)} of {total} items"] if total else []
-            parts = [*items, *workers[:_SHOWN_WORKERS], *more, *([self._note] if self._note else [])]
-            return Shown(len(self._done), total, "; ".join(parts), preview)
+            count = self._count.words()
+            parts = [part for part in (count, *workers[:_SHOWN_WORKERS], *more, self._note) if part]
+            return Shown(self._count.done, self._count.total, "; ".join(parts), count, preview)

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 
-Ending = Literal["success", "error", "gone"]
-"""``error``: it failed or was interrupted; ``gone``: it left the queue before it ran."""
+Ending = Literal["success", "error", "interrupted", "gone"]
+"""``gone``: it left the queue before it ran."""
 
 
 class QueueWatch:
@@ -120,7 +120,9 @@ def _ending(history: dict[str, Any] | None) -> Ending:
     if history is None:
         return "gone"
     status = history.get("status") or {}
-    return "success" if status.get("status_str") == "success" else "error"
+    if status.get("status_str") == "success":
+        return "success"
+    return "interrupted" if any(event[0] == "execution_interrupted" for event in status.get("messages") or ()) else "error"
 
 
 def _listen(executor: Any, on_start: Callable[[str], None], on_cached: Callable[[str, frozenset[str]], None]) -> None:

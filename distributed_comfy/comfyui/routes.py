@@ -5,12 +5,10 @@ What a route may do follows from how it is registered: `open_to_site` for what a
 """
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -28,7 +26,6 @@ from distributed_comfy.settings import redact_url
 
 log = logging.getLogger(__name__)
 
-WEB_FOLDER = Path(__file__).parent / "web"
 _LINES = 500
 _SECRET = {"Cache-Control": "no-store"}
 """Headers of an answer that nobody on the way may keep."""
@@ -45,6 +42,8 @@ class Routes:
         self.control = Control(pack)
         path = token_path(pack.settings)
         self.callers = Callers(lambda: read_token(path), pack.settings.comfyui_names.split(","))
+        self.in_thread = pack.threads.run
+        """Runs what may wait for a file, Redis or an agent."""
 
     def open_to_site(self, method: str, path: str, handler: Handler) -> None:
         """For scripts and for pages of this ComfyUI."""
@@ -58,10 +57,14 @@ class Routes:
         """For ComfyUI's own page in a browser on this host."""
         self._add(method, path, handler, self.callers.check_own_browser)
 
+    async def told(self, call: Callable[..., Any], *given: Any, headers: Mapping[str, str] | None = None) -> web.Response:
+        """What a call gives, as JSON; it may wait for Redis or an agent, so it runs in a thread."""
+        return web.json_response(await self.in_thread(call, *given), headers=headers)
+
     def _add(self, method: str, path: str, handler: Handler, judge: Judge) -> None:
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
-                await asyncio.to_thread(judge, request)  # the token is in a file
+                await self.in_thread(judge, request)  # the token is in a file
                 return await handler(request)
             except Refused as refused:
                 log.info("%s %s refused: %s", request.method, request.path, refused.reason)
@@ -76,22 +79,11 @@ class Routes:
         self.pack.host.server.routes.route(method, path)(answer)
 
 
-def install_routes(pack: Pack) -> None:
-    """Add all of them, and the scripts of ComfyUI's page."""
-    from distributed_comfy.comfyui.compat import add_compatible_routes
-    from distributed_comfy.comfyui.panel_host import add_panel
-    from distributed_comfy.comfyui.relay_port import add_relay
-    from distributed_comfy.comfyui.visit_routes import add_visit_routes
-
-    routes = Routes(pack)
+def add_pack_routes(routes: Routes) -> None:
+    """Add the pack's own."""
     _add_pack(routes)
     _add_workers(routes)
     _add_jobs(routes)
-    add_compatible_routes(routes)
-    add_relay(pack)
-    add_visit_routes(routes)
-    add_panel(pack, routes.callers)
-    pack.web_directory = str(WEB_FOLDER)
 
 
 def pack_status(pack: Pack) -> dict[str, Any]:
@@ -112,20 +104,20 @@ def _add_pack(routes: Routes) -> None:
     pack, control = routes.pack, routes.control
 
     async def status(_request: web.Request) -> web.Response:
-        return await _told(pack_status, pack)  # it may ask another process
+        return await routes.told(pack_status, pack)  # it may ask another process
 
     async def token(_request: web.Request) -> web.Response:
-        text = await asyncio.to_thread(read_token, token_path(pack.settings))
+        text = await routes.in_thread(read_token, token_path(pack.settings))
         return web.json_response({"token": text}, headers=_SECRET)
 
     async def options(_request: web.Request) -> web.Response:
         return web.json_response(pack.options.model_dump())
 
     async def change_options(request: web.Request) -> web.Response:
-        return await _told(control.change_options, await body_of(request))
+        return await routes.told(control.change_options, await body_of(request))
 
     async def clear_memory(_request: web.Request) -> web.Response:
-        return web.json_response({"workers": await asyncio.to_thread(control.clear_memory)})
+        return web.json_response({"workers": await routes.in_thread(control.clear_memory)})
 
     routes.open_to_site("GET", "/distributed_comfy/status", status)
     routes.own_browser("POST", "/distributed_comfy/token", token)
@@ -138,14 +130,14 @@ def _add_workers(routes: Routes) -> None:
     control = routes.control
 
     async def workers(_request: web.Request) -> web.Response:
-        return await _told(control.workers)
+        return await routes.told(control.workers)
 
     async def add(request: web.Request) -> web.Response:
         body = await body_of(request)
         fields = body.get("fields", {})
         if not isinstance(fields, dict):
             raise BadRequest("fields must be an object, as a worker has them in workers.json")
-        return await _told(control.add_worker, text_of(body, "name"), fields)
+        return await routes.told(control.add_worker, text_of(body, "name"), fields)
 
     async def order(request: web.Request) -> web.Response:
         verb = next((known for known in VERBS if known == request.match_info["verb"]), None)
@@ -155,10 +147,10 @@ def _add_workers(routes: Routes) -> None:
         allowed = {"edit": ("fields", "restart"), "stop": ("at_once",)}.get(verb, ())
         if unknown := sorted(body.keys() - set(allowed)):
             raise BadRequest(f"{verb} knows no {', '.join(unknown)[:200]}")
-        return await _told(functools.partial(control.order, verb, request.match_info["name"], **body))
+        return await routes.told(functools.partial(control.order, verb, request.match_info["name"], **body))
 
     async def worker_log(request: web.Request) -> web.Response:
-        lines = await asyncio.to_thread(control.log_lines, request.match_info["name"], number_of(request, "lines", _LINES))
+        lines = await routes.in_thread(control.log_lines, request.match_info["name"], number_of(request, "lines", _LINES))
         return web.json_response({"lines": [{"at_ms": line.at_ms, "level": line.level, "text": line.text} for line in lines]})
 
     routes.open_to_site("GET", "/distributed_comfy/workers", workers)
@@ -171,32 +163,27 @@ def _add_jobs(routes: Routes) -> None:
     control = routes.control
 
     async def jobs(_request: web.Request) -> web.Response:
-        return web.json_response({"jobs": await asyncio.to_thread(control.jobs)})
+        return web.json_response({"jobs": await routes.in_thread(control.jobs)})
 
     async def cancel(request: web.Request) -> web.Response:
-        return await _told(control.cancel_job, request.match_info["job"])
+        return await routes.told(control.cancel_job, request.match_info["job"])
 
     async def invite(request: web.Request) -> web.Response:
         body = await body_of(request)
         options = InviteOptions(name=text_of(body, "name"), url=text_of(body, "url"))
-        return await _told(control.invite, options, headers=_SECRET)
+        return await routes.told(control.invite, options, headers=_SECRET)
 
     async def invites(_request: web.Request) -> web.Response:
-        return web.json_response({"invites": await asyncio.to_thread(control.invites)})
+        return web.json_response({"invites": await routes.in_thread(control.invites)})
 
     async def revoke(request: web.Request) -> web.Response:
-        return await _told(control.revoke, request.match_info["name"])
+        return await routes.told(control.revoke, request.match_info["name"])
 
     routes.open_to_site("GET", "/distributed_comfy/jobs", jobs)
     routes.with_token("POST", "/distributed_comfy/jobs/{job}/cancel", cancel)
     routes.with_token("POST", "/distributed_comfy/invites", invite)
     routes.with_token("GET", "/distributed_comfy/invites", invites)
     routes.with_token("POST", "/distributed_comfy/invites/{name}/revoke", revoke)
-
-
-async def _told(call: Callable[..., Any], *given: Any, headers: Mapping[str, str] | None = None) -> web.Response:
-    """What a call gives, as JSON; it may wait for Redis or an agent, so it runs in a thread."""
-    return web.json_response(await asyncio.to_thread(call, *given), headers=headers)
 
 
 def _status_of(error: DistributedComfyError) -> int:

@@ -91,22 +91,22 @@ class VisitRoutes:
             raise Refused(401, f"{KEY_HEADER} is missing or wrong; {remedy}")
 
     async def _has_key(self, request: web.Request) -> bool:
-        token = await asyncio.to_thread(read_token, token_path(self._pack.settings))
+        token = await self._routes.in_thread(read_token, token_path(self._pack.settings))
         return hmac.compare_digest(request.headers.get(KEY_HEADER, "").encode("utf-8", "replace"), attach_key(token).encode())
 
     # -- answers --------------------------------------------------------------------------------------------------------
     async def _facts(self, request: web.Request) -> web.Response:
         allowed = await self._has_key(request)
-        its_class = await asyncio.to_thread(self._device_class) if allowed else ""
+        its_class = await self._routes.in_thread(self._device_class) if allowed else ""
         return web.json_response(to_plain(PackFacts(__version__, allowed, its_class)))
 
     async def _open(self, request: web.Request) -> web.Response:
         await self._require_key(request)
         body = await body_of(request, RECORDS_LIMIT_BYTES)
-        visit = await asyncio.to_thread(from_plain, Visit, body)
+        visit = await self._routes.in_thread(from_plain, Visit, body)
         if not _CLAIM.fullmatch(visit.claim_id) or not visit.worker or visit.worker != slug(visit.worker):
             raise BadRequest("a visit has a claim and a worker, in the letters of such names")
-        if await asyncio.to_thread(self._waits_for, visit.job_id):
+        if await self._routes.in_thread(self._waits_for, visit.job_id):
             return web.json_response({"error": "another ComfyUI than the one that waits for the job"}, status=NOT_FOR_IT)
         news, loop = asyncio.Event(), asyncio.get_running_loop()
         try:
@@ -117,7 +117,7 @@ class VisitRoutes:
         if opened is None:
             return web.json_response({"error": "too many visits at the same time"}, status=_TOO_MANY)
         self._news[opened] = news
-        return web.json_response({"files": await asyncio.to_thread(self._visits.kept_files, visit.worker)})
+        return web.json_response({"files": await self._routes.in_thread(self._visits.kept_files, visit.worker)})
 
     async def _wanted(self, _request: web.Request, visit: OpenVisit) -> web.Response:
         news = self._news[visit]
@@ -144,7 +144,7 @@ class VisitRoutes:
         return web.json_response({})
 
     async def _captures(self, _request: web.Request, visit: OpenVisit) -> web.Response:
-        return web.json_response(to_plain(await asyncio.to_thread(visit.result)))
+        return web.json_response(to_plain(await self._routes.in_thread(visit.result)))
 
     async def _give(self, request: web.Request, visit: OpenVisit) -> web.StreamResponse:
         pieces = visit.blobs.given(request.query.get("id", ""))
@@ -162,7 +162,7 @@ class VisitRoutes:
 
     async def _end(self, request: web.Request) -> web.Response:
         await self._require_key(request)
-        await asyncio.to_thread(self._visits.end, request.match_info["claim"])
+        await self._routes.in_thread(self._visits.end, request.match_info["claim"])
         return web.json_response({})
 
     # -- this ComfyUI ---------------------------------------------------------------------------------------------------

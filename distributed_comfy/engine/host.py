@@ -34,6 +34,7 @@ from distributed_comfy.engine.protocol import (
     Shipping,
     Started,
     StartFailed,
+    Waits,
     from_message,
     to_message,
 )
@@ -72,7 +73,7 @@ class Ended:
     """True after `EngineProcess.close` or `EngineProcess.kill`."""
 
 
-HostEvent = Union[Started, Progress, Preview, Said, Shipping, Finished, Failed, Described, Ended]
+HostEvent = Union[Started, Progress, Preview, Said, Shipping, Waits, Finished, Failed, Described, Ended]
 """What a consumer hears from its engine."""
 
 

@@ -25,7 +25,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Run:
-    """Queue an item; answered by `Started`, then `Shipping` and `Finished`, or by `Failed` at any time."""
+    """Queue an item; answered by `Started`, then `Shipping`, any number of `Waits` and `Finished`, or by `Failed` at any time."""
 
     request: RunRequest
 
@@ -124,6 +124,15 @@ class Shipping:
 
 
 @dataclass(frozen=True)
+class Waits:
+    """The result of a claim cannot be stored now, and is kept until it can."""
+
+    claim_id: str
+    reason: str
+    """A sentence; empty where it goes on."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """All of a claim's result lies in the blob store."""
 
@@ -157,7 +166,7 @@ class Reported:
     report: EngineReport
 
 
-Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Said, Shipping, Finished, Failed, Beat, Reported]
+Event = Union[Ready, StartFailed, Described, Started, Progress, Preview, Said, Shipping, Waits, Finished, Failed, Beat, Reported]
 
 T = TypeVar("T")
 
@@ -170,7 +179,7 @@ _TYPES: dict[str, type] = {
     kind.__name__.lower(): kind
     for kind in (
         *(Init, Run, Interrupt, Free, Describe, Close),
-        *(Ready, StartFailed, Described, Started, Progress, Preview, Said, Shipping, Finished, Failed, Beat, Reported),
+        *(Ready, StartFailed, Described, Started, Progress, Preview, Said, Shipping, Waits, Finished, Failed, Beat, Reported),
     )
 }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -16,12 +17,13 @@ from distributed_comfy.engine.base import CapturedValue, OutputFile, RunOutcome
 from distributed_comfy.engine.claims import ClaimBook, LifeSign
 from distributed_comfy.engine.folders import discard_outgoing
 from distributed_comfy.engine.options import EngineOptions
-from distributed_comfy.engine.protocol import Event, Failed, Finished
-from distributed_comfy.errors import ConnectionLost, DistributedComfyError, ItemInterrupted
+from distributed_comfy.engine.protocol import Event, Failed, Finished, Waits
+from distributed_comfy.errors import BlobStoreFull, ConnectionLost, DistributedComfyError, ItemInterrupted, ResultTooLarge
 from distributed_comfy.log_lines import subject
 from distributed_comfy.messages import Capability, Capture, FileRef, ItemResult, RunRequest, item_id
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.files import FileSource, store_file
+from distributed_comfy.transport.frames import BytesLike
 from distributed_comfy.transport.travel import capture_encoding
 from distributed_comfy.transport.values import store_value
 
@@ -103,6 +105,8 @@ class _Crate:
         self._harbour = harbour
         self._request = request
         self.blobs: dict[str, None] = {}
+        self._size_bytes = 0
+        """Of what was stored, or was to be, since the last beginning."""
 
     def fill(self, shipment: Shipment) -> ItemResult:
         """Store everything.
@@ -133,31 +137,71 @@ class _Crate:
         except ConnectionLost as error:
             log.warning("%d blobs of claim %s stay until they expire: %s", len(self.blobs), self._request.claim_id, error)
 
-    def put(self, *args: Any, **options: Any) -> str:
+    def put(self, name: str, pieces: Iterable[BytesLike], *, size_bytes: int | None = None, **options: Any) -> str:
         """`BlobStore.put`, remembering the blob: a value of several tensors may break off half way."""
-        blob = self._harbour.blobs.put(*args, **options)
+        if size_bytes is None:
+            pieces = list(pieces)
+            size_bytes = sum(map(len, pieces))
+        self._size_bytes += size_bytes
+        blob = self._harbour.blobs.put(name, pieces, size_bytes=size_bytes, **options)
         self.blobs[blob] = None
         self._harbour.life.touch()
         return blob
 
     def _patiently(self, store: Callable[[], T]) -> T:
-        """Store, for as long as the blob server takes to come back: the work is done, and the claim ours until it is interrupted.
+        """Store, for as long as the blob server takes to come back, or to have room.
 
-        Always from the beginning, under the same names: a server that was away may have lost all it had.
+        The work is done, and the claim ours until it is interrupted.  Always from the beginning, under the same names: a server that was
+        away may have lost all it had.
+
+        Raises:
+            ResultTooLarge: there will never be room for all of it.
         """
-        wait_s = _FIRST_WAIT_S
+        wait_s, reason = _FIRST_WAIT_S, ""
         while True:
             try:
-                return store()
+                self._size_bytes = 0
+                stored = store()
+                break
             except ConnectionLost as error:
                 self._check()
                 if not _is_away(error):
                     raise
-                if wait_s == _FIRST_WAIT_S:
-                    log.warning("item %s: %s; the result waits for it", item_id(self._request.job_id, self._request.index), error)
+                reason = self._tell(reason, error)
+            except BlobStoreFull as error:
+                self._check()
+                self._make_room(error)
+                reason = self._tell(reason, error)
             self._harbour.life.touch()
-            time.sleep(wait_s)
+            time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+        if reason:
+            self._harbour.send(Waits(self._request.claim_id, ""))
+        return stored
+
+    def _tell(self, told: str, error: DistributedComfyError) -> str:
+        """Say why the result waits, where that is news; what is told now."""
+        reason = str(error)
+        if reason != told:
+            log.warning("item %s: %s; the result waits for it", item_id(self._request.job_id, self._request.index), reason)
+            self._harbour.send(Waits(self._request.claim_id, reason))
+        return reason
+
+    def _make_room(self, error: BlobStoreFull) -> None:
+        """Take back what was stored: of several workers that each hold a part none would ever get the rest.
+
+        Raises:
+            ResultTooLarge: the store would not hold it if nothing else were there.
+        """
+        self.discard()
+        self.blobs.clear()
+        try:
+            capacity = self._harbour.blobs.capacity()
+        except ConnectionLost:  # it has gone away as well, which the next attempt finds out
+            return
+        if capacity is not None and self._size_bytes > capacity:
+            item = item_id(self._request.job_id, self._request.index)
+            raise ResultTooLarge(item_id=item, size_bytes=self._size_bytes, target=error.target, limit_bytes=capacity) from error
 
     def _store(self, outcome: RunOutcome) -> tuple[tuple[Capture, ...], tuple[FileRef, ...]]:
         captures = tuple(self._capture(number, capture) for number, capture in enumerate(outcome.captures))

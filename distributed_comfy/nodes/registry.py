@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from distributed_comfy.nodes.batches import AudioBatchDivider, DistributedEmptyImage, ImageBatchDivider
 from distributed_comfy.nodes.collector import DistributedCollector
@@ -65,6 +65,15 @@ DISPLAY_NAMES = {
 """class_type -> name in ComfyUI's editor."""
 USER_CLASSES = frozenset(name for name, shown in DISPLAY_NAMES.items() if not shown.endswith("(internal)"))
 """Those that users put into their workflows."""
+
+
+def declared_inputs(class_type: str) -> frozenset[str] | None:
+    """Names of all inputs of a class that users put into workflows, hidden ones too; None for any other class."""
+    if class_type not in USER_CLASSES:
+        return None
+    no_cut = cast(NodeContext, None)  # only inner classes ask for it
+    declared = node_classes(no_cut)[class_type].INPUT_TYPES()  # type: ignore[attr-defined]  # as each node class has it
+    return frozenset(name for kind in declared.values() for name in kind)
 
 
 def node_classes(

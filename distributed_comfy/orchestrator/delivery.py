@@ -21,6 +21,7 @@ from distributed_comfy.collector.save import FileMetadata, ResultSaver, SavedFil
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.errors import (
+    BlobsAway,
     ClusterUnavailable,
     DistributedComfyError,
     JobCancelled,
@@ -179,7 +180,9 @@ class Courier:
             on_planned=options.on_tiles,
             on_canvas=options.on_canvas,
         )
-        collecting = CollectorOptions(on_item=self._on_item, ensure_inputs=options.ensure_inputs, tiles=tiles)
+        collecting = CollectorOptions(
+            on_item=self._on_item, ensure_inputs=options.ensure_inputs, tiles=tiles, blob_away_s=cluster.settings.blob_away_s
+        )
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
         self._saver = ResultSaver(self._spool, self._places_to_save(), options.out, metadata=self._metadata, prefix=options.prefix)
         self._names = FolderNames(options.out)
@@ -271,7 +274,7 @@ class Courier:
             return
         if self._record.last_index is not None and not self._spool.has(self._record.last_index):
             self._save_for_last_stage()
-        if isinstance(error, (JobFailed, JobCancelled, JobLost)) and self._options.keep and self._spool.items():
+        if isinstance(error, (JobFailed, JobCancelled, JobLost, BlobsAway)) and self._options.keep and self._spool.items():
             self._spool.mark_ended()
             self._waiting = True
 

@@ -21,17 +21,26 @@ ALONE_FOLDER = ".one-worker"
 COLUMNS = ("ITEM", "SEED", "WORKER", "SECONDS", "FILE")
 
 ENGINE_NOTE = "These pictures were made by the built-in engine, a small seeded generator: no ComfyUI and no model took part."
-COMFYUI_STEPS = (
+_COMFYUI_STEPS = (
     "With ComfyUI instead: in its editor, feed the sampler's seed from a DistributedSeed, put a DistributedCollector behind the images,",
     "and save the graph with Workflow > Export (API). Then, on this machine alone:",
-    "    distributed-comfy run graph.json --items 8 --workers 1 --engine comfyui --comfyui ~/comfy/ComfyUI",
+    "    {command} run graph.json --items 8 --workers 1 --engine comfyui --comfyui ~/comfy/ComfyUI",
     "With many GPUs, start a worker on each GPU of this machine, and leave it running:",
-    "    distributed-comfy up",
+    "    {command} up",
     "For each further machine, on this one; it prints the one command to run there:",
-    "    distributed-comfy invite --name pc2",
+    "    {command} invite --name pc2",
     "Then, on this machine:",
-    "    distributed-comfy run graph.json --items 32 --out pictures",
+    "    {command} run graph.json --items 32 --out pictures",
 )
+
+
+def comfyui_steps(command: str) -> list[str]:
+    """How it goes on with ComfyUI.
+
+    Args:
+        command: as the user can type it.
+    """
+    return [line.format(command=command) for line in _COMFYUI_STEPS]
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,13 @@ def _upscale_line(result: DemoResult) -> str:
     return f"{what}, redrawn in {tiles} ({made}): {upscale.delivery.seconds:.2f} s wall time"
 
 
-def write_summary(result: DemoResult, out: Path) -> Path:
+def write_summary(result: DemoResult, out: Path, command: str) -> Path:
     """Draw the contact sheet, write both summaries; the path of the sheet.
 
+    Args:
+        result: of the demo.
+        out: its folder.
+        command: see `comfyui_steps`.
     Raises:
         OutputUnwritable: the folder is full or may not be written.
     """
@@ -96,7 +109,7 @@ def write_summary(result: DemoResult, out: Path) -> Path:
     if result.alone is not None:
         facts = (*facts, f"{result.alone.seconds:.1f} s on one")
     sheet = save_contact_sheet(entries, SheetHeader("Distributed Comfy demo", facts, ENGINE_NOTE), out / SHEET)
-    text = "\n".join([*summary_lines(result), "", *_text_table(summary_rows(result)), "", ENGINE_NOTE, *COMFYUI_STEPS, ""])
+    text = "\n".join([*summary_lines(result), "", *_text_table(summary_rows(result)), "", ENGINE_NOTE, *comfyui_steps(command), ""])
     for name, content in ((SUMMARY_TEXT, text), (SUMMARY_JSON, json.dumps(summary_json(result), indent=2) + "\n")):
         with writing(out / name):
             (out / name).write_text(content, encoding="utf-8")

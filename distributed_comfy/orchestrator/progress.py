@@ -46,6 +46,16 @@ class Said:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Waits:
+    """A finished item's result cannot be stored now, and its worker keeps it."""
+
+    index: int
+    worker: str
+    reason: str
+    """A sentence; empty where it goes on."""
+
+
 class ProgressListener:
     """A context that calls ``on_step`` from a thread of its own; steps may be lost, so nothing may depend on them.
 
@@ -54,14 +64,20 @@ class ProgressListener:
         job_id: the job; it need not be in the table yet.
         on_step: told of steps and previews.
         on_said: told what ComfyUI said.
+        on_waits: told of results that wait.
     """
 
     def __init__(
-        self, cluster: Cluster, job_id: str, on_step: Callable[[Step], None], on_said: Callable[[Said], None] = lambda said: None
+        self,
+        cluster: Cluster,
+        job_id: str,
+        on_step: Callable[[Step], None],
+        on_said: Callable[[Said], None] = lambda said: None,
+        on_waits: Callable[[Waits], None] = lambda waits: None,
     ) -> None:
         self._cluster = cluster
         self._channel = Keys(cluster.settings.key_prefix)("progress", job_id)
-        self._on_step, self._on_said = on_step, on_said
+        self._on_step, self._on_said, self._on_waits = on_step, on_said, on_waits
         self._marks: dict[str, threading.Event] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name=f"progress-{job_id}", daemon=True)
@@ -114,14 +130,18 @@ class ProgressListener:
             self._on_step(told)
         elif isinstance(told, Said):
             self._on_said(told)
+        elif isinstance(told, Waits):
+            self._on_waits(told)
         elif told in self._marks:
             self._marks[told].set()
 
 
-def _told(fields: dict[str, Any]) -> Step | Said | str:
+def _told(fields: dict[str, Any]) -> Step | Said | Waits | str:
     """A mark is its text."""
     if "mark" in fields:
         return str(fields["mark"])
+    if "waits" in fields:
+        return Waits(int(fields["index"]), str(fields["worker"]), str(fields["waits"]))
     return _said(fields) if "said" in fields else _step(fields)
 
 

@@ -38,7 +38,7 @@ from distributed_comfy.orchestrator.ownership import Ownership
 from distributed_comfy.orchestrator.progress import ProgressListener, Step
 from distributed_comfy.orchestrator.servers import Servers, redis_servers, refuse_where_joined
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt, submit_prompt
-from distributed_comfy.orchestrator.waiting import WorkerWatch, watching_workers
+from distributed_comfy.orchestrator.waiting import KeptResults, WorkerWatch, watching_workers
 from distributed_comfy.settings import Settings
 from tasks.cluster import Cluster, open_cluster
 
@@ -61,9 +61,9 @@ class JobStart:
     warnings: tuple[str, ...] = ()
     """Sentences for the user about what was decided for them."""
     resumed: str = ""
-    """The unfinished job that this one goes on with; empty where it starts afresh."""
-    resumed_items: int = 0
-    """Items that it has from that job."""
+    """The unfinished job that this one takes the place of, or that goes on itself; empty where it starts afresh."""
+    resumed_items: frozenset[int] = frozenset()
+    """Indexes of the items that were here before."""
 
 
 class Reporter(Protocol):
@@ -86,7 +86,7 @@ class Reporter(Protocol):
         """The job is in the table (or was taken over)."""
 
     def waiting(self, reason: str) -> None:
-        """No live worker can run what the job needs next; a sentence, once per outage."""
+        """No live worker can run what the job needs next, or what they made cannot be stored; a sentence, once per outage."""
 
     def step(self, step: Step) -> None:
         """A worker did some steps."""
@@ -188,14 +188,21 @@ def open_session(settings: Settings, servers: Servers, options: RunOptions, repo
     cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
     try:
         reporter.connected(servers)
-        if options.workers:
-            reporter.workers_starting(options.workers)
-        with local_workers(cluster, servers, options.workers, options.worker, options.stop) as own:
-            if own:
-                reporter.workers_ready([worker.name for worker in own])
+        with own_workers(cluster, servers, options, reporter):
             yield cluster
     finally:
         cluster.close()
+
+
+@contextmanager
+def own_workers(cluster: Cluster, servers: Servers, options: RunOptions, reporter: Reporter) -> Iterator[None]:
+    """The workers that ``options`` ask for, ready, for as long as the context lasts; errors as `LocalWorkers`."""
+    if options.workers:
+        reporter.workers_starting(options.workers)
+    with local_workers(cluster, servers, options.workers, options.worker, options.stop) as own:
+        if own:
+            reporter.workers_ready([worker.name for worker in own])
+        yield
 
 
 def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: Reporter) -> Delivery:
@@ -207,7 +214,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
     warnings = (*job.plan.warnings, _EMBEDDED) if kept and not cluster.settings.redis_url else job.plan.warnings
     start = JobStart(job.record, {item.index: item.seed for item in job.plan.items}, warnings)
     if job.resumed is not None:
-        start = replace(start, resumed=job.resumed.job_id, resumed_items=len(job.resumed.spool.items()))
+        start = replace(start, resumed=job.resumed.job_id, resumed_items=frozenset(job.resumed.spool.items()))
     reporter.submitted(start)
     watching = watching_workers(cluster, job.record, reporter.waiting, partial(_cancel_rest, cluster, job.record.job_id), give_up_at)
     if kept:
@@ -225,7 +232,7 @@ def run_on(cluster: Cluster, given: GivenPrompt, options: RunOptions, reporter: 
         keep=options.keep,
     )
     ownership = Ownership(cluster, job.record.job_id, job.owner)
-    with ownership, ProgressListener(cluster, job.record.job_id, reporter.step), watching as watch:
+    with ownership, _listening(cluster, job.record.job_id, reporter), watching as watch:
         return _given_up(watch, _collect(cluster, job.record, delivery, options.stop, ownership.lost))
 
 
@@ -235,12 +242,30 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
     Items that its last owner had fetched already are taken from ``out`` if that was its folder too; otherwise they run again.
 
     Raises:
-        JobUnknown: no such job.
+        JobUnknown, JobStateInvalid: see `check_attachable`.
         JobOwned: somebody else collects it.
-        JobStateInvalid: it failed, was cancelled, or was collected to its end.
         OutputUnwritable: ``out`` cannot be written.
     """
     began = time.monotonic()
+    record = check_attachable(cluster, job_id, out)
+    owner = _take_over(cluster, job_id, stop)
+    ownership = Ownership(cluster, job_id, owner)
+    watching = watching_workers(cluster, record, reporter.waiting, partial(_cancel_rest, cluster, job_id))
+    with ownership, _listening(cluster, job_id, reporter), watching:
+        seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
+        reporter.submitted(JobStart(record, seeds))
+        on_canvas = reporter.canvas if reporter.watches_canvas else None
+        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=on_canvas, began=began)
+        return _collect(cluster, record, told, stop, ownership.lost)
+
+
+def check_attachable(cluster: Cluster, job_id: str, out: Path) -> JobRecord:
+    """The record of a job that can be taken over.
+
+    Raises:
+        JobUnknown: no such job.
+        JobStateInvalid: it failed, was cancelled, or was collected to its end.
+    """
     record = cluster.jobs.record(job_id)
     state = cluster.jobs.job_state(job_id)
     spooled = spool_folder(out, job_id).is_dir()
@@ -248,15 +273,11 @@ def attach(cluster: Cluster, job_id: str, out: Path, reporter: Reporter, stop: t
         raise JobStateInvalid(job_id=job_id, state=state.state, order="attach", needed="a job that can go on; `jobs retry` makes it one")
     if state.state == "done" and not spooled and not cluster.jobs.unfetched(job_id):
         raise JobStateInvalid(job_id=job_id, state="collected", order="attach", needed="a job with results left to fetch")
-    owner = _take_over(cluster, job_id, stop)
-    ownership = Ownership(cluster, job_id, owner)
-    watching = watching_workers(cluster, record, reporter.waiting, partial(_cancel_rest, cluster, job_id))
-    with ownership, ProgressListener(cluster, job_id, reporter.step), watching:
-        seeds = {index: spec.seed for index, spec in cluster.jobs.specs(job_id).items()}
-        reporter.submitted(JobStart(record, seeds))
-        on_canvas = reporter.canvas if reporter.watches_canvas else None
-        told = DeliveryOptions(out, reporter.item_done, on_tiles=reporter.tiles_planned, on_canvas=on_canvas, began=began)
-        return _collect(cluster, record, told, stop, ownership.lost)
+    return record
+
+
+def _listening(cluster: Cluster, job_id: str, reporter: Reporter) -> ProgressListener:
+    return ProgressListener(cluster, job_id, reporter.step, on_waits=KeptResults(reporter.waiting).hear)
 
 
 def _given_up(watch: WorkerWatch, delivery: Delivery) -> Delivery:
@@ -304,7 +325,7 @@ def _watch(cluster: Cluster, start: JobStart, stop: threading.Event, reporter: R
     """Wait for the end of a job that nobody collects; ``stop`` cancels it, and what is finished stays for Celery."""
     job_id, given_up = start.record.job_id, threading.Event()
     job = KeptJob(cluster, start.record, reporter.item_done, given_up)
-    with ProgressListener(cluster, job_id, reporter.step), _cancelling(cluster, job_id, given_up.set, stop):
+    with _listening(cluster, job_id, reporter), _cancelling(cluster, job_id, given_up.set, stop):
         return replace(job.wait(), seeds=start.seeds)
 
 

@@ -41,6 +41,11 @@ class Servers:
         return not self.invited_to and (self.embedded or parts.scheme == "unix" or parts.hostname in _LOOPBACK)
 
     @property
+    def one(self) -> bool:
+        """Whether the state server has the blobs as well: DC_BLOB_URL is not set, or is the same."""
+        return self.blob_url == self.redis_url
+
+    @property
     def shown(self) -> str:
         """For people: no password."""
         if self.invited_to:

@@ -27,8 +27,11 @@ from distributed_comfy.errors import (
 )
 from distributed_comfy.frame_plan import FrameOption, FramePlan
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
+from distributed_comfy.nodes.registry import declared_inputs
+from distributed_comfy.orchestrator.first_worker import how_to_start
 from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
 from distributed_comfy.orchestrator.resume import Resumed, resume
+from distributed_comfy.orchestrator.unknown_inputs import unknown_inputs
 from distributed_comfy.planning.near_names import meant
 from distributed_comfy.planning.plan import ITEMS_LIMIT, JobPlan, PlanOptions, plan_job, resume_key
 from distributed_comfy.planning.requirements import common_class, lacks, matches, signature, united
@@ -40,6 +43,7 @@ from distributed_comfy.workflow.parse import ParsedPrompt, parse_prompt
 from tasks.cluster import Cluster
 
 _POLL_S = 0.25
+_OWN_WORKERS = ", or add --workers 2 to let this command start its own"
 
 Live = Mapping[str, Capability]
 """Worker name -> its capability, of workers whose lease runs."""
@@ -126,6 +130,11 @@ class QueuedJob:
     resumed: Resumed | None = None
     """What it goes on with; the spool is then open."""
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it is the very job that stopped, which is in the table, and has results in the blob store."""
+        return self.resumed is not None and self.resumed.record is not None
+
 
 def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) -> GivenPrompt:
     """The prompt with every ``--set`` applied.
@@ -138,7 +147,7 @@ def read_prompt(source: str | Path | Mapping[str, Any], options: SubmitOptions) 
     """
     parsed = parse_prompt(source)
     for assignment in options.sets:
-        parsed = replace(parsed, prompt=set_input(parsed.prompt, assignment))
+        parsed = replace(parsed, prompt=set_input(parsed.prompt, assignment, declared_inputs))
     if isinstance(source, Mapping) or (isinstance(source, str) and source.lstrip("\ufeff \t\r\n")[:1] in ("{", "[")):
         return GivenPrompt(parsed, Path.cwd())
     return GivenPrompt(parsed, Path(source).absolute().parent, Path(source).name)
@@ -173,35 +182,74 @@ def submit_prompt(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, 
         FrameEncodingMissing: what its tensors would come in cannot be read here.
         RunInterrupted: ``stop`` was set.
     """
+    prepared = prepare_job(cluster, given, options, stop)
+    try:
+        enter_job(cluster, prepared, options.outer)
+    except BaseException as error:
+        give_up_job(cluster, prepared, error)
+        raise
+    return prepared
+
+
+def prepare_job(cluster: Cluster, given: GivenPrompt, options: SubmitOptions, stop: threading.Event) -> QueuedJob:
+    """All of `submit_prompt` but the last step: the job as `enter_job` enters it, with its files and what it goes on with."""
     plan, live = _plan_with_workers(cluster, given.parsed, options, stop)
     if plan.tiles is not None:
         plan = replace(plan, tiles=replace(plan.tiles, item_bytes=cluster.settings.tile_item_bytes))
+    plan = replace(plan, warnings=(*plan.warnings, *unknown_inputs(given.parsed.prompt)))
     frames = _frame_plan(cluster, plan, options)
     kept = options.results == "celery"
     if kept and plan.has_last_stage:
         raise ResultsNeedCollector(nodes=", ".join(plan.items[-1].targets))
     job_id, owner = options.job_id or secrets.token_hex(6), "" if kept else f"{cluster.settings.host_name}-{secrets.token_hex(4)}"
     inputs = JobInputs(cluster.blobs, job_id, cluster.settings.blob_limit_bytes)
-    resumed = None
     try:
         input_files = inputs.add(plan.input_files, _folders(given, options))
         record = _record(cluster, given, plan, options, input_files)
         key = _resume_key(plan, _engines(plan, live, options), input_files, frames)
         record = replace(record, job_id=job_id, frames=frames, resume_key=key)
-        resumed = resume(cluster, record, options.resume_in) if options.resume_in else None
-        cluster.jobs.submit(_submission(record, plan, resumed, options.outer), owner)
-    except BaseException as error:
-        if resumed is not None:
-            resumed.spool.close()
-        if isinstance(error, DistributedComfyError):
-            # If only the answer was lost, the job is there without an owner: it is parked, and cancelled by and by.
-            with suppress(DistributedComfyError):
-                cluster.blobs.drop_job(job_id)
+        itself = options.outer is None  # a ComfyUI that runs the prompt has claims of its own on its job
+        resumed = resume(cluster, record, options.resume_in, owner, itself=itself) if options.resume_in else None
+    except DistributedComfyError:
+        _drop_blobs(cluster, job_id)
         raise
-    return QueuedJob(record, plan, inputs, owner, resumed)
+    prepared = QueuedJob(record, plan, inputs, owner, resumed)
+    if resumed is None or resumed.record is None:
+        return prepared
+    try:
+        return _gone_on(cluster, replace(prepared, record=resumed.record), _folders(given, options), job_id)
+    except BaseException:
+        resumed.spool.close()
+        raise
 
 
-def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: OuterRun) -> QueuedJob:
+def enter_job(cluster: Cluster, prepared: QueuedJob, outer: OuterRun | None) -> None:
+    """Let a job from `prepare_job` enter the table; a second time changes nothing.
+
+    Raises:
+        ClusterUnavailable: no answer; it may be there all the same.
+    """
+    if not prepared.is_old:
+        cluster.jobs.submit(_submission(prepared.record, prepared.plan, prepared.resumed, outer), prepared.owner)
+
+
+def give_up_job(cluster: Cluster, prepared: QueuedJob, error: BaseException) -> None:
+    """Nobody enters it any more: what it would have gone on with waits for another one.
+
+    If only the answer was lost, the job is there, and nobody renews its owner's lease: it is parked, and cancelled by and by.
+    """
+    if prepared.resumed is not None:
+        prepared.resumed.spool.close()
+    if isinstance(error, DistributedComfyError) and not prepared.is_old:
+        _drop_blobs(cluster, prepared.record.job_id)
+
+
+def _drop_blobs(cluster: Cluster, job_id: str) -> None:
+    with suppress(DistributedComfyError):
+        cluster.blobs.drop_job(job_id)
+
+
+def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool | None, outer: OuterRun) -> QueuedJob:
     """Enter a job in another table, as it was planned and under its id: what lies in its spool does not run again.
 
     A table that knows the job, because it is the old one come back, is changed in nothing.
@@ -209,7 +257,7 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: Outer
     Args:
         cluster: open connections.
         queued: the job, whose table is gone.
-        spool: its own, open.
+        spool: its own, open; None where nothing of it is here.
         outer: the ComfyUI that runs the prompt.
     Raises:
         InputFileMissing: a file that the prompt loads is there no more.
@@ -218,9 +266,18 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool, outer: Outer
     record = queued.record
     inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
     inputs.add(queued.plan.input_files, {name: [folder] for name, folder in outer.folders.items()})
-    resumed = Resumed(record.job_id, spool, record.items)
+    resumed = Resumed(record.job_id, spool, record.items) if spool is not None else None
     cluster.jobs.submit(_submission(record, queued.plan, resumed, outer), queued.owner)
     return replace(queued, inputs=inputs, resumed=resumed)
+
+
+def _gone_on(cluster: Cluster, queued: QueuedJob, folders: dict[str, list[Path]], unused_id: str) -> QueuedJob:
+    """A job that went on itself: its input files are there under its own id, and nothing of the one that would have been queued."""
+    record = queued.record
+    inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
+    inputs.add(queued.plan.input_files, folders)
+    cluster.blobs.drop_job(unused_id)
+    return replace(queued, inputs=inputs)
 
 
 def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
@@ -296,7 +353,7 @@ def _plan_with_workers(cluster: Cluster, parsed: ParsedPrompt, options: SubmitOp
             return plan, live
         try:
             if not live:
-                raise NoWorker()
+                raise NoWorker(remedy=how_to_start(cluster) + ("" if options.outer else _OWN_WORKERS))
             check_capable([need for need in (plan.requirement, plan.last_requirement) if need], live)
             return plan, live
         except ClusterUnavailable:

@@ -11,6 +11,7 @@ import redis
 
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NoCapableWorker, NoWorker
 from distributed_comfy.messages import Capability, JobRecord
+from distributed_comfy.orchestrator.progress import Waits
 from distributed_comfy.orchestrator.submit import check_capable
 from distributed_comfy.state.records import JobState
 from tasks.cluster import Cluster
@@ -34,7 +35,7 @@ def nobody_can_run(record: JobRecord, state: JobState, live: Mapping[str, Capabi
         return None
     need = record.last_requirement if left == 1 and record.last_requirement else record.requirement
     if not live:
-        return NoWorker()
+        return NoWorker(remedy="start one")
     try:
         check_capable([need] if need else [], live)
     except NoCapableWorker as error:
@@ -74,6 +75,28 @@ class Wait:
     def is_over(self, error: ClusterUnavailable | None, now: float) -> bool:
         """Whether to give the job up."""
         return error is not None and not self._was_served and self._give_up_at is not None and now >= self._give_up_at
+
+
+class KeptResults:
+    """Results that workers keep, because they cannot be stored now.
+
+    Args:
+        tell: called with a sentence for the user when there are some (again).
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._kept: set[int] = set()
+
+    def hear(self, waits: Waits) -> None:
+        """Of an item, from one thread."""
+        had_some = bool(self._kept)
+        if not waits.reason:
+            self._kept.discard(waits.index)
+            return
+        self._kept.add(waits.index)
+        if not had_some:
+            self._tell(f"results wait on their workers, and nothing runs again for it: {waits.reason}")
 
 
 class WorkerWatch:

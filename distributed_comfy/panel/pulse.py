@@ -77,6 +77,8 @@ class Pulse:
         self.jobs_changed = True
         """Whether the last look found anything else about jobs."""
         self._now = now
+        self._named: set[str] = set()
+        """Of workers and guests, at the last look at their rows."""
         self._texts: dict[str, str] = {}
         self._marks: tuple[Any, ...] = ()
         self._listed: tuple[Any, ...] = ()
@@ -111,7 +113,7 @@ class Pulse:
         pipe.hgetall(keys("tallies"))
         pipe.zcard(keys("jobs"))
         pipe.smembers(keys("active"))
-        pipe.smembers(keys("workers"))
+        pipe.sunion([keys("workers"), keys("guests")])
         if names:
             pipe.mget([keys("status", name) for name in names])
         clock, counters, tallies, count, active, workers, *texts = _reply(cluster, pipe.execute)
@@ -119,8 +121,8 @@ class Pulse:
         self._take_statuses(dict(zip(names, texts[0], strict=True)) if names else {})
         self._look_at_jobs(cluster, keys, (tuple(counters), tuple(sorted(tallies.items()))), (count, counters[0]), active)
         self.found.item_s = _item_s({name: int(value) for name, value in tallies.items()})
-        if self._is_due("rows", _ROWS_S, force=set(workers) != set(self.found.rows)):
-            self._look_at_rows(cluster)
+        if self._is_due("rows", _ROWS_S, force=set(workers) != self._named):
+            self._look_at_rows(cluster, set(workers))
         if self._is_due("servers", _SERVERS_S):
             self._look_at_servers(cluster)
 
@@ -140,8 +142,11 @@ class Pulse:
             del known[name]
         self._texts = {name: text for name, text in texts.items() if text is not None}
 
-    def _look_at_rows(self, cluster: Cluster) -> None:
-        self.found.rows = {row.facts.name: without_lease(row) for row in cluster.workers.workers()}
+    def _look_at_rows(self, cluster: Cluster, names: set[str]) -> None:
+        """Guests are not in the table's own list of workers; one that gives no sign of life is only an item that runs elsewhere by now."""
+        rows = cluster.workers.workers(sorted(names))
+        self._named = names
+        self.found.rows = {row.facts.name: without_lease(row) for row in rows if row.capability or row.state != "lost"}
         self.found.hosts = {record.host: record for record in cluster.hosts.living()}
 
     # -- jobs ------------------------------------------------------------------------------------------------------------

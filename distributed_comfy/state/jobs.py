@@ -79,12 +79,7 @@ class JobTable:
         fed = [index for index in (last, prepare if record.generated else "") if index]
         blocked = sorted({*map(str, submission.blocked), *fed})
         args: list[str | int] = [
-            record.job_id,
-            dump(record),
-            record.submitter,
-            record.priority,
-            submission.signature,
-            submission.last_signature,
+            record.job_id, dump(record), record.submitter, record.priority, submission.signature, submission.last_signature,
             _UNCAPPED if kept else settings.job_bytes_in_flight,
             to_ms(settings.priority_aging_s),
             settings.job_ttl_s,
@@ -103,7 +98,7 @@ class JobTable:
             *(part for pair in packed for part in pair),
             *blocked,
             *_finished(record.job_id, submission.finished),
-        ]
+        ]  # fmt: skip
         args += [part for name, prompt in submission.prompts.items() for part in (name, _in_order(prompt))]
         args += [TEMPLATES, canonical_json(templates)]
         # Workers whose capability is known here are called at once; a look at all capabilities, where it is due, comes after.
@@ -220,6 +215,11 @@ class JobTable:
     def unfetched(self, job_id: str) -> int:
         """Bytes of results that nobody has fetched yet."""
         return int(float(self._field(job_id, "unfetched") or 0))
+
+    def in_flight(self) -> dict[str, int]:
+        """Job -> bytes of its results that nobody has fetched yet, and of those that are being made; without those that have none."""
+        found = self._scripts.reply(lambda: self._client.hgetall(self._keys("unsettled")))
+        return {job_id: int(float(size)) for job_id, size in found.items()}
 
     # -- collect -------------------------------------------------------------------------------------------------------
     def own(self, job_id: str, owner: str) -> bool:

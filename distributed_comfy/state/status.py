@@ -37,6 +37,8 @@ class RunningItem:
     maximum: int = 0
     shipping: bool = False
     """It has been executed, and its result is on the way into the blob store."""
+    waits: str = ""
+    """Why its result cannot be stored now, in words; the item runs no second time for it."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ class BlobStore(BlobReader, Protocol):
     def memory_limit(self) -> int | None:
         """Bytes the store may hold (``maxmemory``), or None where it has no limit."""
 
+    def capacity(self) -> int | None:
+        """Bytes of blobs that the store takes at most while nothing else lies there; None where it has no limit."""
+
 
 @dataclass(frozen=True)
 class BlobKeys:

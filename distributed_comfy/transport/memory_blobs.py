@@ -80,6 +80,10 @@ class MemoryBlobStore:
         """See `BlobStore.memory_limit`."""
         return self._memory_limit_bytes
 
+    def capacity(self) -> int | None:
+        """See `BlobStore.capacity`."""
+        return self._memory_limit_bytes
+
     def _content(self, blob: str) -> bytes:
         with self._lock:
             self._expire()

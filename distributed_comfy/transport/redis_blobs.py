@@ -134,6 +134,13 @@ class RedisBlobStore:
         with self._translated():
             return int(self._client.info("memory").get("maxmemory", 0)) or None
 
+    def capacity(self) -> int | None:
+        """See `BlobStore.capacity`: ``maxmemory`` counts what the server needs for itself, too."""
+        with self._translated():
+            memory = self._client.info("memory")
+        limit = int(memory.get("maxmemory", 0))
+        return max(0, limit - int(memory.get("used_memory_startup", 0))) if limit else None
+
     def _note(self, job_id: str, blob: str, ttl_s: int) -> list[Command]:
         job = self._keys.job(job_id)
         lasting_s = max(ttl_s, self._ttl_s)

@@ -2,20 +2,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
+from distributed_comfy.config_file import nearest
 from distributed_comfy.errors import InputUnknown
 from distributed_comfy.messages import Prompt
 from distributed_comfy.workflow.graph import as_link
 
+ADDED = "+"
+"""Before the name of an input: it may be one that the file does not have."""
 
-def set_input(prompt: Prompt, assignment: str) -> Prompt:
+Declared = Callable[[str], Collection[str] | None]
+
+
+def _unknown(class_type: str) -> None:
+    """No class is known."""
+
+
+def set_input(prompt: Prompt, assignment: str, declared: Declared = _unknown) -> Prompt:
     """A copy of ``prompt`` with one input set; a link there is replaced by the literal.
 
     NODE ends at the first dot, INPUT at the first ``=`` after it, and VALUE is everything else, so paths and dotted input names
     survive. NODE is an id, or the class or title (``_meta.title``) of exactly one node. VALUE is read as JSON, except where the
     present literal is a string or it is not JSON; then it is a string.
 
+    A file leaves out optional inputs that are not used: one that the class is known to have is added, any other with ``NODE.+INPUT``.
+
+    Args:
+        prompt: to be changed.
+        assignment: see above.
+        declared: class -> its inputs; None where they are not known.
     Raises:
         InputUnknown: not of that form, no such node or input, several nodes of that name, or a value the input cannot take.
     """
@@ -25,10 +42,19 @@ def set_input(prompt: Prompt, assignment: str) -> Prompt:
         raise InputUnknown(target=assignment, reason="write it as NODE.INPUT=VALUE, for example 3.steps=20")
     node_id = _find_node(prompt, name, target)
     inputs = prompt[node_id]["inputs"]
-    if key not in inputs:
-        raise InputUnknown(target=target, reason=f"node {node_id} has no input {key!r} in this file; it has {', '.join(inputs) or 'none'}")
-    value = _parse_value(text, inputs[key], target)
+    names = declared(prompt[node_id]["class_type"]) or ()
+    if key.startswith(ADDED) and key not in inputs:
+        key = key.removeprefix(ADDED)
+    elif key not in inputs and key not in names:
+        raise InputUnknown(target=target, reason=_no_such_input(node_id, key, [*inputs, *names], list(inputs)))
+    value = _parse_value(text, inputs.get(key), target)
     return {**prompt, node_id: {**prompt[node_id], "inputs": {**inputs, key: value}}}
+
+
+def _no_such_input(node_id: str, key: str, names: list[str], here: list[str]) -> str:
+    near = nearest(key, names)
+    meant = f"did you mean {near}?" if near else f"{node_id}.{ADDED}{key}=VALUE adds one that the file leaves out"
+    return f"node {node_id} has no input {key!r} in this file; it has {', '.join(here) or 'none'}; {meant}"
 
 
 def _find_node(prompt: Prompt, name: str, target: str) -> str:

@@ -38,11 +38,11 @@ def slow(label: str, items: int, *, seed: int = 100, milliseconds: int = SLOW_MS
 class OwnServers:
     """A pair of servers of which a test stops and starts the one with the table."""
 
-    def __init__(self, folder: Path, program: str) -> None:
+    def __init__(self, folder: Path, program: str, *blob_options: str) -> None:
         self._folder = folder / "state"
         self._state = BlobServer(program, folder / "state", "--appendonly", "yes", "--appendfsync", "always")
-        self._blobs = BlobServer(program, folder / "blobs")
-        self.state_url, self.blob_url = self._state.url, self._blobs.url
+        self.blobs = BlobServer(program, folder / "blobs", *blob_options)
+        self.state_url, self.blob_url = self._state.url, self.blobs.url
 
     def stop_state(self) -> None:
         """Nothing listens there any more."""
@@ -72,7 +72,7 @@ class OwnServers:
     def close(self) -> None:
         """End both."""
         self._state.kill()
-        self._blobs.kill()
+        self.blobs.kill()
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_the_node_shows_how_many_items_are_done_and_who_works(master: Master) ->
     shown = [(event["data"]["value"], event["data"]["max"]) for event in listener.of("progress", prompt_id=prompt_id)]
     assert {most for _, most in shown} == {6}
     assert shown[-1] == (6, 6) and shown == sorted(shown)
-    texts = [message[8 + message[7]:].decode() for message in listener.binary if message[:4] == b"\0\0\0\3"]
+    texts = listener.texts("9")
     assert any(text.startswith("2 of 6 items") for text in texts), texts
     assert any("one " in text and "/30" in text for text in texts), texts
 
@@ -209,8 +209,33 @@ def test_interrupt_reaches_the_engines_of_this_job_within_two_seconds_and_no_oth
     assert time.monotonic() - began < 2
     entry = master.server.wait(running)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    assert master.rig.cluster.jobs.job_state(job).reason == "its prompt is interrupted"
+    assert master.server.log().count(f"job {job} is cancelled") == 1
     assert master.server.wait(waiting, 20)["status"]["status_str"] == "success"
     assert master.recorded("goes on") == [80, 81]
+
+
+def test_the_text_at_the_node_says_that_it_was_interrupted_until_the_next_run(master: Master) -> None:
+    with master.server.listen() as listener:
+        first = master.server.queue(pictures("text", items=2, seed=95, steps=2000), client_id=listener.client_id)
+        master.server.until(lambda: any("/2000" in text for text in listener.texts("9")))
+        master.server.post("/interrupt")
+        listener.wait("execution_interrupted", lambda event: event["data"]["prompt_id"] == first)
+        master.server.until(lambda: listener.texts("9")[-1] == "interrupted at 0 of 2 items", 5.0)
+        shown = len(listener.texts("9"))
+        master.server.wait(master.server.queue(pictures("text", items=2, seed=95, steps=5), client_id=listener.client_id))
+        after = listener.texts("9")[shown:]
+    assert not any("interrupted" in text for text in after) and after[-1] == "2 of 2 items"
+
+
+def test_the_text_at_the_node_says_that_its_job_failed(master: Master) -> None:
+    prompt = pictures("text of a failure", items=3, seed=24)
+    prompt["bad"] = node("RuleFail", images=out("work"), seed=out("seed"), bad_seed=25)
+    prompt["9"]["inputs"]["images"] = out("bad")
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(prompt, client_id=listener.client_id)
+        listener.wait("execution_error", lambda event: event["data"]["prompt_id"] == prompt_id)
+        master.server.until(lambda: listener.texts("9")[-1].startswith("failed at "), 5.0)
 
 
 @pytest.mark.parametrize("how", ["delete", "clear"])
@@ -250,12 +275,26 @@ def test_sizes_that_differ_fail_the_node_and_end_the_job(master: Master) -> None
     master.server.until(lambda: master.state(job) == "cancelled", 5.0)
 
 
-def test_a_model_that_nobody_has_is_refused_in_comfyuis_own_words(master: Master) -> None:
+def test_a_model_that_nobody_has_is_refused_and_the_answer_says_that_no_worker_has_it_either(master: Master) -> None:
     prompt = distributed()
-    prompt["1"]["inputs"]["unet_name"] = "nobody_has_it.safetensors"
+    prompt["1"]["inputs"]["unet_name"] = "tiny_mmdlt.safetensors"
     status, answer = master.server.post("/prompt", {"prompt": prompt})
     assert status == 400
-    assert answer["node_errors"]["1"]["errors"][0]["type"] == "value_not_in_list"
+    (error,) = answer["node_errors"]["1"]["errors"]
+    assert error["type"] == "value_not_in_list" and error["extra_info"]["received_value"] == "tiny_mmdlt.safetensors"
+    words = "no worker has it either (asked: one, two; did you mean 'tiny_mmdit.safetensors', which one, two have?)"
+    assert error["details"].startswith("unet_name: 'tiny_mmdlt.safetensors' not in ") and error["details"].endswith(f"; {words}")
+    assert f"'tiny_mmdlt.safetensors' for UNETLoader.unet_name is not here, and {words}" in master.server.log()
+
+
+def test_a_class_that_nobody_has_is_refused_and_the_answer_says_that_no_worker_has_it_either(master: Master) -> None:
+    prompt = pictures("class of nobody", items=3, seed=33)
+    prompt["strange"] = node("RuleForeing", images=out("work"))
+    prompt["9"]["inputs"]["images"] = out("strange")
+    status, answer = master.server.post("/prompt", {"prompt": prompt})
+    assert status == 400 and "RuleForeing" in answer["error"]["message"]
+    words = "no worker has it either (asked: one, two; did you mean 'RuleForeign', which one, two have?)"
+    assert answer["error"]["details"].endswith(words)
 
 
 def test_a_class_that_only_workers_have_is_accepted_and_runs_there(master: Master) -> None:

@@ -1,6 +1,7 @@
 """A real ComfyUI with the pack that takes part in its own jobs: on its own, beside workers, and when these die."""
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.master_prompts import pictures, upscale
 from tests.comfyui.master_rig import Master, open_master
 from tests.comfyui.plain_comfyui import PlainComfyUI
+from tests.comfyui.server_rig import Listener
 from tests.comfyui.tiny_prompts import distributed, plain_item
 from tests.prompts import node, out
 
@@ -105,7 +107,15 @@ def test_an_item_that_runs_out_of_memory_here_is_made_elsewhere(master: Master) 
 
 
 def test_interrupt_ends_what_runs_here_and_on_workers(master: Master) -> None:
-    prompt_id = master.server.queue(pictures("interrupted", items=6, seed=90, steps=1000))
+    with master.server.listen() as listener:
+        _interrupted(master, listener)
+        master.server.until(lambda: re.fullmatch("interrupted at [0-6] of 6 items", listener.texts("9")[-1]), 5.0)
+    master.server.execute(pictures("after that", items=4, seed=1))
+    assert master.recorded("after that") == [1, 2, 3, 4]
+
+
+def _interrupted(master: Master, listener: Listener) -> None:
+    prompt_id = master.server.queue(pictures("interrupted", items=6, seed=90, steps=1000), client_id=listener.client_id)
     job = master.server.until(lambda: [job for job, state in master.jobs().items() if state.state == "running"])[-1]
     master.server.until(lambda: len([name for name in master.workers_of(job) if name]) == 3)
     time.sleep(0.5)
@@ -114,8 +124,6 @@ def test_interrupt_ends_what_runs_here_and_on_workers(master: Master) -> None:
     master.server.until(lambda: master.state(job) == "cancelled", 4.0)
     assert time.monotonic() - began < 2
     assert master.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
-    master.server.execute(pictures("after that", items=4, seed=1))
-    assert master.recorded("after that") == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("how", ["route", "flag"])

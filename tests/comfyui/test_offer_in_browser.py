@@ -26,9 +26,8 @@ def crowd(comfy: Comfy, packed_python: str, base_directory: Path, tmp_path_facto
 
 @pytest.fixture(scope="module")
 def page(crowd: Crowd) -> Iterator[ComfyPage]:
-    """Its editor."""
+    """Its editor, as at the first start: ComfyUI shows its templates over it."""
     with comfy_page(crowd.server, crowd.server.line.folder) as page:
-        page.close_dialogs()
         yield page
 
 
@@ -59,6 +58,11 @@ def test_the_first_worker_is_offered_and_not_now_lasts_until_comfyui_starts_agai
     assert not is_offered(page), "there is no worker"
     crowd.start_worker("one")
     crowd.wait_workers(1)
+    crowd.server.until(lambda: page.page.wait_for_timeout(100) or crowd.ordinary()["state"] == "offered")
+    page.page.get_by_test_id("template-workflows-content").wait_for(state="visible", timeout=SHOWN_MS)
+    page.page.wait_for_timeout(4000)
+    assert not is_offered(page), "it would lie behind ComfyUI's own dialog"
+    page.close_dialogs()
     wait_offer(page)
     page.page.wait_for_timeout(1000)  # it comes in from the edge
     page.page.screenshot(path=str(crowd.server.line.folder / "offer.png"))
@@ -66,7 +70,7 @@ def test_the_first_worker_is_offered_and_not_now_lasts_until_comfyui_starts_agai
     answer(page, "Not now")
     assert option(crowd) is None and crowd.ordinary()["state"] == "offered"
     page.open(crowd.server.url)
-    page.page.wait_for_timeout(2000)
+    page.page.wait_for_timeout(4000)
     assert not is_offered(page)
     page.page.evaluate("() => localStorage.setItem('distributed-comfy.offer-put-off', '1')")  # of a start before this one
     page.open(crowd.server.url)
@@ -88,7 +92,7 @@ def test_yes_is_asked_for_once_and_taken_back_in_all_pages(crowd: Crowd, page: C
     answer(other, "Never")
     assert crowd.server.until(lambda: other.page.wait_for_timeout(100) or option(crowd) is False)
     other.open(crowd.server.url)
-    other.page.wait_for_timeout(2000)
+    other.page.wait_for_timeout(4000)
     assert not is_offered(other)
     assert [fault for each in (page, other) for fault in each.faults if "distributed" in fault.lower()] == []
     other.page.close()

@@ -280,9 +280,11 @@ def test_an_invited_host_comes_in_by_the_relay_on_comfyuis_port_until_it_is_shut
     guest = CommandLine(folder, DC_REFUSED_TTL_S="2")
     up = guest.start("up", "--engine", "builtin", "--join", invited["command"].rpartition(" ")[2])
     try:
-        running.until(lambda: any(host["host"] == "pc2" for host in running.get("/distributed_comfy/workers")["hosts"]), 60.0)
+        hosts: Callable[[], list[Any]] = lambda: running.get("/distributed_comfy/workers")["hosts"]  # noqa: E731
+        running.until(lambda: any(host["host"] == "pc2" and host["workers"] for host in hosts()), 60.0)  # its agent has started
         assert with_token(running, token, "POST", "/distributed_comfy/invites/pc2/revoke", {})[0] == 200
-        assert up.wait(90) == 4  # not invited any more
+        ended = guest.finish(up, 90)
+        assert ended.status == 4, ended.err  # not invited any more
     finally:
         if up.poll() is None:
             guest.interrupt(up)
@@ -292,3 +294,42 @@ def test_the_tiny_prompt_is_accepted_by_the_old_endpoint(running: ComfyServer) -
     status, answer = running.post("/distributed/queue", {"prompt": distributed()})
     assert status == 200 and answer["worker_count"] in (0, 1), answer  # one of a test before may be about to end
     assert running.wait(answer["prompt_id"])["status"]["status_str"] == "success"
+
+
+def test_an_imported_worker_is_taken_over_by_the_running_comfyui_and_scripts_go_on_calling_it_by_its_id(
+    running: ComfyServer, token: str
+) -> None:
+    """The last of this module: it takes the worker of the others away."""
+    ask: Callable[..., tuple[int, Any]] = lambda *given: with_token(running, token, *given)  # noqa: E731
+    assert ask("POST", "/distributed/launch_worker", {"worker_id": WORKER})[0] in (200, 409)
+    running.until(lambda: local_phase(running) == "running")
+    config = running.line.write("gpu_config.json", {"workers": [{"id": "1", "name": "Worker 1", "cuda_device": 1, "enabled": True}]})
+    done = running.line.run("config", "import", config, "--force", DC_HOST="pc1")
+    assert done.status == 0, done.err
+    assert "1 -> worker-1: cuda:1" in done.out and f"removed: worker {WORKER} (cpu)" in done.out
+    assert running.process is not None and f"the agent of this host (pid {running.process.pid}) has taken it over" in done.out
+    assert "start ComfyUI" not in done.out
+    assert f"worker {WORKER} finishes its item and ends" in done.out and "`distributed-comfy workers start worker-1` starts it" in done.out
+    running.until(lambda: [worker["name"] for worker in running.status()["host"]["workers"]] == ["worker-1"])
+
+    worker = running.get("/distributed/config")["workers"][0]
+    assert (worker["id"], worker["name"], worker["cuda_device"]) == ("1", "worker-1", 1)
+    update = {"worker_id": "1", "extra_args": "--lowvram"}
+    assert ask("POST", "/distributed/config/update_worker", update) == (200, {"status": "success", "worker_id": "1"})
+    onto_cpu = {"fields": {"device": "cpu", "engine": "builtin"}}
+    assert ask("POST", "/distributed_comfy/workers/worker-1/edit", onto_cpu)[0] == 200  # this host has no GPU
+    status, answer = ask("POST", "/distributed/launch_worker", {"worker_id": "1"})
+    assert status == 200 and answer["pid"] > 0, answer
+    assert running.get("/distributed/managed_workers")["managed_workers"]["1"]["name"] == "worker-1"
+    running.until(lambda: running.get("/distributed/local-worker-status")["worker_statuses"]["1"]["online"])
+    running.until(lambda: ask("GET", "/distributed/worker_log/1?lines=2")[1].get("lines_shown") == 2)
+    assert ask("POST", "/distributed/launch_worker", {"worker_id": 1})[0] == 409, "an id may be a number"
+    status, answer = running.post("/distributed/queue", {"prompt": distributed(), "enabled_worker_ids": ["1"]})
+    assert status == 200 and answer["worker_count"] == 1, answer
+    assert running.wait(answer["prompt_id"])["status"]["status_str"] == "success"
+    for path in ("launch_worker", "stop_worker", "config/delete_worker"):
+        status, answer = ask("POST", f"/distributed/{path}", {"worker_id": "2"})
+        assert status == 404 and "no worker '2' (this host has 1 = worker-1);" in answer["error"]
+    assert ask("POST", "/distributed/stop_worker", {"worker_id": "1"})[0] == 200
+    assert ask("POST", "/distributed/config/delete_worker", {"worker_id": "1"})[0] == 200
+    running.until(lambda: running.status()["host"]["workers"] == [])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -42,6 +43,11 @@ def test_a_worker_is_started_on_demand_from_a_second_terminal_and_a_killed_comfy
     server.until(lambda: server.status()["host"]["agent"] == "here")
     assert server.status()["host"]["workers"] == [] and status["options"]["auto_launch"] is False
     assert [offer["device"] for offer in server.status()["host"]["offers"]] == ["cpu"]
+    told = "this host has no worker yet; `distributed-comfy workers add --device cpu` gives it one"
+    server.until(lambda: f"[distributed-comfy] {told}" in server.log())
+    dated = (server.line.folder / "cache" / "comfyui.log").read_text()
+    assert re.search(rf"^\d{{4}}-\d\d-\d\d [\d:,]+ INFO +{server.running.pid} {re.escape(told)}$", dated, re.MULTILINE)
+    assert "`distributed-comfy workers add --device cpu`" in server.line.run("workers", "list").out
     assert {"DistributedSeed", "DistributedCollector", "UltimateSDUpscaleDistributed"} <= server.get("/object_info").keys()
 
     added = server.line.run("workers", "add", "--device", "cpu")
@@ -86,6 +92,8 @@ def test_the_agent_of_an_up_that_was_there_first_is_used_until_it_ends(server: C
     assert server.line.interrupt(up).status == 0
     server.until(lambda: server.status()["host"]["agent"] == "here", 60.0)
     assert phase(server) == "stopped"  # what `up` wrote down, and nobody asked for
+    name = server.status()["host"]["workers"][0]["name"]
+    server.until(lambda: f"`distributed-comfy workers start {name}` starts one" in server.log())
 
 
 def test_without_its_redis_comfyui_works_alone_and_joins_when_that_comes(server: ComfyServer, redis_server: RedisServer) -> None:
@@ -169,9 +177,9 @@ def test_the_repository_beside_the_door_is_loaded_once_and_a_foreign_package_kee
     server.start()
     server.wait_ready()
     lines = [line for line in server.log().splitlines() if line.startswith("[distributed-comfy]")]
-    assert sum("is loaded already, so this one stays out" in line for line in lines) == 1
+    about = [line for line in lines if str(clone) in line]
+    assert len(about) == 1 and f"both bring distributed-comfy, and one is enough: remove {clone} (version" in about[0], lines
     assert sum("connected within" in line for line in lines) == 1
-    assert [line for line in lines if f"{clone} is not used, but the copy" in line and f'pip install -e "{clone}"' in line]
     server.stop()
 
     foreign = server.line.folder / "foreign"

@@ -118,7 +118,7 @@ def test_a_master_that_takes_part_is_seen_as_a_guest_that_obeys_no_order(running
     page.post(f"/workers/{worker}/orders", {"order": "drain"})
     try:
         with page.events() as events:
-            prompt_id = running.queue(prompt(301))
+            prompt_id = running.queue(prompt(301, images=24, side=1024))  # it takes a while
             guest = events.wait(lambda state: [found for found in state["workers"].values() if found["guest"]])
             running.wait(prompt_id)
         assert guest[0]["keeper"] == "comfyui" and guest[0]["orders"] == [] and not guest[0]["editable"]

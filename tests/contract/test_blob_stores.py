@@ -194,6 +194,12 @@ def test_the_memory_limit_is_known_where_there_is_one(case: Case) -> None:
     assert limit >= 2**19
 
 
+def test_what_an_empty_store_can_hold_is_known_where_there_is_a_limit(case: Case) -> None:
+    assert case.store.capacity() is None
+    limit, capacity = case.tight().memory_limit(), case.tight().capacity()
+    assert limit is not None and capacity is not None and 0 < capacity <= limit
+
+
 def test_names_are_any_text(store: BlobStore) -> None:
     names = ["a:b", "a#2", "ä ö", "a\nb", "12:5~0.samples"]
     blobs = [store.put(name, [name.encode()]) for name in names]

@@ -103,6 +103,12 @@ def test_with_auto_launch_off_workers_wait_for_an_order(line: CommandLine, agent
     agent.write(workers=CPU, auto_launch=False)
     process = agent.start()
     agent.wait("pc1-cpu", "stopped")
+    told = "no worker is running; start one with `distributed-comfy workers start pc1-cpu` (it is stopped)"
+    assert line.run("workers", "list").out == f"{told}\n"
+    assert told in line.run("run", line.write("graph.json", pictures()), "--items", "1").err
+    nameless = line.run("workers", "start")
+    assert nameless.status == 2 and "Missing argument 'NAME': there are pc1-cpu (stopped)." in nameless.err
+    assert "(there are pc1-cpu; did you mean pc1-cpu?)" in line.run("workers", "start", "pc1-cpv").err
     assert line.run("workers", "start", "pc1-cpu").out.startswith("worker pc1-cpu on pc1: starting")
     agent.wait("pc1-cpu", "running")
     assert agent.end(process) == 0
@@ -144,7 +150,8 @@ def test_a_gpu_that_is_not_there_is_told_and_not_tried(line: CommandLine, agent:
         (tree / name).touch()
     agent.write(workers={"pc1-cuda7": {"device": "cuda:7", "engine": "comfyui", "comfyui_path": str(tree)}})
     process = agent.start(DC_COMFYUI_PYTHON=sys.executable, COMFYUI_PATH=str(tree))
-    assert "cuda:7 is not on this host, which has " in agent.wait("pc1-cuda7", "failed").reason
+    assert "cuda:7 is not on this host, which has " in (reason := agent.wait("pc1-cuda7", "failed").reason)
+    assert reason.endswith("then start `distributed-comfy up` again")
     assert agent.end(process) == 0
 
 
@@ -385,6 +392,31 @@ def test_without_an_agent_the_command_says_so_and_who_lives(line: CommandLine, a
     process = agent.start()
     until(agent.host)
     assert "agents alive: pc1" in line.run("hosts", "show", "far-away").err
+    assert agent.end(process) == 0
+
+
+def test_an_agent_takes_an_imported_configuration_over_or_it_is_said_what_is_left_to_do(line: CommandLine, agent: AgentProcess) -> None:
+    theirs = [{"id": "1", "name": "w1", "cuda_device": 1}, {"id": "2", "name": "w2", "enabled": False}]
+    config = line.write("gpu_config.json", {"workers": theirs})
+    agent.write(workers={"pc1-cpu": {"device": "cpu"}, "w1": {"device": "cpu"}})
+    process = agent.start()
+    agent.wait("pc1-cpu", "running")
+    agent.wait("w1", "running")
+    elsewhere = line.run("config", "import", config, "--force", DC_WORKERS_FILE=str(line.folder / "other.json"))
+    assert f"keeps the workers of another file, {agent.file}; end that ComfyUI, or `up`, and start it again" in elsewhere.out
+    done = line.run("config", "import", config, "--force", "--json")
+    assert done.json["taken_over"] is True and done.json["replaced"] == {"changed": {"w1": "cpu"}, "removed": {"pc1-cpu": "cpu"}}
+    host = agent.host()
+    assert host is not None and set(host.configuration["workers"]) == {"w1", "w2"} and host.configuration["workers"]["w1"]["old_id"] == "1"
+    again = line.run("config", "import", config, "--force").out
+    assert "worker w1 runs as it was; `distributed-comfy workers restart w1` brings what is written now" in again, again
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        silent = line.run("config", "import", config, "--force")
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert silent.status == 0 and f"the agent of this host (pid {process.pid}) could not be told: " in silent.out
+    assert "until then the workers of before run" in silent.out
     assert agent.end(process) == 0
 
 

@@ -163,7 +163,8 @@ def test_a_wrong_option_shows_how_it_is_meant(line: CommandLine) -> None:
 # -- the cluster --------------------------------------------------------------------------------------------------------
 def test_without_a_worker_the_remedy_is_named(nobody: CommandLine) -> None:
     said = refused(nobody, pictures(), status=3)
-    assert "no worker is running; start one with `distributed-comfy worker`, or add --workers 2" in said
+    assert "no worker is running; start one with `distributed-comfy worker`, or one on each GPU of this host with " in said
+    assert "or add --workers 2 to let this command start its own" in said
 
 
 def test_waiting_for_a_worker_has_an_end(nobody: CommandLine) -> None:

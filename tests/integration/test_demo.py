@@ -17,6 +17,8 @@ from tests.command_line import CommandLine, Finished, pixels, texts, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+ONE_WORKER = {"first item": ("--workers", "1"), "upscale": ("--workers", "1")}
+"""Moments in the middle of work, where one worker is as busy as two; each costs two seconds of a processor to start."""
 UPSCALED = ["upscale-before-after.png", "upscaled_00001_.png"]
 
 
@@ -110,13 +112,12 @@ def test_with_one_worker_there_is_nothing_to_compare(line: CommandLine) -> None:
 
 @pytest.mark.parametrize("moment", ["0.3 s", "0.5 s", "starting", "ready", "first item", "second job", "upscale"])
 def test_ctrl_c_leaves_nothing_behind(line: CommandLine, moment: str) -> None:
-    process = line.start("demo", "--items", "3")
+    process = line.start("demo", "--items", "3", *ONE_WORKER.get(moment, ()))
     wait_for(process, moment)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     done = line.finish(process)
     assert done.status == 130, done.err
-    assert time.monotonic() - began < 10 and "Traceback" not in done.err
+    assert "it is killed" not in done.err and "Traceback" not in done.err, "its workers end when they are asked to"
     check_clean(line, 0)
     if moment == "second job":
         assert len(list((line.folder / "demo-output").iterdir())) == 4, "the pictures of the first job, and their names"
@@ -135,7 +136,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_either(line: CommandLin
 
 @pytest.mark.parametrize("moment", ["0.5 s", "starting", "first item"])
 def test_kill_9_leaves_nothing_running(line: CommandLine, moment: str) -> None:
-    process = line.start("demo", "--items", "3")
+    process = line.start("demo", "--items", "3", *ONE_WORKER.get(moment, ()))
     wait_for(process, moment)
     process.kill()
     line.finish(process)
@@ -143,7 +144,7 @@ def test_kill_9_leaves_nothing_running(line: CommandLine, moment: str) -> None:
 
 
 def test_sigterm_ends_it_as_well(line: CommandLine) -> None:
-    process = line.start("demo", "--items", "3")
+    process = line.start("demo", "--items", "3", *ONE_WORKER["first item"])
     wait_for(process, "first item")
     process.terminate()
     assert line.finish(process).status == 130

@@ -130,6 +130,10 @@ def test_servers_that_do_not_answer_are_named_without_their_password(line: Comma
     done = line.run("doctor", "--json", DC_REDIS_URL=url, DC_BLOB_URL="")
     assert (done.status, failed(done)) == (1, ["state Redis", "blob Redis"]) and "geheim" not in done.out + done.err
     assert "DC_REDIS_URL" in found(done)["state Redis"][0]["remedy"]
+    blobs = found(done)["blob Redis"][0]
+    assert "it is the state Redis" in blobs["found"] and "DC_BLOB_URL" not in blobs["remedy"], "only the other one is wrong"
+    own = line.run("doctor", "--json", DC_REDIS_URL=url, DC_BLOB_URL=url.replace(":1/", ":2/"))
+    assert "correct DC_BLOB_URL" in found(own)["blob Redis"][0]["remedy"]
     assert "not looked at" in found(done)["engine, workers"][0]["found"]
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def test_a_taken_over_job_gives_the_same_pictures(line: CommandLine, builtin_rig
     assert len(files) == 6, "what the killed one had fetched was made again for the other folder"
     for mine, theirs in zip(files, pngs(line.folder / "whole"), strict=True):
         assert numpy.array_equal(pixels(mine), pixels(theirs))
+
+
+def test_whoever_takes_a_job_over_may_bring_workers_for_it(line: CommandLine, builtin_rig: Rig) -> None:
+    started = detach(line, slow(500, seed=80), "--items", "12", "--engine", "builtin", "--out", "made")
+    until(lambda: len(pngs(line.folder / "made")) >= 1)
+    os.kill(started["pid"], signal.SIGKILL)
+    done = line.run("jobs", "attach", started["job"], "--out", "made", "--workers", "1")
+    assert done.status == 0, done.err
+    assert "starting 1 worker" in done.err and re.search(r"^ready: \S+-run\d+-1$", done.err, re.MULTILINE)
+    done = line.run("jobs", "attach", started["job"], "--out", "made", "--workers", "1")
+    assert done.status == 2 and "starting" not in done.err, "nobody starts workers for a job that is over"
 
 
 def test_cancel_ends_a_job_and_its_collector(line: CommandLine, builtin_rig: Rig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distributed_comfy.orchestrator.progress import ProgressListener, Said, Step
+from distributed_comfy.orchestrator.progress import ProgressListener, Said, Step, Waits
 from distributed_comfy.settings import read_settings
 from distributed_comfy.state.keys import Keys
 from tasks.cluster import Cluster, open_cluster
@@ -38,6 +38,16 @@ def test_all_that_was_published_before_is_told_when_the_listener_has_caught_up(c
         assert listener.catch_up(10)
         assert heard[::2] == [Step(0, "w", "7", step, 200) for step in range(200)]
         assert heard[1::2] == [Said(0, "w", "c", "executing", {"node": str(step)}) for step in range(200)]
+
+
+def test_a_result_that_waits_is_told_as_such_and_is_no_step(cluster: Cluster) -> None:
+    steps, waits = list[Any](), list[Any]()
+    with ProgressListener(cluster, JOB, steps.append, on_waits=waits.append) as listener:
+        assert listener.catch_up(10), "it has subscribed"
+        publish(cluster, waits="the blob Redis is full")
+        publish(cluster, waits="")
+        assert listener.catch_up(10)
+    assert waits == [Waits(0, "w", "the blob Redis is full"), Waits(0, "w", "")] and not steps
 
 
 @pytest.mark.parametrize("message", ["{}", "[]", "5", "x", '{"said": 1}', '{"index": "a", "worker": "w", "node": "7"}', "[" * 100_000])

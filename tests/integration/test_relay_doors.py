@@ -153,19 +153,23 @@ def _ends_script(owner: Any) -> bool:
         return False
 
 
+def read_to_the_end(connection: socket.socket) -> None:
+    """Until the other end closes it; its own time-out is an error."""
+    with suppress(ConnectionResetError):
+        while connection.recv(4096):
+            pass
+
+
 def test_half_a_request_is_not_waited_for(relay: ServeProcess) -> None:
     head = b"GET /distributed/v2/health HTTP/1.1\r\nHost: x\r\n"
-    for half in (b"", head + b"X-Slow: ", head + b"\r\nGET /di"):
-        with socket.create_connection(("127.0.0.1", relay.port), timeout=3 * HEAD_TIMEOUT_S) as slow:
-            slow.sendall(half)
-            began = time.monotonic()
-            with suppress(ConnectionResetError):
-                while slow.recv(4096):
-                    pass
-            assert time.monotonic() - began < HEAD_TIMEOUT_S + 5
-    with relay_urls(relay.join_url, USER, SECRET) as found, redis.Redis.from_url(found.redis_url) as client:
+    with relay_urls(relay.join_url, USER, SECRET) as found, redis.Redis.from_url(found.redis_url) as client, ExitStack() as ending:
         assert client.ping()
-        time.sleep(HEAD_TIMEOUT_S + 1)
+        for half in (b"", head + b"X-Slow: ", head + b"\r\nGET /di"):
+            slow = ending.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=3 * HEAD_TIMEOUT_S))
+            slow.sendall(half)
+            ending.callback(read_to_the_end, slow)
+        ending.close()
+        time.sleep(1)
         assert client.connection_pool.get_connection().is_connected, "whoever is in may be silent"
         assert client.ping()
 

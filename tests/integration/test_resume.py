@@ -2,18 +2,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER
+from distributed_comfy.orchestrator.resume import resume
+from distributed_comfy.settings import read_settings
+from tasks.cluster import open_cluster
+from tests.blob_server import BlobServer
 from tests.cluster_rig import Rig
 from tests.command_line import CommandLine, Finished, pixels, slow, texts, until
+from tests.conftest import RedisServer
 from tests.prompts import node, out
 
 pytestmark = pytest.mark.redis
@@ -66,6 +74,14 @@ def kill_in_the_middle(line: CommandLine) -> str:
     return spool.name
 
 
+@pytest.fixture
+def blob_server(redis_server: RedisServer, tmp_path: Path) -> Iterator[BlobServer]:
+    """One that the test kills and starts again."""
+    server = BlobServer(redis_server.program, tmp_path / "blobs")
+    yield server
+    server.kill()
+
+
 def check_complete(line: CommandLine) -> None:
     """Every image once, in order, and nothing else."""
     assert [texts(path)["seed"] for path in pngs(line)] == list(range(SEED, SEED + ITEMS))
@@ -79,14 +95,54 @@ def test_the_same_command_goes_on_where_a_killed_one_stopped(line: CommandLine, 
     done = line.finish(start(line))
     assert done.status == 0, done.err
     found = done.json
-    assert f"goes on where job {old} stopped: " in done.err and found["job"] != old
+    assert f"goes on with job {old}, which nobody collected: " in done.err and found["job"] == old
     check_complete(line)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was saved stays as it is"
-    again = {index for index, *_ in builtin_rig.executions(found["job"])}
-    assert not again & here and len(found["files"]) == ITEMS
-    state = builtin_rig.cluster.jobs.job_state(old)
-    if again:  # otherwise its workers were faster than the second command
-        assert (state.state, state.reason) == ("cancelled", f"goes on as job {found['job']}")
+    assert sorted(index for index, *_ in builtin_rig.executions(old)) == list(range(ITEMS)), "what its workers had goes on"
+    assert here and len(found["files"]) == ITEMS
+    assert builtin_rig.cluster.jobs.job_state(old).state == "done"
+
+
+def kill_and_wait_until_parked(line: CommandLine, rig: Rig) -> tuple[str, set[int]]:
+    """A job whose owner lease has run out while some of it was left to do, and its finished items; some of them lie in the blob store."""
+    line.write("graph.json", slow(1000, seed=SEED))
+    line.environment["DC_OWNER_TTL_S"] = "1"
+    old, jobs = kill_in_the_middle(line), rig.cluster.jobs
+    jobs.pause(old)  # for a slow reaper: what runs is finished
+    until(lambda: (state := jobs.job_state(old)).state == "parked" and not state.counts["running"])
+    finished = {index for index, item in jobs.item_states(old).items() if item.state == "done"}
+    assert len(spooled(line)) < len(finished) < ITEMS
+    return old, finished
+
+
+def test_what_workers_finish_after_the_master_was_killed_does_not_run_again_for_another_job_either(
+    line: CommandLine, builtin_rig: Rig
+) -> None:
+    old, finished = kill_and_wait_until_parked(line, builtin_rig)
+    done = line.finish(start(line, "--priority", "7"))
+    assert done.status == 0, done.err
+    assert f"goes on where job {old} stopped: {len(finished)} of" in done.err and done.json["job"] != old
+    check_complete(line)
+    assert {index for index, *_ in builtin_rig.executions(done.json["job"])} == set(range(ITEMS)) - finished
+
+
+def test_a_reaper_that_comes_while_the_old_job_is_fetched_leaves_its_results(
+    line: CommandLine, builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled job without an owner is none whose results anybody will fetch."""
+    (old, finished), cluster = kill_and_wait_until_parked(line, builtin_rig), builtin_rig.cluster
+    cancel = cluster.jobs.cancel
+
+    def cancel_slowly(job_id: str, reason: str) -> None:
+        cancel(job_id, reason)
+        time.sleep(3 * cluster.settings.reaper_interval_s)
+
+    monkeypatch.setattr(cluster.jobs, "cancel", cancel_slowly)
+    record = replace(cluster.jobs.record(old), job_id="0123456789ab", priority=7)
+    resumed = resume(cluster, record, line.folder / "made", "somebody-1")
+    assert resumed is not None and resumed.record is None
+    with resumed.spool:
+        assert set(resumed.spool.items()) == finished
 
 
 def test_it_goes_on_even_if_the_table_is_lost(line: CommandLine, builtin_rig: Rig) -> None:
@@ -117,7 +173,7 @@ def test_a_run_whose_items_are_all_here_needs_no_worker_time(line: CommandLine, 
     done = line.finish(start(line))
     assert done.status == 0, done.err
     check_complete(line)
-    assert len({index for index, *_ in builtin_rig.executions(done.json["job"])}) == ITEMS - finished
+    assert finished and len(builtin_rig.executions(done.json["job"])) == ITEMS and done.json["job"] == spool.name
 
 
 def test_another_prompt_or_fresh_starts_afresh(line: CommandLine, builtin_rig: Rig) -> None:
@@ -163,7 +219,8 @@ def test_an_interrupted_job_leaves_its_images_also_where_a_node_of_its_last_stag
 
 
 def test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again(line: CommandLine, builtin_rig: Rig) -> None:
-    process = start_into_a_save_node(line)
+    assert line.run("jobs", "list").status == 0  # the first command takes longest, and the cancel must not
+    process = start_into_a_save_node(line, wait=node("RuleSlow", images=out("make"), milliseconds=1000))
     until(lambda: len(spooled(line)) >= 3)
     (spool,) = spools(line)
     assert line.run("jobs", "cancel", spool.name).status == 0
@@ -213,3 +270,28 @@ def test_a_run_that_is_alive_is_left_alone(line: CommandLine, builtin_rig: Rig) 
     assert (first.returncode, second.status) == (0, 0), done.err + second.err
     assert "goes on" not in second.err and done.json["job"] != second.json["job"]
     assert sorted(texts(path)["seed"] for path in pngs(line)) == sorted([*range(SEED, SEED + ITEMS)] * 2)
+
+
+def test_a_run_whose_blob_server_stays_away_ends_and_the_same_command_goes_on_with_what_is_here(
+    line: CommandLine, builtin_rig: Rig, blob_server: BlobServer
+) -> None:
+    settings = read_settings(key_prefix="away:", blob_away_s=3.0)
+    cluster = open_cluster(settings, builtin_rig.cluster.redis_url, blob_server.url)
+    rig = Rig("builtin", cluster, builtin_rig.new_folder(), {})
+    line.environment.update(DC_BLOB_URL=blob_server.url, DC_BLOB_AWAY_S="3", DC_KEY_PREFIX="away:")
+    try:
+        rig.start("own")
+        process = start(line)
+        until(lambda: len(pngs(line)) >= 3 or process.poll() is not None)
+        blob_server.kill()
+        ended = line.finish(process)
+        assert ended.status == 3 and re.search(r"the blob server has not answered for \d s \(the blob Redis at ", ended.err), ended.err
+        here = spooled(line)
+        assert len(here) >= 3, "they wait for the next run"
+        blob_server.start()
+        done = line.finish(start(line))
+        assert done.status == 0 and f"{len(here)} of {ITEMS} items" in done.err, done.err
+        check_complete(line)
+    finally:
+        rig.close()
+        cluster.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,8 @@ import numpy
 import pytest
 import redis
 
-from distributed_comfy.engine.protocol import Failed, Shipping
-from distributed_comfy.errors import ConnectionLost, ItemInterrupted
+from distributed_comfy.engine.protocol import Failed, Shipping, Waits
+from distributed_comfy.errors import ConnectionLost, ItemInterrupted, ResultTooLarge
 from distributed_comfy.messages import Prompt
 from distributed_comfy.transport.values import value_blobs
 from tests.blob_server import BlobServer
@@ -24,6 +25,7 @@ from tests.prompts import node, out
 
 pytestmark = pytest.mark.redis
 
+MIB = 2**20
 AWAY_S = 5.0
 GIVEN_UP_S = 1.6
 """After so long the connection itself stops trying."""
@@ -56,7 +58,7 @@ def test_a_result_that_is_on_its_way_when_the_blob_server_dies_arrives_after_it_
     server.kill()
     until(lambda: WAITS in recorded.log())
     time.sleep(AWAY_S)
-    assert recorded.of(claim_id)[-1] == "Shipping"
+    assert recorded.of(claim_id)[-2:] == ["Shipping", "Waits"]
     server.start()
     captures = recorded.result(claim_id).result.captures
     assert recorded.blobs.exists([blob for capture in captures for blob in value_blobs(capture.value)]) == [True, True]
@@ -80,6 +82,43 @@ def test_a_server_that_answers_and_refuses_is_not_waited_for(recorded: Recorded,
         client.execute_command("REPLICAOF", "127.0.0.1", "1")  # from now on it takes no changes
     end = recorded.end(recorded.run(TWICE_96_MIB, "8", "9"))
     assert isinstance(end, Failed) and isinstance(end.error, ConnectionLost) and WAITS not in recorded.log()
+
+
+@contextmanager
+def full(server: BlobServer, limit_bytes: int) -> Iterator[redis.Redis]:
+    """A server with this ``maxmemory``, all of which others have, while the context lasts."""
+    with redis.Redis.from_url(server.url) as client:
+        pipe = client.pipeline(transaction=False)
+        for number in range(limit_bytes // MIB):
+            pipe.set(f"others:{number}", bytes(MIB))
+        pipe.execute()
+        client.config_set("maxmemory", limit_bytes)
+        yield client
+        client.delete(*client.keys("others:*"))
+
+
+def test_a_result_for_which_there_is_no_room_waits_for_it_and_says_why(recorded: Recorded, server: BlobServer) -> None:
+    with full(server, 256 * MIB) as client:
+        claim_id = recorded.run(TWICE_96_MIB, "8", "9")
+        waits = recorded.wait(Waits)
+        assert waits.claim_id == claim_id and f"127.0.0.1:{server.port} is full" in waits.reason and "raise its maxmemory" in waits.reason
+        time.sleep(AWAY_S)  # longer than the stall limit
+        assert recorded.of(claim_id)[-1] == "Waits" and not client.keys("t:blob:*"), "it holds no part that others could need"
+    captures = recorded.result(claim_id).result.captures
+    assert recorded.blobs.exists([blob for capture in captures for blob in value_blobs(capture.value)]) == [True, True]
+    assert [event.reason for event in recorded.events if isinstance(event, Waits)] == [waits.reason, ""]
+    assert recorded.options.execution_log is not None and len(recorded.options.execution_log.read_text().splitlines()) == 1
+
+
+def test_a_result_that_the_server_could_never_hold_fails_at_once(recorded: Recorded, server: BlobServer) -> None:
+    """Each of its two tensors would fit."""
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 128 * MIB)
+        end = recorded.end(recorded.run(TWICE_96_MIB, "8", "9"))
+        assert not client.keys("t:blob:*")
+    assert isinstance(end, Failed) and isinstance(end.error, ResultTooLarge) and not end.error.retryable
+    assert end.error.size_bytes > 2 * 96 * MIB > 128 * MIB > end.error.limit_bytes > 120 * MIB
+    assert not any(isinstance(event, Waits) for event in recorded.events)
 
 
 def test_an_engine_that_is_closed_waits_no_longer(recorded: Recorded, server: BlobServer) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -145,11 +146,16 @@ def test_a_master_that_dies_goes_on_at_the_first_missing_tile(
     until(lambda: len(list(folder.glob("*/items/*.json"))) >= 4)
     os.kill(process.pid, signal.SIGKILL)
     line.finish(process)
-    here = {int(path.stem) for path in folder.glob("*/items/*.json")}
     done = line.finish(start())
     assert done.status == 0, done.err
-    assert "goes on where job" in done.err
-    assert not here & {index for index, *_ in builtin_rig.executions(done.json["job"])}
+    assert f"goes on with job {done.json['job']}, " in done.err
+    told = re.search(rf"^upscale: {TILES} tiles, (\d) here already$", done.err, re.MULTILINE)
+    assert told and len(re.findall(rf"^  \d/{TILES}  tile ", done.err, re.MULTILINE)) == TILES - int(told[1]) < TILES
+    shown = line.run("jobs", "show", done.json["job"])
+    assert f"{TILES} items of tiles: {TILES} done (--items lists all)" in shown.out and "(tile)" not in shown.out
+    assert line.run("jobs", "show", done.json["job"], "--items").out.count("(tile)") == TILES
+    executed = [index for index, *_ in builtin_rig.executions(done.json["job"])]
+    assert len(executed) == len(set(executed)) == len(done.json["items"]), "what its workers had goes on"
     assert numpy.array_equal(pixels(line.folder / "made" / "after_00001_.png"), undisturbed[0])
 
 

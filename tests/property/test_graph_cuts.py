@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from distributed_comfy.errors import NothingToVary, PromptHasNoOutput
@@ -156,7 +156,6 @@ def run_last(job: JobPlan, items: list[Machine]) -> Machine:
     return machine
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_items_and_last_stage_make_what_the_whole_prompt_makes(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -178,7 +177,6 @@ def test_items_and_last_stage_make_what_the_whole_prompt_makes(prompt: Prompt, i
             assert last.results[target] == whole.run(target)
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_every_stage_is_closed_and_holds_only_what_its_targets_need(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -191,7 +189,6 @@ def test_every_stage_is_closed_and_holds_only_what_its_targets_need(prompt: Prom
         assert Graph(stage).find_cycle() == ()
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_every_output_node_is_the_target_of_one_item_or_of_all_that_vary(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -205,7 +202,6 @@ def test_every_output_node_is_the_target_of_one_item_or_of_all_that_vary(prompt:
         assert all(item.targets == tuple(one.node_id for one in job.collectors) for item in generate_items(job)[1:])
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_the_last_stage_repeats_nothing_that_item_zero_can_hand_over(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)

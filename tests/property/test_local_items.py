@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import assume, event, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from distributed_comfy.comfyui.expansion import CAPTURE_CLASS, END_CLASS, LocalItem, OuterPrompt, expand_item
@@ -45,7 +45,6 @@ def planned(prompt: Prompt, items: int) -> tuple[JobPlan, tuple[str, ...]]:
         return plan_job(parsed(prompt), PlanOptions(items=1, outer_outputs=outputs), [WORKER]), tuple(live)
 
 
-@settings(max_examples=300)
 @given(prompts(), st.integers(1, 3))
 def test_a_job_of_a_running_prompt_is_its_collectors_alone(prompt: Prompt, items: int) -> None:
     job, live = planned(prompt, items)
@@ -58,7 +57,6 @@ def test_a_job_of_a_running_prompt_is_its_collectors_alone(prompt: Prompt, items
         assert {target for target in item.targets if prompt[target]["class_type"] not in OUTPUTS} == set(live)
 
 
-@settings(max_examples=300)
 @given(prompts(), st.integers(1, 3))
 def test_an_item_gives_here_what_it_gives_on_a_worker(prompt: Prompt, items: int) -> None:
     job, _ = planned(prompt, items)
@@ -80,7 +78,7 @@ def test_an_item_gives_here_what_it_gives_on_a_worker(prompt: Prompt, items: int
     assert outer.ended == [f"claim {item.index}" for item in job.items]
 
 
-@settings(max_examples=300)
+@settings(suppress_health_check=[HealthCheck.filter_too_much])  # by chance nine of ten prompts are no case of it
 @given(prompts(), st.integers(2, 3))
 def test_what_does_not_depend_on_the_item_is_shared_and_all_of_item_zero_that_runs_anyway(prompt: Prompt, items: int) -> None:
     job, _ = planned(prompt, items)

@@ -28,7 +28,7 @@ from tests.state_cluster import OWNER, Cluster, Job, cluster_of, result_of
 from tests.state_copy import StateCopy
 from tests.state_model import MIB, Item, Model, ModelJob, ModelWorker
 
-EXAMPLES = int(os.environ.get("TABLE_RUNS", "40"))
+EXAMPLES = int(os.environ.get("TABLE_RUNS", "25"))
 STEPS = int(os.environ.get("TABLE_STEPS", "40"))
 MAX_ATTEMPTS = 3
 NAMES = ("u", "v", "w")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from distributed_comfy.errors import BadInput, NothingToVary, PromptHasNoOutput, UpscaleOfItems, UpscaleUnused
@@ -222,7 +222,6 @@ def prompts_by_kind(job: JobPlan) -> dict[str, tuple[Prompt, set[str]]]:
     return found
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_the_stages_make_what_the_whole_prompt_makes(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -236,7 +235,6 @@ def test_the_stages_make_what_the_whole_prompt_makes(prompt: Prompt, items: int)
     assert stages.tile.results[UP]["images"] == whole.run(UP)[0]
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_every_stage_is_closed_and_holds_only_what_its_targets_need(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -250,7 +248,6 @@ def test_every_stage_is_closed_and_holds_only_what_its_targets_need(prompt: Prom
         assert Graph(stage).find_cycle() == ()
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_every_output_node_is_the_target_of_one_stage_and_of_the_earliest_that_can_run_it(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -264,7 +261,6 @@ def test_every_output_node_is_the_target_of_one_stage_and_of_the_earliest_that_c
     assert not outputs & found["tile"]
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_the_record_names_every_source_of_every_stage(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)
@@ -285,7 +281,6 @@ def test_the_record_names_every_source_of_every_stage(prompt: Prompt, items: int
             assert place.node_id in found["generate" if place.item == "first" else "prepare"]
 
 
-@settings(max_examples=150)
 @given(prompts(), st.integers(1, 3))
 def test_no_tile_makes_a_picture_of_its_own_and_nothing_is_made_twice_that_can_be_handed_on(prompt: Prompt, items: int) -> None:
     job = planned(prompt, items)

@@ -51,6 +51,29 @@ def poison(field: Field) -> Ending:
 
 
 @scenario(
+    "failed job retried",
+    "an item breaks off in native code three times, so that its job fails; then it is well, and `jobs retry` and `jobs attach` complete it",
+    "attempts end",
+    "a failed job is retried",
+    costs=Costs(3, 6),  # those that others ran when the job failed were stopped
+)
+def failed_and_retried(field: Field) -> Ending:
+    line, order = field.command_line(), field.mishaps / str(SEED + INDEX)
+    order.write_text("segfault stays")
+    failed = line.run(*field.run_command())
+    assert failed.status == 1 and "SIGSEGV" in failed.err, failed.err
+    job_id, kept = failed.json["job"], {item["index"] for item in failed.json["items"]}
+    order.unlink()
+    before = len(field.rig.executions(job_id))
+    assert line.run("jobs", "retry", job_id).status == 0
+    done = line.run("jobs", "attach", job_id, "--out", "made", "--json")
+    assert done.status == 0, done.err
+    again = {index for index, *_ in field.rig.executions(job_id)[before:]}
+    assert kept and again == set(range(field.timing.items)) - kept, "what was finished does not run again"
+    return Ending(line.folder / "made", [job_id])
+
+
+@scenario(
     "one device too small",
     "every item that one of the workers takes runs out of memory there",
     "memory is freed, then elsewhere",

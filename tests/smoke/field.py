@@ -106,6 +106,8 @@ class Ending:
     """Of the job; 0: as many as the field's have."""
     reported: tuple[int, ...] = ()
     """Items that the job itself says it could not make."""
+    beside: Sequence[Ending] = ()
+    """Of other jobs of the same prompt and as many items that went on at the same time."""
 
 
 @dataclass
@@ -215,15 +217,16 @@ class Field:
             server.kill()
 
     # -- jobs --------------------------------------------------------------------------------------------------------------
-    def prompt(self) -> Prompt:
-        """Pictures of a seed, each after some steps of a tenth of a second."""
+    def prompt(self, steps: int = 0) -> Prompt:
+        """Pictures of a seed, each after some steps of a tenth of a second; by default as many as the field's timing says."""
+        steps = steps or self.timing.steps
         prompt: Prompt = {
             "seed": node("DistributedSeed", seed=SEED),
             "make": node("SeededGenerator", seed=out("seed"), steps=1, width=48, height=32, batch_size=1, style="auto"),
         }
         last = "make"
-        for step in range(self.timing.steps):
-            if step == self.timing.steps // 2:
+        for step in range(steps):
+            if step == steps // 2:
                 prompt["mishap"] = node("RuleMishap", images=out(last), seed=out("seed"), folder=str(self.mishaps))
                 last = "mishap"
             prompt[f"step{step}"] = node("RuleStep", images=out(last), milliseconds=STEP_MS)
@@ -246,6 +249,10 @@ class Field:
         )
         line.write("graph.json", self.prompt())
         return line
+
+    def run_command(self, items: int = 0) -> tuple[str, ...]:
+        """The field's job, as a user of `command_line` runs it."""
+        return ("run", "graph.json", "--items", str(items or self.timing.items), "--out", "made", "--json")
 
     def wait_for_first_item(self, name: str) -> None:
         """Run a job that only the worker with this name and tag can run: until then its consumer may still connect."""
@@ -322,18 +329,19 @@ class Field:
             self.mend()
         (ending,) = endings
         spent_s = self.engine_seconds() - self._quiet_s - before
-        items = ending.items or self.timing.items
-        wanted, found = self.undisturbed(ending.prompt or self.prompt(), items), images(ending.out)
+        ends, items = [ending, *ending.beside], ending.items or self.timing.items
+        wanted = self.undisturbed(ending.prompt or self.prompt(), items)
         reported = [str(SEED + index) for index in ending.reported]
         left = {seed: files for seed, files in wanted.images.items() if seed not in reported}
-        lost, twice = lost_and_twice(left, found, ending.told)
+        found = [images(end.out) for end in ends]
+        counts = [lost_and_twice(left, here, end.told) for here, end in zip(found, ends, strict=True)]
         rows.append(Measured(
-            name, fault, items, lost, twice,
-            executions=sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids),
+            name, fault, items * len(ends), sum(lost for lost, _ in counts), sum(twice for _, twice in counts),
+            executions=sum(len(self.rig.executions(job_id)) for end in ends for job_id in end.job_ids),
             costs=ending.costs or costs,
-            wasted_s=spent_s - wanted.engine_s * len(left) / items,
+            wasted_s=spent_s - wanted.engine_s * len(left) / items * len(ends),
             claimable_s=self._claimable_s(ending),
-            identical=all(found.get(seed) == files for seed, files in left.items()),
+            identical=all(here.get(seed) == files for here in found for seed, files in left.items()),
             took_s=took_s,
         ))  # fmt: skip
 

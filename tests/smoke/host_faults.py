@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from PIL import Image
 from distributed_comfy.messages import Prompt
 from tests.command_line import until
 from tests.conftest import missing_service
+from tests.hosts import Network, need_hosts
+from tests.machines import Machine, join
 from tests.prompts import node, out
 from tests.smoke.field import SEED, Ending, Field, kill, strike
-from tests.smoke.measured import NOTHING, ONE
+from tests.smoke.measured import NOTHING, ONE, Costs
 from tests.smoke.scenario import scenario
 
 HOST = "pc1"
@@ -104,6 +107,38 @@ def clocks_off(field: Field) -> Ending:
         assert run.status == 0, run.err
         assert any(item["worker"] == "ahead" for item in run.json["items"])
     return Ending(line.folder / "made", [run.json["job"]])
+
+
+# -- guests ------------------------------------------------------------------------------------------------------------------
+@scenario(
+    "host revoked",
+    "an invited host, which works by TLS, is shut out (`invite revoke`) in the middle of the job",
+    "a revoked host",
+    costs=Costs(0, 1),
+)
+def host_revoked(field: Field) -> Ending:
+    """A master with embedded servers and a worker of its own, and one guest; it may be shut out between two items."""
+    need_hosts()
+    logs = {"DC_EXECUTION_LOG": str(field.rig.execution_log), "RULE_LOG": str(field.rig.rule_log)}
+    folder = field.folder / "hosts"
+    folder.mkdir()
+    with Network() as network:
+        master, guest = (Machine(network.host(name), folder / name) for name in ("master", "pc2"))
+        network.cable(master.host, guest.host)
+        master.start_worker(**logs)
+        join(master, guest, **logs)
+        prompt = field.prompt(steps=3 * field.timing.steps)  # our commands take a while
+        job = master.start_job(prompt, "made", field.timing.items)
+        until(lambda: master.workers().get("pc2-cpu"))
+        struck_at = strike(lambda: master.command("invite", "revoke", "pc2"))
+        begun = field.rig.execution_log.read_text().splitlines()
+        said, _ = job.communicate(timeout=240)
+        assert job.returncode == 0, said
+        until(lambda: "pc2-cpu" not in master.workers())
+        assert "on pc2-cpu in" in said and "on master-cpu in" in said, said
+    job_id = re.findall(r"\bjob ([0-9a-f]{12})\b", said)[0]
+    assert sum(row.startswith(job_id) for row in begun) < field.timing.items, "it was shut out too late"
+    return Ending(folder / "master" / "made", [job_id], struck_at=struck_at, prompt=prompt)
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.command_line import until
+import psutil
+
+from tests.command_line import CommandLine, until
 from tests.smoke.field import Ending, Field, kill, strike
 from tests.smoke.measured import NOTHING, Costs
 from tests.smoke.scenario import scenario
@@ -68,20 +70,96 @@ def worker_frozen(field: Field) -> Ending:
     return field.ended(job, hit, struck_at)
 
 
-@scenario("master killed", "kill -9 of `distributed-comfy run`, and the same command again", "resume", costs=Costs(0, 4))
+def kill_a_master(field: Field, line: CommandLine) -> str:
+    """Kill a run that has some of its items, whose job is parked before its workers have made them all; its job."""
+    jobs = set(field.cluster.jobs.jobs())
+    process = line.start(*field.run_command(), DC_OWNER_TTL_S="2")
+    job_id = str(until(lambda: next(iter(set(field.cluster.jobs.jobs()) - jobs), "")))
+    until(lambda: field.cluster.jobs.job_state(job_id).counts["done"] >= 2)
+    process.kill()
+    process.communicate()
+    return job_id
+
+
+def wait_until_parked(field: Field, job_id: str) -> None:
+    """Until its owner's lease has run out, and its workers have finished what they had."""
+
+    def is_parked() -> bool:
+        state = field.cluster.jobs.job_state(job_id)
+        assert not state.ended, state
+        return state.state == "parked" and not state.counts["running"]
+
+    until(is_parked)
+
+
+def same_command(field: Field, line: CommandLine, job_id: str) -> Ending:
+    """What a user does whose run was killed."""
+    done = line.run(*field.run_command())
+    assert done.status == 0, done.err
+    assert f"goes on with job {job_id}" in done.err and done.json["job"] == job_id, done.err
+    return Ending(line.folder / "made", [job_id])
+
+
+@scenario(
+    "master killed",
+    "kill -9 of `distributed-comfy run`, and the same command again at once",
+    "resume",
+    "a job goes on itself",
+    costs=NOTHING,
+    short=True,
+)
 def master_killed(field: Field) -> Ending:
     line = field.command_line()
-    jobs = set(field.cluster.jobs.jobs())
-    run = ("run", "graph.json", "--items", str(field.timing.items), "--out", "made", "--json")
-    process = line.start(*run)
-    first = str(until(lambda: next(iter(set(field.cluster.jobs.jobs()) - jobs), "")))
-    until(lambda: field.cluster.jobs.job_state(first).counts["done"] >= field.timing.items // 3)
-    struck_at = strike(process.kill)
-    process.communicate()
-    done = line.run(*run)
+    return same_command(field, line, kill_a_master(field, line))
+
+
+@scenario(
+    "master killed, long ago",
+    "kill -9 of `distributed-comfy run`; the same command when its workers have finished what they had, and its job is parked",
+    "resume",
+    "a job goes on itself",
+    costs=NOTHING,
+)
+def master_killed_long_ago(field: Field) -> Ending:
+    line = field.command_line()
+    job_id = kill_a_master(field, line)
+    wait_until_parked(field, job_id)
+    return same_command(field, line, job_id)
+
+
+@scenario(
+    "detached collector killed",
+    "kill -9 of what `run --detach` left in the background; `jobs attach` goes on",
+    "a job without a collector is parked",
+    costs=NOTHING,
+)
+def collector_killed(field: Field) -> Ending:
+    line = field.command_line()
+    began = line.run(*field.run_command(), "--detach")
+    assert began.status == 0, began.err
+    job_id, collector = began.json["job"], psutil.Process(began.json["pid"])
+    until(lambda: field.cluster.jobs.job_state(job_id).counts["done"] >= field.timing.items // 3)
+    kill(collector)
+    done = line.run("jobs", "attach", job_id, "--out", "made", "--json")
     assert done.status == 0, done.err
-    assert "goes on" in done.err, done.err
-    return Ending(line.folder / "made", [first, done.json["job"]], struck_at=struck_at)
+    return Ending(line.folder / "made", [job_id])
+
+
+@scenario("two masters", "two masters, each with half of the items; kill -9 of a worker that has one of the first one's", "lease")
+def two_masters(field: Field) -> Ending:
+    half, line = field.timing.items // 2, field.command_line()
+    jobs = set(field.cluster.jobs.jobs())
+    other = line.start(*field.run_command(half), "--user", "another")
+    other_id = str(until(lambda: next(iter(set(field.cluster.jobs.jobs()) - jobs), "")))
+    job = field.begin(items=half)
+    hit = field.hit(job.queued())
+    assert not field.cluster.jobs.job_state(other_id).ended
+    struck_at = strike(lambda: (kill(hit.worker.process), kill(hit.engine)))
+    ending = field.ended(job, hit, struck_at)
+    done = line.finish(other)
+    assert done.status == 0, done.err
+    ending.items, ending.beside = half, [Ending(line.folder / "made", [other_id])]
+    return ending
 
 
 @scenario("rolling restart", "SIGTERM to one worker after the other while all have work, each started again", "drain", costs=NOTHING)

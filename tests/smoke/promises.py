@@ -114,6 +114,12 @@ PROMISES: dict[str, Promise] = {
         "tests/integration/test_shipping.py::test_a_result_that_is_on_its_way_when_the_blob_server_dies_arrives_after_it_is_back",
         Mutation("distributed_comfy/engine/shipping.py", "if not _is_away(error):", "if True:"),
     ),
+    "a full blob server is waited for": Promise(
+        "A result for which the blob server has no room waits on its worker, which says so, and uses up no attempt; one that the server "
+        "could never hold ends its job at once.",
+        "tests/integration/test_shipping.py::test_a_result_for_which_there_is_no_room_waits_for_it_and_says_why",
+        Mutation("distributed_comfy/engine/shipping.py", "                self._make_room(error)\n", "                raise\n"),
+    ),
     "blobs are made again": Promise(
         "An item whose result the blob server has lost runs again.",
         "tests/unit/test_collect.py::test_a_blob_that_is_gone_runs_the_item_again",
@@ -133,6 +139,26 @@ PROMISES: dict[str, Promise] = {
         "A run that was killed goes on where it stopped when the same command is given again; each image is there once.",
         "tests/integration/test_resume.py::test_the_same_command_goes_on_where_a_killed_one_stopped",
         Mutation("distributed_comfy/orchestrator/run.py", "resume_in=None if kept or options.fresh else options.out", "resume_in=None"),
+    ),
+    "a job goes on itself": Promise(
+        "What its workers finished after a run was killed counts, and what they run goes on: the same command takes the job itself over.",
+        "tests/integration/test_resume.py::test_the_same_command_goes_on_where_a_killed_one_stopped",
+        Mutation("distributed_comfy/orchestrator/resume.py", "_take_over(change, record, left, manifest) if itself", "None if itself"),
+    ),
+    "an owner keeps results": Promise(
+        "Where another job goes on with what the killed one finished, no reaper takes its results away meanwhile.",
+        "tests/integration/test_resume.py::test_a_reaper_that_comes_while_the_old_job_is_fetched_leaves_its_results",
+        Mutation("distributed_comfy/orchestrator/resume.py", "if change.own() or not cluster.jobs.owner(old):", "if True:"),
+    ),
+    "a job without a collector is parked": Promise(
+        "A job that nobody collects is parked, and shown so: what runs is finished, nothing more begins, and `jobs attach` goes on.",
+        f"{STATE}/test_steering.py::test_a_job_without_an_owner_is_parked_and_runs_on_when_the_owner_is_back",
+        Mutation(f"{SCRIPTS}/reap.lua", "    job.parked = NOW\n", "    job.parked = 0\n"),
+    ),
+    "a failed job is retried": Promise(
+        "A job that failed or was cancelled keeps what is finished: `jobs retry` and `jobs attach` into the same folder run only the rest.",
+        "tests/integration/test_resume.py::test_a_cancelled_job_is_retried_and_attached_without_running_finished_items_again",
+        Mutation("distributed_comfy/orchestrator/delivery.py", "            self._waiting = True\n", "            self._waiting = False\n"),
     ),
     "leases at maxmemory": Promise(
         "Leases are renewed on a state server that has no memory left.",

@@ -10,9 +10,11 @@ from distributed_comfy.errors import JobLost
 from tests.command_line import until
 from tests.smoke.field import Ending, Field, strike
 from tests.smoke.measured import NOTHING, Costs
+from tests.smoke.process_faults import kill_a_master, wait_until_parked
 from tests.smoke.scenario import scenario
 
 AWAY_S = 1.0
+ROOM_BYTES = 32 * 2**20
 
 
 @scenario(
@@ -89,7 +91,7 @@ def state_wiped(field: Field) -> Ending:
     """The run ends with a sentence, and the same command goes on from the folder that it had."""
     line = field.command_line()
     jobs = set(field.cluster.jobs.jobs())
-    run = ("run", "graph.json", "--items", str(field.timing.items), "--out", "made", "--json")
+    run = field.run_command()
     process = line.start(*run)
     first = str(until(lambda: next(iter(set(field.cluster.jobs.jobs()) - jobs), "")))
     until(lambda: field.cluster.jobs.job_state(first).counts["done"] >= field.timing.items // 3)
@@ -103,6 +105,63 @@ def state_wiped(field: Field) -> Ending:
     done = line.run(*run)
     assert done.status == 0, done.err
     return Ending(line.folder / "made", [first, done.json["job"]], struck_at=struck_at)
+
+
+@scenario(
+    "state Redis restarts without a master",
+    "kill -9 of `distributed-comfy run`; when its job is parked, of the server of the table, which starts again; then `jobs attach`",
+    "append-only file",
+    "engines go on",
+    "a job without a collector is parked",
+    costs=Costs(0, 4),  # as without the master's death
+)
+def state_killed_without_master(field: Field) -> Ending:
+    """What its workers have is entered when the server is back; no more is handed out, and what was parked is shown as that."""
+    line = field.command_line()
+    job_id = kill_a_master(field, line)
+    until(lambda: field.cluster.jobs.job_state(job_id).state == "parked")
+    field.state.kill()
+    time.sleep(AWAY_S)
+    field.state.start()
+    wait_until_parked(field, job_id)
+    shown = next(row for row in line.run("jobs", "list", "--json").json if row["job"] == job_id)
+    assert shown["state"] == "parked" and "its owner is gone" in shown["reason"] and shown["counts"]["pending"], shown
+    executions = len(field.rig.executions(job_id))
+    time.sleep(field.timing.lease_s)
+    assert len(field.rig.executions(job_id)) == executions, "nothing of a parked job begins"
+    done = line.run("jobs", "attach", job_id, "--out", "made", "--json")
+    assert done.status == 0, done.err
+    return Ending(line.folder / "made", [job_id])
+
+
+@scenario(
+    "blob Redis full",
+    "the server of blobs has no room for longer than a lease",
+    "a full blob server is waited for",
+    costs=NOTHING,
+    short=True,
+)
+def blobs_full(field: Field) -> Ending:
+    """Others have all that it may hold."""
+    line = field.command_line()
+    with redis.Redis.from_url(field.blobs.url) as client:
+        client.set("others", bytes(ROOM_BYTES))
+        job = field.begin()
+        field.hit(job.queued())
+        struck_at = strike(lambda: client.config_set("maxmemory", ROOM_BYTES))
+        try:
+            job.until(lambda: job.report.waited)
+            time.sleep(1.5 * field.timing.lease_s)
+            words = [line.run(*command).out for command in (("jobs", "show", job.report.job_id), ("workers", "list"))]
+        finally:
+            client.config_set("maxmemory", 0)
+            client.delete("others")
+    assert all("keeps the result of item" in text and " is full" in text for text in words), words
+    (told,) = job.report.waited
+    assert " is full" in told, told
+    ending = field.ended(job, None, struck_at)
+    assert not any(item.attempts for item in field.cluster.jobs.item_states(job.report.job_id).values())
+    return ending
 
 
 @scenario(

@@ -20,6 +20,8 @@ from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.memory_table import MemoryJobTable
 from distributed_comfy.collector.spool import Spool, references
 from distributed_comfy.errors import (
+    BlobsAway,
+    BlobStoreFull,
     ConnectionLost,
     FrameVersionUnknown,
     ItemsMissing,
@@ -376,6 +378,33 @@ def test_an_outage_is_logged_once(play: Play, caplog: pytest.LogCaptureFixture) 
         play.complete(index)
     running.finish()
     assert [record.levelname for record in caplog.records if "cannot reach Redis" in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["while results wait there", "while nothing is done"])
+def test_a_blob_store_that_stays_away_is_not_waited_for_without_limit(play: Play, idle: bool) -> None:
+    if not idle:
+        play.complete(0)
+    store: Any = Flaky(play.store, ConnectionLost(target="the blob Redis", reason="refused"), 1)
+    options = replace(FAST, blob_away_s=0.7, inputs_interval_s=0.05)
+    began = time.monotonic()
+    with pytest.raises(BlobsAway, match=r"has not answered for 1 s \(the blob Redis: refused\), .*DC_BLOB_AWAY_S"):
+        Collector(play.job, play.table, store, play.spool, options).run()
+    assert 0.6 < time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "every"), [(ConnectionLost(target="the blob Redis", reason="reset"), 3), (BlobStoreFull(target="it", reason="OOM"), 1)],
+    ids=["answers now and then", "is full"],
+)  # fmt: skip
+def test_a_blob_store_that_answers_now_and_then_or_is_full_is_not_away(play: Play, error: Exception, every: int) -> None:
+    store: Any = Flaky(play.store, error, every)
+    running = Running(Collector(play.job, play.table, store, play.spool, replace(FAST, blob_away_s=0.2, inputs_interval_s=0.05)).run)
+    time.sleep(0.8)
+    store.failing = False
+    for index in range(4):
+        play.complete(index)
+    running.finish()
+    play.check_images(4)
 
 
 def test_a_wrong_password_is_not_waited_out(play: Play) -> None:

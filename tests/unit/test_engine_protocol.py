@@ -39,6 +39,7 @@ ITEMS: list[Any] = [
     protocol.Preview("c", "1", b"\xff\xd8\xff"),
     protocol.Said("c", "executing", '{"node": "12:5"}'),
     protocol.Shipping("c", 0.5),
+    protocol.Waits("c", "the blob Redis is full"),
     protocol.Finished("c", RESULT),
     protocol.Beat(1.5),
     protocol.Beat(0.0, 3 * 2**30, 80 * 2**30),

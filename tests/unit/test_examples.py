@@ -35,3 +35,9 @@ def test_the_tiny_model_says_which_python_it_needs() -> None:
     script = EXAMPLES[0].with_name("tiny_model.py")
     done = subprocess.run([sys.executable, "-I", "-S", script, "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.startswith(f"{sys.executable} lacks torch, which this needs: use ComfyUI's own")
+
+
+def test_the_tiny_model_lands_where_git_looks_away() -> None:
+    page = EXAMPLES[0].with_name("README.md").read_text("utf-8")
+    ignored = EXAMPLES[0].parents[1].joinpath(".gitignore").read_text("utf-8").splitlines()
+    assert "python examples/tiny_model.py tiny\n" in page and "/tiny/" in ignored

@@ -9,7 +9,7 @@ import pytest
 
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.comfyui.compat_config import arguments_of, device_of, fields_of, option_change
-from distributed_comfy.comfyui.gpu_config import Imported, read_gpu_config, write_imported
+from distributed_comfy.comfyui.gpu_config import Imported, Replaced, read_gpu_config, replaced, write_imported
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.errors import ImportRefused, OptionWrong
 from tests.command_line import CommandLine
@@ -43,12 +43,22 @@ def file(tmp_path: Path) -> Path:
 def test_local_workers_and_options_are_taken_over(file: Path) -> None:
     imported = read_gpu_config(file, "pc1")
     assert imported.workers == {
-        "worker-1": {"device": "cuda:1", "enabled": True, "comfyui_args": ["--lowvram", "--preview-method", "auto"]},
-        "worker-1-2": {"device": "cuda:2", "enabled": False, "comfyui_args": []},
-        "pc1-cuda0": {"device": "cuda:0", "enabled": True, "comfyui_args": []},
+        "worker-1": {"device": "cuda:1", "enabled": True, "comfyui_args": ["--lowvram", "--preview-method", "auto"], "old_id": "1"},
+        "worker-1-2": {"device": "cuda:2", "enabled": False, "comfyui_args": [], "old_id": "2"},
+        "pc1-cuda0": {"device": "cuda:0", "enabled": True, "comfyui_args": [], "old_id": "5"},
     }
     assert imported.options == {"debug": True, "auto_launch": True, "stop_workers": False, "participate": False}
     assert imported.configuration("x").workers["worker-1"].comfyui_args == ("--lowvram", "--preview-method", "auto")
+
+
+def test_an_id_is_one_workers_own_and_may_be_a_number_or_lack(tmp_path: Path) -> None:
+    path = tmp_path / "gpu_config.json"
+    workers = [{"id": 1, "cuda_device": 1}, {"id": "1", "cuda_device": 2}, {"cuda_device": 3}, {"id": True, "cuda_device": 4}]
+    path.write_text(json.dumps({"workers": workers}))
+    imported = read_gpu_config(path, "pc1")
+    assert [fields.get("old_id") for fields in imported.workers.values()] == ["1", None, None, None]
+    why = "pc1-cuda1 has '1' already; scripts that call it get that one"
+    assert {each.place: each.why for each in imported.dropped} == {"workers[1] '1' id": why}
 
 
 def test_whatever_is_dropped_is_told_with_its_reason(file: Path) -> None:
@@ -95,7 +105,7 @@ def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path, file: P
     assert written.workers == workers.path and written.kept is None
     assert set(workers.read().workers) == set(imported.workers) and options.current.participate is False
     text = workers.path.read_text()
-    with pytest.raises(ImportRefused, match="--force replaces it"):
+    with pytest.raises(ImportRefused, match=r"with worker-1, worker-1-2, pc1-cuda0\); --force replaces it"):
         write_imported(Imported({"other": {"device": "cpu"}}), workers, options, force=False, source="x")
     assert workers.path.read_text() == text
     with pytest.raises(ImportRefused, match="about participate; --force"):
@@ -103,6 +113,21 @@ def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path, file: P
     replaced = write_imported(Imported({"other": {"device": "cpu"}}, {"participate": True}), workers, options, force=True, source="x")
     assert set(workers.read().workers) == {"other"} and options.current.participate is True
     assert replaced.kept is not None and replaced.kept.read_text() == text
+
+
+def test_what_becomes_of_the_workers_of_before_is_known_and_what_is_said_of_the_host_goes_on(tmp_path: Path, file: Path) -> None:
+    workers, options = WorkersFile(tmp_path / "workers.json"), OptionsFile(tmp_path / "comfyui.json")
+    imported = read_gpu_config(file, "pc1")
+    assert replaced(imported, workers, "x") == Replaced()
+    before = {"pc1-cuda0": {"device": "cuda:3"}, "mine": {"device": "cpu"}, "worker-1-2": imported.workers["worker-1-2"]}
+    workers.path.write_text(json.dumps({"remote_configuration": True, "workers": before}))
+    assert replaced(imported, workers, "x") == Replaced({"pc1-cuda0": "cuda:3"}, {"mine": "cpu"})
+    assert replaced(Imported(options={"debug": True}), workers, "x") == Replaced()
+    write_imported(imported, workers, options, force=True, source="x")
+    assert workers.read().remote_configuration is True
+    workers.path.write_text("{")
+    assert replaced(imported, workers, "x") == Replaced(), "a file that nobody can use has no workers to lose"
+    assert write_imported(imported, workers, options, force=True, source="x").kept is not None
 
 
 def test_the_command_says_what_it_does(tmp_path: Path, file: Path) -> None:
@@ -118,6 +143,13 @@ def test_the_command_says_what_it_does(tmp_path: Path, file: Path) -> None:
     again = line.run("config", "import", file)
     assert again.status == 2 and "--force" in again.err
     assert line.run("config", "import", file, "--force").status == 0 and (config / "workers.json.before-import").exists()
+    (config / "workers.json").write_text(json.dumps({"workers": {"mine": {"device": "cpu"}, "worker-1": {"device": "cuda:7"}}}))
+    tried = line.run("config", "import", file, "--dry-run").out
+    assert "would be removed: worker mine (cpu)" in tried and "would be replaced: worker worker-1 (cuda:7)" in tried
+    done = line.run("config", "import", file, "--force").out
+    assert "1 -> worker-1: cuda:1, --lowvram --preview-method auto\n2 -> worker-1-2: cuda:2, disabled\n" in done
+    assert "removed: worker mine (cpu)" in done and "replaced: worker worker-1 (cuda:7)" in done
+    assert done.endswith("start ComfyUI (or `distributed-comfy up`), so that it is used\n")
 
 
 # -- single values -------------------------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
 from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
+from distributed_comfy.comfyui.queue_watch import Ending
 from tests.command_line import until
 from tests.prompts import txt2img
 
@@ -48,3 +51,13 @@ def test_a_prompt_that_is_over_before_its_turn_queues_nothing() -> None:
     found.enter()
     found.start()
     assert found.phase == "failed" and is_cancelled(found.error) and found.job_id == ""
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [("interrupted", "its prompt is interrupted"), ("error", "its prompt has failed"), ("gone", "its prompt has left the queue")],
+)
+def test_the_table_is_told_how_the_prompt_ended(ending: Ending, reason: str) -> None:
+    found = job()
+    found.end(ending)
+    assert found._reason == reason and found.ending == ending

@@ -1,10 +1,14 @@
 """What a job's node shows while it waits."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 from distributed_comfy.comfyui.progress import JobProgress
 from distributed_comfy.messages import ItemResult
 from distributed_comfy.orchestrator.progress import Step
+from distributed_comfy.tile_stage import TileStage, ValuePlace
 from tests.collected_jobs import job_record
+from tests.tile_jobs import GEOMETRY
 
 
 def test_nothing_is_known_before_the_job_is_queued() -> None:
@@ -46,11 +50,24 @@ def test_a_preview_is_given_once() -> None:
     assert progress.look().preview == b""
 
 
-def test_tiles_are_items_too() -> None:
+def test_an_upscale_is_counted_in_tiles_and_its_other_stages_have_names() -> None:
+    """Nine tiles of one image: what makes the image, and what comes after the tiles, are none of them."""
     progress = JobProgress()
-    progress.begin(job_record(2))
-    progress.tiles_planned([(0,), (1, 2)])
-    assert progress.look().total == 4
+    tiles = TileStage("up", ValuePlace("first", "1~0", "value"), "t", ("up",), "up~pixels", "up~regions", "7", GEOMETRY)
+    progress.begin(replace(job_record(1), items=2, has_last_stage=True, collectors=(), tiles=tiles, grows=True))
+    progress.step(Step(0, "a", "7", 1, 4))
+    assert progress.look().text == "the image to upscale; a 1/4" and progress.look().total == 0
+    progress.item_done(0, ItemResult(worker="a"))
+    assert progress.look().text == "cutting tiles"
+    progress.tiles_planned([(0,), tuple(range(1, 9))])
+    progress.item_done(3, ItemResult(worker="a"))
+    look = progress.look()
+    assert (look.done, look.total, look.text) == (8, 9, "8 of 9 tiles")
+    progress.item_done(2, ItemResult(worker="a"))
+    assert progress.look().text == "9 of 9 tiles, last stage"
+    progress.item_done(1, ItemResult(worker="a"))
+    look = progress.look()
+    assert (look.done, look.total, look.text) == (9, 9, "9 of 9 tiles")
 
 
 def test_what_lies_in_the_spool_counts_before_it_is_told() -> None:

@@ -205,8 +205,43 @@ def test_the_interpreter_is_the_named_one_else_comfyuis_own_else_this(
     assert comfyui_python(Settings(), place) == str(portable)
     assert comfyui_python(Settings(), find_place(tmp_path / "base", tree)) == str(desktop)
     assert comfyui_python(Settings(), place, sys.executable) == sys.executable
-    with pytest.raises(SettingInvalid, match="is not a program"):
+    with pytest.raises(SettingInvalid, match=r"^--python: .*/no/such/python is not a program"):
         comfyui_python(Settings(), place, "/no/such/python")
+    with pytest.raises(SettingInvalid, match=r"^DC_COMFYUI_PYTHON: .*/no/such/python is not a program"):
+        comfyui_python(Settings(comfyui_python="/no/such/python"), place)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs of POSIX")
+@pytest.mark.parametrize("program", ["/bin/ls", "/bin/sh", "/bin/cat", "/bin/false", "/bin/echo"])
+def test_a_program_that_is_no_python_is_called_that_and_is_shown_nothing_of_ours(tree: Path, tmp_path: Path, program: str) -> None:
+    refused = CommandLine(tmp_path).run("comfyui", "install", tree, "--python", program)
+    assert refused.status == 2 and f"--python: {program} is no Python" in refused.err, refused.err
+    assert "import" not in refused.err and "DC_COMFYUI_PYTHON" not in refused.err and refused.err.count("\n") == 1
+
+
+def test_the_interpreter_of_this_command_is_taken_where_it_can_be_comfyuis(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DC_COMFYUI_PYTHON", raising=False)
+    base = tmp_path / "base"
+    (base / "custom_nodes").mkdir(parents=True)
+    elsewhere = find_place(base, tree)
+    own = tree / ".venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    packages: set[str] = set()
+    monkeypatch.setattr(interpreter, "_has", lambda *names: set(names) <= packages)
+    assert comfyui_python(Settings(), elsewhere) == str(own), "it has nothing of ComfyUI's"
+    packages |= {"torch"}
+    assert comfyui_python(Settings(), elsewhere) == str(own), "our own workers need torch, too"
+    packages |= {"torchsde"}
+    assert comfyui_python(Settings(), elsewhere) == sys.executable
+    assert comfyui_python(Settings(), find_place(tree, None)) == str(own), "the folder that was given has one of its own"
+    for home in (tree / "conda", tree.parent / "venv"):
+        monkeypatch.setattr(interpreter.sys, "prefix", str(home))
+        assert comfyui_python(Settings(), find_place(tree, None)) == sys.executable
+    packages.clear()
+    assert comfyui_python(Settings(), find_place(tree, None)) == str(own), "beside it, and without torch"
 
 
 def test_a_package_from_an_index_is_installed_from_there_and_one_from_git_from_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,12 +277,13 @@ def test_the_root_file_does_nothing_outside_comfyui() -> None:
     assert found["NODE_CLASS_MAPPINGS"] == {} and "load" not in found
 
 
-def stated(text: str) -> set[str]:
+def stated(text: str) -> list[str]:
     """The lines of a list of requirements."""
-    return {line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")}
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
 def test_the_manager_installs_what_the_package_needs() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    assert stated((ROOT / "requirements.txt").read_text()) == stated(setup["options"]["install_requires"])
+    needed = stated(setup["options"]["install_requires"])
+    assert sorted(stated((ROOT / "requirements.txt").read_text())) == sorted(needed) and len(set(needed)) == len(needed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 import types
@@ -239,13 +240,15 @@ def test_internal_nodes_outside_a_job_are_refused() -> None:
         PackContext().supply("7", "images")
 
 
-def test_our_lines_in_comfyuis_log_are_marked_and_hold_no_password(caplog: pytest.LogCaptureFixture) -> None:
+def test_our_lines_in_comfyuis_log_are_marked_and_hold_no_password_and_a_file_has_their_times(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     ours = [logging.getLogger(name) for name in ("distributed_comfy", "tasks", "tiler")]
     chatty = [logging.getLogger(name) for name in ("celery", "kombu", "amqp")]
     before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in (*ours, *chatty)]
     try:
         for _ in range(2):
-            join_log(Settings())
+            join_log(Settings(cache_dir=tmp_path))
         with caplog.at_level(logging.INFO):
             logging.getLogger("distributed_comfy.comfyui.x").info("at %s", "redis://:secret@host/0")
             assert [record.getMessage() for record in caplog.records] == [f"{MARK}at redis://:***@host/0"]
@@ -254,6 +257,9 @@ def test_our_lines_in_comfyuis_log_are_marked_and_hold_no_password(caplog: pytes
             ours = logging.getLogger("tasks.x")
             ours.handle(ours.makeRecord(ours.name, logging.INFO, str(Path(tasks.__file__).with_name("x.py")), 1, "ours", (), None))
         assert [record.getMessage() for record in caplog.records] == ["of another pack, which calls its logger so", f"{MARK}ours"]
+        times = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO +\d+ ")
+        dated = (tmp_path / "comfyui.log").read_text().splitlines()
+        assert [times.sub("", line) for line in dated] == ["at redis://:***@host/0", "ours"]
     finally:
         for logger, level, propagate, handlers in before:
             logger.setLevel(level)

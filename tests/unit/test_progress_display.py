@@ -71,7 +71,7 @@ def test_the_last_stage_is_not_shown_as_one_of_the_seeds() -> None:
         progress.submitted(job(2, last=True))
         progress.item_done(0, result("w1"))
         progress.item_done(1, result("w1"))
-    assert screen.lines[-2:] == ["  1/2  item 0 (seed 100) on w1 in 1.00 s", "  2/2  last stage on w1 in 1.00 s"]
+    assert screen.lines[-2:] == ["  1/1  item 0 (seed 100) on w1 in 1.00 s", "  last stage on w1 in 1.00 s"]
 
 
 def upscale() -> JobStart:
@@ -92,12 +92,12 @@ def test_an_upscale_is_counted_in_tiles_however_many_an_item_has() -> None:
         progress.item_done(3, result("w2"))
         progress.item_done(1, result("w1"))
     assert screen.lines[-6:] == [
-        "  1/2  item 0 (seed 100) on w1 in 1.00 s",
+        "  the image to upscale on w1 in 1.00 s",
         "upscale: 4 tiles in 2 items",
-        "  4/6  3 tiles (0, 2, 4) on w1 in 1.00 s",
-        "  4/6  3 tiles (0, 2, 4) on w1 in 1.00 s",
-        "  5/6  tile 1 on w2 in 1.00 s",
-        "  6/6  last stage on w1 in 1.00 s",
+        "  3/4  3 tiles (0, 2, 4) on w1 in 1.00 s",
+        "  3/4  3 tiles (0, 2, 4) on w1 in 1.00 s",
+        "  4/4  tile 1 on w2 in 1.00 s",
+        "  last stage on w1 in 1.00 s",
     ]
 
 
@@ -116,15 +116,35 @@ def test_the_line_of_an_upscale_tells_rate_and_time_left(age_s: float, words: st
     assert words in screen.lines[-2]
 
 
-def test_tiles_of_an_earlier_run_count_once_they_are_planned() -> None:
+def test_what_an_earlier_run_made_is_told_in_one_line_and_not_item_by_item() -> None:
     screen = Screen(terminal=False)
     with RunProgress(screen) as progress:
-        progress.submitted(upscale())
+        progress.submitted(replace(upscale(), resumed="fedcbafedcba", resumed_items=frozenset({0, 2})))
         progress.item_done(0, result("w1"))
         progress.item_done(2, result("w1"))
         progress.tiles_planned([(0, 1), (2,)])
         progress.item_done(3, result("w1"))
-    assert screen.lines[-3:] == ["  1/2  item 2 on w1 in 1.00 s", "upscale: 3 tiles in 2 items", "  4/5  tile 2 on w1 in 1.00 s"]
+        progress.item_done(1, result("w1"))
+    assert screen.lines[1:] == [
+        "goes on where job fedcbafedcba stopped: the image to upscale and some of its tiles here already (--fresh starts afresh)",
+        "job abcdefabcdef: the image to upscale, its tiles and a last stage",
+        "upscale: 3 tiles in 2 items, 2 here already",
+        "  3/3  tile 2 on w1 in 1.00 s",
+        "  last stage on w1 in 1.00 s",
+    ]
+
+
+def test_items_of_an_earlier_run_are_one_line_too() -> None:
+    screen = Screen(terminal=False)
+    with RunProgress(screen) as progress:
+        progress.submitted(replace(job(4, last=True), resumed="fedcbafedcba", resumed_items=frozenset({0, 2})))
+        for index in (0, 2, 1):
+            progress.item_done(index, result("w1"))
+    assert screen.lines[1:] == [
+        "goes on where job fedcbafedcba stopped: 2 of 3 items here already (--fresh starts afresh)",
+        "job abcdefabcdef: 3 items and a last stage",
+        "  3/3  item 1 (seed 101) on w1 in 1.00 s",
+    ]
 
 
 def test_the_rate_is_that_of_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +158,10 @@ def test_the_rate_is_that_of_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> 
         for index in range(1, 101):
             progress.item_done(index, result("w1"))
         progress.tiles_planned([(number,) for number in range(200)])
-        assert progress._state_line() == "101 of 201 items and tiles", "no rate yet"
+        assert progress._state_line() == "100 of 200 tiles", "no rate yet"
         now[0] += 10
         progress.item_done(101, result("w1"))
-        assert progress._state_line() == "102 of 201 items and tiles, 10.0 s per tile, about 990 s left"
+        assert progress._state_line() == "101 of 200 tiles, 10.0 s per tile, about 990 s left"
 
 
 @pytest.mark.parametrize(("numbers", "words"), [

@@ -100,6 +100,15 @@ def test_what_failed_and_what_left_the_queue_are_told_apart() -> None:
     assert sorted(watched.until_ended(2)) == [(place("deleted"), "gone"), (place("failed"), "error")]
 
 
+def test_an_interrupted_prompt_is_told_apart_from_one_that_failed() -> None:
+    watched = Watched()
+    for name, event in (("stopped", "execution_interrupted"), ("broken", "execution_error")):
+        messages = [("execution_start", {}), (event, {"node_id": "9"})]
+        watched.queue.history[name] = {"status": {"status_str": "error", "completed": False, "messages": messages}}
+        watched.watch.follow(place(name))
+    assert sorted(watched.until_ended(2)) == [(place("broken"), "error"), (place("stopped"), "interrupted")]
+
+
 def test_a_listener_that_fails_does_not_end_the_watch() -> None:
     watched = Watched()
     tell, calls = watched.watch._on_end, []

@@ -1,11 +1,14 @@
 """``--set NODE.INPUT=VALUE``."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from distributed_comfy.errors import InputUnknown
+from distributed_comfy.nodes.registry import declared_inputs
+from distributed_comfy.orchestrator.unknown_inputs import unknown_inputs
 from distributed_comfy.workflow.edit import set_input
 from tests.prompts import node, out
 
@@ -65,3 +68,38 @@ def test_the_given_prompt_stays_as_it_is() -> None:
 def test_a_target_that_is_not_one_input_is_refused_with_candidates(assignment: str, reason: str) -> None:
     with pytest.raises(InputUnknown, match=reason):
         set_input(PROMPT, assignment)
+
+
+# -- inputs that the file leaves out ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("assignment", "node_id", "key", "value"),
+    [("9.items=6", "9", "items", 6), ("9.on_missing=drop", "9", "on_missing", "drop"), ("1.+denoise=0.5", "1", "denoise", 0.5)],
+)
+def test_an_optional_input_is_added(assignment: str, node_id: str, key: str, value: Any) -> None:
+    prompt = {"9": node("DistributedCollector", images=out("1")), "1": node("KSampler", steps=20)}
+    assert set_input(prompt, assignment, declared_inputs)[node_id]["inputs"] == {**prompt[node_id]["inputs"], key: value}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("9.itmes=6", "node 9 has no input 'itmes' in this file; it has images; did you mean items?"),
+        ("1.stepz=3", "it has steps; did you mean steps?"),
+        ("1.denoise=0.5", "it has steps; 1.+denoise=VALUE adds one that the file leaves out"),
+    ],
+)
+def test_an_input_that_is_not_known_is_refused_with_what_may_be_meant(assignment: str, words: str) -> None:
+    prompt = {"9": node("DistributedCollector", images=out("1")), "1": node("KSampler", steps=20)}
+    with pytest.raises(InputUnknown, match=re.escape(words)):
+        set_input(prompt, assignment, declared_inputs)
+
+
+def test_an_input_that_a_node_of_ours_does_not_have_is_warned_of() -> None:
+    prompt = {
+        "9": node("DistributedCollector", images=out("1"), itmes=6, multi_job_id="x"), "1": node("KSampler", stepz=20),
+        "5": node("DistributedSeed", seed=1, qqqq=1),
+    }  # fmt: skip
+    assert list(unknown_inputs(prompt)) == [
+        "node 9 (DistributedCollector) has no input 'itmes', so that is ignored; did you mean 'items'?",
+        "node 5 (DistributedSeed) has no input 'qqqq', so that is ignored; there are is_worker, seed, worker_id",
+    ]

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from distributed_comfy.comfyui import visit_routes as routes_module
 from distributed_comfy.comfyui import visits as visits_module
+from distributed_comfy.comfyui.route_threads import RouteThreads
 from distributed_comfy.comfyui.routes import Routes
 from distributed_comfy.comfyui.visit_routes import VisitRoutes
 from distributed_comfy.comfyui.visits import Visits
@@ -84,6 +85,7 @@ def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack]:
         monkeypatch.setattr(module, "WANTED_S", LEASE_S / 6)
     settings: Settings = read_settings(workers_file=tmp_path / "workers.json", blob_limit_bytes=LIMIT)
     parts: Any = SimpleNamespace(host=host(tmp_path), settings=settings, context=SimpleNamespace(inner=None), jobs=None)
+    parts.threads = RouteThreads()
     routes = VisitRoutes(Routes(parts))
     routes._visits._lease_s = LEASE_S
     routes.add()
@@ -102,6 +104,7 @@ def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack]:
         yield Pack(f"http://127.0.0.1:{port}", read_token(token_path(settings)), routes._visits, parts.context.inner)
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        parts.threads.end()
         loop.call_soon_threadsafe(loop.stop)
 
 

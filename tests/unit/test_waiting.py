@@ -7,7 +7,8 @@ import pytest
 
 from distributed_comfy.errors import NoCapableWorker, NoWorker
 from distributed_comfy.messages import JobRecord, Requirement
-from distributed_comfy.orchestrator.waiting import LEFT_ALONE, Wait, nobody_can_run, why_it_waits
+from distributed_comfy.orchestrator.progress import Waits
+from distributed_comfy.orchestrator.waiting import LEFT_ALONE, KeptResults, Wait, nobody_can_run, why_it_waits
 from distributed_comfy.state.records import JobState
 from tests.prompts import capability
 
@@ -16,6 +17,7 @@ LAST = Requirement("", ("SaveImage",))
 JOB = JobRecord("ab", "ann", 5, 3, (), "", has_last_stage=True, requirement=FIRST, last_requirement=LAST)
 ABLE = capability()
 WITHOUT_MODEL = capability(choice_lists=(("other.safetensors",), ()))
+NOBODY = NoWorker(remedy="start one")
 LACKS = NoCapableWorker(lacks="w1 lacks tag big")
 
 
@@ -50,10 +52,10 @@ def test_a_job_of_which_something_runs_or_that_is_held_back_waits_for_no_worker(
 
 def test_the_end_of_the_last_worker_is_told_once_per_outage() -> None:
     wait = Wait(None)
-    assert [wait.look(error, 0.0) for error in (None, NoWorker(), NoWorker(), None, None, NoWorker())] == [
+    assert [wait.look(error, 0.0) for error in (None, NOBODY, NOBODY, None, None, NOBODY)] == [
         "", LEFT_ALONE, "", "", "", LEFT_ALONE,
     ]  # fmt: skip
-    assert not wait.is_over(NoWorker(), 1e9), "it waits for ever"
+    assert not wait.is_over(NOBODY, 1e9), "it waits for ever"
 
 
 def test_a_job_that_nobody_ever_could_run_is_given_up_in_time() -> None:
@@ -64,3 +66,18 @@ def test_a_job_that_nobody_ever_could_run_is_given_up_in_time() -> None:
     wait.look(None, 25.0)
     assert not wait.is_over(LACKS, 99.0), "one that could is waited for"
     assert wait.look(LACKS, 99.0) == LEFT_ALONE
+
+
+def test_results_that_wait_are_told_of_once_for_all_of_an_outage() -> None:
+    told: list[str] = []
+    kept = KeptResults(told.append)
+    kept.hear(Waits(3, "w1", "the blob Redis is full"))
+    kept.hear(Waits(4, "w2", "the blob Redis is full"))
+    assert told == ["results wait on their workers, and nothing runs again for it: the blob Redis is full"]
+    kept.hear(Waits(3, "w1", ""))
+    kept.hear(Waits(5, "w1", "the blob Redis is full"))
+    assert len(told) == 1
+    kept.hear(Waits(4, "w2", ""))
+    kept.hear(Waits(5, "w1", ""))
+    kept.hear(Waits(6, "w1", "the blob Redis is away"))
+    assert len(told) == 2 and told[1].endswith("the blob Redis is away")

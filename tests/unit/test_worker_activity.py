@@ -37,9 +37,13 @@ def test_an_item_is_shown_from_its_beginning_to_its_end() -> None:
     item = told.items(clock)[0]
     assert (item.node_id, item.node_class, item.value, item.maximum, item.shipping) == ("1", "KSampler", 3, 20, False)
     told.ship("c1")
-    assert told.items(clock)[0].shipping
+    assert told.items(clock)[0].shipping and not told.items(clock)[0].waits
+    told.wait("c1", "the blob Redis\nis full")
+    assert told.items(clock)[0].waits == "the blob Redis is full"
+    told.wait("c1", "")
+    assert not told.items(clock)[0].waits
     told.end("c1")
-    assert told.items(clock) == () and len(changes) == 3, "a step is no change of state"
+    assert told.items(clock) == () and len(changes) == 5, "a step is no change of state"
 
 
 def test_the_users_node_stands_for_ours_and_one_that_the_prompt_lacks_has_no_class() -> None:

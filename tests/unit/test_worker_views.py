@@ -116,10 +116,19 @@ def test_a_worker_that_starts_is_shown_by_what_it_tells(output: Output) -> None:
         (RunningItem(ITEM, "whole", node_id="3", node_class="VAEDecode", value=0, maximum=1), "VAEDecode"),
         (RunningItem(ITEM, "whole", node_id="3.0.1", value=2, maximum=9), "node 3.0.1 2/9"),
         (RunningItem(ITEM, "whole", node_id="3", node_class="SaveImage", shipping=True), "ships its result"),
+        (RunningItem(ITEM, "whole", node_id="3", node_class="SaveImage", shipping=True, waits="it is full"), "its result waits"),
     ],
 )
 def test_how_far_an_item_is_is_said_as_far_as_it_is_known(item: RunningItem, words: str) -> None:
     assert how_far(item) == words
+
+
+def test_why_a_result_waits_is_said_in_the_list_and_of_the_one_worker(output: Output) -> None:
+    waits = status(items=(RunningItem(ITEM, "whole", shipping=True, waits="the blob Redis at pc0:6380 is full"),))
+    list_workers(output, [worker()], {"pc1-cuda0": waits}, NOW)
+    assert f"pc1-cuda0 keeps the result of item {ITEM}: the blob Redis at pc0:6380 is full" in text(output)
+    show_worker(output, worker(), waits, NOW)
+    assert "  waits      the blob Redis at pc0:6380 is full\n" in text(output)
 
 
 def test_an_unknown_name_comes_with_those_that_there_are() -> None:

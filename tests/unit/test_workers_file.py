@@ -33,7 +33,7 @@ ALL = {
         "device": ["cuda:0", "cuda:1"], "enabled": False, "engine": "comfyui", "comfyui_url": "http://me:secret@pc9/x",
         "comfyui_path": "/srv/ComfyUI", "comfyui_python": "python3", "comfyui_args": ["--cache-lru", "20"],
         "environment": {"HF_TOKEN": "secret", "DC_SLOTS": "2"}, "tags": ["big", "fast"],
-        "threads": 3, "cores": [0, 1, 5],
+        "threads": 3, "cores": [0, 1, 5], "old_id": "1",
     }},
 }  # fmt: skip
 

@@ -59,7 +59,7 @@ export class DebugLog {
     for (const item of status?.items ?? []) {
       const node = `${item.node_class || "node"} ${item.node_id}`.trim();
       this.#tell("distribution", item.item, { worker: worker.name, node, step: `${item.value}/${item.maximum}`, attempt: item.attempt });
-      if (item.shipping) this.#tell("traffic", item.item, { from: worker.name, what: "result on its way into the blob store" });
+      if (item.shipping) this.#tell("traffic", item.item, { from: worker.name, what: item.waits || "result on its way into the blob store" });
     }
     if (status) this.#tell("traffic", worker.name, { items_done: status.items_done, items_failed: status.items_failed });
   }

@@ -1,5 +1,7 @@
 // Asks the user once whether ordinary prompts may run on any GPU: when there is a worker that could run them, and nobody has answered yet.
 //
+// It comes when no other dialog is open: ComfyUI opens one of its own at its first start, which would lie in front of it.
+//
 // "Yes" and "Never" are kept by the pack, for all its pages.  "Not now" is kept by this browser, until ComfyUI starts the next time.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -10,6 +12,8 @@ import { tell } from "./toasts.js";
 const EVENT = "distributed-comfy.ordinary";
 const DIALOG = "extension-distributed-comfy-offer"; // older frontends close only what is called by this whole name
 const PUT_OFF = "distributed-comfy.offer-put-off";
+const CALM_MS = 2000; // no dialog has been open for so long; a page that has just been loaded may still open one
+const LOOK_MS = 250;
 
 /**
  * What the pack says about ordinary prompts.
@@ -17,7 +21,7 @@ const PUT_OFF = "distributed-comfy.offer-put-off";
  */
 
 /**
- * Takes back what is offered now; null where nothing is.
+ * Takes back what is offered now, or is about to be; null where nothing is.
  * @type {?() => void}
  */
 let withdraw = null;
@@ -36,7 +40,27 @@ export async function watchOffer() {
 /** @param {Ordinary} ordinary */
 function look(ordinary) {
   if (ordinary.state !== "offered") withdraw?.();
-  else if (withdraw === null && localStorage.getItem(PUT_OFF) !== String(ordinary.since_ms)) show(ordinary);
+  else if (withdraw === null && localStorage.getItem(PUT_OFF) !== String(ordinary.since_ms)) showWhenCalm(ordinary);
+}
+
+/** @param {Ordinary} ordinary */
+function showWhenCalm(ordinary) {
+  let calm = 0;
+  const timer = setInterval(() => {
+    calm = dialogIsOpen() ? 0 : calm + LOOK_MS;
+    if (calm < CALM_MS) return;
+    clearInterval(timer);
+    show(ordinary);
+  }, LOOK_MS);
+  withdraw = () => {
+    clearInterval(timer);
+    withdraw = null;
+  };
+}
+
+/** Whether ComfyUI, or a node pack, shows a dialog. */
+function dialogIsOpen() {
+  return [...document.querySelectorAll("[role=dialog], .p-dialog, dialog[open], .comfy-modal")].some((each) => each.getClientRects().length);
 }
 
 /** @param {Ordinary} ordinary */

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urljoin, urlsplit
 
 import aiohttp
 
@@ -49,6 +49,14 @@ class Answer:
     status: int
     body: Any
     """Parsed JSON; text where it is none."""
+
+
+class _LeadsElsewhere(aiohttp.ClientError):
+    """An answer sends the request to another origin, which must not learn what this one is given."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.target = target
 
 
 class ComfyServer:
@@ -232,13 +240,16 @@ class ComfyServer:
         async def with_session() -> T:
             if self._session is None:
                 # A proxy may close idle connections at any time; aiohttp then makes a new one by itself for what can be repeated.
-                self._session = aiohttp.ClientSession(headers=self._headers)
+                self._session = aiohttp.ClientSession(headers=self._headers, trace_configs=[_stays_with_its_origin()])
             return await talk(self._session)
 
         try:
             return self._wait(with_session())
         except asyncio.TimeoutError as error:
             raise ComfyUIUnreachable(url=self.shown, reason=f"no answer to {path} in time", lost=SILENT) from error
+        except _LeadsElsewhere as error:
+            reason = f"it sends {path} on to {error.target}, another address, which is given neither key nor headers of this worker"
+            raise ComfyUIUnreachable(url=self.shown, reason=reason, lost="") from error
         except (aiohttp.ClientError, OSError) as error:
             refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError)
             raise ComfyUIUnreachable(url=self.shown, reason=_words(error), lost=REFUSED if refused else SILENT) from error
@@ -250,6 +261,24 @@ class ComfyServer:
         remedy = ", so DC_COMFYUI_HEADERS must say who asks" if status in _UNKNOWN_USER else ""
         lost = SILENT if status >= BAD_GATEWAY else ""
         return ComfyUIUnreachable(url=self.shown, reason=f"{path} gives status {status}{remedy}", lost=lost, status=status)
+
+
+def _stays_with_its_origin() -> aiohttp.TraceConfig:
+    """Follows no redirect to another origin: aiohttp would take headers along, such as the key of ComfyUI's node pack."""
+
+    async def look(_session: aiohttp.ClientSession, _context: object, found: aiohttp.TraceRequestRedirectParams) -> None:
+        here, location = str(found.url), found.response.headers.get("Location", "")
+        try:
+            target = urlsplit(urljoin(here, location))
+            same = target[:2] == urlsplit(here)[:2]
+        except ValueError:
+            raise _LeadsElsewhere("what is no address") from None
+        if not same:
+            raise _LeadsElsewhere(redact_url(target._replace(query="", fragment="").geturl()))
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(look)
+    return trace
 
 
 def _patient() -> aiohttp.ClientTimeout:

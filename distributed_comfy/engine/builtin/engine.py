@@ -1,6 +1,7 @@
 """The built-in engine: API-format prompts over a few torch and Pillow nodes, without ComfyUI."""
 from __future__ import annotations
 
+import gc
 import importlib.util
 import runpy
 from pathlib import Path
@@ -122,7 +123,11 @@ class BuiltinEngine:
 
 def load_torch() -> None:
     """Import torch, the way this engine computes with it; called again it does nothing more."""
-    import torch
+    gc.disable()  # as in `distributed_comfy.__main__`: what imports make stays
+    try:
+        import torch
+    finally:
+        gc.enable()
 
     # Sums of large tensors are split among threads, so their last bits would depend on the number; on busy cores it is faster, too.
     torch.set_num_threads(1)

@@ -26,9 +26,11 @@ class ServerLook:
 
 
 def look_at_servers(servers: Servers) -> tuple[ServerLook, ServerLook]:
-    """Ask the state server and the blob server, at the same time."""
+    """Ask the state server and the blob server, at the same time; where they are one server, once."""
     looks: dict[str, ServerLook] = {}
-    places = {"state": (servers.redis_url, "DC_REDIS_URL"), "blob": (servers.blob_url, "DC_BLOB_URL")}
+    places = {"state": (servers.redis_url, "DC_REDIS_URL")}
+    if not servers.one:
+        places["blob"] = (servers.blob_url, "DC_BLOB_URL")
 
     def look(what: str) -> None:
         looks[what] = _look(f"{what} Redis", *places[what])
@@ -38,7 +40,15 @@ def look_at_servers(servers: Servers) -> tuple[ServerLook, ServerLook]:
         thread.start()
     for thread in threads:
         thread.join()
-    return looks["state"], looks["blob"]
+    return looks["state"], looks["blob"] if "blob" in looks else _same(looks["state"])
+
+
+def _same(state: ServerLook) -> ServerLook:
+    """The blob server that is the state server: what is wrong with it was said of that, and is mended there."""
+    if state.facts is None:
+        found = "it is the state Redis (DC_BLOB_URL names no other), which cannot be used"
+        return ServerLook(None, fail("blob Redis", found, "mend the state Redis, see there"))
+    return ServerLook(state.facts, ok("blob Redis", "it is the state Redis (DC_BLOB_URL names no other)"))
 
 
 def _look(check: str, url: str, setting: str) -> ServerLook:

@@ -248,7 +248,7 @@ def test_an_invitation_that_expires_unused_goes_with_its_user_and_one_that_was_u
 
 
 def test_the_door_is_shut_when_the_last_invitation_expires_unused(settings: Settings, owner: EmbeddedRedis) -> None:
-    used, unused = invite(settings, OPTIONS), invite(settings, replace(OPTIONS, name="pc3", expires_s=10.0))
+    used, unused = invite(settings, OPTIONS), invite(settings, replace(OPTIONS, name="pc3"))
     with open_join(used.text, read_settings()):
         pass
     cluster = open_cluster(settings, owner.state_url, owner.blob_url)
@@ -257,12 +257,14 @@ def test_the_door_is_shut_when_the_last_invitation_expires_unused(settings: Sett
         reap_once(cluster, os.urandom(4).hex())
         return list(cluster.client.hkeys(Keys("dc:")("invites")))
 
+    expire_now(cluster.client, "pc3")
     until(lambda: names() == ["pc2"])
     assert is_open(unused), "for the one that has joined"
     revoke(settings, "pc2")
     until(lambda: not is_open(used))
-    last = invite(settings, replace(OPTIONS, expires_s=10.0))
+    last = invite(settings, OPTIONS)
     assert is_open(last)
+    expire_now(cluster.client, "pc2")
     until(lambda: names() == [])
     until(lambda: not is_open(last))
     assert read_plan(owner.folder) is None

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,23 @@ class Queue:
     refuse_with: tuple[int, Any] | None = None
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
     url: str = ""
+    leads_to: str = ""
+    """All requests are sent on to below this address."""
 
     def app(self) -> web.Application:
-        app = web.Application()
+        @web.middleware
+        async def lead_on(request: web.Request, handler: Any) -> web.StreamResponse:
+            if self.leads_to and not request.path.startswith("/base/moved"):
+                raise web.HTTPTemporaryRedirect(self.leads_to + request.path)
+            found: web.StreamResponse = await handler(request)
+            return found
+
+        app = web.Application(middlewares=[lead_on])
         app.add_routes([
             web.get("/base/queue", self._show), web.get("/base/history/{id}", self._one), web.post("/base/prompt", self._prompt),
             web.post("/base/{order:queue|interrupt|history}", self._order), web.get("/base/ws", self._ws),
             web.post("/base/upload/image", self._upload), web.get("/base/view", self._view),
+            web.get("/base/moved/base/queue", self._show),
         ])  # fmt: skip
         return app
 
@@ -99,6 +110,13 @@ class Queue:
 
 @pytest.fixture
 def queue() -> Iterator[Queue]:
+    with running_queue() as found:
+        yield found
+
+
+@contextmanager
+def running_queue() -> Iterator[Queue]:
+    """A server of its own."""
     found = Queue()
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(found.app(), shutdown_timeout=0.1)
@@ -157,6 +175,31 @@ def test_an_address_at_which_nobody_listens_is_refused_and_told_from_a_silent_on
             nobody.ask("/queue")
     assert caught.value.lost == REFUSED
     nobody.close()
+
+
+def test_a_redirect_to_another_origin_is_not_followed_with_the_key_and_says_where_it_leads(
+    queue: Queue, server: ComfyServer, tmp_path: Path
+) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    with running_queue() as other:
+        queue.leads_to = other.url.replace("/base", "").replace("me:secret", "you:hushed")
+        asks: list[Callable[[], Any]] = [
+            lambda: server.ask("/queue"), lambda: server.order("/prompt", {}), lambda: server.fetch("/view", 9, headers={"X-Key": "key"}),
+            lambda: server.put("/blob", b"abc", headers={"X-Key": "key"}), lambda: server.upload(tmp_path / "x", "n.png", "w1"),
+            lambda: server.download({"filename": "x"}, tmp_path / "f"), lambda: server.listen(lambda _: None, lambda: None),
+        ]  # fmt: skip
+        for ask in asks:
+            with pytest.raises(ComfyUIUnreachable) as caught:
+                ask()
+            shown = other.url.partition("@")[2].replace("/base", "")
+            assert "sends /" in str(caught.value) and f" on to http://you:***@{shown}/base/" in str(caught.value), caught.value
+            assert "set DC_COMFYUI_URL" in str(caught.value) and "hushed" not in str(caught.value)
+        assert other.headers == other.orders == other.sockets == []
+
+
+def test_a_redirect_within_its_origin_is_followed(queue: Queue, server: ComfyServer) -> None:
+    queue.leads_to = "/base/moved"
+    assert server.ask("/queue")["queue_running"] == [] and queue.headers[0]["X-Key"] == "hidden"
 
 
 def test_a_file_is_uploaded_over_one_of_its_name_and_called_as_loaders_call_it(queue: Queue, server: ComfyServer, tmp_path: Path) -> None:
