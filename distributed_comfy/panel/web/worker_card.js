@@ -291,10 +291,20 @@ function choose(entry, place, press) {
  */
 function openMenu(box, place) {
   if (box.getBoundingClientRect().top < 0) box.classList.add("below"); // there is no room above the button
-  /** @type {HTMLElement | null} */ (box.querySelector("[role=menuitem]"))?.focus();
-  box.addEventListener("focusout", ({ relatedTarget }) => {
-    if (!(relatedTarget instanceof Node && box.parentElement?.contains(relatedTarget))) place.closeMenu();
+  focusFirst(box);
+  box.addEventListener("focusout", ({ target, relatedTarget }) => {
+    setTimeout(() => {
+      if (!box.isConnected) return;
+      if (!(/** @type {Node} */ (target).isConnected))
+        focusFirst(box); // what the worker can be told has changed meanwhile
+      else if (!(relatedTarget instanceof Node && box.parentElement?.contains(relatedTarget))) place.closeMenu();
+    });
   });
+}
+
+/** @param {HTMLElement} box */
+function focusFirst(box) {
+  /** @type {HTMLElement | null} */ (box.querySelector("[role=menuitem]"))?.focus();
 }
 
 /**
