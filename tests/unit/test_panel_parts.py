@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from distributed_comfy.agent.configuration import WorkerConfiguration
+from distributed_comfy.comfyui.options import Options
 from distributed_comfy.errors import (
     NoAgent,
     OrderRefused,
@@ -63,6 +65,12 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere() -> None:
         for part in reference.removeprefix("#/").split("/"):
             found = found[part]
     assert all(each.operation["responses"].keys() >= {"200"} for each in declared())
+
+
+def test_the_contract_has_every_field_of_a_worker_and_every_option() -> None:
+    schemas = document()["components"]["schemas"]
+    assert schemas["WorkerFields"]["properties"].keys() == WorkerConfiguration.model_fields.keys()
+    assert schemas["Options"]["properties"].keys() == schemas["OptionChanges"]["properties"].keys() == Options.model_fields.keys()
 
 
 @pytest.mark.parametrize("each", list(operations()), ids=lambda each: each.name)
