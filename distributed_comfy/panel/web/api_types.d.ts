@@ -239,6 +239,8 @@ export type WorkerFields = {
   tags?: Array<string> | null;
   threads?: number | null;
   cores?: "auto" | Array<number> | null;
+  /** Its id in ComfyUI-Distributed, for scripts that know that; may be empty. */
+  old_id?: string | null;
 };
 
 /** parked: nobody collects it. */
