@@ -408,14 +408,14 @@ def test_redis_that_stops_is_said_and_forgotten_when_it_is_back(panel: PanelPage
     server = state_server(rig)
     server.suspend()
     try:
-        banner = panel.page.locator(".banner.bad")
+        banner = panel.page.locator(".panel > .banner.bad")
         banner.wait_for(timeout=SHOWN_MS)
         assert "Redis" in banner.inner_text()
         panel.section("This computer")
         panel.page.locator("[data-server=state].red").wait_for(timeout=SHOWN_MS)
     finally:
         server.resume()
-    panel.page.locator(".banner.bad").wait_for(state="detached", timeout=SHOWN_MS)
+    panel.page.locator(".panel > .banner.bad").wait_for(state="detached", timeout=SHOWN_MS)
     panel.page.locator("[data-server=state].green").wait_for()
     panel.section("Workers")
     panel.wait_state(FIRST, "idle", timeout_ms=90_000)
@@ -424,7 +424,7 @@ def test_redis_that_stops_is_said_and_forgotten_when_it_is_back(panel: PanelPage
 def test_a_server_that_ends_is_said_and_found_again(panel: PanelPage, rig: PanelRig) -> None:
     port = rig.page.address.rpartition(":")[2]
     rig.end(rig.serve)
-    banner = panel.page.locator(".banner.bad")
+    banner = panel.page.locator(".panel > .banner.bad")
     banner.wait_for(timeout=SHOWN_MS)
     assert "out of date" in banner.inner_text()
     rig.serve = rig.start("serve.log", "serve", "--port", port)
