@@ -28,7 +28,8 @@ test: env ## all tests but those that need a real ComfyUI
 	@$(BIN)/python -m pytest -m "not comfyui and not smoke" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 smoke: env ## every fault on a running job, then a soak under random ones: the table of docs/reliability.md
-	@SMOKE_REPORT=smoke-report.json $(BIN)/python -m pytest tests/smoke -m smoke $(ARGS)
+	@found=$$(sh scripts/find_comfyui.sh || true) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
+		SMOKE_REPORT=smoke-report.json $(BIN)/python -m pytest tests/smoke tests/comfyui/test_faults_in_comfyui.py -m "smoke or comfyui" $(ARGS)
 
 mutations: env ## takes out each protection of docs/reliability.md in turn, and sees its test fail
 	@$(BIN)/python -m tests.smoke.mutations $(ARGS)

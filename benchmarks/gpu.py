@@ -1,4 +1,5 @@
-"""Shows the whole path on one NVIDIA GPU, beside plain ComfyUI on the same prompts: ``python benchmarks/gpu.py --smoke``.
+"""Shows the whole path on NVIDIA GPUs, beside plain ComfyUI on the same prompts: ``python benchmarks/gpu.py --smoke`` on one of them, in
+detail; ``--scale --devices cuda:0 cuda:1 ..`` on 1, 2, 4 .. of them.
 
 Everything is real: a worker as ``distributed-comfy run --workers 1`` starts it, private Redis servers, ComfyUI's own server as the control.
 The model is random and of SDXL's size (``--size small``: a tiny one, for a CPU).  ComfyUI is that of COMFYUI_PATH, else ~/comfy/ComfyUI.
@@ -9,6 +10,7 @@ import argparse
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -22,11 +24,14 @@ if __package__ in (None, ""):  # started as a file: its folder holds modules wit
 
 from benchmarks.gpu_checks import cancel, free, picture, run_out_of_memory
 from benchmarks.gpu_ours import open_ours
-from benchmarks.gpu_place import SIZES, Place
+from benchmarks.gpu_place import SIZES, Place, plan_seats
 from benchmarks.gpu_plain import open_plain
 from benchmarks.gpu_report import Findings
 from benchmarks.gpu_rounds import Contest, play
+from benchmarks.gpu_scale import Scaled, Wanted, scale
+from benchmarks.gpu_scale_report import as_json, as_markdown
 from benchmarks.rig import BenchmarkFailed
+from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.locate import find_comfyui, find_interpreter
 from distributed_comfy.orchestrator.servers import redis_servers
 from distributed_comfy.settings import read_settings
@@ -35,6 +40,39 @@ from distributed_comfy.settings import read_settings
 def main() -> int:
     """Run, print the tables, write the files."""
     asked = _arguments().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is measured by then is written
+    return _scale(asked) if asked.scale else _smoke_all(asked)
+
+
+def _scale(asked: argparse.Namespace) -> int:
+    """Any number of devices."""
+    devices = asked.devices or [asked.device]
+    counts = asked.counts or sorted({*(2**power for power in range(8) if 2**power <= len(devices)), len(devices)})
+    wanted = Wanted(tuple(counts), asked.items, asked.rounds, tuple(asked.tile_sides), asked.tile_rounds, tuple(asked.modes),
+                    asked.slots[0], not asked.no_master)  # fmt: skip
+    facts: dict[str, str] = {"command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]])}
+    scaled = Scaled()
+    asked.device = devices[0]
+    try:
+        with _place(asked) as place:
+            began = time.monotonic()
+            parameters = place.write_models()
+            scaled.cold["models made and written"] = time.monotonic() - began
+            seats = plan_seats(devices)
+            facts |= {**place.hardware(), "processor": f"{os.cpu_count()} cores", "python": platform.python_version(),
+                      "model": f"{place.size.name}, {parameters / 1e9:.3f} billion parameters",
+                      "seats": "; ".join(f"{one.device} cores {format_cpus(one.cpus)} threads {one.threads}" for one in seats)}  # fmt: skip
+            scale(place, seats, wanted, scaled)
+    finally:
+        for path, text in ((asked.json, as_json(facts, scaled)), (asked.md, as_markdown(facts, scaled))):
+            if path is not None:
+                path.write_text(text)
+        print(as_markdown(facts, scaled))
+    return 0 if all(scaled.alike.values()) else 1
+
+
+def _smoke_all(asked: argparse.Namespace) -> int:
+    """One device."""
     findings = Findings()
     try:
         with _place(asked) as place:
@@ -49,7 +87,15 @@ def main() -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", required=True, help="one GPU: every row of docs/performance.md about it")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--smoke", action="store_true", help="one GPU: every row of docs/performance.md about it")
+    which.add_argument("--scale", action="store_true", help="any number of devices: pictures and upscales")
+    parser.add_argument("--devices", nargs="+", help="with --scale; one may be named twice [that of --device]")
+    parser.add_argument("--counts", type=int, nargs="+", help="with --scale: numbers of devices [1 2 4 .. all]")
+    parser.add_argument("--tile-sides", type=int, nargs="*", default=[4], help="with --scale: sides of the canvases, in tiles [4]")
+    parser.add_argument("--tile-rounds", type=int, default=1, help="with --scale: how often each upscale is measured [1]")
+    parser.add_argument("--modes", nargs="+", default=["independent", "chess"], help="with --scale: orders of tiles")
+    parser.add_argument("--no-master", action="store_true", help="with --scale: no ComfyUI as master")
     parser.add_argument("--size", choices=sorted(SIZES), default="sdxl")
     parser.add_argument("--device", default="cuda:0", help="cuda:N or cpu")
     parser.add_argument("--items", type=int, default=8, help="pictures of each job [8]")

@@ -6,16 +6,19 @@ Both our worker's engine and plain ComfyUI load it, so both are watched in the s
     open       this process: kind (ours or plain), ComfyUI's arguments, allocator
     read       a model file is read from disk: seconds
     to_device  weights are moved to the device: bytes, seconds
-    prompt     begin; end: allocated and reserved bytes of torch, peak since the last end, models loaded
+    prompt     begin; end: allocated and reserved bytes of torch, peak since the last end, models loaded, graphs compiled
     sample     begin and end of a sampler node
     step       the model is called (with cfg once per step, both conditionings in one batch): what calls it, before any kernel of the step
+    encode     begin and end of a VAE encode
     decode     begin and end of a VAE decode; the end is after the pixels are in main memory
     save       begin and end of SaveImage
+    digest     the bits of a batch that arrived at GpuDigest: label, sums
     swallowed  an image has arrived at GpuSwallow
 """
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -66,6 +69,23 @@ class GpuSwallow:
         """Note its shape."""
         record("swallowed", shape=list(images.shape))
         return {"ui": {"shape": [list(images.shape)]}}
+
+
+class GpuDigest:
+    """Takes an IMAGE and notes the SHA-256 of each picture's bits."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "benchmark", "take", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        """ComfyUI's declaration of the inputs."""
+        return {"required": {"images": ("IMAGE",), "label": ("STRING", {"default": ""})}}
+
+    def take(self, images, label):
+        """Record the sums, in the order of the batch."""
+        sums = [hashlib.sha256(image.contiguous().cpu().numpy().tobytes()).hexdigest() for image in images]
+        record("digest", label=label, sums=sums)
+        return {"ui": {"sums": sums}}
 
 
 class GpuHog:
@@ -170,9 +190,15 @@ def watch_prompts():
         try:
             return execute(*args, **kwargs)
         finally:
-            record("prompt", phase="end", models=len(comfy.model_management.current_loaded_models), **memory())
+            record("prompt", phase="end", models=len(comfy.model_management.current_loaded_models), compiled=compiled(), **memory())
 
     execution.PromptExecutor.execute = watched
+
+
+def compiled():
+    """Graphs that torch has compiled in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 def memory():
@@ -192,6 +218,7 @@ def install():
     clock(comfy.utils, "load_torch_file", "read")
     watch_moves()
     watch(nodes, "common_ksampler", "sample")
+    watch(comfy.sd.VAE, "encode", "encode")
     watch(comfy.sd.VAE, "decode", "decode")
     watch(nodes.SaveImage, "save_images", "save")
     watch_steps()
@@ -199,4 +226,4 @@ def install():
 
 
 install()
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (GpuConditioning, GpuSwallow, GpuHog)}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (GpuConditioning, GpuSwallow, GpuDigest, GpuHog)}

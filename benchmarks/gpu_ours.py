@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks.gpu_place import Place
+from benchmarks.gpu_place import Place, Seat
 from benchmarks.gpu_trace import Trace
 from benchmarks.rig import BenchmarkFailed
+from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.messages import Prompt
 from distributed_comfy.orchestrator.delivery import Delivery
 from distributed_comfy.orchestrator.local_workers import LocalWorker, WorkerOptions, local_workers
@@ -116,13 +117,24 @@ class Ours:
 
 
 @contextmanager
-def open_ours(place: Place, servers: Servers, name: str, *, slots: int) -> Iterator[Ours]:
-    """A worker of this command's own, ready and drained, as ``distributed-comfy run --workers 1`` brings it up."""
+def open_ours(place: Place, servers: Servers, name: str, *, slots: int, seat: Seat | None = None, **more: Any) -> Iterator[Ours]:
+    """A worker of this command's own, ready and drained, as ``distributed-comfy run --workers 1`` brings it up.
+
+    Args:
+        place: folders and interpreter.
+        servers: of the cluster.
+        name: of the worker.
+        slots: DC_SLOTS.
+        seat: its device, cores and threads; without it those of the place.
+        more: settings.
+    """
+    seat = seat or Seat(name, place.device, (), place.threads)
     settings = read_settings(
         redis_url=servers.redis_url, blob_url=servers.blob_url, cache_dir=place.folder / "cache", comfyui_path=place.comfyui,
-        comfyui_python=place.python, comfyui_base_directory=place.base, threads=place.threads, slots=slots,
+        comfyui_python=place.python, comfyui_base_directory=place.base, threads=seat.threads, cores=format_cpus(seat.cpus),
+        slots=slots, **more,
     )  # fmt: skip
-    options = WorkerOptions("comfyui", place.comfyui, [place.device], name)
+    options = WorkerOptions("comfyui", place.comfyui, [seat.device], name)
     with ExitStack() as ending:
         cluster = open_cluster(settings, servers.redis_url, servers.blob_url)
         ending.callback(cluster.close)

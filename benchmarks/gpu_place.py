@@ -4,14 +4,17 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rig import BenchmarkFailed
 from benchmarks.worker import ROOT
+from distributed_comfy.agent.placement import Wish, plan_placement
+from distributed_comfy.agent.topology import read_topology
 from distributed_comfy.messages import Prompt
+from distributed_comfy.state.records import HostDevice
 
 SEED_NODE, SAMPLER, DECODED, COLLECTOR, LAST = "6", "7", "8", "9", "10"
 """Node ids of the prompts."""
@@ -41,6 +44,28 @@ SIZES = {
     "sdxl": Size("sdxl", 1024, 20, "gpu_unet", "gpu_vae", "EmptyLatentImage", 77, 2048, 1280, "normal", 7.0, 2048),
     "small": Size("small", 128, 8, "tiny_mmdit", "tiny_taesd16", "EmptySD3LatentImage", 77, 4096, 2048, "simple", 3.0, 0),
 }
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one ComfyUI process computes."""
+
+    name: str
+    device: str
+    cpus: tuple[int, ...] = ()
+    """Logical CPUs it is bound to; empty: all."""
+    threads: int = 0
+    """CPU threads; 0: torch's own choice."""
+
+
+def plan_seats(devices: Sequence[str]) -> list[Seat]:
+    """A seat for each of these devices, cores and threads as the agent of `up` would deal them out; one may be named twice."""
+    names = [f"{number}-{device.replace(':', '')}" for number, device in enumerate(devices)]
+    on_gpu = sorted({device for device in devices if device.startswith("cuda")})
+    topology = read_topology([HostDevice(device, bus_id=_bus_id(device)) for device in on_gpu])
+    wishes = [Wish(name, (device,)) for name, device in zip(names, devices, strict=True)]
+    placed = plan_placement(wishes, topology)
+    return [Seat(name, device, placed[name].cores, placed[name].threads) for name, device in zip(names, devices, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +130,7 @@ class Place:
     # -- prompts ---------------------------------------------------------------------------------------------------------
     def plain_prompt(self, end: str, *, batch: int = 1, steps: int = 0) -> Prompt:
         """One picture with a seed of its own, as anyone would write it; ``end`` is ``swallow`` or ``save``."""
-        prompt = self._graph(self.next_seed(), batch, steps or self.size.steps)
+        prompt = self.graph(self.next_seed(), batch, steps or self.size.steps)
         return {**prompt, LAST: _end(end, [DECODED, 0])}
 
     def job_prompt(self, end: str, items: int, **changes: Any) -> Prompt:
@@ -116,7 +141,7 @@ class Place:
             items: seeds that the job will use.
             changes: ``batch`` pictures at once; ``hog=True`` asks for more memory than there is.
         """
-        prompt = self._graph([SEED_NODE, 0], changes.get("batch", 1), self.size.steps)
+        prompt = self.graph([SEED_NODE, 0], changes.get("batch", 1), self.size.steps)
         prompt[SEED_NODE] = node("DistributedSeed", seed=self.next_seed(items))
         images = [DECODED, 0]
         if changes.get("hog"):
@@ -125,7 +150,8 @@ class Place:
         prompt[COLLECTOR] = node("DistributedCollector", images=images, load_balance=False)
         return prompt if end == "save" else {**prompt, LAST: _end(end, [COLLECTOR, 0])}
 
-    def _graph(self, seed: Any, batch: int, steps: int) -> Prompt:
+    def graph(self, seed: Any, batch: int, steps: int) -> Prompt:
+        """Model to decoded pictures; ``seed`` is a number or a link."""
         size = self.size
         conditioning = {"tokens": size.tokens, "width": size.width, "pooled": size.pooled}
         return {
@@ -149,6 +175,11 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def _end(end: str, images: list[Any]) -> dict[str, Any]:
     return node("GpuSwallow", images=images) if end == "swallow" else node("SaveImage", images=images, filename_prefix="gpu")
+
+
+def _bus_id(device: str) -> str:
+    """As Linux writes it: the driver has four digits more in front."""
+    return _nvidia_smi("pci.bus_id", device).lower()[4:]
 
 
 def _nvidia_smi(field_name: str, device: str) -> str:

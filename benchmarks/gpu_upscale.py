@@ -90,7 +90,7 @@ def _run_all(place: Place, steps: int) -> list[Upscaled]:
             ours = workers[slots]
             with ours.at_work():
                 if not any(one.slots == slots for one in done):
-                    ours.run(_prompt(place, "linear", 1, 1))  # reads the models
+                    ours.run(upscale_prompt(place, "linear", 1, 1))  # reads the models
                 done.append(_one(ours, slots, mode, tiles, steps))
                 print(done[-1], flush=True)
     return done
@@ -98,7 +98,7 @@ def _run_all(place: Place, steps: int) -> list[Upscaled]:
 
 def _one(ours: Ours, slots: int, mode: str, tiles: int, steps: int) -> Upscaled:
     began = time.monotonic()
-    delivery = ours.run(_prompt(ours.place, mode, tiles, steps))
+    delivery = ours.run(upscale_prompt(ours.place, mode, tiles, steps))
     seconds = time.monotonic() - began
     if delivery.error is not None:
         raise delivery.error
@@ -108,7 +108,7 @@ def _one(ours: Ours, slots: int, mode: str, tiles: int, steps: int) -> Upscaled:
     return Upscaled(slots, mode, tiles * ours.place.size.side, len(drawn), seconds, sum(drawn), statistics.median(drawn), sum(rest), peak)
 
 
-def _prompt(place: Place, mode: str, tiles: int, steps: int) -> Prompt:
+def upscale_prompt(place: Place, mode: str, tiles: int, steps: int) -> Prompt:
     """A plain colour at the size of the canvas; what a tile costs does not depend on what it shows."""
     tile, side = place.size.side, place.size.side * tiles
     prompt = place.plain_prompt("swallow", steps=1)

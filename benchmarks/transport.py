@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.image_writer import SIDE
 from benchmarks.nodes import pattern
@@ -24,10 +25,12 @@ from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.spool import Spool, SpoolManifest
 from distributed_comfy.messages import ItemResult, TensorRef, load
 from distributed_comfy.orchestrator.ownership import Ownership
-from distributed_comfy.transport.redis_blobs import RedisBlobStore
+from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.near_blobs import NearBlobStore
+from distributed_comfy.transport.shared_memory import open_shared_memory
 from distributed_comfy.transport.values import load_value, store_value
 
-ONE_MS, ALL_S, PEAK_GB = 20.0, 0.8, 0.2
+ONE_MS, NEAR_MS, ALL_S, PEAK_GB = 20.0, 3.0, 0.8, 0.2
 IMAGES = 64
 FETCH_THREADS = 4
 """As `CollectorOptions.fetch_threads`."""
@@ -36,7 +39,8 @@ HOW = f"""\
 A picture is {SIDE} x {SIDE} x 3 float32, 12.6 MB, its bits known from its seed; every one that arrives is compared bit for bit. *One
 image*: frame with checksum, put in chunks, get, checksum, unlink, over loopback through the blob Redis, one after the other. Taking turns
 with it, the same picture goes to another process by two other ways: as today's packs for ComfyUI send it (rounded to 8 bits, PNG without
-compression, base64, JSON, HTTP), and as bare bytes through a socket, without a store or a checksum, which no way can beat. *{IMAGES}
+compression, base64, JSON, HTTP), and as bare bytes through a socket, without a store or a checksum, which no way over a network can beat;
+and through shared memory, as the results of a worker on the collector's own host go. *{IMAGES}
 images*: a process of its own stores them as fast as it can, {FETCH_THREADS} threads here fetch, check and unlink each as soon as it is
 told of, as the collector does; the time is from the word to begin to the last unlink, the peak is the new blob server's own
 `used_memory_peak`. *Through the cluster*: the same pictures made by workers (the engine process stores them, the table tells, the
@@ -68,10 +72,63 @@ def run(*, quick: bool) -> Section:
 
 
 # -- one image ----------------------------------------------------------------------------------------------------------
-def _one_image(store: RedisBlobStore, others: OtherWays, repeats: int) -> list[Row]:
-    parts: dict[str, list[float]] = {"put": [], "get": [], "unlink": [], "all": [], "png": [], "raw": []}
-    for seed in range(repeats + 2):
-        image = pattern(seed, SIDE, SIDE)
+def _one_image(store: BlobStore, others: OtherWays, repeats: int) -> list[Row]:
+    parts: dict[str, list[float]] = {"png": [], "raw": []}
+    far, near = (_Stages() for _ in range(2))
+    with _near_store(store) as near_store:
+        for seed in range(repeats + 2):
+            image = pattern(seed, SIDE, SIDE)
+            stages = [far.measure(store, image, seed)]
+            stages += [near.measure(near_store, image, seed)] if near_store is not None else []
+            png, raw = others.send_png(image), others.send_raw(image)
+            if seed >= 2:
+                for keep in stages:
+                    keep()
+                parts["png"].append(png)
+                parts["raw"].append(raw)
+    rows = [
+        Row("one 12.6 MB image, put + get + checksums, median", median(far.all), "ms", ONE_MS, far.note),
+        Row("one 12.6 MB image, put + get + checksums, p95", percentile(far.all, 0.95), "ms", note=spread(far.all)),
+    ]
+    if near.all:
+        rows += [
+            Row("the same through this host's shared memory, median", median(near.all), "ms", NEAR_MS, near.note),
+            Row("the same through this host's shared memory, p95", percentile(near.all, 0.95), "ms", note=spread(near.all)),
+        ]
+    return [
+        *rows,
+        Row("the same as 8-bit PNG (level 0) in base64 in JSON by HTTP POST", median(parts["png"]), "ms", note=spread(parts["png"])),
+        Row("the same bytes through a bare socket, kept nowhere", median(parts["raw"]), "ms", note=spread(parts["raw"])),
+    ]
+
+
+@contextmanager
+def _near_store(far: BlobStore) -> Iterator[BlobStore | None]:
+    """A worker's store beside a collector of the job ``one`` on the same host; None where that has no shared memory."""
+    memory = open_shared_memory()
+    if memory is None:
+        yield None
+        return
+    with memory.offered("one"):
+        yield NearBlobStore(far, memory, results_near=True)
+
+
+class _Stages:
+    """What one way took, in ms, each picture there and back."""
+
+    def __init__(self) -> None:
+        self.put: list[float] = []
+        self.get: list[float] = []
+        self.unlink: list[float] = []
+        self.all: list[float] = []
+
+    @property
+    def note(self) -> str:
+        """Medians of the parts."""
+        return ", ".join(f"{name} {median(getattr(self, name)):.1f}" for name in ("put", "get", "unlink"))
+
+    def measure(self, store: BlobStore, image: NDArray[np.float32], seed: int) -> Callable[[], None]:
+        """Send one picture; what is returned keeps its numbers."""
         began = time.perf_counter()
         ref = store_value(store, f"one:{seed}", image, job_id="one", limit_bytes=2**33)
         put = time.perf_counter()
@@ -81,19 +138,12 @@ def _one_image(store: RedisBlobStore, others: OtherWays, repeats: int) -> list[R
         store.unlink([ref.blob])
         ended = time.perf_counter()
         _check_bits(back, seed)
-        png, raw = others.send_png(image), others.send_raw(image)
-        if seed >= 2:
+
+        def keep() -> None:
             for name, seconds in (("put", put - began), ("get", got - put), ("unlink", ended - got), ("all", ended - began)):
-                parts[name].append(seconds * 1000)
-            parts["png"].append(png)
-            parts["raw"].append(raw)
-    note = ", ".join(f"{name} {median(parts[name]):.1f}" for name in ("put", "get", "unlink"))
-    return [
-        Row("one 12.6 MB image, put + get + checksums, median", median(parts["all"]), "ms", ONE_MS, note),
-        Row("one 12.6 MB image, put + get + checksums, p95", percentile(parts["all"], 0.95), "ms", note=spread(parts["all"])),
-        Row("the same as 8-bit PNG (level 0) in base64 in JSON by HTTP POST", median(parts["png"]), "ms", note=spread(parts["png"])),
-        Row("the same bytes through a bare socket, kept nowhere", median(parts["raw"]), "ms", note=spread(parts["raw"])),
-    ]
+                getattr(self, name).append(seconds * 1000)
+
+        return keep
 
 
 def _check_bits(found: Any, seed: int) -> None:
@@ -132,7 +182,7 @@ def _writer(rig: Rig, images: int) -> Iterator[subprocess.Popen[str]]:
         writer.stdin.close()
 
 
-def _one_pipeline(store: RedisBlobStore, writer: subprocess.Popen[str], threads: ThreadPoolExecutor, name: str) -> float:
+def _one_pipeline(store: BlobStore, writer: subprocess.Popen[str], threads: ThreadPoolExecutor, name: str) -> float:
     assert writer.stdout and writer.stdin
     ended: list[float] = []
 

@@ -133,6 +133,8 @@ class Settings(BaseSettings):
     """A blob that nobody fetched or deleted vanishes after this long."""
     blob_away_s: float = Field(600.0, gt=0)
     """A job whose collector has had no answer of the blob server for this long ends; what is finished of it waits for the same prompt."""
+    shared_memory: bool = True
+    """Results of workers on the host that collects them go through its memory (``/dev/shm`` on Linux) instead of the Redis."""
     job_bytes_in_flight: int = Field(2**30, ge=2**20)
     """Results of one job that may wait in the blob store or be under way."""
     bytes_in_flight: int = Field(0, ge=0)

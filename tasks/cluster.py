@@ -21,7 +21,10 @@ from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.status_board import StatusBoard
 from distributed_comfy.state.worker_log import WorkerLogs
 from distributed_comfy.state.workers import WorkerTable
+from distributed_comfy.transport.blobs import BlobStore
+from distributed_comfy.transport.near_blobs import NearBlobStore
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
+from distributed_comfy.transport.shared_memory import open_shared_memory
 from tasks.app import make_app
 from tasks.dispatch import send_tickets
 
@@ -38,7 +41,7 @@ class Cluster:
     client: redis.Redis
     """State Redis, replies decoded."""
     blob_client: redis.Redis
-    blobs: RedisBlobStore
+    blobs: BlobStore
     jobs: JobTable
     workers: WorkerTable
     hosts: HostTable
@@ -69,7 +72,8 @@ def open_cluster(settings: Settings, redis_url: str, blob_url: str) -> Cluster:
     timeout_s = answer_timeout_s(settings.lease_ttl_s)
     client = connect(redis_url, "DC_REDIS_URL", decode_responses=True, socket_timeout_s=timeout_s)
     blob_client = connect(blob_url, "DC_BLOB_URL")
-    blobs = RedisBlobStore(blob_client, prefix=settings.key_prefix, chunk_bytes=settings.chunk_bytes, ttl_s=settings.blob_ttl_s)
+    far = RedisBlobStore(blob_client, prefix=settings.key_prefix, chunk_bytes=settings.chunk_bytes, ttl_s=settings.blob_ttl_s)
+    blobs = NearBlobStore(far, open_shared_memory() if settings.shared_memory else None)
     app = make_app(settings, redis_url, blob_url)
     scripts = Scripts(client, settings.key_prefix, functools.partial(send_tickets, app))
     matching = Matching(scripts, matches)
@@ -97,7 +101,7 @@ def _invited(client: redis.Redis, prefix: str, redis_url: str) -> set[str]:
     return set() if host_of_url(redis_url) else invited_names(client, prefix)
 
 
-def _byte_limit(settings: Settings, blobs: RedisBlobStore) -> int:
+def _byte_limit(settings: Settings, blobs: BlobStore) -> int:
     if settings.bytes_in_flight:
         return settings.bytes_in_flight
     memory = blobs.memory_limit()

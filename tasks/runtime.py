@@ -18,6 +18,7 @@ from typing import Any
 import redis
 
 from distributed_comfy import __version__
+from distributed_comfy.cpu_list import format_cpus
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Preview, Progress, Said, Waits
 from distributed_comfy.errors import ComfyUIUnreachable, ConnectionLost, DistributedComfyError, EngineDied, WorkerHung, WorkerNameTaken
@@ -179,6 +180,7 @@ class WorkerRuntime:
             tags=capability.tags,
             package_version=__version__,
             started_by=self.settings.starter,
+            cores=format_cpus(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "",
             packs=self.engine.report.packs,
         )
 

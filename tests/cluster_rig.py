@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 import numpy
 import pytest
@@ -207,6 +208,7 @@ class Rig:
         self.rule_log = folder / "rule_log"
         self.rule_log.touch()
         self._jobs = 0
+        self._begun: WeakSet[RunningJob] = WeakSet()
 
     def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: object) -> list[WorkerProcess]:
         """Start workers and wait until all can claim; ``slots=3`` is their DC_SLOTS, ``environment`` what else they get."""
@@ -272,7 +274,9 @@ class Rig:
             worker.kill()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, and what a failed test has left of its job: its thread would hold up the end of this process."""
+        for job in list(self._begun):
+            job.stop.set()
         for worker in self.workers.values():
             assert worker.process.stdin is not None
             worker.process.stdin.close()
@@ -303,7 +307,9 @@ class Rig:
 
     def begin(self, prompt: Mapping[str, Any], **options: Any) -> RunningJob:
         """Run a job in a thread."""
-        return RunningJob(self, prompt, options)
+        job = RunningJob(self, prompt, options)
+        self._begun.add(job)
+        return job
 
     def run_into(self, report: JobReport, prompt: Mapping[str, Any], stop: threading.Event, **options: Any) -> None:
         """Run a job; everything about it lands in ``report``."""

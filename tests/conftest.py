@@ -27,6 +27,7 @@ from tests.run_order import SharingScheduling, longest_first
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 START_TIMEOUT_S = 10.0
 os.environ["DC_CONFIG"] = os.devnull  # a file of settings that somebody has at home is not for tests
+os.environ["DC_SHARED_MEMORY"] = "0"  # results go through the blob Redis, as from other hosts, unless a test says otherwise
 
 pytest_plugins = ("tests.cluster_fixtures",)
 

@@ -229,10 +229,29 @@ class RuleStep(Rule):
         return float("nan")
 
 
+class RuleBegin(Rule):
+    """Notes that an item begins, before anything that takes its seed from here; never taken from a cache."""
+
+    RETURN_TYPES = ("INT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": SEED}}
+
+    def run(self, seed):
+        note("RuleBegin", seed)
+        return (seed,)
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+
 class RuleMishap(Rule):
     """Does what a file in ``folder`` that is called like the seed says, and takes the file away, unless it says that it stays.
 
-    On a worker whose RULE_MISHAP names something, it does that for every seed.
+    ``memory at one`` stays, and happens on the worker ``one`` alone.  On a worker whose RULE_MISHAP names something, it does that for
+    every seed.
     """
 
     @classmethod
@@ -244,10 +263,11 @@ class RuleMishap(Rule):
             MISHAPS[os.environ["RULE_MISHAP"]]()
         order = Path(folder, str(seed))
         if folder and order.is_file():
-            kind, _, stays = order.read_text("utf-8").partition(" ")
-            if not stays:
+            kind, _, how = order.read_text("utf-8").partition(" ")
+            if not how:
                 order.unlink()
-            MISHAPS[kind]()
+            if not how.startswith("at ") or how == f"at {os.environ['DC_WORKER_NAME']}":
+                MISHAPS[kind]()
         return (images,)
 
 
@@ -332,7 +352,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         RuleImage, RuleList, RuleSplit, RuleMask, RuleModel, RuleTap, RuleFail, RuleGate, RuleBroken, RuleNarrowVae, RuleSlow, RuleRecord,
-        RuleStep, RuleMishap, MasterLacksMemory, RuleForeign,
+        RuleStep, RuleBegin, RuleMishap, MasterLacksMemory, RuleForeign,
     )
 }  # fmt: skip
 if os.environ.get("MASTER_LACKS_CLASS"):

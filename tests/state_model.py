@@ -113,6 +113,8 @@ class ModelWorker:
     alive: bool = True
     drained: bool = False
     down: bool = False
+    compared: bool = True
+    """Its capability was compared with all that jobs needed when it registered, and stays so, whoever dies over another job."""
     barred: set[tuple[str, str]] = field(default_factory=set)
     """(job, node class)."""
     held: dict[str, tuple[str, int]] = field(default_factory=dict)

@@ -126,22 +126,26 @@ class Collector:
             FrameVersionUnknown, MessageVersionUnknown: workers run another version.
             CancelledError: `stop` was called.
         """
-        try:
-            cursor, _ = self._ask.call(self._table.wait_events, self._job.job_id, "", 0.0)
-            self._look()
-            self._release_spooled()
-            while not self._finished():
-                if self._stop.is_set():
-                    raise CancelledError
-                cursor, events = self._ask.call(self._table.wait_events, self._job.job_id, cursor, self._pause_s())
-                self._heed(events)
-                self._reap()
-                self._fetch()
-                self._go_on()
-        except JobUnknown as error:  # nobody takes a job out of the table while it has an owner
-            raise JobLost(job_id=self._job.job_id) from error
-        finally:
-            self._end()
+        with self._store.offered(self._job.job_id):
+            try:
+                self._collect()
+            except JobUnknown as error:  # nobody takes a job out of the table while it has an owner
+                raise JobLost(job_id=self._job.job_id) from error
+            finally:
+                self._end()
+
+    def _collect(self) -> None:
+        cursor, _ = self._ask.call(self._table.wait_events, self._job.job_id, "", 0.0)
+        self._look()
+        self._release_spooled()
+        while not self._finished():
+            if self._stop.is_set():
+                raise CancelledError
+            cursor, events = self._ask.call(self._table.wait_events, self._job.job_id, cursor, self._pause_s())
+            self._heed(events)
+            self._reap()
+            self._fetch()
+            self._go_on()
 
     @property
     def missing(self) -> dict[int, DistributedComfyError]:

@@ -157,10 +157,10 @@ class MasterJobs:
         with self._lock:
             return bool(job_id) and any(job.job_id == job_id for job in self._jobs.values())
 
-    def ids(self) -> list[str]:
-        """Ids of the jobs in the table whose prompts are not over."""
+    def ids(self, *, over: bool = False) -> list[str]:
+        """Ids of the jobs in the table whose prompts are not over; with ``over`` also those that are, for a while."""
         with self._lock:
-            return [job.job_id for job in self._jobs.values() if job.job_id]
+            return [*(job.job_id for job in self._jobs.values() if job.job_id), *(self._over if over else ())]
 
     def prompt_of(self, job_id: str, *, over: bool) -> str | None:
         """The prompt of a job; with ``over`` also one that is over, for a while."""

@@ -109,10 +109,10 @@ class OrdinaryPrompts:
         with self._lock:
             return prompt_id in self._running()
 
-    def jobs(self) -> list[str]:
-        """Ids of the jobs as which prompts run on workers now."""
+    def jobs(self, *, over: bool = False) -> list[str]:
+        """Ids of the jobs as which prompts run on workers now; with ``over`` also those that did, for a while."""
         with self._lock:
-            return [run.job_id for run in self._runs.values()]
+            return [*(run.job_id for run in self._runs.values()), *(self._over if over else ())]
 
     def prompt_of(self, job_id: str, *, over: bool) -> str | None:
         """The prompt of such a job; with ``over`` also one that is over, for a while."""

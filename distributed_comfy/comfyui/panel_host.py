@@ -47,10 +47,10 @@ class PackMaster:
             "running": len(queue.currently_running), "waiting": len(queue.queue), "jobs": sorted(self.jobs()),
         }  # fmt: skip
 
-    def jobs(self) -> Collection[str]:
-        """Of its prompts that are not over."""
-        pack = self._pack
-        return {*(pack.jobs.ids() if pack.jobs is not None else ()), *(pack.ordinary.jobs() if pack.ordinary is not None else ())}
+    def jobs(self, *, over: bool = False) -> Collection[str]:
+        """Of its prompts that are not over, or of all."""
+        jobs, ordinary = self._pack.jobs, self._pack.ordinary
+        return {*(jobs.ids(over=over) if jobs is not None else ()), *(ordinary.jobs(over=over) if ordinary is not None else ())}
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Change options of the pack."""

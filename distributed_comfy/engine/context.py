@@ -70,7 +70,7 @@ class GraphContext:
         return self._failure
 
     def alive(self) -> None:
-        """A sign of life of an engine that waits for somebody else."""
+        """A sign of life of an engine that waits for somebody else, or comes to another node."""
         self._on_wait()
 
     def fed(self, node_id: str, slot: str) -> tuple[tuple[Value, ...], Iterator[Any]]:

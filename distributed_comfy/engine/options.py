@@ -48,6 +48,8 @@ class EngineOptions:
     blob_url: str
     key_prefix: str = "dc:"
     chunk_bytes: int = 2**20
+    shared_memory: bool = True
+    """Whether results may go through the memory of this host."""
     blob_limit_bytes: int = 2**33
     blob_ttl_s: int = 86_400
     device: str = "cpu"

@@ -53,7 +53,9 @@ from distributed_comfy.messages import Capability, RunRequest, item_id
 from distributed_comfy.state.connection import connect
 from distributed_comfy.state.status import EngineReport
 from distributed_comfy.transport.files import InputCache
+from distributed_comfy.transport.near_blobs import NearBlobStore, sweep_regularly
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
+from distributed_comfy.transport.shared_memory import open_shared_memory
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,9 @@ ENGINES = {
     "comfyui": "distributed_comfy.engine.comfyui",
 }
 """Engine -> module with its ``create_engine``."""
+
+_SWEEP_S = 30.0
+"""How long shared memory may hold what a killed collector left."""
 
 EXIT_CONSUMER_GONE = 0
 EXIT_START_FAILED = 3
@@ -231,10 +236,14 @@ def report_of(engine: Engine) -> EngineReport:
     return replace(engine.report() if isinstance(engine, Reporting) else EngineReport(), device_name=name, device_uuid=uuid)
 
 
-def open_blobs(options: EngineOptions) -> RedisBlobStore:
+def open_blobs(options: EngineOptions) -> NearBlobStore:
     """The blob store that the options name; errors as `state.connection.connect`."""
     client = connect(options.blob_url, "DC_BLOB_URL")
-    return RedisBlobStore(client, prefix=options.key_prefix, chunk_bytes=options.chunk_bytes, ttl_s=options.blob_ttl_s)
+    far = RedisBlobStore(client, prefix=options.key_prefix, chunk_bytes=options.chunk_bytes, ttl_s=options.blob_ttl_s)
+    memory = open_shared_memory() if options.shared_memory else None
+    if memory is not None:
+        sweep_regularly(memory, _SWEEP_S)
+    return NearBlobStore(far, memory, results_near=True)
 
 
 def _set_up_logging(options: EngineOptions) -> None:

@@ -141,8 +141,9 @@ class _Crate:
         """`BlobStore.put`, remembering the blob: a value of several tensors may break off half way."""
         if size_bytes is None:
             pieces = list(pieces)
-            size_bytes = sum(map(len, pieces))
-        self._size_bytes += size_bytes
+            self._size_bytes += sum(map(len, pieces))
+        else:
+            self._size_bytes += size_bytes
         blob = self._harbour.blobs.put(name, pieces, size_bytes=size_bytes, **options)
         self.blobs[blob] = None
         self._harbour.life.touch()

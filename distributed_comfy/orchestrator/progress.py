@@ -19,6 +19,7 @@ from tasks.cluster import Cluster
 log = logging.getLogger(__name__)
 
 _MARK_S = 0.2
+_TELLING_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class ProgressListener:
         self._on_step, self._on_said, self._on_waits = on_step, on_said, on_waits
         self._marks: dict[str, threading.Event] = {}
         self._ended = threading.Event()
+        self._telling = threading.Lock()
         self._thread = threading.Thread(target=self._listen, name=f"progress-{job_id}", daemon=True)
 
     def __enter__(self) -> ProgressListener:
@@ -87,8 +89,11 @@ class ProgressListener:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Afterwards nothing is told any more; the thread ends with its next look, which nobody waits for at the end of a job."""
+        held = self._telling.acquire(timeout=_TELLING_S)
         self._ended.set()
-        self._thread.join(timeout=2)
+        if held:
+            self._telling.release()
 
     def catch_up(self, timeout_s: float) -> bool:
         """Wait until everything that was published before this call has been told; False where that takes too long.
@@ -119,13 +124,17 @@ class ProgressListener:
                 log.debug("progress: %s", error)
                 self._ended.wait(1.0)
 
-
     def _hear(self, text: str) -> None:
         try:
             told = _told(json.loads(text))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             log.debug("progress: a message that is none: %s", error)
             return
+        with self._telling:
+            if not self._ended.is_set():
+                self._pass_on(told)
+
+    def _pass_on(self, told: Step | Said | Waits | str) -> None:
         if isinstance(told, Step):
             self._on_step(told)
         elif isinstance(told, Said):

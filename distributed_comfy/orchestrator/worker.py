@@ -100,6 +100,7 @@ def engine_options(settings: Settings, servers: Servers) -> EngineOptions:
         blob_url=servers.blob_url,
         key_prefix=settings.key_prefix,
         chunk_bytes=settings.chunk_bytes,
+        shared_memory=settings.shared_memory,
         blob_limit_bytes=settings.blob_limit_bytes,
         blob_ttl_s=settings.blob_ttl_s,
         device=choose_device(settings, engine),

@@ -143,7 +143,7 @@ class Composer:
 
     def _shown_jobs(self, found: Findings) -> dict[str, dict[str, Any]]:
         master, user, made = self._place.master, self._place.settings.submitter, {}
-        own = set(master.jobs()) if master else set()
+        own = set(master.jobs(over=True)) if master else set()
         for job_id, state in found.jobs.items():
             estimate = self._estimates.get(job_id, Estimate())
             mine = job_id in own if master else state.submitter == user

@@ -156,7 +156,7 @@ class JobDetails:
 
     def _is_mine(self, job_id: str, state: JobState) -> bool:
         master = self._place.master
-        return job_id in master.jobs() if master is not None else state.submitter == self._place.settings.submitter
+        return job_id in master.jobs(over=True) if master is not None else state.submitter == self._place.settings.submitter
 
 
 def _frames_in_words(plan: FramePlan) -> str:

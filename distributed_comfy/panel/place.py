@@ -36,8 +36,8 @@ class Master(Protocol):
     def shown(self) -> dict[str, Any]:
         """As ``Master`` of openapi.json; waits for nothing."""
 
-    def jobs(self) -> Collection[str]:
-        """Ids of the jobs of its prompts that are not over."""
+    def jobs(self, *, over: bool = False) -> Collection[str]:
+        """Ids of the jobs of its prompts that are not over; with ``over`` also of those that are, for a while."""
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Change options, all or, where one cannot be, those before it.

@@ -94,6 +94,8 @@ class WorkerFacts:
     package_version: str = ""
     started_by: str = ""
     """``agent``, ``run``, ``systemd``, ``container`` or ``hand``; empty where a version before told nothing."""
+    cores: str = ""
+    """CPUs that it and its engine may use, like ``0-3,8``; empty where its system does not tell."""
     packs: dict[str, str] = field(default_factory=dict)
     """Custom node packs that its engine loaded -> commit or version; empty where neither is known."""
 

@@ -3,8 +3,8 @@
 A blob is stored in chunks, each under a key of its own, so that no client of the Redis waits long for another; a blob's id is its name
 and its number of chunks, ``<name>#<chunks>``.  Every chunk is a SET with an expiry and therefore idempotent: a command that is sent
 twice has the effect of one.  A blob that was put for a job is also entered in that job's set, so that `BlobStore.drop_job` finds it
-when nobody refers to it any more.  Implementations: `RedisBlobStore` (redis_blobs.py) and `MemoryBlobStore` (memory_blobs.py), which
-unit tests use; one contract suite holds for both.
+when nobody refers to it any more.  Implementations: `RedisBlobStore` (redis_blobs.py), `NearBlobStore` (near_blobs.py), which every
+process of a cluster has over it, and `MemoryBlobStore` (memory_blobs.py), which unit tests use; one contract suite holds for all.
 
 Keys, all of the blob side::
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,6 +80,9 @@ class BlobStore(BlobReader, Protocol):
 
     def capacity(self) -> int | None:
         """Bytes of blobs that the store takes at most while nothing else lies there; None where it has no limit."""
+
+    def offered(self, job_id: str) -> AbstractContextManager[object]:
+        """A context in which this process collects the job: writers near to it may take a shorter way, where there is one."""
 
 
 @dataclass(frozen=True)

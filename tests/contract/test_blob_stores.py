@@ -1,4 +1,4 @@
-"""One suite over both blob stores: what every caller may rely on."""
+"""One suite over all blob stores: what every caller may rely on."""
 from __future__ import annotations
 
 import itertools
@@ -12,7 +12,9 @@ import redis
 from distributed_comfy.errors import BlobMissing, BlobStoreFull
 from distributed_comfy.transport.blobs import BlobStore
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
+from distributed_comfy.transport.near_blobs import NearBlobStore
 from distributed_comfy.transport.redis_blobs import RedisBlobStore
+from distributed_comfy.transport.shared_memory import open_shared_memory
 
 CHUNK_BYTES = 1000
 TTL_S = 60
@@ -40,9 +42,12 @@ class Clock:
         self.now_s += seconds
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "near"])
 def case(request: pytest.FixtureRequest) -> Case:
-    return _memory_case() if request.param == "memory" else _redis_case(request)
+    if request.param == "memory":
+        return _memory_case()
+    case = _redis_case(request)
+    return _near_case(case, request) if request.param == "near" else case
 
 
 @pytest.fixture
@@ -73,6 +78,16 @@ def _redis_case(request: pytest.FixtureRequest) -> Case:
         return store
 
     return Case(store, let_pass, tight, lambda: sum(client.exists(key) for key in client.scan_iter()))
+
+
+def _near_case(far: Case, request: pytest.FixtureRequest) -> Case:
+    """The collector's side, whose blobs lie in the Redis; results in memory have tests of their own."""
+    memory = open_shared_memory(request.getfixturevalue("tmp_path") / "memory")
+
+    def near(store: BlobStore) -> BlobStore:
+        return NearBlobStore(store, memory)
+
+    return Case(near(far.store), far.let_pass, lambda: near(far.tight()), far.count)
 
 
 def pattern(size_bytes: int) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from distributed_comfy.errors import JobCancelled
 from distributed_comfy.messages import Prompt
 from tests.cluster_rig import Rig, RunningJob
-from tests.command_line import pictures
+from tests.command_line import pictures, until
 from tests.prompts import node, out
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
@@ -73,11 +73,13 @@ def test_a_cancel_ends_job_and_work_at_once_and_no_engine(builtin_rig: Rig, stag
             builtin_rig.cluster.jobs.cancel(job_id, "enough")
         assert isinstance(job.wait().error, JobCancelled)
         if stage != "pending":
-            builtin_rig.wait_idle()
+            until(builtin_rig.is_idle, timeout_s=20)
         assert time.monotonic() - began < LIMIT_S
     finally:
         drain(builtin_rig, False)
-    after = {pid for _, _, pid in builtin_rig.executions(builtin_rig.run(pictures(), items=2).job_id)}
+    next_one = builtin_rig.begin(pictures(), items=2).wait(30)  # an engine that still samples would keep it waiting
+    assert next_one.done.error is None
+    after = {pid for _, _, pid in builtin_rig.executions(next_one.job_id)}
     assert after <= engines or len(engines) == 1, "no engine was started anew"
     assert not list(builtin_rig.cluster.blob_client.scan_iter(f"*{job_id}*"))
 

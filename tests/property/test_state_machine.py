@@ -187,7 +187,9 @@ class Table(RuleBasedStateMachine):
         incarnation = self.model.workers[name].incarnation
         self.does(lambda: self.cluster.join(name, has=classes, incarnation=incarnation), twice, dies)
         self._adopt_order(uncertain)
-        if not self._is_compared(self.model.workers[name]):  # it died too early to be called for everything it can run
+        self.model.workers[name].compared = self._is_compared(self.model.workers[name])
+        if not self.model.workers[name].compared:  # it died too early to be called for everything it can run
+            assert dies
             self._process_ends(self.model.workers[name])
 
     def _process_ends(self, worker: ModelWorker) -> None:
@@ -196,7 +198,7 @@ class Table(RuleBasedStateMachine):
         self.cluster.expire(worker.name)
 
     def _is_compared(self, worker: ModelWorker) -> bool:
-        """False where its capability was entered, but not yet compared with what the jobs need."""
+        """False where its capability was entered, but not yet compared with what the jobs need that count as compared."""
         cap = self.cluster.client.hget(self.cluster.key("worker", worker.name), "cap")
         served = self.cluster.client.smembers(self.cluster.key("cap_sigs", str(cap)))
         sigs = self.cluster.client.smembers(self.cluster.key("matched"))
@@ -235,6 +237,17 @@ class Table(RuleBasedStateMachine):
         answer = self.does(lambda: self.cluster.renew(worker.name, *worker.held), twice, dies)
         lost = self.model.renewed(worker)
         assert answer is None or (answer.alive and set(answer.lost) == lost)
+
+    @precondition(lambda self: self.model.workers)
+    @rule(number=NUMBER)
+    def a_sign_of_life_comes_a_tick_after_tickets_were_lost(self, number: int) -> None:
+        """The broker has dropped all that were for this worker; the table learns it here, and not from the reaper."""
+        worker = self.worker(number)
+        self.cluster.tickets[:] = [name for name in self.cluster.tickets if name != worker.name]
+        self.cluster.client.hset(self.cluster.key("worker", worker.name), "ticketed_ms", 0)
+        self.renew(number, False, False, 0)
+        under_way = int(self.cluster.client.hget(self.cluster.key("worker", worker.name), "tickets") or 0)
+        assert under_way == self.cluster.tickets.count(worker.name), f"{under_way} tickets for {worker.name} that nobody sent"
 
     # -- items ---------------------------------------------------------------------------------------------------------
     @precondition(lambda self: self.model.workers)
@@ -681,6 +694,8 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def the_table_agrees_with_the_model_and_itself(self) -> None:
         Audit(self.cluster).check()
+        for worker in self.model.workers.values():
+            assert self._is_compared(worker) or not worker.compared, f"{worker.name} is called for less than it can run"
         for name, job in self.model.jobs.items():
             states = self.cluster.jobs.item_states(name)
             shown = {index: (state.state, state.claim_id if state.state in ("running", "done") else "") for index, state in states.items()}
@@ -691,7 +706,7 @@ class Table(RuleBasedStateMachine):
             assert state == expected or (not expected and state in ("running", "pending")), (name, state, expected)
 
     def teardown(self) -> None:
-        """The dust settles: everyone is back, lost tickets are replaced once, and then the reaper is off."""
+        """The dust settles: everyone is back; lost tickets are replaced, by the reaper and then by signs of life; then nobody does that."""
         self.register("u", ("A", "B", "Saver"), False, 0)
         for name in ("joker", "joker2"):
             self.cluster.join(name, has=("A", "B", "Saver", "Joker"))
@@ -706,6 +721,7 @@ class Table(RuleBasedStateMachine):
         self.cluster.age_tickets()
         self.cluster.tickets.clear()
         self.cluster.reap()
+        self._lose_all_tickets_and_live_on()
         for _ in range(200):
             self.cluster.answer_tickets(MIB)
             left = [name for name, state in self.cluster.jobs.jobs().items() if not state.ended]
@@ -719,6 +735,14 @@ class Table(RuleBasedStateMachine):
                 self.cluster.unblock(name, *(index for index, item in states.items() if item.state == "blocked"))
             assert self.cluster.tickets, f"stranded: {[(name, self.cluster.jobs.item_states(name)) for name in left]}"
         Audit(self.cluster).check()
+
+    def _lose_all_tickets_and_live_on(self) -> None:
+        """Only signs of life replace them; a worker that is called in another's place keeps for a tick more what it has lost itself."""
+        self.cluster.tickets.clear()
+        for _ in range(3):
+            self.cluster.age_tickets()
+            for name in self.cluster.client.smembers(self.cluster.key("workers")):
+                self.cluster.renew(name)
 
 
 def _workers_in(name: str, answer: Sequence[str]) -> list[str]:

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from tests.smoke.field import LONG, SHORT, Field, Timing
-from tests.smoke.measured import Measured, as_json, markdown
+from tests.smoke.measured import ROWS, Measured, as_json, markdown
 
-ROWS: list[Measured] = []
 REPORT = os.environ.get("SMOKE_REPORT", "")
 """File for the table as JSON; none without."""
 
@@ -35,7 +34,7 @@ def _field(timing: Timing, servers: Any, folder: Path, names: tuple[str, ...]) -
 
 @pytest.fixture(scope="session")
 def short_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    """Three workers, and leases of two seconds."""
+    """Three workers, and leases of a second and a half."""
     yield from _field(SHORT, redis_server, tmp_path_factory.mktemp("short"), ("one", "two", "three"))
 
 
@@ -43,12 +42,6 @@ def short_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def long_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     """Four workers, and times as they are by default."""
     yield from _field(LONG, redis_server, tmp_path_factory.mktemp("long"), ("one", "two", "three", "four"))
-
-
-@pytest.fixture
-def short_soak(redis_server: Any, tmp_path: Path) -> Iterator[Field]:
-    """As `short_field`; one item may be struck often."""
-    yield from _field(replace(SHORT, attempts=20), redis_server, tmp_path, ("one", "two", "three"))
 
 
 @pytest.fixture

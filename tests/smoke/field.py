@@ -31,7 +31,7 @@ PREFIX = "smoke:"
 STATE_OPTIONS = ("--appendonly", "yes", "--appendfsync", "everysec")
 SEED = 700
 STEP_MS = 100
-MENDED_S = 90.0
+MENDED_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,11 @@ class Timing:
         }  # fmt: skip
 
 
-SHORT = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=12, frozen_s=4.0, stall_s=60.0, old_s=0.7)
+SHORT = Timing(lease_s=1.5, renew_s=0.3, steps=4, items=9, frozen_s=3.0, stall_s=60.0, old_s=0.3)
 LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0)
 """Lease and renewals as they are by default."""
+COMFYUI = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=8, frozen_s=4.0, stall_s=120.0)
+"""The limit of a stall is that of a start, too, which takes real ComfyUI long beside other work."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ class Field:
     program: str
     timing: Timing
     networks: dict[str, Network] = field(default_factory=dict)
+    engine: str = "builtin"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of all workers."""
 
     def __post_init__(self) -> None:
         self.state = BlobServer(self.program, self.folder / "state", *STATE_OPTIONS)
@@ -146,20 +151,23 @@ class Field:
         settings = read_settings(key_prefix=PREFIX, cache_dir=self.folder / "cache", owner_ttl_s=5.0, **self.timing.settings)
         self.cluster = open_cluster(settings, self.state.url, self.blobs.url)
         (self.folder / "rig").mkdir()
-        self.rig = Rig("builtin", self.cluster, self.folder / "rig", {"DC_THREADS": "1"})
+        self.rig = Rig(self.engine, self.cluster, self.folder / "rig", {"DC_THREADS": "1", **self.environment})
         self.mishaps = self.folder / "mishaps"
         self.mishaps.mkdir()
         self._undisturbed: dict[tuple[str, int], Undisturbed] = {}
         self._quiet_s = 0.0
         self._lines = 0
+        self.start_s = 0.0
+        """How long the workers took that were started last."""
 
     # -- workers -----------------------------------------------------------------------------------------------------------
     def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: Any) -> list[WorkerProcess]:
         """Start workers, each behind a network of its own, and wait until they can claim."""
+        began = time.monotonic()
         started = [self._begin_worker(name, settings, environment) for name in names]
         for name in names:
-            until(lambda name=name: self.rig.state(name) or self.rig.workers[name].process.poll() is not None)  # type: ignore[misc]
-            assert self.rig.workers[name].process.poll() is None, self.rig.workers[name].log()[-3000:]
+            self._wait_for(self.rig.workers[name])
+        self.start_s = time.monotonic() - began
         return started
 
     def _begin_worker(
@@ -171,6 +179,11 @@ class Field:
         ways = {"redis_url": self.networks[name].state.url, "blob_url": self.networks[name].blobs.url, "allow_plaintext": "1"}
         return self.rig.begin_worker(name, {**self.timing.settings, **ways, **settings}, environment, far.inside if far else ())
 
+    def _wait_for(self, worker: WorkerProcess) -> None:
+        """Until it can claim."""
+        until(lambda: self.rig.state(worker.name) or worker.process.poll() is not None, timeout_s=120)
+        assert worker.process.poll() is None, worker.log()[-3000:]
+
     @contextlib.contextmanager
     def another(
         self, name: str, *, environment: Mapping[str, str] = MappingProxyType({}), far: SlowLink | None = None, **settings: object
@@ -178,8 +191,7 @@ class Field:
         """One worker more while the context lasts; ``far`` is the line that it is at the other end of."""
         worker = self._begin_worker(name, settings, environment, far)
         try:
-            until(lambda: self.rig.state(name) or worker.process.poll() is not None)
-            assert worker.process.poll() is None, worker.log()[-3000:]
+            self._wait_for(worker)
             yield worker
         finally:
             self.networks[name].each(lambda way: way.go_on())
@@ -219,12 +231,15 @@ class Field:
     # -- jobs --------------------------------------------------------------------------------------------------------------
     def prompt(self, steps: int = 0) -> Prompt:
         """Pictures of a seed, each after some steps of a tenth of a second; by default as many as the field's timing says."""
-        steps = steps or self.timing.steps
         prompt: Prompt = {
             "seed": node("DistributedSeed", seed=SEED),
             "make": node("SeededGenerator", seed=out("seed"), steps=1, width=48, height=32, batch_size=1, style="auto"),
         }
-        last = "make"
+        return self.with_steps(prompt, "make", steps)
+
+    def with_steps(self, prompt: Prompt, last: str, steps: int = 0) -> Prompt:
+        """The prompt, its node ``last`` followed by the steps and by what a test may let happen in the midst of them, and collected."""
+        steps = steps or self.timing.steps
         for step in range(steps):
             if step == steps // 2:
                 prompt["mishap"] = node("RuleMishap", images=out(last), seed=out("seed"), folder=str(self.mishaps))
@@ -259,6 +274,11 @@ class Field:
         before = self.engine_seconds()
         self.rig.begin(self.prompt(), items=1, tags=(name,)).wait()
         self._quiet_s += self.engine_seconds() - before
+
+    def wait_for_some(self, job_id: str) -> None:
+        """Wait until a third of the job is done, and more than what its workers hand in first: its owner has something, too."""
+        enough = max(self.timing.items // 3, len(self.rig.workers) + 1)
+        until(lambda: self.cluster.jobs.job_state(job_id).counts["done"] >= enough)
 
     def hit(self, job_id: str, *, but: Sequence[str] = (), on: Sequence[str] = ()) -> Hit:
         """Wait for an execution that has made half of its steps; not by one of the workers ``but``, by one of those ``on``."""
@@ -337,13 +357,17 @@ class Field:
         counts = [lost_and_twice(left, here, end.told) for here, end in zip(found, ends, strict=True)]
         rows.append(Measured(
             name, fault, items * len(ends), sum(lost for lost, _ in counts), sum(twice for _, twice in counts),
-            executions=sum(len(self.rig.executions(job_id)) for end in ends for job_id in end.job_ids),
+            executions=sum(self.executions(end) for end in ends),
             costs=ending.costs or costs,
             wasted_s=spent_s - wanted.engine_s * len(left) / items * len(ends),
             claimable_s=self._claimable_s(ending),
             identical=all(here.get(seed) == files for here in found for seed, files in left.items()),
             took_s=took_s,
         ))  # fmt: skip
+
+    def executions(self, ending: Ending) -> int:
+        """How often an engine began an item of the job."""
+        return sum(len(self.rig.executions(job_id)) for job_id in ending.job_ids)
 
     def _claimable_s(self, ending: Ending) -> float | None:
         """From the fault until the table told that the item it hit was given back."""

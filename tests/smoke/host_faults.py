@@ -90,20 +90,25 @@ def masters_disk(field: Field) -> Ending:
 
 # -- clocks ------------------------------------------------------------------------------------------------------------------
 def off_by(field: Field, hours: int) -> dict[str, str]:
-    """The environment of a process whose clock is wrong by that."""
+    """The environment of a process whose clock is wrong by that; a process of its own, `CommandLine.run` may fork one that runs already."""
     compiler, library = shutil.which("cc"), field.folder / "wrong_clock.so"
     if sys.platform != "linux" or compiler is None:
         missing_service("a C compiler on Linux for a wrong clock", "install one (Debian, Ubuntu: apt-get install gcc libc6-dev)")
     if not library.exists():
         subprocess.run([compiler, "-shared", "-fPIC", "-o", library, Path(__file__).with_name("wrong_clock.c"), "-ldl"], check=True)
-    return {"LD_PRELOAD": str(library), "WRONG_CLOCK_S": str(3600 * hours)}
+    wrong = {"LD_PRELOAD": str(library), "WRONG_CLOCK_S": str(3600 * hours)}
+    ask = [sys.executable, "-c", "import time; print(time.time())"]
+    shown = subprocess.run(ask, env={**os.environ, **wrong}, capture_output=True, check=True)
+    assert abs(float(shown.stdout) - time.time() - 3600 * hours) < 60
+    return wrong
 
 
 @scenario("clocks off", "one worker's clock is an hour ahead, the master's an hour behind", "nobody's clock counts", costs=NOTHING)
 def clocks_off(field: Field) -> Ending:
     line = field.command_line()
     with field.another("ahead", environment=off_by(field, 1)):
-        run = line.run("run", "graph.json", "--items", str(field.timing.items), "--out", "made", "--json", **off_by(field, -1))
+        command = ("run", "graph.json", "--items", str(field.timing.items), "--out", "made", "--json")
+        run = line.finish(line.start(*command, **off_by(field, -1)), timeout_s=120.0)
         assert run.status == 0, run.err
         assert any(item["worker"] == "ahead" for item in run.json["items"])
     return Ending(line.folder / "made", [run.json["job"]])

@@ -72,8 +72,12 @@ class Measured:
         again = "-" if self.claimable_s is None else f"{self.claimable_s:.2f} s"
         return [
             self.scenario, self.fault, f"{self.lost} of {self.items}", str(self.twice), str(self.executions), self.costs.of(self.items),
-            f"{self.wasted_s:.1f}", again, "yes" if self.identical else "NO",
+            f"{max(0.0, self.wasted_s):.1f}", again, "yes" if self.identical else "NO",
         ]  # fmt: skip
+
+
+ROWS: list[Measured] = []
+"""What this run of the tests has measured so far."""
 
 
 def images(folder: Path) -> dict[str, list[bytes]]:

@@ -1,4 +1,5 @@
 """docs/reliability.md: ``python -m tests.smoke.page REPORT...`` puts what ``make smoke`` measured, and the promises, into it.
+Rows that a report does not have stay as they are.
 
 A test compares: the scenarios of the page are those of the suite, with the executions that each may cost, and its promises are these.
 """
@@ -11,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.smoke.field import LONG
 from tests.smoke.measured import COLUMNS, Costs, Measured, markdown
 from tests.smoke.promises import PROMISES
-from tests.smoke.scenario import SCENARIOS
+from tests.smoke.scenario import IN_COMFYUI, SCENARIOS, Scenario
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 SOAK = "soak"
@@ -37,15 +37,20 @@ def promises_table() -> str:
     """Each promise with its test."""
     rows = []
     for promise in PROMISES.values():
-        taken_out = f"`{promise.mutation.file}`" if promise.mutation else "-"
+        taken_out = f"`{promise.mutation.file}`" if promise.mutation else promise.why
         rows.append((promise.text, _reference(promise.test), taken_out))
     return markdown(rows, ("Promise", "Test", "Taken out in"))
 
 
-def measured_table(rows: Sequence[Measured]) -> str:
-    """What was measured, in the order of the scenarios."""
-    order = [*SCENARIOS, SOAK]
-    return markdown(row.cells for row in sorted(rows, key=lambda row: order.index(row.scenario)))
+def all_scenarios() -> dict[str, Scenario]:
+    """In the order of the table."""
+    return {**SCENARIOS, **IN_COMFYUI}
+
+
+def measured_table(page: str, rows: Sequence[Measured]) -> str:
+    """What the page has, each scenario that was measured again in place of what it had, in the order of the scenarios."""
+    known = {cells[0]: cells for cells in cells_of(part(page, "measured"))} | {row.scenario: row.cells for row in rows}
+    return markdown([known[name] for name in (*all_scenarios(), SOAK) if name in known])
 
 
 def cells_of(table: str) -> list[list[str]]:
@@ -60,9 +65,9 @@ def rows_of(report: dict[str, Any]) -> list[Measured]:
 
 def faults_of(table: str) -> list[str]:
     """What of the page's table is not as the scenarios say."""
-    rows = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in cells_of(table)}
-    missing = [f"{name}: not in the table" for name in [*SCENARIOS, SOAK] if name not in rows]
-    unknown = [f"{name}: no scenario" for name in rows if name not in SCENARIOS and name != SOAK]
+    rows, scenarios = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in cells_of(table)}, all_scenarios()
+    missing = [f"{name}: not in the table" for name in [*scenarios, SOAK] if name not in rows]
+    unknown = [f"{name}: no scenario" for name in rows if name not in scenarios and name != SOAK]
     bad = [
         name
         for name, row in rows.items()
@@ -70,8 +75,8 @@ def faults_of(table: str) -> list[str]:
     ]
     stale = [
         name
-        for name, scenario in SCENARIOS.items()
-        if name in rows and (rows[name]["What is done"], rows[name]["Expected"]) != (scenario.fault, scenario.costs.of(LONG.items))
+        for name, scenario in scenarios.items()
+        if name in rows and (rows[name]["What is done"], rows[name]["Expected"]) != (scenario.fault, scenario.costs.of(scenario.items))
     ]
     return [*missing, *unknown, *(f"{name}: not as promised" for name in bad), *(f"{name}: the scenario has changed" for name in stale)]
 
@@ -92,7 +97,7 @@ def main(reports: list[str]) -> int:
     page = with_part(page, "promises", promises_table())
     rows = [row for report in reports for row in rows_of(json.loads(Path(report).read_text(encoding="utf-8")))]
     if rows:
-        page = with_part(page, "measured", measured_table(rows))
+        page = with_part(page, "measured", measured_table(page, rows))
     PAGE.write_text(page, encoding="utf-8")
     return 0
 

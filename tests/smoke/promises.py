@@ -26,7 +26,8 @@ class Promise:
     test: str
     """The test that fails without the protection: file, name, and the parameter in brackets where it is one case of several."""
     mutation: Mutation | None
-    """None where no single line holds the protection."""
+    why: str = ""
+    """Why nothing can be taken out, where that is so."""
 
 
 PROMISES: dict[str, Promise] = {
@@ -55,8 +56,8 @@ PROMISES: dict[str, Promise] = {
     ),
     "parked work": Promise(
         "A job without any worker waits for one.",
-        "tests/smoke/test_faults.py::test_a_fault_loses_nothing[all workers killed]",
-        None,
+        f"{STATE}/test_leases_and_reaper.py::test_a_job_that_has_lost_its_last_worker_waits_for_another_one",
+        Mutation("distributed_comfy/state/workers.py", "self._matching.match_capability(capability_hash, capability)", "pass"),
     ),
     "attempts end": Promise(
         "An item that ends its engine each time fails after three executions of one class of error, and takes nothing else along where "
@@ -83,6 +84,31 @@ PROMISES: dict[str, Promise] = {
         "An engine that shows no sign of life for DC_STALL_TIMEOUT_S is ended, and its item goes back.",
         f"{ENGINE}::test_an_engine_that_shows_no_sign_of_life_is_ended",
         Mutation("distributed_comfy/engine/host.py", "quiet_s > self._options.stall_timeout_s", "False"),
+    ),
+    "slow loads are no stall": Promise(
+        "A model that loads slowly is no stall: the limit is for one load, however many an item has, and leaves time for 20 GB from a "
+        "slow disk.",
+        f"{ENGINE}::test_models_that_load_slowly_one_after_the_other_are_no_stall",
+        Mutation("distributed_comfy/engine/builtin/executor.py", "                self._alive()\n", ""),
+    ),
+    "a cancel is heard in a step": Promise(
+        "A cancel ends a job and its running items within two seconds, also in the middle of sampling; engines and models stay loaded.",
+        "tests/integration/test_cancel_stages.py::test_a_cancel_ends_job_and_work_at_once_and_no_engine[its owner-in a step]",
+        Mutation(
+            "distributed_comfy/engine/builtin/workbench.py",
+            "if self._request is not None and self._request.claim_id in self._interrupted:",
+            "if False:",
+        ),
+    ),
+    "a consumer that hangs": Promise(
+        "A worker whose consumer hangs for DC_HANG_TIMEOUT_S ends; its agent starts another one, and the job goes on.",
+        "tests/integration/test_watchdogs.py::test_a_consumer_that_hangs_ends_its_worker_and_the_job_goes_on_with_another",
+        Mutation("tasks/runtime.py", 'self._end_at_once("consumer")', "pass"),
+    ),
+    "a lease thread that hangs": Promise(
+        "A worker whose lease thread hangs for DC_HANG_TIMEOUT_S ends, and its item goes back at once.",
+        "tests/integration/test_watchdogs.py::test_a_lease_thread_that_hangs_ends_its_worker_and_its_item_goes_back",
+        Mutation("tasks/runtime.py", 'self._end_at_once("lease thread")', "pass"),
     ),
     "scripts bear a second call": Promise(
         "A script that ran although its reply was lost is sent again and changes nothing more.",
@@ -163,7 +189,7 @@ PROMISES: dict[str, Promise] = {
     "leases at maxmemory": Promise(
         "Leases are renewed on a state server that has no memory left.",
         f"{STATE}/test_leases_and_reaper.py::test_signs_of_life_work_on_a_server_that_is_full",
-        Mutation(f"{SCRIPTS}/renew.lua", "redis.pcall('SET', K.memory(name)", "call('SET', K.memory(name)"),
+        Mutation(f"{SCRIPTS}/renew.lua", "if call('PEXPIRE', K.lease(name), ARGV[3]) == 0 then", "if true then"),
     ),
     "silent connections are given up": Promise(
         "A connection that died without a word is noticed, and another one takes its place.",
@@ -172,7 +198,7 @@ PROMISES: dict[str, Promise] = {
     ),
     "drain": Promise(
         "A worker that is told to end finishes the item that it has, within DC_DRAIN_TIMEOUT_S.",
-        "tests/integration/test_agent.py::test_a_running_item_is_finished_at_the_first_ctrl_c_and_given_back_at_the_second",
+        "tests/integration/test_drain.py::test_a_worker_that_is_told_to_end_finishes_its_item_and_takes_no_other",
         Mutation("tasks/runtime.py", "while self.held.running() and time.monotonic() < deadline:", "while False:"),
     ),
     "an agent's death ends its workers": Promise(
@@ -185,17 +211,25 @@ PROMISES: dict[str, Promise] = {
     "a full disk loses nothing": Promise(
         "A master whose disk is full stops; the results wait, and `jobs attach` goes on.",
         "tests/unit/test_collect.py::test_a_full_disk_ends_the_collection_and_leaves_the_result_in_the_store",
-        None,
+        Mutation(
+            "distributed_comfy/collector/collect.py",
+            "self._load.call(self._spool.add,",
+            "self._ask.call(self._table.mark_fetched, self._job.job_id, index, claim_id)\n            self._load.call(self._spool.add,",
+        ),
     ),
     "nobody's clock counts": Promise(
         "Times are those of the state server; the clocks of hosts may be wrong.",
         "tests/smoke/test_faults.py::test_a_fault_loses_nothing[clocks off]",
-        None,
+        Mutation(
+            "distributed_comfy/state/jobs.py",
+            "to_ms(settings.blob_ttl_s if kept else settings.owner_ttl_s)",
+            'to_ms(settings.owner_ttl_s + __import__("time").time() - self._scripts.client.time()[0])',
+        ),
     ),
     "a revoked host": Promise(
         "A host that is shut out in the middle of a job works no more, and its item runs elsewhere.",
         "tests/integration/access/test_two_hosts.py"
         "::test_an_invited_host_works_by_tls_without_a_port_and_when_it_is_shut_out_its_item_runs_elsewhere",
-        None,
+        Mutation("distributed_comfy/access/invites.py", "server.remove(user_of(name))\n            server.save()", "pass"),
     ),
 }

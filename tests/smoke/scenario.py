@@ -1,10 +1,10 @@
-"""What a scenario is, and the list of all of them."""
+"""What a scenario is, and the lists of all of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.smoke.field import Ending, Field
+from tests.smoke.field import COMFYUI, LONG, Ending, Field
 from tests.smoke.measured import ONE, Costs
 
 Play = Callable[[Field], Ending]
@@ -25,17 +25,31 @@ class Scenario:
     play: Play
     short: bool
     """Whether it is played with every run of the tests, too, at shorter times."""
+    items: int
+    """Of its job in the table."""
 
 
 SCENARIOS: dict[str, Scenario] = {}
-"""By name, in the order of the table."""
+"""Those with the built-in engine by name, in the order of the table."""
+IN_COMFYUI: dict[str, Scenario] = {}
+"""Those with real ComfyUI, which come after them."""
 
 
 def scenario(name: str, fault: str, *promises: str, costs: Costs = ONE, short: bool = False) -> Callable[[Play], Play]:
-    """Enter a function into the list."""
+    """Enter a function into the list of those with the built-in engine."""
 
     def enter(play: Play) -> Play:
-        SCENARIOS[name] = Scenario(name, fault, costs, promises, play, short)
+        SCENARIOS[name] = Scenario(name, fault, costs, promises, play, short, LONG.items)
+        return play
+
+    return enter
+
+
+def in_comfyui(name: str, fault: str, *promises: str, costs: Costs = ONE) -> Callable[[Play], Play]:
+    """Enter a function into the list of those with real ComfyUI."""
+
+    def enter(play: Play) -> Play:
+        IN_COMFYUI[name] = Scenario(name, fault, costs, promises, play, False, COMFYUI.items)
         return play
 
     return enter

@@ -94,7 +94,7 @@ def state_wiped(field: Field) -> Ending:
     run = field.run_command()
     process = line.start(*run)
     first = str(until(lambda: next(iter(set(field.cluster.jobs.jobs()) - jobs), "")))
-    until(lambda: field.cluster.jobs.job_state(first).counts["done"] >= field.timing.items // 3)
+    field.wait_for_some(first)
     struck_at = strike(field.state.kill)
     shutil.rmtree(field.state.folder / "appendonlydir")
     field.state.start()

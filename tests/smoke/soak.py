@@ -48,7 +48,7 @@ class Soak:
             assert time.time() - began < timeout_s, f"{self.done}\n{self.field.rig.logs()}"
             self.field.restart_ended()
             time.sleep(self.chance.uniform(*self.pause_s))
-            if time.time() - began > self.faults_s:
+            if time.time() - began > self.faults_s or self._is_struck_enough(job_id):
                 continue
             name, fault = self.chance.choice(FAULTS)
             self.done.append(name)
@@ -59,6 +59,11 @@ class Soak:
 
     def _is_over(self, job_id: str) -> bool:
         return bool(self.field.cluster.jobs.job_state(job_id).ended)
+
+    def _is_struck_enough(self, job_id: str) -> bool:
+        """An item that is struck once more would fail, and its job with it; it is left in peace until it is done."""
+        items = self.field.cluster.jobs.item_states(job_id).values()
+        return any(item.attempts + 1 >= self.field.timing.attempts for item in items if item.state != "done")
 
     # -- faults ------------------------------------------------------------------------------------------------------------
     def hit(self) -> Hit | None:

@@ -17,8 +17,8 @@ SEED = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(10**6)
 
 
 @pytest.mark.timeout(240)
-def test_a_job_bears_random_faults(short_soak: Field, measured: list[Measured]) -> None:
-    play(Soak(short_soak, SEED, items=36, pause_s=(0.5, 1.5), faults_s=15.0), 120.0, measured)
+def test_a_job_bears_random_faults(short_field: Field, measured: list[Measured]) -> None:
+    play(Soak(short_field, SEED, items=18, pause_s=(0.2, 0.6), faults_s=6.0), 120.0, measured)
 
 
 @pytest.mark.smoke

@@ -356,7 +356,7 @@ class Flaky:
                 raise self._error
             return method(*arguments, **options)
 
-        return call if callable(method) else method
+        return call if callable(method) and name != "offered" else method  # an offer asks no server
 
 
 def test_outages_of_both_servers_are_waited_out(play: Play, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from distributed_comfy.orchestrator.doctor.redis_settings import check_blob_sett
 from distributed_comfy.orchestrator.doctor.redis_version import FIXED, Package, check_version, read_package
 from distributed_comfy.orchestrator.doctor.server_facts import ServerFacts
 from distributed_comfy.orchestrator.doctor.server_program import local_programs
-from distributed_comfy.orchestrator.doctor.workers import check_differences
+from distributed_comfy.orchestrator.doctor.workers import check_cores, check_differences
 from distributed_comfy.state.records import WorkerFacts
 from tests.command_line import until
 
@@ -298,3 +298,19 @@ def test_a_foreign_package_in_front_is_told_and_refused(name: str, place: str, t
     assert (f"pip uninstall {name}" in found.remedy) == (place == "site-packages")
     with pytest.raises(ForeignPackage, match=f"the Python package '{name}' comes from "):
         packages.refuse_foreign_packages()
+
+
+# -- cores --------------------------------------------------------------------------------------------------------------
+def on_cores(name: str, cores: str, host: str = "pc1") -> WorkerFacts:
+    return WorkerFacts(name, host, "cuda:0", "comfyui", cores=cores)
+
+
+def test_workers_of_a_host_that_share_cores_are_warned_about_by_name() -> None:
+    [finding] = check_cores([on_cores("a", "0-7"), on_cores("b", "7-15"), on_cores("c", "16-23"), on_cores("d", "0-7", "pc2")])
+    assert levels([finding]) == ["warn"] and "a, b on pc1" in finding.found and "c" not in finding.found.split(" on ")[0]
+    assert "DC_CORES" in finding.remedy
+
+
+@pytest.mark.parametrize("cores", [("0-7", "8-15"), ("", ""), ("0-7", ""), ("0-7",)])
+def test_workers_with_cores_of_their_own_or_that_cannot_tell_are_not(cores: tuple[str, ...]) -> None:
+    assert check_cores([on_cores(f"w{number}", text) for number, text in enumerate(cores)]) == []

@@ -63,7 +63,7 @@ class BuiltinEngine:
             load_torch()
         self._bench = Workbench(self._folders, torch_device(options.device))
         self._classes = {**_bound(self._bench), **provide_nodes(context)}
-        self._executor = Executor(self._classes, self._bench)
+        self._executor = Executor(self._classes, self._bench, context.alive)
 
     def describe(self) -> Capability:
         """See `engine.base.Engine.describe`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 import gc
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -33,11 +33,18 @@ class _Run:
 
 
 class Executor:
-    """Executes prompts, one after the other, with one cache of node outputs."""
+    """Executes prompts, one after the other, with one cache of node outputs.
 
-    def __init__(self, classes: Mapping[str, Any], bench: Workbench) -> None:
+    Args:
+        classes: of all nodes, by name.
+        bench: what they have in common.
+        alive: called before each node, which may be silent for as long as a stall lasts, such as one that loads a model.
+    """
+
+    def __init__(self, classes: Mapping[str, Any], bench: Workbench, alive: Callable[[], None]) -> None:
         self._classes = classes
         self._bench = bench
+        self._alive = alive
         self._cache: dict[str, Outputs] = {}
 
     def run(self, prompt: Prompt, order: list[str], request: RunRequest) -> dict[str, Any]:
@@ -56,6 +63,7 @@ class Executor:
         try:
             for node_id in order:
                 self._bench.check()
+                self._alive()
                 self._execute(run, node_id)
         finally:
             # As ComfyUI: what this prompt did not use is not kept for the next.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import WorkerUnknown
 from distributed_comfy.messages import Capability
 from distributed_comfy.orchestrator.doctor.findings import Finding, ok, warn
@@ -36,7 +37,7 @@ def check_workers(cluster: Cluster, stop: threading.Event) -> list[Finding]:
     with ThreadPoolExecutor(_PROBES_AT_ONCE, thread_name_prefix="doctor-probe") as pool:
         found = list(pool.map(lambda worker: _check(cluster, probes, worker, known.get(worker.capability), stop), workers))
     pairs = [(worker.facts, known[worker.capability]) for worker in workers if worker.capability in known]
-    return [*found, *check_differences(pairs)]
+    return [*found, *check_differences(pairs), *check_cores([worker.facts for worker in workers])]
 
 
 def check_worker(cluster: Cluster, name: str, stop: threading.Event) -> Finding:
@@ -82,6 +83,31 @@ def check_differences(workers: Sequence[tuple[WorkerFacts, Capability]]) -> list
         return []
     found = [*_versions(workers), *_node_classes(workers)]
     return found or [ok("workers: differences", "all have the same versions and node classes")]
+
+
+def check_cores(workers: Sequence[WorkerFacts]) -> list[Finding]:
+    """Workers of a host that compute on the same cores: each is then up to a half slower than alone, also on GPUs of their own.
+
+    Args:
+        workers: what each told about itself.
+    """
+    found: list[Finding] = []
+    for host, of_host in _by_host(workers).items():
+        known = [(facts.name, frozenset(parse_cpus(facts.cores))) for facts in of_host if facts.cores]
+        crowded = sorted({name for name, cpus in known for other, others in known if name != other and cpus & others})
+        if crowded:
+            told = f"{', '.join(crowded)} on {host} compute on the same CPU cores and slow each other down"
+            remedy = f"let `distributed-comfy up` start them, which gives each its own, or set DC_CORES and DC_THREADS of each on {host}"
+            found.append(warn("workers: cores", told, remedy))
+    return found
+
+
+def _by_host(workers: Sequence[WorkerFacts]) -> dict[str, list[WorkerFacts]]:
+    """Those that compute; a ComfyUI that takes part beside them is placed by its user."""
+    hosts: dict[str, list[WorkerFacts]] = {}
+    for facts in sorted(workers, key=lambda facts: facts.name):
+        hosts.setdefault(facts.host, []).append(facts)
+    return hosts
 
 
 def _versions(workers: Sequence[tuple[WorkerFacts, Capability]]) -> Iterator[Finding]:

@@ -50,7 +50,8 @@ class Recorded:
                     if isinstance(event, kind) and accept(event):
                         return event
                 if not self._news.wait(deadline - time.monotonic()):
-                    pytest.fail(f"no {kind.__name__} within {timeout_s} s; {self.events}; log: {self.log()}", pytrace=False)
+                    wanted = getattr(kind, "__name__", kind)
+                    pytest.fail(f"no {wanted} within {timeout_s} s; {self.events}; log: {self.log()}", pytrace=False)
 
     def run(self, prompt: Prompt, *targets: str, **facts: Any) -> str:
         """Queue a prompt under a new claim."""

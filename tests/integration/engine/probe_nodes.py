@@ -57,10 +57,13 @@ class Sleeps(Probe):
 
 
 class HoldsTheGil(Probe):
-    """Sleeps in C without releasing the interpreter, so that no thread of the process runs."""
+    """Sleeps in C without releasing the interpreter, so that no thread of the process runs; says so in a file, where one is named."""
 
     def act(self, text: str) -> None:
-        ctypes.PyDLL(None).usleep(int(float(text) * 1_000_000))
+        seconds, _, file = text.partition(" ")
+        if file:
+            Path(file).touch()
+        ctypes.PyDLL(None).usleep(int(float(seconds) * 1_000_000))
 
 
 class LeavesAChild(Probe):

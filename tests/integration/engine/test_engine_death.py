@@ -147,14 +147,21 @@ def test_work_that_moves_and_an_engine_without_work_are_no_stall(engine: EngineM
     assert recorded.process.alive
 
 
-@pytest.mark.parametrize("kind", ["Sleeps", "HoldsTheGil"])
-def test_a_model_that_loads_slowly_is_no_stall(engine: EngineMaker, kind: str) -> None:
-    """A load says nothing while it lasts.  Two of them take longer than the limit, each takes less."""
+def test_models_that_load_slowly_one_after_the_other_are_no_stall(engine: EngineMaker) -> None:
+    """A load says nothing while it lasts.  Those of one item take longer than the limit, each takes less."""
     recorded = engine(stall_timeout_s=4.0, preload=True)
-    for _ in range(2):
-        recorded.result(recorded.run(probe(kind, "2.5")))
+    loads = {str(number): node("Sleeps", text=f"2.{number}") for number in (4, 5)}
+    sinks = {f"{number}-sink": node("DistributedSink", value=out(number)) for number in loads}
+    recorded.result(recorded.run({**loads, **sinks}, *sinks))
     assert recorded.process.alive
     assert read_settings(worker_name="w").stall_timeout_s >= 20e9 / 50e6, "20 GB from a disk that gives 50 MB/s"
+
+
+def test_loads_of_several_items_during_which_no_thread_runs_are_no_stall(engine: EngineMaker) -> None:
+    recorded = engine(stall_timeout_s=4.0, preload=True)
+    for _ in range(2):
+        recorded.result(recorded.run(probe("HoldsTheGil", "2.5")))
+    assert recorded.process.alive
 
 
 def test_a_process_that_a_node_left_behind_does_not_hide_the_death(engine: EngineMaker, tmp_path: Path) -> None:
@@ -189,10 +196,11 @@ def test_a_signal_that_means_the_consumer_does_not_end_the_engine(engine: Engine
     recorded.result(recorded.run(SHORT))
 
 
-@pytest.mark.parametrize("prompt", [LONG, probe("HoldsTheGil", "60")], ids=["sampling", "holding the GIL"])
-def test_the_engine_is_gone_one_second_after_its_consumer_was_killed(engine: EngineMaker, prompt: Prompt) -> None:
-    recorded = engine(start=False)
-    facts = json.dumps({"options": to_plain(replace(recorded.options)), "prompt": prompt})
+@pytest.mark.parametrize("kind", ["sampling", "HoldsTheGil"])
+def test_the_engine_is_gone_one_second_after_its_consumer_was_killed(engine: EngineMaker, tmp_path: Path, kind: str) -> None:
+    recorded, mark = engine(start=False), tmp_path / "it computes"
+    prompt = LONG if kind == "sampling" else probe(kind, f"60 {mark}")
+    facts = json.dumps({"options": to_plain(replace(recorded.options)), "prompt": prompt, "mark": str(mark)})
     script = str(Path(__file__).with_name("run_consumer.py"))
     consumer = subprocess.Popen(
         [sys.executable, script, facts], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)}

@@ -6,6 +6,7 @@ import redis
 
 from distributed_comfy.errors import WorkerLost, WorkerNameTaken
 from distributed_comfy.messages import ItemResult
+from distributed_comfy.state.records import DeviceMemory
 from tests.integration.state.conftest import OpenCluster
 from tests.state_cluster import LEASE_S, Cluster
 
@@ -185,7 +186,8 @@ def test_signs_of_life_work_on_a_server_that_is_full(cluster: Cluster, busy: boo
     try:
         with pytest.raises(redis.OutOfMemoryError):
             cluster.client.set("x", 1)
-        assert cluster.renew("w", *held).lost == ()
+        for memory in (None, DeviceMemory(2, 3)):  # to note it needs memory, which is no matter
+            assert cluster.workers.renew("w", cluster.incarnations["w"], held, memory).lost == ()
     finally:
         cluster.client.config_set("maxmemory", 0)
     assert cluster.workers.workers()[0].lease_ms > 0.9 * LEASE_S * 1000
@@ -201,6 +203,21 @@ def test_the_items_of_a_lost_worker_go_to_others_and_count_an_attempt(cluster: C
     assert cluster.tickets == ["w"]
     claim = cluster.take("w")
     assert claim.attempt == 2
+
+
+def test_a_job_that_has_lost_its_last_worker_waits_for_another_one(cluster: Cluster) -> None:
+    cluster.join("v")
+    cluster.submit("a")
+    cluster.take("v")
+    cluster.expire("v")
+    for _ in range(3):
+        cluster.reap()
+    assert cluster.workers.workers() == [] and cluster.jobs.job_state("a").state == "pending"
+    cluster.tickets.clear()
+    cluster.join("w")
+    assert cluster.tickets == ["w"]
+    assert cluster.complete("w", cluster.take("w"))
+    assert cluster.jobs.job_state("a").state == "done"
 
 
 def test_an_item_that_costs_every_worker_its_life_fails(new_cluster: OpenCluster) -> None:
