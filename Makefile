@@ -11,7 +11,7 @@ export PYTHON TORCH_SPEC TORCH_INDEX
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ENVIRONMENT := python=$$(sh scripts/find_python.sh) && "$$python" scripts/environment.py
 .DEFAULT_GOAL := help
-.PHONY: help env demo test smoke mutations flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style docs \
+.PHONY: help env demo test smoke mutations flat fuzz test-all test-comfyui test-comfyui-long compose-test check lint types contracts style page docs \
 	screenshots bench clean clean-env
 
 help: ## this list
@@ -59,7 +59,7 @@ test-comfyui test-comfyui-long: env
 compose-test: env ## builds the cpu profile of docker-compose.yml and tests it running (Docker, else podman), within 15 minutes
 	@$(BIN)/python scripts/compose_test.py $(ARGS)
 
-check: lint types contracts style ## all that needs no test run; what pre-commit runs
+check: lint types contracts style page ## all that needs no test run; what pre-commit runs
 
 lint: env ## ruff
 	@$(BIN)/python -m ruff check $(ARGS)
@@ -73,8 +73,12 @@ contracts: env ## the import layers
 style: env ## sizes of files and functions, names of modules
 	@$(BIN)/python scripts/check_style.py $(ARGS)
 
-docs: env ## docs/errors.md and docs/settings.md, generated from the code
+page: env ## the types of the panel's modules (node; TypeScript comes by npx)
+	@$(BIN)/python scripts/check_page.py $(ARGS)
+
+docs: env ## docs/errors.md and docs/settings.md, generated from the code; the types of the panel's API for its page
 	@$(BIN)/python scripts/write_reference.py
+	@$(BIN)/python scripts/write_panel_types.py
 
 screenshots: env ## the pictures of the node pack for docs/images and the template browser (COMFYUI_PATH, chromium): look at each one
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \

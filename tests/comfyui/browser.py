@@ -1,19 +1,17 @@
-"""A real browser on ComfyUI's page: chromium of the system, headless, with a profile of its own."""
+"""A real browser on ComfyUI's page."""
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.chromium import browser
 from tests.comfyui.server_rig import ComfyServer
 
 LOAD_TIMEOUT_MS = 90_000
-_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run")
 _READY = "() => window.app?.extensionManager && window.app.graph && window.LiteGraph?.registered_node_types?.DistributedValue"
 _KINDS = (
     "progress", "progress_state", "progress_text", "executed", "execution_success", "execution_error", "b_preview_with_metadata",
@@ -137,18 +135,11 @@ class ComfyPage:
 @contextmanager
 def comfy_page(server: ComfyServer, folder: Path) -> Iterator[ComfyPage]:
     """The page of a running server; fails where there is no browser."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None or importlib.util.find_spec("playwright") is None:
-        lacks = "chromium is missing: `apt-get install chromium`" if program is None else "playwright is missing: `make env`"
-        pytest.fail(f"the tests with ComfyUI's page need a browser, and {lacks}", pytrace=False)
-    playwright = importlib.import_module("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            str(folder / "profile"), executable_path=program, headless=True, args=list(_ARGUMENTS), viewport={"width": 1400, "height": 900}
-        )
-        try:
-            page = ComfyPage(context.pages[0] if context.pages else context.new_page())
-            page.open(server.url)
-            yield page
-        finally:
-            context.close()
+    with browser(folder, _fail) as context:
+        page = ComfyPage(context.pages[0] if context.pages else context.new_page())
+        page.open(server.url)
+        yield page
+
+
+def _fail(lacks: str) -> NoReturn:
+    pytest.fail(f"the tests with ComfyUI's page need a browser, and {lacks}", pytrace=False)

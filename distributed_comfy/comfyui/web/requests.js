@@ -6,39 +6,80 @@ const KEPT_AS = "distributed-comfy.token";
 
 let token = localStorage.getItem(KEPT_AS) ?? "";
 
-/** JSON of a GET; throws an Error with the server's words. */
+/**
+ * JSON of a GET; throws an Error with the server's words.
+ * @param {string} path
+ */
 export async function read(path) {
   return answerOf(await api.fetchApi(path, { cache: "no-store" }));
 }
 
-/** JSON of a POST that changes something. */
+/**
+ * JSON of a POST that changes something.
+ * @param {string} path
+ * @param {object} [body]
+ */
 export async function change(path, body = {}) {
   return answerOf(await withToken(path, { method: "POST", body: JSON.stringify(body) }));
 }
 
-/** JSON of a GET that needs the token. */
+/**
+ * JSON of a GET that needs the token.
+ * @param {string} path
+ */
 export async function readPrivate(path) {
   return answerOf(await withToken(path, { cache: "no-store" }));
 }
 
+/** The token that was found before; empty where none was. */
+export function keptToken() {
+  return token;
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} options
+ */
 async function withToken(path, options) {
   const send = () => api.fetchApi(path, { ...options, headers: { "Content-Type": "application/json", [HEADER]: token } });
   const first = token ? await send() : null;
   if (first && first.status !== 401) return first;
-  token = await findToken();
+  await findToken();
   const second = await send();
   if (second.status === 401) localStorage.removeItem(KEPT_AS);
   return second;
 }
 
 async function findToken() {
-  const given = await api.fetchApi("/distributed_comfy/token", { method: "POST" });
-  if (given.ok) return (await given.json()).token;
-  const typed = window.prompt("Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):") ?? "";
-  if (typed.trim()) localStorage.setItem(KEPT_AS, typed.trim());
-  return typed.trim();
+  return (await givenToken()) || askUser();
 }
 
+/** The token as ComfyUI gives it to a browser on its own host; empty elsewhere. */
+export async function givenToken() {
+  const given = await api.fetchApi("/distributed_comfy/token", { method: "POST" });
+  if (!given.ok) return "";
+  token = (await given.json()).token;
+  return token;
+}
+
+/**
+ * Use a token that the user has typed, also the next time.
+ * @param {string} typed
+ */
+export function keepToken(typed) {
+  token = typed;
+  localStorage.setItem(KEPT_AS, typed);
+}
+
+function askUser() {
+  const words = "Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):";
+  const typed = (window.prompt(words) ?? "").trim();
+  if (typed) keepToken(typed);
+  token = typed;
+  return typed;
+}
+
+/** @param {Response} response */
 async function answerOf(response) {
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);

@@ -1,0 +1,362 @@
+// The section about what serves this page: the ComfyUI that is the master, Redis, hosts and invitations, settings.
+import { button } from "./dialog.js";
+import { h } from "./dom.js";
+import { ago, bytes, percent } from "./format.js";
+import { openAdd } from "./add_worker.js";
+import { T } from "./texts.js";
+import { tunnelView } from "./tunnel_view.js";
+import { bar } from "./worker_card.js";
+
+/**
+ * @typedef {import("./panel.js").Panel} Panel
+ * @typedef {import("./store.js").State} State
+ */
+
+const SWITCHES = /** @type {const} */ (["participate", "auto_launch", "stop_workers", "debug"]);
+
+/**
+ * @param {Panel} panel
+ * @param {State} state
+ */
+export function computerView(panel, state) {
+  return h(
+    "div",
+    { class: "cards computer" },
+    state.master && masterCard(panel, state.master),
+    workCard(panel, state),
+    serversCard(state),
+    hostsCard(panel, state),
+    h(
+      "section",
+      { key: "tunnel", class: "card", "aria-label": T.tunnel },
+      h("h2", null, T.tunnel),
+      h("p", { class: "muted small" }, T.tunnelWords),
+      tunnelView(panel, state.tunnel),
+    ),
+    h(
+      "section",
+      { key: "settings", class: "card", "aria-label": T.settings },
+      h("h2", null, T.settings),
+      h("p", { class: "muted small" }, T.settingsWords),
+      button(T.showSettings, () => showSettings(panel)),
+    ),
+  );
+}
+
+/**
+ * @param {Panel} panel
+ * @param {import("./api_types.js").Master} master
+ */
+function masterCard(panel, master) {
+  const change = (/** @type {import("./api_types.js").OptionChanges} */ changes) =>
+    panel.act("master", async () => void (await panel.server.change("PATCH", "master", changes)));
+  const isBusy = panel.busy.has("master");
+  const { options } = master;
+  return h(
+    "section",
+    { key: "master", class: "card", "aria-label": T.master },
+    h("h2", null, T.master),
+    h("p", { class: "muted small" }, T.masterFacts(master.version, master.address, master.device)),
+    h(
+      "p",
+      { role: "status" },
+      h(
+        "span",
+        { class: `state ${{ ready: "green", starting: "yellow", failed: "red", off: "grey" }[master.session]}` },
+        T.sessions[master.session],
+      ),
+      " ",
+      T.masterQueue(master.running, master.waiting),
+    ),
+    master.reason && h("p", { key: "reason", class: "reason red" }, master.reason),
+    master.agent_reason && h("p", { key: "agent", class: "reason red" }, master.agent_reason),
+    SWITCHES.map((name) =>
+      h(
+        "label",
+        { key: name, class: "choice switch" },
+        h("input", {
+          type: "checkbox",
+          role: "switch",
+          checked: options[name],
+          disabled: isBusy,
+          "data-option": name,
+          onchange: () => change({ [name]: !options[name] }),
+        }),
+        h("span", null, h("strong", null, T.options[name].label), h("span", { class: "small muted" }, T.options[name].words)),
+      ),
+    ),
+    h(
+      "label",
+      { key: "ordinary", class: "choice switch" },
+      h("input", {
+        type: "checkbox",
+        role: "switch",
+        checked: options.ordinary === true,
+        indeterminate: options.ordinary === null,
+        disabled: isBusy,
+        "data-option": "ordinary",
+        onchange: () => change({ ordinary: options.ordinary !== true }),
+      }),
+      h("span", null, h("strong", null, T.options.ordinary.label), h("span", { class: "small muted" }, T.options.ordinary.words)),
+    ),
+    options.ordinary && master.ordinary && h("p", { key: "why-not", class: "reason yellow" }, master.ordinary),
+  );
+}
+
+/**
+ * What ends or frees work everywhere.
+ * @param {Panel} panel
+ * @param {State} state
+ */
+function workCard(panel, state) {
+  const running = Object.values(state.jobs).filter((job) => !job.ended_ms);
+  const mine = running.filter((job) => job.mine);
+  return h(
+    "section",
+    { key: "work", class: "card", "aria-label": T.workTitle },
+    h("h2", null, T.workTitle),
+    h("p", { class: "muted small" }, T.workWords(mine.length, running.length)),
+    h(
+      "div",
+      { class: "row wrap" },
+      mine.slice(0, 1).map((job) =>
+        button(T.interruptJob(job.title || job.id.slice(0, 8)), () => interrupt(panel, "job", 1, job.id), {
+          key: "job",
+          disabled: panel.busy.has("interrupt"),
+          "data-action": "interrupt-job",
+        }),
+      ),
+      button(T.interruptMine, () => interrupt(panel, "mine", mine.length), {
+        key: "mine",
+        class: "danger",
+        disabled: panel.busy.has("interrupt") || (!mine.length && !state.master?.running),
+        "data-action": "interrupt-mine",
+      }),
+      button(T.interruptAll, () => interrupt(panel, "all", running.length), {
+        key: "all",
+        class: "danger",
+        disabled: panel.busy.has("interrupt") || (!running.length && !state.master?.running),
+        "data-action": "interrupt-all",
+      }),
+      button(T.clearAll, () => panel.workers.clearAll(), {
+        key: "clear",
+        disabled: panel.busy.has("all"),
+        "data-action": "clear-all",
+      }),
+    ),
+  );
+}
+
+/**
+ * @param {Panel} panel
+ * @param {"job" | "mine" | "all"} what
+ * @param {number} count
+ * @param {string} [job]
+ */
+async function interrupt(panel, what, count, job) {
+  if (!(await panel.dialog.confirm({ title: T.interruptTitle[what], words: T.interruptWords(count), action: T.interruptNow }))) return;
+  await panel.act("interrupt", async () => {
+    const answer = /** @type {import("./api_types.js").Interrupted} */ (
+      await panel.server.change("POST", "master/interrupt", { what, ...(job ? { job } : {}) })
+    );
+    for (const [name, error] of Object.entries(answer.refused))
+      panel.notices.error({ message: T.refusedBy(name.slice(0, 8), error.message), remedy: error.remedy });
+    return T.interrupted(answer.jobs.length, answer.prompts);
+  });
+}
+
+/** @param {State} state */
+function serversCard({ servers }) {
+  return h(
+    "section",
+    { key: "servers", class: "card", "aria-label": T.redis },
+    h("h2", null, T.redis),
+    h(
+      "p",
+      { class: "small" },
+      h("code", null, servers.shown),
+      " ",
+      h("span", { class: "muted" }, servers.invited_to ? T.invitedTo(servers.invited_to) : ""),
+    ),
+    serverRow("state", servers.state),
+    serverRow("blobs", servers.blobs),
+  );
+}
+
+/**
+ * @param {"state" | "blobs"} name
+ * @param {import("./api_types.js").ServerHealth} health
+ */
+function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }) {
+  const memory = used_bytes == null ? "" : limit_bytes ? T.memoryOf("", bytes(used_bytes), bytes(limit_bytes)) : bytes(used_bytes);
+  return h(
+    "div",
+    { key: name, class: "server" },
+    h(
+      "p",
+      { class: "row" },
+      h("strong", { class: "grow" }, T.serverNames[name]),
+      h("span", { class: `state ${up ? "green" : "red"}`, "data-server": name }, up ? T.up : T.down),
+    ),
+    h(
+      "p",
+      { class: "small muted" },
+      [version && T.serverVersion(version), memory, name === "state" && kept !== null && (kept ? T.kept : T.notKept)]
+        .filter(Boolean)
+        .join(" · "),
+    ),
+    used_bytes != null && limit_bytes ? bar(percent(used_bytes, limit_bytes), T.serverNames[name]) : null,
+    error && h("p", { key: "error", class: "reason red" }, error.message),
+    error?.remedy && h("p", { key: "remedy", class: "remedy" }, error.remedy),
+  );
+}
+
+/**
+ * @param {Panel} panel
+ * @param {State} state
+ */
+function hostsCard(panel, state) {
+  const hosts = Object.values(state.hosts);
+  return h(
+    "section",
+    { key: "hosts", class: "card", "aria-label": T.computers },
+    h("h2", null, T.computers),
+    hosts.length === 0 && h("p", { class: "muted" }, T.noHosts),
+    h(
+      "ul",
+      { class: "plain-list" },
+      hosts.map((host) =>
+        h(
+          "li",
+          { key: host.name },
+          h(
+            "p",
+            { class: "row wrap" },
+            h("strong", null, host.name),
+            host.here && h("span", { class: "tag" }, T.thisComputer),
+            h("span", { class: "muted small" }, T.hostFacts(host.system, host.cpus, host.workers.length)),
+          ),
+          h("p", { class: "small muted" }, host.devices.map((device) => T.deviceChoice(device)).join(", ")),
+          host.resources &&
+            h(
+              "p",
+              { class: "small muted" },
+              T.hostResources(bytes(host.resources.memory_available_bytes), bytes(host.resources.disk_free_bytes)),
+            ),
+        ),
+      ),
+    ),
+    h(
+      "div",
+      { class: "row wrap" },
+      button(T.addComputer, () => openAdd(panel, "network"), { "data-action": "invite" }),
+      state.invites !== 0 && button(T.showInvites(state.invites), () => showInvites(panel)),
+    ),
+  );
+}
+
+/** @param {Panel} panel */
+function showInvites(panel) {
+  /** @type {import("./api_types.js").Invite[] | null} */
+  let invites = null;
+  const read = () =>
+    panel.act("invites", async () => {
+      invites = (await panel.server.read("invites")).invites;
+    });
+  const revoke = async (/** @type {string} */ host) => {
+    if (!(await panel.dialog.confirm({ title: T.revokeTitle(host), words: T.revokeWords, action: T.revoke }))) return;
+    if (await panel.act("invites", async () => (await panel.server.change("DELETE", `invites/${encodeURIComponent(host)}`)).text))
+      await read();
+  };
+  void read();
+  panel.dialog.open({
+    title: T.invites,
+    content: () => [
+      invites === null && h("p", { class: "muted" }, T.loading),
+      invites?.length === 0 && h("p", { class: "muted" }, T.noInvites),
+      h(
+        "ul",
+        { class: "plain-list" },
+        (invites ?? []).map((invite) =>
+          h(
+            "li",
+            { key: invite.host, class: "row wrap" },
+            h(
+              "div",
+              { class: "grow" },
+              h("p", null, h("strong", null, invite.host)),
+              h("p", { class: "small muted" }, inviteWords(invite, panel.store.now_ms)),
+            ),
+            button(T.revoke, () => revoke(invite.host), {
+              class: "danger",
+              disabled: panel.busy.has("invites"),
+              "aria-label": T.revokeTitle(invite.host),
+            }),
+          ),
+        ),
+      ),
+    ],
+  });
+}
+
+/**
+ * @param {import("./api_types.js").Invite} invite
+ * @param {number} now_ms
+ */
+function inviteWords(invite, now_ms) {
+  if (invite.connections > 0) return T.inviteConnected(invite.connections, invite.url);
+  if (invite.joined_ms) return T.inviteAway(ago(invite.seen_ms || invite.joined_ms, now_ms));
+  return invite.expires_ms > now_ms ? T.inviteWaits(new Date(invite.expires_ms).toLocaleString()) : T.inviteExpired;
+}
+
+/** @param {Panel} panel */
+function showSettings(panel) {
+  /** @type {{settings: import("./api_types.js").Setting[], file: string} | null} */
+  let found = null;
+  let words = "";
+  void panel.act("settings", async () => {
+    found = await panel.server.read("settings");
+  });
+  panel.dialog.open({
+    title: T.settings,
+    wide: true,
+    content: () => [
+      found && h("p", { class: "small" }, T.settingsFile, h("code", null, found.file)),
+      h("input", {
+        type: "search",
+        placeholder: T.findSetting,
+        "aria-label": T.findSetting,
+        oninput: (/** @type {Event} */ event) => {
+          words = /** @type {HTMLInputElement} */ (event.target).value.trim().toLowerCase();
+          panel.update();
+        },
+      }),
+      h(
+        "dl",
+        { class: "settings" },
+        (found?.settings ?? [])
+          .filter((setting) => `${setting.name} ${setting.words}`.toLowerCase().includes(words))
+          .map((setting) => [
+            h(
+              "dt",
+              { key: setting.name },
+              h("code", null, setting.name),
+              " ",
+              h("span", { class: setting.value === setting.default ? "muted" : "changed" }, shown(setting.value)),
+            ),
+            h(
+              "dd",
+              { key: `${setting.name} words`, class: "small muted" },
+              setting.words,
+              setting.value !== setting.default && ` ${T.byDefault(shown(setting.default))}`,
+            ),
+          ]),
+      ),
+    ],
+  });
+}
+
+/** @param {string | number | boolean | null} value */
+function shown(value) {
+  return value === null || value === "" ? T.notSet : String(value);
+}

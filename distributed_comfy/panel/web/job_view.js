@@ -1,0 +1,392 @@
+// One job: how far it is, what it can be told, its items as they come, errors with node and traceback, and its results.
+import { button } from "./dialog.js";
+import { h, memo } from "./dom.js";
+import { ago, bytes, duration, percent } from "./format.js";
+import { colourOf, whenOf } from "./job_words.js";
+import { keepFile } from "./pictures.js";
+import { T } from "./texts.js";
+import { ListWindow, windowedList } from "./window_list.js";
+import { bar, previewPath } from "./worker_card.js";
+
+const CELL_PX = 92;
+const SETTLE_MS = 400;
+
+/**
+ * @typedef {import("./api_types.js").Job} Job
+ * @typedef {import("./api_types.js").Item} Item
+ * @typedef {import("./api_types.js").JobDetail} Detail
+ * @typedef {import("./api_types.js").ResultFile} ResultFile
+ */
+
+/** What is remembered of the job that is shown. */
+export class JobPlace {
+  /** @param {import("./panel.js").Panel} panel */
+  constructor(panel) {
+    this.panel = panel;
+    this.id = "";
+    /** @type {Detail | null} */
+    this.detail = null;
+    /** @type {any} */
+    this.failure = null;
+    this.chosen = -1;
+    this.window = new ListWindow(() => panel.update());
+    this.readFor = "";
+    this.timer = 0;
+  }
+
+  /** @param {string} id */
+  open(id) {
+    if (id === this.id) return;
+    this.id = id;
+    this.detail = null;
+    this.failure = null;
+    this.chosen = -1;
+    this.readFor = "";
+    this.window.top = 0;
+    this.panel.store.watch(id);
+  }
+
+  /**
+   * Read what the stream of events does not bring, whenever the job has moved on.
+   * @param {Job | undefined} job
+   */
+  refresh(job) {
+    const now = `${this.id} ${job?.state} ${job?.counts.done} ${job?.counts.failed}`;
+    if (this.readFor === now || this.timer) return;
+    this.readFor = now;
+    this.timer = setTimeout(() => void this.read(), this.detail ? SETTLE_MS : 0);
+  }
+
+  async read() {
+    this.timer = 0;
+    const id = this.id;
+    try {
+      const detail = id ? await this.panel.server.read(`jobs/${encodeURIComponent(id)}`) : null;
+      if (id === this.id) [this.detail, this.failure] = [detail, null];
+    } catch (error) {
+      if (id === this.id) this.failure = error;
+    }
+    this.panel.update();
+  }
+
+  view() {
+    const { panel } = this;
+    const job = panel.store.state?.jobs[this.id] ?? this.detail?.job;
+    this.refresh(job);
+    const back = button(T.allJobs, () => panel.jobs.open(""), { key: "back", class: "back" });
+    if (!job) return [back, this.failure ? failureBox(this.failure) : h("p", { class: "muted" }, T.loading)];
+    const items = this.items();
+    return [
+      back,
+      this.head(job),
+      this.orders(job),
+      this.why(job),
+      items.length > 0 && this.grid(items),
+      this.item(items),
+      this.results(job),
+    ];
+  }
+
+  /** Items as the stream tells them; before it does, as they were read. */
+  items() {
+    const live = this.panel.store.itemsInOrder;
+    return live.length ? live : (this.detail?.items ?? []);
+  }
+
+  /** @param {Job} job */
+  head(job) {
+    const now_ms = this.panel.store.now_ms;
+    const { total, done, failed, running } = job.counts;
+    return h(
+      "header",
+      { key: "head" },
+      h(
+        "div",
+        { class: "row" },
+        h("h2", { class: "grow ellipsis", title: job.title }, job.title || T.untitled(job.id.slice(0, 8))),
+        h("span", { class: `state ${colourOf(job)}`, "data-state": job.state }, T.jobStates[job.state]),
+      ),
+      h(
+        "p",
+        { class: "muted small" },
+        [
+          T.items(done, total, failed),
+          running > 0 && T.runningNow(running),
+          job.tiles > 0 && T.tiles(job.tiles_done, job.tiles),
+          whenOf(job, now_ms),
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      ),
+      bar(percent(done + failed, total), T.progress, failed ? "failed" : ""),
+      h(
+        "p",
+        { class: "muted small" },
+        [
+          T.submitted(job.user, job.host, ago(job.created_ms, now_ms)),
+          this.detail?.owner && T.owner(this.detail.owner),
+          h("code", { key: "id" }, job.id),
+        ]
+          .flatMap((part) => (part ? [part, " · "] : []))
+          .slice(0, -1),
+      ),
+    );
+  }
+
+  /** @param {Job} job */
+  orders(job) {
+    const isBusy = this.panel.busy.has(job.id);
+    const can = (/** @type {import("./api_types.js").JobOrder} */ order) => job.orders.includes(order);
+    return h(
+      "div",
+      { key: "orders", class: "row wrap toolbar" },
+      can("pause") && button(T.jobOrders.pause, () => this.order("pause"), { key: "pause", disabled: isBusy, "data-order": "pause" }),
+      can("resume") &&
+        button(T.jobOrders.resume, () => this.order("resume"), {
+          key: "resume",
+          class: "first",
+          disabled: isBusy,
+          "data-order": "resume",
+        }),
+      can("retry") &&
+        button(T.jobOrders.retry, () => this.order("retry"), {
+          key: "retry",
+          class: "first",
+          disabled: isBusy,
+          "data-order": "retry",
+        }),
+      can("cancel") &&
+        button(T.jobOrders.cancel, () => this.cancel(job), {
+          key: "cancel",
+          class: "danger",
+          disabled: isBusy,
+          "data-order": "cancel",
+        }),
+      can("priority") &&
+        h(
+          "label",
+          { key: "priority", class: "choice" },
+          T.priority,
+          h(
+            "select",
+            {
+              value: String(job.priority),
+              disabled: isBusy,
+              "data-order": "priority",
+              onchange: (/** @type {Event} */ event) =>
+                this.order("priority", { priority: Number(/** @type {HTMLSelectElement} */ (event.target).value) }),
+            },
+            [9, 8, 7, 6, 5, 4, 3, 2, 1, 0].map((number) => h("option", { key: number, value: String(number) }, T.priorityWords(number))),
+          ),
+        ),
+    );
+  }
+
+  /**
+   * @param {import("./api_types.js").JobOrder} order
+   * @param {{priority?: number}} [more]
+   */
+  order(order, more = {}) {
+    const { id } = this;
+    return this.panel.act(
+      id,
+      async () => (await this.panel.server.change("POST", `jobs/${encodeURIComponent(id)}/orders`, { order, ...more })).text,
+    );
+  }
+
+  /** @param {Job} job */
+  async cancel(job) {
+    const words = T.cancelWords(job.counts.total - job.counts.done);
+    if (await this.panel.dialog.confirm({ title: T.cancelTitle, words, action: T.jobOrders.cancel })) await this.order("cancel");
+  }
+
+  /** @param {Job} job */
+  why(job) {
+    const error = this.detail?.error;
+    if (error && job.state === "failed") return errorBox(error);
+    return [
+      job.reason && h("p", { key: "reason", class: `reason ${colourOf(job)}` }, job.reason),
+      job.remedy && h("p", { key: "remedy", class: "remedy" }, job.remedy),
+    ];
+  }
+
+  /** @param {Item[]} items */
+  grid(items) {
+    const width = this.window.box?.clientWidth || 320;
+    const perRow = Math.max(1, Math.floor(width / CELL_PX));
+    const rows = Math.min(Math.max(3, Math.floor((innerHeight * 0.55) / CELL_PX)), Math.ceil(items.length / perRow));
+    return h(
+      "div",
+      { key: "grid", class: "window-place grid", style: `height: ${rows * CELL_PX}px` },
+      windowedList(this.window, {
+        label: T.itemGrid(items.length),
+        items,
+        keyOf: (item) => String(item.index),
+        rowHeight: CELL_PX,
+        perRow,
+        row: (item, props) =>
+          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index], () => this.cell(item, props)),
+      }),
+    );
+  }
+
+  /**
+   * @param {Item} item
+   * @param {import("./dom.js").Props} props
+   */
+  cell(item, props) {
+    const choose = () => {
+      this.chosen = this.chosen === item.index ? -1 : item.index;
+      this.panel.update();
+    };
+    return h(
+      "div",
+      { ...props, class: "cell-place", tabindex: undefined, "data-key": undefined },
+      h(
+        "button",
+        {
+          type: "button",
+          class: `cell ${item.state}`,
+          tabindex: props.tabindex,
+          "data-key": props["data-key"],
+          "data-state": item.state,
+          "aria-pressed": String(this.chosen === item.index),
+          "aria-label": T.itemLabel(item.index, T.itemStates[item.state], item.worker),
+          onclick: choose,
+        },
+        item.preview > 0 && this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 128), "", "fill"),
+        h(
+          "span",
+          { class: "cell-words" },
+          item.state === "done" && item.preview ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
+        ),
+      ),
+    );
+  }
+
+  /** @param {Item[]} items */
+  item(items) {
+    const item = items.find((each) => each.index === this.chosen);
+    if (!item) return null;
+    const failed = item.error;
+    return h(
+      "section",
+      { key: "item", class: "card", "aria-label": T.itemTitle(item.index) },
+      h(
+        "header",
+        { class: "row" },
+        h("h3", { class: "grow" }, T.itemTitle(item.index)),
+        h("span", { class: `state ${failed ? "red" : "grey"}` }, T.itemStates[item.state]),
+      ),
+      h(
+        "p",
+        { class: "muted small" },
+        [
+          T.itemKinds[item.kind],
+          item.worker,
+          item.seconds != null && duration(item.seconds),
+          item.seed && T.seed(item.seed),
+          item.attempts > 0 && T.attempts(item.attempts),
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      ),
+      failed && errorBox(failed),
+      item.preview > 0 &&
+        h(
+          "div",
+          { class: "large-picture" },
+          this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 1024), T.previewOf(item.index), "large"),
+        ),
+    );
+  }
+
+  /** @param {Job} job */
+  results(job) {
+    const { detail } = this;
+    if (!detail?.results_host) return null;
+    return h(
+      "section",
+      { key: "results", class: "results", "aria-label": T.results },
+      h("h3", null, T.results),
+      detail.results_here
+        ? detail.results.length
+          ? h(
+              "ul",
+              { class: "files" },
+              detail.results.map((file) => this.file(file)),
+            )
+          : h("p", { class: "muted" }, job.ended_ms ? T.noResults : T.noResultsYet)
+        : h("p", { class: "muted" }, T.resultsElsewhere(detail.results_host)),
+      detail.results_folder && h("p", { class: "muted small" }, T.resultsFolder, h("code", null, detail.results_folder)),
+    );
+  }
+
+  /** @param {ResultFile} file */
+  file(file) {
+    const path = `jobs/${encodeURIComponent(this.id)}/results/${file.path.split("/").map(encodeURIComponent).join("/")}`;
+    const isPicture = file.media_type.startsWith("image/");
+    return h(
+      "li",
+      { key: file.path, class: "file" },
+      isPicture &&
+        h(
+          "button",
+          { type: "button", class: "picture-button", "aria-label": T.look(file.name), onclick: () => this.look(file, path) },
+          this.panel.pictures.picture(path, file.name, "fill"),
+        ),
+      h("span", { class: "ellipsis small", title: file.name }, file.name),
+      h(
+        "span",
+        { class: "row small muted" },
+        h("span", { class: "grow" }, bytes(file.size_bytes)),
+        button(T.download, () => this.download(file, path), { class: "small-button", "aria-label": T.downloadOf(file.name) }),
+      ),
+    );
+  }
+
+  /**
+   * @param {ResultFile} file
+   * @param {string} path
+   */
+  look(file, path) {
+    this.panel.dialog.open({
+      title: file.name,
+      wide: true,
+      content: () => [
+        h("div", { class: "large-picture" }, this.panel.pictures.picture(path, file.name, "large")),
+        h(
+          "div",
+          { class: "row end" },
+          button(T.download, () => this.download(file, path), { class: "first" }),
+        ),
+      ],
+    });
+  }
+
+  /**
+   * @param {ResultFile} file
+   * @param {string} path
+   */
+  download(file, path) {
+    return this.panel.act(`file ${file.path}`, async () => keepFile(await this.panel.server.blob(path), file.name));
+  }
+}
+
+/** @param {import("./api_types.js").ItemError} error */
+function errorBox(error) {
+  const node = error.node_class || error.node_id ? T.atNode(error.node_class, error.node_id) : "";
+  return h(
+    "div",
+    { key: "error", class: "banner bad" },
+    h("p", null, h("strong", null, error.message)),
+    error.remedy && h("p", { class: "remedy" }, error.remedy),
+    h("p", { class: "small" }, [node, error.worker && T.onWorker(error.worker), error.code].filter(Boolean).join(" · ")),
+    error.traceback && h("details", null, h("summary", null, T.traceback), h("pre", { tabindex: 0 }, error.traceback)),
+  );
+}
+
+/** @param {{message: string, remedy?: string}} failure */
+function failureBox({ message, remedy }) {
+  return h("div", { key: "failure", class: "banner bad", role: "alert" }, h("p", null, message), remedy && h("p", null, remedy));
+}

@@ -1,0 +1,23 @@
+// How a job is, in a colour and a few words.
+import { ago, duration } from "./format.js";
+import { T } from "./texts.js";
+
+/**
+ * @typedef {import("./api_types.js").Job} Job
+ */
+
+/** @param {Job} job */
+export function colourOf({ state }) {
+  return { pending: "grey", running: "green", paused: "yellow", parked: "yellow", done: "done", failed: "red", cancelled: "grey" }[state];
+}
+
+/**
+ * Its place in the queue and when it will be done, or when it was.
+ * @param {Job} job
+ * @param {number} now_ms
+ */
+export function whenOf(job, now_ms) {
+  if (job.ended_ms) return T.took(duration((job.ended_ms - job.created_ms) / 1000), ago(job.ended_ms, now_ms));
+  const ends = job.ends_ms > now_ms ? T.endsIn(duration((job.ends_ms - now_ms) / 1000)) : "";
+  return [job.position > 0 && T.position(job.position), ends].filter(Boolean).join(" · ");
+}

@@ -1,0 +1,178 @@
+// The log of a worker: its last lines, then live; search, only what is wrong, and the whole of it as a file.
+import { followEvents } from "./events.js";
+import { clock } from "./format.js";
+import { keepFile } from "./pictures.js";
+import { T } from "./texts.js";
+
+const FIRST_LINES = 2000;
+const MOST_LINES = 4000;
+const NEAR_END_PX = 40;
+const WRONG = new Set(["WARNING", "ERROR", "CRITICAL"]);
+
+/**
+ * @typedef {import("./api_types.js").LogLine} Line
+ *
+ * @typedef {object} LogSource
+ * @property {string} name of the worker
+ * @property {import("./requests.js").Server} server
+ * @property {(error: unknown) => void} failed
+ */
+
+/** A log in an element; not described anew, because lines only ever come. */
+export class LogView {
+  /**
+   * @param {HTMLElement} place
+   * @param {LogSource} source
+   */
+  constructor(place, { name, server, failed }) {
+    this.name = name;
+    this.server = server;
+    this.failed = failed;
+    /** @type {Line[]} */
+    this.fresh = [];
+    /** Of the last line that is here. */
+    this.lastId = "";
+    this.words = "";
+    this.onlyWrong = false;
+    this.frame = 0;
+    this.build(place);
+    this.stream = followEvents((signal) => this.open(signal), {
+      event: (_, content) => this.take(content.lines),
+      state: (state, error) => this.tell(state, error),
+    });
+  }
+
+  /**
+   * The stream, behind the last line that is here; first the lines that were there before.
+   * @param {AbortSignal} signal
+   */
+  async open(signal) {
+    const path = `workers/${encodeURIComponent(this.name)}/log`;
+    if (!this.lastId) {
+      const log = /** @type {import("./api_types.js").Log} */ (await this.server.read(path, { lines: FIRST_LINES }));
+      this.take(log.lines);
+      this.lastId = log.last_id;
+    }
+    return this.server.stream(`${path}/stream`, signal, { after: this.lastId });
+  }
+
+  /** @param {HTMLElement} place */
+  build(place) {
+    this.search = input("search", T.logSearch, () => this.filter());
+    const wrong = input("checkbox", T.logOnlyWrong, () => this.filter());
+    this.wrong = wrong;
+    const label = element("label", "choice", T.logOnlyWrong);
+    label.prepend(wrong);
+    const file = element("button", "", T.logDownload);
+    file.addEventListener("click", () => this.download());
+    const bar = element("div", "row wrap log-bar");
+    bar.append(this.search, label, file);
+    this.note = element("p", "muted log-note", T.logConnecting);
+    this.note.setAttribute("role", "status");
+    this.box = element("div", "log");
+    this.box.tabIndex = 0;
+    this.box.setAttribute("role", "log");
+    this.box.setAttribute("aria-live", "off"); // hundreds of lines: read on request
+    this.box.setAttribute("aria-label", T.logOf(this.name));
+    place.append(bar, this.box, this.note);
+  }
+
+  /** @param {Line[]} lines */
+  take(lines) {
+    if (!lines.length) return;
+    this.lastId = lines[lines.length - 1].id;
+    this.fresh.push(...lines);
+    if (this.fresh.length > MOST_LINES) this.fresh.splice(0, this.fresh.length - MOST_LINES);
+    this.frame ||= requestAnimationFrame(() => this.show());
+  }
+
+  /**
+   * @param {"connecting" | "open" | "broken" | "refused"} state
+   * @param {Error} [error]
+   */
+  tell(state, error) {
+    if (!this.note) return;
+    if (state === "open") this.note.textContent = T.logLive;
+    if (state === "broken" || state === "refused") this.note.textContent = T.logBroken(error?.message ?? "");
+  }
+
+  show() {
+    this.frame = 0;
+    const box = this.box;
+    if (!box) return;
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
+    const part = document.createDocumentFragment();
+    for (const line of this.fresh) part.append(this.row(line));
+    this.fresh = [];
+    box.append(part);
+    while (box.childElementCount > MOST_LINES) box.firstElementChild?.remove();
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
+  }
+
+  /** @param {Line} line */
+  row(line) {
+    const row = element("div", `line ${line.level.toLowerCase()}`);
+    row.append(element("time", "", clock(line.at_ms)), element("span", "", line.text));
+    row.dataset.level = line.level;
+    row.hidden = !this.fits(row);
+    return row;
+  }
+
+  /** @param {HTMLElement} row */
+  fits(row) {
+    if (this.onlyWrong && !WRONG.has(row.dataset.level ?? "")) return false;
+    return !this.words || (row.textContent ?? "").toLowerCase().includes(this.words);
+  }
+
+  filter() {
+    this.words = this.search?.value.trim().toLowerCase() ?? "";
+    this.onlyWrong = this.wrong?.checked ?? false;
+    let shown = 0;
+    for (const row of this.box?.children ?? []) {
+      const line = /** @type {HTMLElement} */ (row);
+      line.hidden = !this.fits(line);
+      if (!line.hidden) shown += 1;
+    }
+    if (this.note) this.note.textContent = this.words || this.onlyWrong ? T.logFound(shown) : T.logLive;
+    if (this.box) this.box.scrollTop = this.box.scrollHeight;
+  }
+
+  async download() {
+    try {
+      keepFile(await this.server.blob(`workers/${encodeURIComponent(this.name)}/log/file`), `${this.name}.log`);
+    } catch (error) {
+      this.failed(error);
+    }
+  }
+
+  end() {
+    this.stream.end();
+    cancelAnimationFrame(this.frame);
+  }
+}
+
+/**
+ * @param {string} kind
+ * @param {string} classes
+ * @param {string} [words]
+ */
+function element(kind, classes, words = "") {
+  const made = document.createElement(kind);
+  made.className = classes;
+  made.textContent = words;
+  return made;
+}
+
+/**
+ * @param {string} type
+ * @param {string} label
+ * @param {() => void} changed
+ */
+function input(type, label, changed) {
+  const made = document.createElement("input");
+  made.type = type;
+  made.setAttribute("aria-label", label);
+  if (type === "search") made.placeholder = label;
+  made.addEventListener("input", changed);
+  return made;
+}

@@ -1,0 +1,67 @@
+// Short messages about what has just happened; errors stay until they are dismissed.
+import { h } from "./dom.js";
+import { T } from "./texts.js";
+
+const LIFE_MS = 6000;
+const MOST = 4;
+
+/**
+ * @typedef {{id: number, kind: "done" | "error", words: string, remedy: string}} Notice
+ */
+
+/** The messages of one panel. */
+export class Notices {
+  /** @param {() => void} changed */
+  constructor(changed) {
+    this.changed = changed;
+    /** @type {Notice[]} */
+    this.list = [];
+    this.count = 0;
+  }
+
+  /** @param {string} words */
+  done(words) {
+    const notice = this.add("done", words, "");
+    setTimeout(() => this.dismiss(notice.id), LIFE_MS);
+  }
+
+  /** @param {unknown} error */
+  error(error) {
+    const { message, remedy = "" } = /** @type {{message: string, remedy?: string}} */ (error);
+    if (!this.list.some((each) => each.kind === "error" && each.words === message)) this.add("error", message, remedy);
+  }
+
+  /**
+   * @param {"done" | "error"} kind
+   * @param {string} words
+   * @param {string} remedy
+   */
+  add(kind, words, remedy) {
+    const notice = { id: ++this.count, kind, words, remedy };
+    this.list = [...this.list, notice].slice(-MOST);
+    this.changed();
+    return notice;
+  }
+
+  /** @param {number} id */
+  dismiss(id) {
+    this.list = this.list.filter((each) => each.id !== id);
+    this.changed();
+  }
+
+  view() {
+    return h(
+      "div",
+      { key: "notices", class: "notices", role: "status", "aria-live": "polite" },
+      this.list.map((notice) =>
+        h(
+          "div",
+          { key: notice.id, class: `notice ${notice.kind}` },
+          h("p", null, notice.words),
+          notice.remedy && h("p", { class: "remedy" }, notice.remedy),
+          h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: () => this.dismiss(notice.id) }, "✕"),
+        ),
+      ),
+    );
+  }
+}

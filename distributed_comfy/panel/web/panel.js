@@ -1,0 +1,251 @@
+// The panel: one element that shows workers, jobs, this computer and help, in a page of its own or in ComfyUI's sidebar.
+//
+// Everything lies in a shadow root, so neither the styles of the page around it nor ours reach each other.
+import { computerView } from "./computer_view.js";
+import { DialogPlace, button } from "./dialog.js";
+import { h, patch } from "./dom.js";
+import { helpView, whatIsWrong } from "./help_view.js";
+import { JobsPlace } from "./jobs_view.js";
+import { Notices } from "./notices.js";
+import { Pictures } from "./pictures.js";
+import { Store } from "./store.js";
+import { T } from "./texts.js";
+import { tokenForm } from "./token_form.js";
+import { WorkersPlace } from "./workers_view.js";
+
+const TICK_MS = 1000;
+const SECTIONS = /** @type {const} */ (["workers", "jobs", "computer", "help"]);
+
+/**
+ * @typedef {typeof SECTIONS[number]} Section
+ *
+ * @typedef {object} Surroundings
+ * @property {import("./requests.js").Server} server
+ * @property {"page" | "comfyui"} kind
+ * @property {(token: string) => void} useToken called with the one that was typed, where the server refuses that of before
+ */
+
+/** One panel. */
+export class Panel {
+  /**
+   * @param {HTMLElement} place
+   * @param {Surroundings} surroundings
+   */
+  constructor(place, { server, kind, useToken }) {
+    this.server = server;
+    this.kind = kind;
+    this.useToken = useToken;
+    this.place = place;
+    /** @type {Section} */
+    this.section = "workers";
+    /** Orders that are under way: `worker name` or `job id`. @type {Set<string>} */
+    this.busy = new Set();
+    /** What the last look at everything found. @type {{found: import("./api_types.js").Report, at_ms: number} | null} */
+    this.report = null;
+    this.frame = 0;
+    const changed = () => this.update();
+    this.notices = new Notices(changed);
+    this.dialog = new DialogPlace(changed);
+    this.store = new Store(server, changed);
+    this.pictures = new Pictures(server);
+    this.workers = new WorkersPlace(this);
+    this.jobs = new JobsPlace(this);
+    this.root = place.shadowRoot ?? place.attachShadow({ mode: "open" });
+    this.ready = this.dress();
+    keepKeys(place);
+    this.ticker = setInterval(changed, TICK_MS); // what shows how long something takes
+    this.wake = () => document.visibilityState === "visible" && this.store.again();
+    document.addEventListener("visibilitychange", this.wake);
+    this.store.follow();
+  }
+
+  async dress() {
+    const styles = new CSSStyleSheet();
+    this.root.adoptedStyleSheets = [styles];
+    const answer = await fetch(new URL("panel.css", import.meta.url));
+    styles.replaceSync(await answer.text());
+    this.update();
+  }
+
+  end() {
+    clearInterval(this.ticker);
+    cancelAnimationFrame(this.frame);
+    document.removeEventListener("visibilitychange", this.wake);
+    this.store.end();
+    this.pictures.end();
+    patch(this.root, []);
+  }
+
+  /** Describe everything anew in the next frame. */
+  update() {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      this.show();
+    });
+  }
+
+  show() {
+    const notices = this.notices.view();
+    const dialogs = this.dialog.view(notices);
+    const parts = [this.header(), this.tabs(), this.trouble(), this.main(), dialogs, !dialogs.length && notices];
+    patch(this.root, [h("div", { key: "panel", class: `panel ${this.kind}` }, parts)]);
+  }
+
+  /** @param {Section} section */
+  go(section) {
+    this.section = section;
+    this.update();
+  }
+
+  /**
+   * Carry something out, and say how it went.
+   * @param {string} name of the worker or job that it concerns, whose buttons wait meanwhile
+   * @param {() => Promise<string | void>} work gives what to say
+   * @returns {Promise<boolean>}
+   */
+  async act(name, work) {
+    if (this.busy.has(name)) return false;
+    this.busy.add(name);
+    this.update();
+    try {
+      const words = await work();
+      if (words) this.notices.done(words);
+      return true;
+    } catch (error) {
+      this.notices.error(error);
+      return false;
+    } finally {
+      this.busy.delete(name);
+      this.update();
+    }
+  }
+
+  header() {
+    const state = this.store.state;
+    return h(
+      "header",
+      { class: "top row" },
+      this.kind === "page" && h("h1", null, T.product),
+      h("p", { class: "muted grow summary" }, state ? T.summary(summaryOf(state)) : ""),
+      h("span", { class: `link ${this.store.connection}`, role: "status" }, T.connection[this.store.connection]),
+    );
+  }
+
+  tabs() {
+    const wrong = this.store.state ? whatIsWrong(this.store.state).length : 0;
+    return h(
+      "div",
+      {
+        class: "tabs",
+        role: "tablist",
+        "aria-label": T.product,
+        onkeydown: (/** @type {KeyboardEvent} */ event) => this.moveTab(event),
+      },
+      SECTIONS.map((section) =>
+        h(
+          "button",
+          {
+            key: section,
+            id: `tab-${section}`,
+            type: "button",
+            role: "tab",
+            "aria-selected": String(this.section === section),
+            "aria-controls": "section",
+            tabindex: this.section === section ? 0 : -1,
+            onclick: () => this.go(section),
+          },
+          section === "computer" && this.kind === "comfyui" ? T.masterSection : T.sections[section],
+          section === "help" && wrong > 0 && h("span", { class: "count", "aria-label": T.thingsWrong(wrong) }, String(wrong)),
+        ),
+      ),
+    );
+  }
+
+  /** @param {KeyboardEvent} event */
+  moveTab(event) {
+    const step = /** @type {Record<string, number>} */ ({ ArrowRight: 1, ArrowLeft: -1 })[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const to = SECTIONS[(SECTIONS.indexOf(this.section) + step + SECTIONS.length) % SECTIONS.length];
+    this.go(to);
+    const tab = this.root.getElementById(`tab-${to}`);
+    tab?.focus();
+  }
+
+  /** What is wrong with the connection, or with Redis. */
+  trouble() {
+    const { connection, error, state } = this.store;
+    const failure = /** @type {import("./requests.js").Failure | null} */ (error);
+    if (connection !== "open" && failure?.status === 401) {
+      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, this.useToken));
+    }
+    if (connection !== "open" && failure) {
+      const again = button(T.tryNow, () => this.store.again());
+      return banner(state ? T.lostServer : "", failure.message, failure.remedy || T.lostServerRemedy, again);
+    }
+    if (connection === "broken")
+      return banner(
+        T.lostServer,
+        "",
+        T.lostServerRemedy,
+        button(T.tryNow, () => this.store.again()),
+      );
+    for (const health of state ? [state.servers.state, state.servers.blobs] : []) {
+      if (!health.up) return banner(T.redisDown, health.error?.message ?? "", health.error?.remedy ?? "");
+    }
+    return null;
+  }
+
+  main() {
+    return h(
+      "main",
+      { key: `section-${this.section}`, id: "section", role: "tabpanel", "aria-labelledby": `tab-${this.section}` },
+      this.store.state ? this.content(this.store.state) : this.store.connection === "connecting" && h("p", { class: "muted" }, T.loading),
+    );
+  }
+
+  /** @param {import("./store.js").State} state */
+  content(state) {
+    if (this.section === "workers") return this.workers.view(state);
+    if (this.section === "jobs") return this.jobs.view();
+    if (this.section === "computer") return computerView(this, state);
+    return helpView(this, state);
+  }
+}
+
+/**
+ * @param {string} title
+ * @param {string} words
+ * @param {string} remedy
+ * @param {...import("./dom.js").Child} more
+ */
+function banner(title, words, remedy, ...more) {
+  return h(
+    "div",
+    { key: "trouble", class: "banner bad", role: "alert" },
+    h("p", null, h("strong", null, title), " ", words),
+    remedy && h("p", null, remedy),
+    ...more,
+  );
+}
+
+/** @param {import("./store.js").State} state */
+function summaryOf(state) {
+  const workers = Object.values(state.workers);
+  const jobs = Object.values(state.jobs);
+  return {
+    working: workers.filter((worker) => worker.colour === "green").length,
+    workers: workers.length,
+    running: jobs.filter((job) => job.state === "running").length,
+    waiting: jobs.filter((job) => !job.ended_ms && job.state !== "running").length,
+  };
+}
+
+/**
+ * Keys and pasted text that are meant for the panel go no further: ComfyUI would take them for its canvas.
+ * @param {HTMLElement} place
+ */
+function keepKeys(place) {
+  for (const kind of ["keydown", "keyup", "keypress", "paste", "copy", "cut"])
+    place.addEventListener(kind, (event) => event.stopPropagation());
+}
