@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+import redis
 from aiohttp import web
 
 from distributed_comfy.comfyui.compat_config import OPTION_OF, as_old_configuration, device_of, fields_of, option_change
@@ -50,14 +51,14 @@ class CompatibleRoutes:
     async def queue(self, request: web.Request) -> web.Response:
         """Queue a prompt as ``POST /prompt`` does, which distributes it as well."""
         body = await body_of(request, LONGEST_PROMPT_BYTES)
-        posted = prompt_request(body)
+        posted, wanted = prompt_request(body), wanted_workers(body)  # whatever is wrong is said before anything is queued
         try:
             status, answer = await post_prompt(self._pack.host, posted, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
             return web.json_response({"error": f"ComfyUI does not take the prompt: {error or type(error).__name__}"}, status=500)
         if status != web.HTTPOk.status_code or not isinstance(answer, dict):
             return web.json_response(answer, status=status)
-        count = await self._in_thread(self._worker_count, wanted_workers(body), posted["prompt"])
+        count = await self._in_thread(self._worker_count, wanted, posted["prompt"])
         return web.json_response({**answer, "worker_count": count, "auto_prepare_supported": True})
 
     async def queue_status(self, request: web.Request) -> web.Response:
@@ -71,8 +72,8 @@ class CompatibleRoutes:
             return 0
         try:
             names = {worker["name"] for worker in self._control.workers()["cluster"] if not worker["drained"] and not worker["guest"]}
-        except DistributedComfyError:
-            return 0
+        except (DistributedComfyError, redis.RedisError):
+            return 0  # the prompt is queued already: an error would have the script send it again
         return len(names if wanted is None else names & {name_of(self._record(), given) for given in wanted})
 
     # -- configuration ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.comfyui.compat_config import OPTION_OF, arguments_of, device_of, option_change
 from distributed_comfy.comfyui.old_ids import LONGEST
 from distributed_comfy.comfyui.options import Options, OptionsFile
+from distributed_comfy.engine.devices import nvidia_gpus
 from distributed_comfy.errors import ImportRefused, OptionWrong, SettingInvalid, WorkersFileWrong
 from distributed_comfy.panel.place import TakenOver
 from distributed_comfy.settings import slug
@@ -91,22 +92,24 @@ def read_gpu_config(path: Path, host_name: str) -> Imported:
     Raises:
         ImportRefused: it is no such file.
     """
-    return parse_gpu_config(_text(path), host_name, str(path))
+    return parse_gpu_config(_text(path), host_name, str(path), models=_gpu_models())
 
 
-def parse_gpu_config(text: str, host_name: str, source: str = "gpu_config.json") -> Imported:
+def parse_gpu_config(text: str, host_name: str, source: str = "gpu_config.json", *, models: Sequence[str] = ()) -> Imported:
     """The same for the text of one.
 
     Args:
         text: of the file.
         host_name: as for `read_gpu_config`.
         source: where it comes from, for messages.
+        models: of this host's GPUs, in the order of their numbers; numbers are doubtful where these differ.
     Raises:
         ImportRefused: it is no such file.
     """
     content = _content(text, source)
     dropped: list[Dropped] = []
     workers = _workers(content, host_name, dropped)
+    dropped += _doubtful_numbers(workers, models)
     options = _options(content, dropped)
     dropped += _master(content)
     dropped += [Dropped(block, why) for block, why in _BLOCKS.items() if content.get(block)]
@@ -117,7 +120,7 @@ def parse_gpu_config(text: str, host_name: str, source: str = "gpu_config.json")
 
 def taken_over(text: str, host_name: str) -> TakenOver:
     """What a gpu_config.json says, as the panel takes it; errors as of `parse_gpu_config`."""
-    found = parse_gpu_config(text, host_name)
+    found = parse_gpu_config(text, host_name, models=_gpu_models())
     return TakenOver(found.workers, found.options, tuple((each.place, each.why) for each in found.dropped))
 
 
@@ -220,6 +223,23 @@ def _workers(content: Mapping[str, Any], host_name: str, dropped: list[Dropped])
             fields["old_id"] = old_id
         found[_free_name(worker, fields["device"], host_name, found)] = fields
     return found
+
+
+def _gpu_models() -> list[str]:
+    return [gpu.model for gpu in nvidia_gpus()]
+
+
+def _doubtful_numbers(workers: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> Iterator[Dropped]:
+    """What to look at where GPUs differ: the other pack counts as CUDA does, the fastest first, and here the driver's order counts."""
+    if len(set(models)) < 2:
+        return
+    listed = ", ".join(f"{number} = {model}" for number, model in enumerate(models))
+    for name, fields in workers.items():
+        why = (
+            f"it is {fields['device']} here, which may be another GPU than there: this host's differ, CUDA counts the fastest first, and "
+            f"here they are counted as the driver lists them ({listed}); `distributed-comfy workers edit {name} --device` changes that"
+        )
+        yield Dropped(f"{name} order of GPUs", why)
 
 
 def _old_id(worker: Mapping[str, Any], shown: str, found: Mapping[str, Mapping[str, Any]], dropped: list[Dropped]) -> str:

@@ -1,6 +1,7 @@
 """One prompt of this ComfyUI's queue on a worker: queued as a job of one item, watched, and brought home; or given back."""
 from __future__ import annotations
 
+import builtins
 import logging
 import secrets
 import threading
@@ -49,7 +50,11 @@ _WATCH_S = 0.2
 _LOOK_S = 1.0
 _CATCH_UP_S = 2.0
 _ITS_OWN = (NodeFailed, EngineDied, EngineStalled)
-"""Errors that the prompt would have here, too; with any other it is tried here."""
+"""Errors that the prompt would have here, too, except `_is_of_its_host`; with any other it is tried here."""
+_OF_A_HOST = frozenset(
+    kind.__name__ for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, (OSError, ImportError))
+) | {"torch.AcceleratorError", "safetensors_rust.SafetensorError"}  # fmt: skip
+"""Exceptions, as ComfyUI names them, of a file, a package, a network or a driver, which differ from host to host."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ class OrdinaryRun:
         return Ending("done")
 
     def _failed(self, error: DistributedComfyError) -> Ending:
-        if not isinstance(error, _ITS_OWN):
+        if not isinstance(error, _ITS_OWN) or _is_of_its_host(error):
             return self._back(Ending("back", str(error), here=True))
         log.warning("prompt %s failed on a worker: %s", self.taken.prompt_id, error)
         self.events.fail(error)
@@ -263,3 +268,8 @@ class OrdinaryRun:
     def _on_said(self, said: Said) -> None:
         self.claimed.set()
         self.events.hear(said)
+
+
+def _is_of_its_host(error: DistributedComfyError) -> bool:
+    """Whether a node failed for what may be missing or broken on the worker's host alone, so that this ComfyUI must try, once."""
+    return isinstance(error, NodeFailed) and str(error.fields["exception_type"]) in _OF_A_HOST

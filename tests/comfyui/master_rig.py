@@ -63,6 +63,14 @@ class Master:
         path = self.server.line.folder / "rule_log"
         return [line.split(" ")[0] for line in path.read_text().splitlines()] if path.exists() else []
 
+    def ticks(self) -> dict[int, list[float]]:
+        """When each engine was at a step of a ProbeTicks, by its process; in seconds of this host's monotonic clock."""
+        found: dict[int, list[float]] = {}
+        for kind, process, at in (line.split(" ") for line in self.rig.rule_log.read_text().splitlines() if line.count(" ") == 2):
+            if kind == "ProbeTicks":
+                found.setdefault(int(process), []).append(float(at))
+        return found
+
     def state(self, job_id: str) -> str:
         """Of a job."""
         return str(self.rig.cluster.jobs.job_state(job_id).state)

@@ -94,6 +94,35 @@ class ProbeSteps(Node):
         return (images,)
 
 
+class ProbeTicks(Node):
+    """Steps of 20 ms, each noted with process and time in the file that RULE_LOG names."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",), "steps": ("INT", {"default": 50, "min": 1, "max": 10_000})}}
+
+    def run(self, images, steps):
+        bar = comfy.utils.ProgressBar(steps)
+        for _ in range(steps):
+            time.sleep(0.02)
+            with open(os.environ["RULE_LOG"], "a", encoding="utf-8") as log:
+                log.write(f"ProbeTicks {os.getpid()} {time.monotonic()}\n")
+            bar.update(1)
+        return (images,)
+
+
+class ProbeModelFile(Node):
+    """Passes images on where the models folder of this ComfyUI has a file of this name."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",), "name": ("STRING", {})}}
+
+    def run(self, images, name):
+        Path(folder_paths.models_dir, name).read_bytes()
+        return (images,)
+
+
 class ProbeExpand(Node):
     """Expands into a graph that inverts the images and saves them."""
 
@@ -291,7 +320,7 @@ class ForeignSink(OutputNode):
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
-        ProbeBlock, ProbeLazy, ProbeRaise, ProbeSteps, ProbeExpand, ProbeCollectorExpand, ProbeWriter, ProbeArray, ProbeArrayOut,
-        ProbeAnyInput, ProbeList, ProbeListing, ProbeSelfValidated, ProbeRemote, ProbeBroken, ProbeV3,
+        ProbeBlock, ProbeLazy, ProbeRaise, ProbeSteps, ProbeTicks, ProbeExpand, ProbeCollectorExpand, ProbeWriter, ProbeArray,
+        ProbeArrayOut, ProbeAnyInput, ProbeModelFile, ProbeList, ProbeListing, ProbeSelfValidated, ProbeRemote, ProbeBroken, ProbeV3,
     )
 } | {"DistributedSink": ForeignSink}  # fmt: skip

@@ -78,6 +78,22 @@ def test_a_masks_latents_and_sound_collector_gives_all_of_them(master: Master) -
     assert master.recorded("slots") == [9, 10, 11]
 
 
+@pytest.mark.parametrize(("channels", "batch_size"), [(4, 1), (4, 3), (3, 5), (1, 2)])
+def test_alpha_batches_and_values_beyond_zero_and_one_come_as_plain_comfyui_has_them(
+    master: Master, plain: PlainComfyUI, channels: int, batch_size: int
+) -> None:
+    seeds = range(810 + 10 * channels + batch_size, 813 + 10 * channels + batch_size)
+    prompt = pictures("untouched", items=3, seed=seeds[0])
+    prompt["image"]["inputs"] |= {"channels": channels, "batch_size": batch_size}
+    ours = master.images(prompt)
+    assert set(master.workers_of(master.last_job())) <= {"one", "two"}
+    items = [{"image": node("RuleImage", **{**prompt["image"]["inputs"], "seed": seed})} for seed in seeds]
+    theirs = numpy.concatenate([plain.images(item, "image") for item in items])
+    assert theirs.shape == (3 * batch_size, 16, 16, channels) and theirs.min() == -0.5 and theirs.max() > 1
+    assert ours.dtype == numpy.float32 and ours.shape == theirs.shape
+    assert ours.tobytes() == theirs.tobytes()
+
+
 def test_the_metadata_of_a_saved_image_holds_the_users_prompt(master: Master) -> None:
     entry = master.server.execute(distributed(seed=700), extra_data={"extra_pnginfo": {"workflow": {"mine": True}}})
     image = entry["outputs"]["10"]["images"][0]
@@ -97,6 +113,25 @@ def test_an_upscale_is_what_the_command_line_makes_and_no_model_loads_here(maste
     assert ours.shape == (2, 200, 200, 3)
     assert ours.tobytes() == master.headless(prompt, "up").tobytes()
     assert "Requested to load" not in master.server.log()
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (4, "RGBA")])
+def test_a_saved_picture_of_a_worker_has_the_bytes_of_plain_comfyuis(
+    master: Master, plain: PlainComfyUI, channels: int, mode: str
+) -> None:
+    prompt = pictures(f"saved {mode}", items=2, seed=870 + channels)
+    prompt["image"]["inputs"] |= {"channels": channels, "batch_size": 2}
+    prompt["save"] = node("SaveImage", images=out("9"), filename_prefix=mode)
+    shown = master.server.execute(prompt)["outputs"]["save"]["images"]
+    whole = {str(seed): node("RuleImage", **{**prompt["image"]["inputs"], "seed": 870 + channels + seed}) for seed in range(2)}
+    whole["both"] = node("ImageBatch", image1=out("0"), image2=out("1"))
+    whole["save"] = node("SaveImage", images=out("both"), filename_prefix=mode)
+    expected = plain.execute(whole)["outputs"]["save"]["images"]
+    assert len(shown) == len(expected) == 4
+    for ours, theirs in zip(shown, expected, strict=True):
+        with Image.open(master.server.base / "output" / ours["filename"]) as one, Image.open(plain.output / theirs["filename"]) as other:
+            assert one.mode == other.mode == mode
+            assert one.tobytes() == other.tobytes()
 
 
 # -- how it goes -----------------------------------------------------------------------------------------------------------
@@ -126,6 +161,26 @@ def test_previews_of_workers_reach_the_client_that_queued_the_prompt(master: Mas
         listener.wait_end(prompt_id)
     shown = next(message for message in listener.binary if message[:4] == b"\0\0\0\1")
     assert Image.open(io.BytesIO(shown[8:])).size == (512, 512)  # as large as ComfyUI's own
+
+
+def test_comfyui_answers_while_a_node_waits_for_workers(master: Master) -> None:
+    """Its loop is not held up; the bound is generous because the workers of tests share the processors with it."""
+    prompt = pictures("answers", items=8, seed=230, steps=60)
+    prompt_id = master.server.queue(prompt)
+    asked, opened = [], []
+    master.server.until(lambda: (jobs := master.jobs()) and list(jobs.values())[-1].state == "running")
+    while master.server.history(prompt_id) is None:
+        began = time.monotonic()
+        assert master.server.ask("GET", "/system_stats")[0] == 200
+        asked.append(time.monotonic() - began)
+        began = time.monotonic()
+        with master.server.listen() as listener:
+            listener.wait("status", timeout_s=10.0)
+            opened.append(time.monotonic() - began)
+    assert master.recorded("answers") == list(range(230, 238))
+    assert len(asked) >= 10, "too few while it waited"
+    for name, times in (("GET /system_stats", asked), ("the first word of a websocket", opened)):
+        assert numpy.percentile(times, 95) < 0.5, f"{name}: {sorted(times)[-5:]}"
 
 
 @pytest.mark.parametrize("busy_s", [10, pytest.param(45, marks=pytest.mark.comfyui_long)])
@@ -196,13 +251,16 @@ def test_two_tabs_get_each_their_own(master: Master) -> None:
 
 # -- stopping --------------------------------------------------------------------------------------------------------------
 def test_interrupt_reaches_the_engines_of_this_job_within_two_seconds_and_no_other(master: Master) -> None:
-    before = list(master.jobs())
-    running = master.server.queue(pictures("interrupted", items=2, seed=70, steps=2000))
+    prompt = pictures("interrupted", items=2, seed=70)
+    prompt["work"] = node("ProbeTicks", images=out("image"), steps=2000)
+    ticks, before = master.ticks(), list(master.jobs())
+    running = master.server.queue(prompt)
     job = master.job_of(before)
-    master.server.until(lambda: master.workers_of(job) == ["one", "two"] or sorted(master.workers_of(job)) == ["one", "two"])
+    master.server.until(lambda: len(master.ticks()) == len(ticks) + 2 and min(map(len, master.ticks().values())) > 10)
+    assert sorted(master.workers_of(job)) == ["one", "two"]
     waiting = master.server.queue(pictures("goes on", items=2, seed=80, steps=5))
     master.server.until(lambda: len(master.jobs()) == len(before) + 2)
-    time.sleep(0.5)  # the engines are at it
+    time.sleep(0.5)
     began = time.monotonic()
     master.server.post("/interrupt")
     master.server.until(lambda: master.state(job) == "cancelled", 2.0)
@@ -213,6 +271,8 @@ def test_interrupt_reaches_the_engines_of_this_job_within_two_seconds_and_no_oth
     assert master.server.log().count(f"job {job} is cancelled") == 1
     assert master.server.wait(waiting, 20)["status"]["status_str"] == "success"
     assert master.recorded("goes on") == [80, 81]
+    last = {process: times[-1] - began for process, times in master.ticks().items() if process not in ticks}
+    assert len(last) == 2 and all(-0.5 < seconds < 2 for seconds in last.values()), f"the last steps of the engines: {last}"
 
 
 def test_the_text_at_the_node_says_that_it_was_interrupted_until_the_next_run(master: Master) -> None:

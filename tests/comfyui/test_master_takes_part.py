@@ -37,6 +37,20 @@ def test_two_workers_and_the_master_make_the_batch_together(master: Master, plai
     assert ours.tobytes() == theirs.tobytes()
 
 
+def test_alpha_and_values_beyond_zero_and_one_come_as_plain_comfyui_has_them_whoever_makes_them(
+    master: Master, plain: PlainComfyUI
+) -> None:
+    prompt = pictures("untouched", items=9, seed=840, steps=20)
+    prompt["image"]["inputs"] |= {"channels": 4, "batch_size": 2}
+    ours = master.images(prompt)
+    assert set(master.workers_of(master.last_job())) == {"one", "two", "here-master"}
+    items = [{"image": node("RuleImage", **{**prompt["image"]["inputs"], "seed": 840 + index})} for index in range(9)]
+    theirs = numpy.concatenate([plain.images(item, "image") for item in items])
+    assert theirs.shape == (18, 16, 16, 4) and theirs.min() == -0.5 and theirs.max() > 1
+    assert ours.dtype == numpy.float32 and ours.shape == theirs.shape
+    assert ours.tobytes() == theirs.tobytes()
+
+
 def test_by_default_there_is_one_item_more_than_workers(master: Master) -> None:
     master.server.execute(pictures("and the master", items=0, seed=5))
     assert master.recorded("and the master") == [5, 6, 7]

@@ -195,6 +195,31 @@ def test_an_error_is_that_of_plain_comfyui_word_for_word(crowd: Crowd, alone: Co
     ]
 
 
+def backs(crowd: Crowd, prompt_id: str) -> int:
+    """How often a prompt came back because a file was missing on a worker."""
+    return len(re.findall(f"prompt {prompt_id} is back in the queue: .*FileNotFoundError", crowd.server.log()))
+
+
+def test_what_fails_for_a_file_that_only_the_workers_lack_is_made_here_and_what_nobody_has_fails_with_the_error_of_here(
+    crowd: Crowd,
+) -> None:
+    (crowd.server.base / "models" / "of_a_pack.bin").write_bytes(b"weights")
+    ids = []
+    with crowd.busy_master():
+        for seed, name in ((91, "of_a_pack.bin"), (92, "of_nobody.bin")):
+            prompt = stock(seed)
+            prompt["file"] = node("ProbeModelFile", images=out("8"), name=name)
+            prompt["10"]["inputs"]["images"] = out("file")
+            ids.append(crowd.server.queue(prompt))
+        crowd.server.until(lambda: all(backs(crowd, prompt_id) for prompt_id in ids))
+    here, nowhere = (crowd.server.wait(prompt_id) for prompt_id in ids)
+    assert here["status"]["status_str"] == "success" and here["outputs"]["10"]["images"]
+    kind, facts = nowhere["status"]["messages"][-1]
+    assert kind == "execution_error" and facts["exception_type"] == "FileNotFoundError" and facts["node_id"] == "file"
+    assert str(crowd.server.base) in facts["exception_message"]
+    assert [backs(crowd, prompt_id) for prompt_id in ids] == [1, 1]
+
+
 def test_an_interrupt_ends_the_prompt_that_is_meant_and_no_other(crowd: Crowd) -> None:
     with crowd.busy_master() as blocking, crowd.server.listen() as listener:
         prompt_id = crowd.server.queue(stock(99, pause=5000), client_id=listener.client_id)

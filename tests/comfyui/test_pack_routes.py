@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import stat
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ def running(
     workers = server.line.folder / "home" / ".config" / "distributed-comfy" / "workers.json"
     workers.parent.mkdir(parents=True)
     workers.write_text(json.dumps({"workers": {WORKER: {"device": "cpu", "engine": "builtin"}}}))
+    shutil.copy(Path(__file__).with_name("listed_routes.py"), server.base / "custom_nodes")
     server.start(DC_HOST="pc1")
     server.wait_ready()
     server.until(lambda: server.status()["host"]["agent"] == "here")
@@ -48,9 +51,9 @@ def token(running: ComfyServer) -> str:
     return found.out.strip()
 
 
-def with_token(running: ComfyServer, token: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+def with_token(running: ComfyServer, token: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
     """A request with the token."""
-    return running.ask(method, path, body, **{HEADER.replace("-", "_"): token})
+    return running.ask(method, path, body, **{HEADER.replace("-", "_"): token}, **headers)
 
 
 def local_phase(running: ComfyServer) -> str:
@@ -149,6 +152,53 @@ def test_pages_of_other_sites_and_rebound_names_may_not_even_look(running: Comfy
     assert running.ask("GET", path, Sec_Fetch_Site="cross-site")[0] == 403
     assert running.ask("GET", path, Host="evil.example:8188")[0] == 403
     assert running.ask("GET", path, Host="")[0] in (400, 403)
+
+
+OF_THE_SITE = {
+    "GET /distributed_comfy/status", "GET /distributed_comfy/options", "GET /distributed_comfy/workers", "GET /distributed_comfy/jobs",
+    "POST /distributed/queue", "GET /distributed/queue_status/{job_id}", "GET /distributed/config", "GET /distributed/managed_workers",
+    "GET /distributed/local-worker-status", "GET /distributed/network_info", "GET /distributed/system_info",
+    "POST /distributed/load_image", "POST /distributed/check_file", "GET /distributed_comfy/attach",
+}  # fmt: skip
+"""For scripts and this ComfyUI's pages, without the token."""
+FOR_ALL = {
+    "GET /distributed/v2/health", "GET /distributed/v2/relay/{database}", "GET /distributed/v2/openapi.json",
+    "GET /distributed/v2/ui", "GET /distributed/v2/ui/", "GET /distributed/v2/ui/{name}",
+}  # fmt: skip
+"""The page's files, and where invited hosts come in with a password of their own."""
+OF_THE_OWN_PAGE = {"POST /distributed_comfy/token"}
+
+
+def routes_of_the_pack(running: ComfyServer) -> dict[str, list[str]]:
+    """All that ComfyUI's server has of us: method and path, and the same with ComfyUI's prefix."""
+    found: dict[str, list[str]] = {}
+    for method, path, module in running.get("/probe/routes"):
+        if module.partition(".")[0] == "distributed_comfy":
+            assert method != "*", path
+            found.setdefault(f"{method.replace('HEAD', 'GET')} {path.removeprefix('/api')}", []).append(f"{method} {path}")
+    return found
+
+
+def test_every_route_that_is_not_known_to_be_open_wants_the_token(running: ComfyServer, token: str) -> None:
+    """A new one belongs to these as long as nobody writes it down above."""
+    routes = routes_of_the_pack(running)
+    assert {module for name in routes for module in ("/distributed_comfy/", "/distributed/v2/", "/distributed/") if module in name} == {
+        "/distributed_comfy/", "/distributed/v2/", "/distributed/",
+    }  # fmt: skip
+    not_there = (OF_THE_SITE | FOR_ALL | OF_THE_OWN_PAGE) - routes.keys()
+    assert not not_there
+    wrong = []
+    for name in routes.keys() - FOR_ALL:
+        expected = 403 if name in OF_THE_OWN_PAGE else 401
+        for method, path in (route.split(" ") for route in routes[name]):
+            path = re.sub(r"\{[^}]*\}", "x", path)
+            body = None if method in ("GET", "HEAD") else {}
+            if name not in OF_THE_SITE and (status := running.ask(method, path, body)[0]) != expected:
+                wrong.append(f"{method} {path}: {status} without the token")
+            foreign = {"Origin": "https://evil.example", "Sec_Fetch_Site": "cross-site"}
+            if (status := with_token(running, token, method, path, body, **foreign)[0]) != 403:
+                wrong.append(f"{method} {path}: {status} for a page of another site")
+    assert not wrong
 
 
 def test_logs_are_read_by_a_workers_name_and_never_by_a_path(running: ComfyServer, token: str) -> None:
@@ -258,11 +308,30 @@ def test_a_script_queues_by_the_old_endpoint_what_comfyui_validates_and_runs(run
     invalid = {**PLAIN, "2": {"class_type": "SaveImage", "inputs": {}}}
     status, answer = running.post("/distributed/queue", {"prompt": invalid})
     assert status == 400 and answer["node_errors"]
-    for wrong in ({}, {"prompt": []}, {"prompt": PLAIN, "workers": "all"}, {"prompt": PLAIN, "client_id": 1}):
-        assert running.post("/distributed/queue", wrong)[0] in (200, 400)
-    assert running.post("/distributed/queue", {})[0] == 400
     for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
         assert running.post("/distributed/queue", {"prompt": PLAIN}, **headers)[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({}, "prompt must be an object"),
+        ({"prompt": []}, "prompt must be an object"),
+        ({"workflow": {"nodes": []}}, "prompt must be an object"),
+        ({"prompt": PLAIN, "client_id": 1}, "client_id must be"),
+        ({"prompt": PLAIN, "workers": "all"}, "enabled_worker_ids must be a list"),
+        ({"prompt": PLAIN, "enabled_worker_ids": {"1": True}}, "enabled_worker_ids must be a list"),
+        ({"prompt": PLAIN, "workers": [{"name": "pc1"}]}, "enabled_worker_ids must have names of workers"),
+        ({"prompt": PLAIN, "workers": [["pc1"]]}, "enabled_worker_ids must have names of workers"),
+    ],
+)
+def test_what_the_old_endpoint_refuses_is_not_queued(running: ComfyServer, wrong: dict[str, Any], words: str) -> None:
+    """A script that is told of an error sends its prompt again: with a queued one, each picture would be made twice."""
+    before = set(running.get("/history"))
+    status, answer = running.post("/distributed/queue", wrong)
+    assert status == 400 and words in answer["error"], answer
+    queue = running.get("/queue")
+    assert queue["queue_pending"] == queue["queue_running"] == [] and set(running.get("/history")) == before
 
 
 def test_an_invited_host_comes_in_by_the_relay_on_comfyuis_port_until_it_is_shut_out(running: ComfyServer, token: str) -> None:

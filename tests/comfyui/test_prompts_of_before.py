@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from PIL import Image
 
 from tests.comfyui.comfy_process import Comfy
+from tests.comfyui.plain_comfyui import PlainComfyUI
 from tests.comfyui.server_rig import ComfyServer
-from tests.comfyui.tiny_prompts import distributed
+from tests.comfyui.tiny_prompts import distributed, plain_item
 from tests.command_line import CommandLine
 from tests.prompts import node, out
 
@@ -46,16 +49,28 @@ def test_the_node_sets_of_the_five_examples_are_known(running: ComfyServer, exam
 
 
 @pytest.mark.parametrize(
-    "more", [{}, HIDDEN, {**HIDDEN, "is_worker": True, "worker_id": "worker_0", "surprise": [1, 2]}], ids=["none", "master", "worker"]
+    ("seed", "more"),
+    [(7, {}), (8, HIDDEN), (9, {**HIDDEN, "is_worker": True, "worker_id": "worker_0", "surprise": [1, 2]})],
+    ids=["none", "master", "worker"],
 )
-def test_hidden_inputs_of_the_other_pack_change_nothing(running: ComfyServer, more: dict[str, Any]) -> None:
-    prompt = distributed(seed=7)
+def test_hidden_inputs_of_the_other_pack_change_nothing(
+    running: ComfyServer, plain: PlainComfyUI, seed: int, more: dict[str, Any]
+) -> None:
+    """Each has a seed of its own, because ComfyUI would give what it has made of another's."""
+    prompt = distributed(seed=seed)
     del prompt["9"]["inputs"]["load_balance"]
     prompt["9"]["inputs"] |= more
     prompt["6"]["inputs"] |= {name: more[name] for name in ("is_worker", "worker_id") if name in more}
     prompt["10"] = node("PreviewImage", images=out("9"))
+    prompt["dump"] = node("TinyDump", images=out("9"), filename_prefix=f"seed{seed}")
+    (running.base / "output").mkdir(exist_ok=True)
     entry = running.execute(prompt)
-    assert len(entry["outputs"]["10"]["images"]) == 2
+    ours, theirs = numpy.load(running.base / "output" / f"seed{seed}.npy"), plain.images(plain_item(seed=seed), "8")
+    assert ours.dtype == numpy.float32 and ours.shape == theirs.shape and len(entry["outputs"]["10"]["images"]) == len(ours) == 2
+    assert ours.tobytes() == theirs.tobytes()
+    for number, shown in enumerate(entry["outputs"]["10"]["images"]):
+        with Image.open(running.base / "temp" / shown["filename"]) as picture:
+            assert numpy.array_equal(numpy.asarray(picture), (ours[number].clip(0, 1) * 255).astype(numpy.uint8))
 
 
 def test_a_value_with_hidden_inputs_gives_its_default(running: ComfyServer) -> None:

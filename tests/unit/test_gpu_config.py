@@ -9,7 +9,7 @@ import pytest
 
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.comfyui.compat_config import arguments_of, device_of, fields_of, option_change
-from distributed_comfy.comfyui.gpu_config import Imported, Replaced, read_gpu_config, replaced, write_imported
+from distributed_comfy.comfyui.gpu_config import Imported, Replaced, parse_gpu_config, read_gpu_config, replaced, write_imported
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.errors import ImportRefused, OptionWrong
 from tests.command_line import CommandLine
@@ -153,6 +153,24 @@ def test_the_command_says_what_it_does(tmp_path: Path, file: Path) -> None:
 
 
 # -- single values -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [((), False), (("A",), False), (("A", "A", "A"), False), (("NVIDIA A", "NVIDIA B", "NVIDIA A"), True)],
+    ids=["unknown", "one", "alike", "mixed"],
+)
+def test_numbers_of_gpus_are_told_to_be_doubtful_where_cuda_and_the_driver_may_count_differently(
+    models: tuple[str, ...], told: bool
+) -> None:
+    imported = parse_gpu_config(json.dumps(CONFIG), "pc1", models=models)
+    found = {each.place: each.why for each in imported.dropped if "fastest first" in each.why}
+    assert list(found) == (["worker-1 order of GPUs", "worker-1-2 order of GPUs", "pc1-cuda0 order of GPUs"] if told else [])
+    if told:
+        assert "0 = NVIDIA A, 1 = NVIDIA B, 2 = NVIDIA A" in found["worker-1 order of GPUs"]
+        assert "it is cuda:1 here" in found["worker-1 order of GPUs"]
+        assert "workers edit worker-1 --device" in found["worker-1 order of GPUs"]
+    assert imported.workers["worker-1"]["device"] == "cuda:1"
+
+
 @pytest.mark.parametrize("number", [-1, True, "x", "1e3", "٣", 4096, [], "0; rm"])
 def test_what_is_no_number_of_a_gpu_is_refused(number: Any) -> None:
     with pytest.raises(OptionWrong, match="number of a GPU"):
