@@ -93,7 +93,8 @@ class JobPlan:
     tiles: TileStage | None = None
     """The upscale of the job; the master adds its tiles when it knows how large the image is, see `tile_prompt.tile_specs`."""
     eight_bit: tuple[str, ...] = ()
-    """Collectors, and the upscale, of whose images nothing but 8 bits is used, see `eight_bit`."""
+    """Collectors, and the upscale, of whose images nothing but 8 bits is used, see `eight_bit`.  None in a ComfyUI that runs the prompt:
+    what follows them is not in the job, and its cache hands the images to nodes of later prompts too."""
 
     @property
     def original_prompt_hash(self) -> str:
@@ -189,7 +190,7 @@ def _stages(original: Prompt, facts: ClassFacts, options: PlanOptions) -> _Stage
         repeated = tuple(node_id for node_id in outputs if node_id in varying)
         rest = tuple(node_id for node_id in outputs if node_id not in varying)
         return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, values, repeated, warnings)
-    few_bits = eight_bit_nodes(graph, collectors, upscale.node_id)
+    few_bits = () if options.outer_outputs is not None else eight_bit_nodes(graph, collectors, upscale.node_id)
     return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings], upscale.opened, few_bits)
 
 
