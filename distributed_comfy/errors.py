@@ -262,6 +262,13 @@ class ResultNotHere(BadInput):
     sentence = "job {job_id} has no such result on this host: {name}; use a path of the list of its results"
 
 
+class PictureUnreadable(BadInput):
+    """Bytes that another host sent as a picture are none that is read here."""
+
+    code = "picture_unreadable"
+    sentence = "a picture cannot be read: {reason}; only {formats} of a bounded size are decoded"
+
+
 class PictureNotHere(BadInput):
     """An item has no picture that this host could show."""
 

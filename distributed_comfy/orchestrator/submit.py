@@ -100,7 +100,8 @@ class SubmitOptions:
     outputs: tuple[str, ...] | None = None
     """The output nodes to run; None: every one of the prompt."""
     folders: Mapping[str, Path] | None = None
-    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: see `InputFolders.of_submitter`."""
+    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: as
+    `InputFolders.of_submitter` says."""
     echoes: bool = False
     """As `JobRecord.echoes`."""
     job_id: str = ""

@@ -17,7 +17,7 @@ from distributed_comfy.messages import (
     content_hash,
     to_plain,
 )
-from distributed_comfy.planning.collector_inputs import items_input, on_missing_input
+from distributed_comfy.planning.collector_inputs import items_input, load_balance_input, on_missing_input
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
 from distributed_comfy.planning.eight_bit import eight_bit_nodes
 from distributed_comfy.planning.facts import ClassFacts
@@ -32,9 +32,7 @@ from distributed_comfy.workflow.classes import (
     COLLECTOR_SLOTS,
     LEGACY_CLASSES,
     LEGACY_INPUTS,
-    LOAD_BALANCE_INPUT,
     SEED_CLASS,
-    SWITCHED_ON,
     VALUE_CLASS,
 )
 from distributed_comfy.workflow.graph import Graph
@@ -229,7 +227,7 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
     needed = f"{SEED_CLASS} (or {VALUE_CLASS} with worker_values)" + " that feeds the collector" * bool(collectors)
     if options.items is not None:
         return _checked_count(options.items, "--items", varies, needed)
-    if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) in SWITCHED_ON for node_id in collectors):
+    if not collectors or any(load_balance_input(original, node_id) for node_id in collectors):
         return 1
     asked = {node_id: items_input(original, node_id, stages.warnings) for node_id in collectors}
     largest = max(asked, key=lambda node_id: asked[node_id])

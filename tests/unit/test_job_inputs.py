@@ -56,8 +56,12 @@ def test_a_prompt_that_comfyui_was_sent_names_files_of_its_folders(comfyui: Path
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.txt", "sub/../../secret.txt", "..\\secret.txt", "sub/../a.png", "{base}/secret.txt", "/etc/hostname", "{base}/input/../secret.txt"]
-)
+    "name",
+    [
+        "../secret.txt", "sub/../../secret.txt", "..\\secret.txt", "sub/../a.png", "{base}/secret.txt", "/etc/hostname",
+        "{base}/input/../secret.txt",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("folder", ["input", "output", "temp"])
 def test_no_file_outside_of_them_is_sent_to_workers(comfyui: Path, name: str, folder: str) -> None:
     with pytest.raises(InputFileOutside) as raised:
