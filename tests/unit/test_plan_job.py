@@ -304,6 +304,11 @@ def test_files_to_bring_along_are_listed_once_with_their_folder(known: bool) -> 
     }
 
 
+def test_a_folder_that_a_worker_made_up_holds_no_files() -> None:
+    worker = capability(file_inputs={"LoadImage": {"image": "../etc"}, "KSampler": {"sampler_name": ""}})
+    assert plan_job(parsed(UNCOLLECTED), PlanOptions(), [worker]).input_files == ()
+
+
 def test_a_resume_key_changes_with_anything_that_decides_the_result() -> None:
     def key(prompt: Prompt = PLAIN, sha: str = "1", version: str = "0.3.64", **options: Any) -> str:
         return resume_key(plan(prompt, **options), input_hashes={"x.png": sha}, versions={"comfyui": version})
