@@ -241,6 +241,13 @@ class InputFileMissing(BadInput):
     sentence = "node {node_id} loads {name!r}, which is not in {folders}; put the file there or name it with its path"
 
 
+class InputFileOutside(BadInput):
+    """A prompt that a ComfyUI was sent loads a file from outside of its folders: that is not for workers to see."""
+
+    code = "input_file_outside"
+    sentence = "node {node_id} loads {name!r}, which is outside of {folders}; only files from there are sent to workers, put it there"
+
+
 class JobUnknown(BadInput):
     """No job has this id."""
 
@@ -253,6 +260,13 @@ class ResultNotHere(BadInput):
 
     code = "result_not_here"
     sentence = "job {job_id} has no such result on this host: {name}; use a path of the list of its results"
+
+
+class PictureUnreadable(BadInput):
+    """Bytes that another host sent as a picture are none that is read here."""
+
+    code = "picture_unreadable"
+    sentence = "a picture cannot be read: {reason}; only {formats} of a bounded size are decoded"
 
 
 class PictureNotHere(BadInput):

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from distributed_comfy.collector.naming import writing
+from distributed_comfy.transport.pictures import read_picture
 
 BACKGROUND = (20, 21, 24)
 CARD = (31, 33, 37)
@@ -43,7 +44,7 @@ class SheetEntry:
     """One image of the sheet."""
 
     path: Path
-    """An image file that Pillow reads."""
+    """An image file, see `read_picture`."""
     item: int
     """Item index, 0-based."""
     seed: str = ""
@@ -129,8 +130,8 @@ def _layout(shown: Sequence[SheetEntry], has_note: bool) -> _Layout:
     thumb_w = {1: 440, 2: 440, 3: 380, 4: 300}.get(columns, 232 if columns <= 7 else 192)
     thumb_h = thumb_w
     if shown:
-        with Image.open(shown[0].path) as first:
-            thumb_h = round(thumb_w * min(1.8, max(0.5, first.height / max(1, first.width))))
+        first = read_picture(shown[0].path)
+        thumb_h = round(thumb_w * min(1.8, max(0.5, first.height / max(1, first.width))))
     header_px = 128 + (28 if has_note else 0)
     return _Layout(columns, math.ceil(len(shown) / columns), thumb_w, thumb_h, header_px, MARGIN_PX + header_px)
 
@@ -202,8 +203,7 @@ def _draw_caption(sheet: Image.Image, corner: tuple[int, int], width: int, entry
 def _thumbnail(path: Path, size: tuple[int, int]) -> Image.Image:
     """The whole image, scaled to fit, on a dark ground; transparency shows that ground."""
     ground = Image.new("RGB", size, (12, 13, 15))
-    with Image.open(path) as image:
-        scaled = image.convert("RGBA")
+    scaled = read_picture(path).convert("RGBA")
     scale = min(size[0] / max(1, scaled.width), size[1] / max(1, scaled.height))
     scaled = scaled.resize((max(1, round(scaled.width * scale)), max(1, round(scaled.height * scale))), Image.Resampling.LANCZOS)
     ground.paste(scaled, ((size[0] - scaled.width) // 2, (size[1] - scaled.height) // 2), scaled)

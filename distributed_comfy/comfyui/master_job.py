@@ -284,7 +284,7 @@ class MasterJob:
         """It is in a table: from now on it has an owner, and somebody collects it."""
         self._entered, self._left = entered, False
         self._own(entered)
-        self.progress.begin(entered.queued.record)
+        self.progress.begin(entered.queued.record, entered.queued.plan.warnings)
         with self._changing:
             self.phase = "queued"
             asked = self._asked

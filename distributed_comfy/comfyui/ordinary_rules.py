@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import Capability, Requirement
-from distributed_comfy.orchestrator.input_files import find_input_file
+from distributed_comfy.orchestrator.input_files import InputFolders
 from distributed_comfy.planning.plan import PlanOptions, plan_job
 from distributed_comfy.workflow.classes import OWN_CLASSES
 from distributed_comfy.workflow.graph import Graph
@@ -66,8 +66,9 @@ def _requirement(
     plan = plan_job(parsed, PlanOptions(engine=ENGINE, outputs=tuple(targets)), capabilities)
     if len(plan.items) != 1 or plan.items[0].kind != "whole":
         return "it is more than one piece of work"
+    places = InputFolders.of_comfyui(folders)
     for reference in plan.input_files:
-        find_input_file(reference, [folders[reference.folder]])
+        places.find(reference)
     return Suitable(plan.requirement)
 
 

@@ -42,16 +42,18 @@ class JobProgress:
         """Worker -> what it did last, of items that are not here yet."""
         self._preview = b""
         self._note = ""
+        self._warnings: tuple[str, ...] = ()
         self._kept = KeptResults(log.warning)
 
     def listener(self, cluster: Cluster, job_id: str) -> ProgressListener:
         """Tells it what workers say of the job; of results that cannot be stored now the log speaks."""
         return ProgressListener(cluster, job_id, self.step, on_waits=self._kept.hear)
 
-    def begin(self, record: JobRecord) -> None:
-        """The job is in the table."""
+    def begin(self, record: JobRecord, warnings: Sequence[str] = ()) -> None:
+        """The job is in the table; ``warnings`` are those of its plan, for who sees no log."""
         with self._lock:
             self._count = JobCount(record)
+            self._warnings = tuple(warnings)
 
     def tiles_planned(self, tiles: Sequence[Sequence[int]]) -> None:
         """An upscale has tiles."""
@@ -92,5 +94,5 @@ class JobProgress:
             workers = [f"{name} {step.value}/{step.maximum}" for name, step in sorted(self._steps.items()) if step.maximum]
             more = [f"{len(workers) - _SHOWN_WORKERS} more"] if len(workers) > _SHOWN_WORKERS else []
             count = self._count.words()
-            parts = [part for part in (count, *workers[:_SHOWN_WORKERS], *more, self._note) if part]
+            parts = [part for part in (count, *workers[:_SHOWN_WORKERS], *more, self._note, *self._warnings) if part]
             return Shown(self._count.done, self._count.total, "; ".join(parts), count, preview)

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from distributed_comfy.errors import RunInterrupted
 from distributed_comfy.orchestrator.delivery import Delivery, prepare_folder
@@ -25,6 +24,7 @@ from distributed_comfy.orchestrator.run import Reporter, RunOptions, open_sessio
 from distributed_comfy.orchestrator.servers import redis_servers
 from distributed_comfy.orchestrator.submit import GivenPrompt, SubmitOptions, check_early, read_prompt
 from distributed_comfy.settings import Settings
+from distributed_comfy.transport.pictures import read_picture
 from tasks.cluster import Cluster
 
 
@@ -125,5 +125,4 @@ def _drained(cluster: Cluster, names: set[str]) -> Iterator[None]:
 
 
 def _same_pixels(first: Path, second: Path) -> bool:
-    with Image.open(first) as one, Image.open(second) as other:
-        return np.array_equal(np.asarray(one), np.asarray(other))
+    return np.array_equal(np.asarray(read_picture(first)), np.asarray(read_picture(second)))

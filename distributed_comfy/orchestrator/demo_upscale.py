@@ -12,6 +12,7 @@ from distributed_comfy.messages import Prompt
 from distributed_comfy.orchestrator.delivery import Delivery
 from distributed_comfy.orchestrator.run import Reporter, RunOptions, run_on
 from distributed_comfy.orchestrator.submit import SubmitOptions, read_prompt
+from distributed_comfy.transport.pictures import read_picture
 from tasks.cluster import Cluster
 
 SCALE = 4
@@ -44,7 +45,8 @@ def run_upscale(cluster: Cluster, source: Path, workers: Sequence[str], run: Run
     """
     asked = SubmitOptions(engine=run.submit.engine, user=run.submit.user)
     part = cluster.settings.cache_folder / "middle.png"
-    with Image.open(source) as picture, writing(part):
+    picture = read_picture(source)
+    with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         picture.crop(_middle(picture)).save(part)
         given = read_prompt(_prompt(part, picture.size), asked)
@@ -63,8 +65,8 @@ def save_before_after(before: Path, after: Path, target: Path) -> None:
     Raises:
         OutputUnwritable: the folder is full or may not be written.
     """
-    with Image.open(before) as small, Image.open(after) as redrawn:
-        parts = [one.convert("RGB") for one in (small.resize(redrawn.size, Image.Resampling.BILINEAR), redrawn)]
+    small, redrawn = read_picture(before), read_picture(after)
+    parts = [one.convert("RGB") for one in (small.resize(redrawn.size, Image.Resampling.BILINEAR), redrawn)]
     sheet = Image.new("RGB", (2 * parts[0].width + _GAP, parts[0].height), "white")
     for number, part in enumerate(parts):
         sheet.paste(part, (number * (part.width + _GAP), 0))

@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TypeVar
 
-from distributed_comfy.errors import FileUnreadable, InputFileMissing
+from distributed_comfy.errors import FileUnreadable, InputFileMissing, InputFileOutside
 from distributed_comfy.messages import FileRef, InputFile
 from distributed_comfy.planning.files import FileReference
 from distributed_comfy.transport.blobs import BlobStore
@@ -13,29 +16,70 @@ from distributed_comfy.transport.files import FileSource, store_file
 
 log = logging.getLogger(__name__)
 
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+_FOLDERS = ("input", "output", "temp")
 
-def find_input_file(reference: FileReference, folders: Sequence[Path]) -> Path:
-    """The file on this host that a node names: an absolute path, or relative to one of ``folders``.
 
-    Raises:
-        InputFileMissing: it is in none of them.
+@dataclass(frozen=True)
+class InputFolders:
+    """Where the files that a prompt names are looked for on this host."""
+
+    folders: Mapping[str, Sequence[Path]]
+    """ComfyUI's ``input``, ``output`` and ``temp`` -> folders on this host, first to last."""
+    only_these: bool
+    """No file from elsewhere is taken: whoever may post a prompt to a ComfyUI need not be one who may read its user's files."""
+
+    @classmethod
+    def of_submitter(cls, prompt_folder: Path, comfyui_path: Path | None) -> InputFolders:
+        """For who submits a prompt as a user of this host: beside the prompt, and any file that is named with its path."""
+        beside = [prompt_folder, Path.cwd()]
+        below = [] if comfyui_path is None else [comfyui_path]
+        return cls({name: [*beside, *(path / name for path in below)] for name in _FOLDERS}, only_these=False)
+
+    @classmethod
+    def of_comfyui(cls, folders: Mapping[str, Path]) -> InputFolders:
+        """For prompts that a ComfyUI was sent: its folders, and nothing outside of them."""
+        return cls({name: [folder] for name, folder in folders.items()}, only_these=True)
+
+    def find(self, reference: FileReference) -> Path:
+        """The file that a node names: by its path, or relative to one of the folders.
+
+        Raises:
+            InputFileMissing: it is in none of them.
+            InputFileOutside: it is outside of them, and `only_these` are searched; whether there is one is not looked at.
+        """
+        folders, name = self.folders[reference.folder], reference.name.replace("\\", "/")
+        places: list[Path] = [folder / name for folder in folders]
+        if self.only_these:
+            places = [place for folder in folders if (place := place_within(folder, name)) is not None]
+            if not places:
+                raise InputFileOutside(node_id=reference.node_id, name=reference.name, folders=_listed(folders))
+        elif Path(reference.name).is_absolute():
+            places = [Path(reference.name), *places]
+        for place in places:
+            if os.path.isfile(place):  # unlike Path's, false for a name that no file can have
+                return place
+        raise InputFileMissing(node_id=reference.node_id, name=reference.name, folders=_listed(folders))
+
+
+def place_within(folder: AnyPath, name: str) -> AnyPath | None:
+    """``name`` in ``folder``; None where it leads out.
+
+    A link that somebody made inside is followed, as ComfyUI follows it.  So a step back is refused wherever it is: behind a link, it is not
+    the step that the words say.  What Windows would take for one (dots and spaces) counts as one.
+
+    Args:
+        folder: absolute.
+        name: relative to it, or absolute.
     """
-    name = reference.name.replace("\\", "/")
-    if Path(reference.name).is_absolute() and Path(reference.name).is_file():
-        return Path(reference.name)
-    for folder in folders:
-        path = folder / name
-        if path.is_file():
-            return path
-    raise InputFileMissing(node_id=reference.node_id, name=reference.name, folders=", ".join(str(folder) for folder in folders))
+    place = folder / name
+    if any(not part.strip(". ") for part in type(folder)(name).parts):
+        return None
+    return place if place.is_relative_to(folder) else None
 
 
-def input_folders(prompt_folder: Path, comfyui_path: Path | None) -> dict[str, list[Path]]:
-    """Where files of each of ComfyUI's folders are looked for on this host, first to last."""
-    beside = [prompt_folder, Path.cwd()]
-    if comfyui_path is None:
-        return dict.fromkeys(("input", "output", "temp"), beside)
-    return {name: [*beside, comfyui_path / name] for name in ("input", "output", "temp")}
+def _listed(folders: Sequence[Path]) -> str:
+    return ", ".join(str(folder) for folder in folders)
 
 
 class JobInputs:
@@ -47,13 +91,13 @@ class JobInputs:
         self._limit_bytes = limit_bytes
         self._paths: dict[str, Path] = {}
 
-    def add(self, references: Sequence[FileReference], folders: dict[str, list[Path]]) -> tuple[InputFile, ...]:
+    def add(self, references: Sequence[FileReference], folders: InputFolders) -> tuple[InputFile, ...]:
         """Store every referenced file.
 
         Raises:
-            InputFileMissing: named with node and folders; nothing is queued then.
+            InputFileMissing, InputFileOutside: named with node and folders; nothing is queued then.
         """
-        found = [(reference, find_input_file(reference, folders[reference.folder])) for reference in references]
+        found = [(reference, folders.find(reference)) for reference in references]
         return tuple(InputFile(reference.node_id, reference.input, self._store_one(path), reference.value) for reference, path in found)
 
     def ensure(self, inputs: Sequence[InputFile]) -> None:

@@ -29,7 +29,7 @@ from distributed_comfy.frame_plan import FrameOption, FramePlan
 from distributed_comfy.messages import Capability, InputFile, JobRecord, OnMissing, Requirement, ResultsGoTo
 from distributed_comfy.nodes.registry import declared_inputs
 from distributed_comfy.orchestrator.first_worker import how_to_start
-from distributed_comfy.orchestrator.input_files import JobInputs, input_folders
+from distributed_comfy.orchestrator.input_files import InputFolders, JobInputs
 from distributed_comfy.orchestrator.resume import Resumed, resume
 from distributed_comfy.orchestrator.unknown_inputs import unknown_inputs
 from distributed_comfy.planning.near_names import meant
@@ -100,7 +100,8 @@ class SubmitOptions:
     outputs: tuple[str, ...] | None = None
     """The output nodes to run; None: every one of the prompt."""
     folders: Mapping[str, Path] | None = None
-    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: see `input_folders`."""
+    """ComfyUI's ``input``, ``output`` and ``temp`` on this host, the only places where files are looked for; None: as
+    `InputFolders.of_submitter` says."""
     echoes: bool = False
     """As `JobRecord.echoes`."""
     job_id: str = ""
@@ -260,18 +261,18 @@ def submit_again(cluster: Cluster, queued: QueuedJob, spool: Spool | None, outer
         spool: its own, open; None where nothing of it is here.
         outer: the ComfyUI that runs the prompt.
     Raises:
-        InputFileMissing: a file that the prompt loads is there no more.
+        InputFileMissing, InputFileOutside: a file that the prompt loads is there no more, or no longer in ComfyUI's folders.
         ClusterUnavailable: this table does not answer either.
     """
     record = queued.record
     inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
-    inputs.add(queued.plan.input_files, {name: [folder] for name, folder in outer.folders.items()})
+    inputs.add(queued.plan.input_files, InputFolders.of_comfyui(outer.folders))
     resumed = Resumed(record.job_id, spool, record.items) if spool is not None else None
     cluster.jobs.submit(_submission(record, queued.plan, resumed, outer), queued.owner)
     return replace(queued, inputs=inputs, resumed=resumed)
 
 
-def _gone_on(cluster: Cluster, queued: QueuedJob, folders: dict[str, list[Path]], unused_id: str) -> QueuedJob:
+def _gone_on(cluster: Cluster, queued: QueuedJob, folders: InputFolders, unused_id: str) -> QueuedJob:
     """A job that went on itself: its input files are there under its own id, and nothing of the one that would have been queued."""
     record = queued.record
     inputs = JobInputs(cluster.blobs, record.job_id, cluster.settings.blob_limit_bytes)
@@ -280,11 +281,11 @@ def _gone_on(cluster: Cluster, queued: QueuedJob, folders: dict[str, list[Path]]
     return replace(queued, inputs=inputs)
 
 
-def _folders(given: GivenPrompt, options: SubmitOptions) -> dict[str, list[Path]]:
+def _folders(given: GivenPrompt, options: SubmitOptions) -> InputFolders:
     folders = options.folders if options.outer is None else options.outer.folders
     if folders is not None:
-        return {name: [folder] for name, folder in folders.items()}
-    return input_folders(given.folder, options.comfyui_path)
+        return InputFolders.of_comfyui(folders)
+    return InputFolders.of_submitter(given.folder, options.comfyui_path)
 
 
 def _frame_plan(cluster: Cluster, plan: JobPlan, options: SubmitOptions) -> FramePlan:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from distributed_comfy.collector.spool import SPOOL_FOLDER, find_spooled
-from distributed_comfy.errors import DistributedComfyError, PictureNotHere, ResultNotHere
+from distributed_comfy.errors import DistributedComfyError, FrameMalformed, PictureNotHere, ResultNotHere
 from distributed_comfy.frame_plan import FramePlan
 from distributed_comfy.messages import FileRef, ItemResult, TensorRef
 from distributed_comfy.panel.job_items import KnownItems, read_items
@@ -23,6 +23,7 @@ from distributed_comfy.panel.steps import Steps
 from distributed_comfy.panel.words import item_error
 from distributed_comfy.state.records import JobState
 from distributed_comfy.transport.frames import decode_tensor
+from distributed_comfy.transport.pictures import read_picture
 from tasks.cluster import Cluster
 
 _MOST_FILES = 5000
@@ -150,7 +151,7 @@ class JobDetails:
         try:
             content = (spooled or cluster.blobs).get(ref.blob)
             return _drawn(content, ref, cluster.settings.blob_limit_bytes, side_px)
-        except (DistributedComfyError, OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (DistributedComfyError, OSError, ValueError) as error:
             where = f"its result is on host {spool.host}" if spool and spool.host != self._place.settings.host_name else str(error)
             raise PictureNotHere(index=index, job_id=job_id, reason=where) from error
 
@@ -217,9 +218,11 @@ def _is_image(shape: tuple[int, ...]) -> bool:
 def _drawn(content: memoryview | bytes, ref: TensorRef | FileRef, limit_bytes: int, side_px: int) -> Picture:
     """A picture as a small PNG."""
     if isinstance(ref, FileRef):
-        image: Image.Image = Image.open(io.BytesIO(bytes(content)))
+        image = read_picture(bytes(content))
     else:
         batch = decode_tensor(content, limit_bytes=limit_bytes)
+        if not _is_image(batch.shape):
+            raise FrameMalformed(reason=f"an image of shape {list(batch.shape)}")
         pixels = numpy.clip(numpy.nan_to_num(batch[0].astype(numpy.float32)) * 255 + 0.5, 0, 255).astype(numpy.uint8)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((side_px, side_px))

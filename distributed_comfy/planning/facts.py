@@ -25,6 +25,8 @@ _OUTPUT_CLASSES = frozenset(
 """Output nodes by name, for planning while no worker is there to ask."""
 _SILENT_OUTPUTS = frozenset({IMAGE_DIVIDER_CLASS, AUDIO_DIVIDER_CLASS, MODEL_NAME_CLASS})
 """Output nodes that write nothing of what they are given."""
+_FOLDERS = frozenset({"input", "output", "temp"})
+"""Folders in which ComfyUI has the files that nodes name."""
 _FILE_INPUTS = {
     ("LoadImage", "image"): "input",
     ("LoadImageMask", "image"): "input",
@@ -97,7 +99,7 @@ class ClassFacts:
         """Folder of the file that this input names; empty where it names none."""
         for one in self.capabilities:
             folder = one.file_inputs.get(class_type, {}).get(input_name)
-            if folder:
+            if folder in _FOLDERS:  # a worker of another host says it
                 return folder
         return "" if self.is_known(class_type) else _FILE_INPUTS.get((class_type, input_name), "")
 

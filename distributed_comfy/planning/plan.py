@@ -17,7 +17,7 @@ from distributed_comfy.messages import (
     content_hash,
     to_plain,
 )
-from distributed_comfy.planning.collector_inputs import items_input, on_missing_input
+from distributed_comfy.planning.collector_inputs import items_input, load_balance_input, on_missing_input
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
 from distributed_comfy.planning.eight_bit import eight_bit_nodes
 from distributed_comfy.planning.facts import ClassFacts
@@ -32,9 +32,7 @@ from distributed_comfy.workflow.classes import (
     COLLECTOR_SLOTS,
     LEGACY_CLASSES,
     LEGACY_INPUTS,
-    LOAD_BALANCE_INPUT,
     SEED_CLASS,
-    SWITCHED_ON,
     VALUE_CLASS,
 )
 from distributed_comfy.workflow.graph import Graph
@@ -93,7 +91,8 @@ class JobPlan:
     tiles: TileStage | None = None
     """The upscale of the job; the master adds its tiles when it knows how large the image is, see `tile_prompt.tile_specs`."""
     eight_bit: tuple[str, ...] = ()
-    """Collectors, and the upscale, of whose images nothing but 8 bits is used, see `eight_bit`."""
+    """Collectors, and the upscale, of whose images nothing but 8 bits is used, see `eight_bit`.  None in a ComfyUI that runs the prompt:
+    what follows them is not in the job, and its cache hands the images to nodes of later prompts too."""
 
     @property
     def original_prompt_hash(self) -> str:
@@ -189,7 +188,7 @@ def _stages(original: Prompt, facts: ClassFacts, options: PlanOptions) -> _Stage
         repeated = tuple(node_id for node_id in outputs if node_id in varying)
         rest = tuple(node_id for node_id in outputs if node_id not in varying)
         return _Stages(Cut(Graph(prompt).prune(outputs), first_targets=rest), seeds, values, repeated, warnings)
-    few_bits = eight_bit_nodes(graph, collectors, upscale.node_id)
+    few_bits = () if options.outer_outputs is not None else eight_bit_nodes(graph, collectors, upscale.node_id)
     return _Stages(cut, seeds, values, cut.sinks, [*warnings, *cut.warnings], upscale.opened, few_bits)
 
 
@@ -228,7 +227,7 @@ def _item_count(original: Prompt, options: PlanOptions, stages: _Stages) -> int:
     needed = f"{SEED_CLASS} (or {VALUE_CLASS} with worker_values)" + " that feeds the collector" * bool(collectors)
     if options.items is not None:
         return _checked_count(options.items, "--items", varies, needed)
-    if not collectors or any(original[node_id]["inputs"].get(LOAD_BALANCE_INPUT) in SWITCHED_ON for node_id in collectors):
+    if not collectors or any(load_balance_input(original, node_id) for node_id in collectors):
         return 1
     asked = {node_id: items_input(original, node_id, stages.warnings) for node_id in collectors}
     largest = max(asked, key=lambda node_id: asked[node_id])

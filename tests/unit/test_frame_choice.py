@@ -92,6 +92,13 @@ def test_a_collector_that_feeds_an_upscale_is_exact() -> None:
     assert plan_job(parsed(batch()), PlanOptions(), []).eight_bit == ("up",)
 
 
+def test_a_comfyui_that_runs_the_prompt_is_given_floats_whatever_follows() -> None:
+    """What follows is pruned away there, and its cache keeps the images for whatever a later prompt does with them."""
+    exact = node("SaveTheImageMyWay", images=out("collect"))
+    for prompt in (behind(save=node("SaveImage", images=out("collect"))), behind(save=exact), photo()):
+        assert plan_job(parsed(prompt), PlanOptions(items=None, outer_outputs=("save",)), [capability()]).eight_bit == ()
+
+
 # -- places
 PLANS = {option: FramePlan(option, eight_bit=("9", "up"), pictures=("9", "10")) for option in FRAME_OPTIONS}
 

@@ -35,6 +35,16 @@ def test_a_late_step_of_an_item_that_is_here_is_not_shown() -> None:
     assert progress.look().text == "1 of 1 items"
 
 
+def test_what_was_decided_for_the_user_is_told_to_its_end() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(1), ["items of collector 9 is ignored"])
+    progress.step(Step(0, "a", "7", 5, 20))
+    assert progress.look().text == "0 of 1 items; a 5/20; items of collector 9 is ignored"
+    progress.item_done(0, ItemResult(worker="a"))
+    look = progress.look()
+    assert (look.count, look.text) == ("1 of 1 items", "1 of 1 items; items of collector 9 is ignored")
+
+
 def test_many_workers_are_counted() -> None:
     progress = JobProgress()
     progress.begin(job_record(9))

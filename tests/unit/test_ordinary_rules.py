@@ -91,3 +91,19 @@ def test_only_the_outputs_that_are_to_run_count(folders: dict[str, Path]) -> Non
     prompt["other"] = node("SaveImage", images=out("load"), filename_prefix="y")
     assert isinstance(judged(prompt, folders, "save"), Suitable)
     assert "gone.png" in str(judged(prompt, folders, "save", "other"))
+
+
+@pytest.mark.parametrize(
+    ("class_type", "named"),
+    [("LoadImage", "image"), ("LoadImageMask", "image"), ("LoadLatent", "latent"), ("LoadAudio", "audio"), ("LoadVideo", "file")],
+)
+@pytest.mark.parametrize("value", ["../secret.txt", "../secret.txt [output]", "..\\secret.txt [temp]", "{base}/secret.txt"])
+def test_what_loads_a_file_from_outside_of_comfyuis_folders_stays(
+    folders: dict[str, Path], tmp_path: Path, class_type: str, named: str, value: str
+) -> None:
+    (tmp_path / "secret.txt").touch()
+    prompt = {
+        "load": node(class_type, **{named: value.format(base=tmp_path)}),
+        "save": node("SaveImage", images=out("load"), filename_prefix="x"),
+    }
+    assert "outside of" in str(judged(prompt, folders))

@@ -140,8 +140,21 @@ def test_the_number_of_items(inputs: dict[str, Any], options: dict[str, Any], it
     assert len(generate_items(plan(prompt, **options))) == items
 
 
-def test_items_from_another_node_are_ignored_with_a_warning() -> None:
-    job = plan({**txt2img(items=out("number")), "number": node("PrimitiveInt", value=9)}, participants=2)
+def test_items_from_a_number_node_are_followed_and_so_are_its_other_inputs() -> None:
+    prompt = {**txt2img(items=out("number")), "number": node("PrimitiveInt", value=9)}
+    job = plan(prompt, participants=2)
+    assert len(generate_items(job)) == 9 and not job.warnings
+    assert all("number" not in prompt for prompt in job.prompts.values())
+    prompt["collect"]["inputs"].update(load_balance=out("switch"), on_missing=out("word"))
+    prompt |= {"switch": node("PrimitiveBoolean", value=True), "word": node("PrimitiveString", value="drop")}
+    job = plan(prompt, participants=2)
+    assert len(generate_items(job)) == 1 and [each.on_missing for each in job.collectors] == ["drop"]
+    with pytest.raises(PromptMalformed, match="whole number"):
+        plan({**txt2img(items=out("number")), "number": node("PrimitiveString", value="9")})
+
+
+def test_items_that_only_the_run_tells_are_ignored_with_a_warning() -> None:
+    job = plan({**txt2img(items=out("number")), "number": node("GetImageSize", image=out("decode"))}, participants=2)
     assert len(generate_items(job)) == 2
     assert "not known before the run" in job.warnings[0]
     assert all("number" not in prompt for prompt in job.prompts.values())
@@ -289,6 +302,11 @@ def test_files_to_bring_along_are_listed_once_with_their_folder(known: bool) -> 
         FileReference("load", "image", "x.png", "input", "x.png"),
         FileReference("load2", "image", "sub/y.png", "output", "sub/y.png [output]"),
     }
+
+
+def test_a_folder_that_a_worker_made_up_holds_no_files() -> None:
+    worker = capability(file_inputs={"LoadImage": {"image": "../etc"}, "KSampler": {"sampler_name": ""}})
+    assert plan_job(parsed(UNCOLLECTED), PlanOptions(), [worker]).input_files == ()
 
 
 def test_a_resume_key_changes_with_anything_that_decides_the_result() -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from distributed_comfy.engine.base import CapturedValue
-from distributed_comfy.errors import FileDamaged, WorkerLacks
+from distributed_comfy.errors import FileDamaged, PictureUnreadable, WorkerLacks
 from distributed_comfy.messages import Prompt
 from distributed_comfy.transport.latents import read_latent
+from distributed_comfy.transport.pictures import read_picture
 
 CLAIM_MARK = "distributed_comfy_claim"
 """Input that no stock node has: ComfyUI drops it before the call, but knows the result by it, so the node runs in each claim."""
@@ -140,9 +140,8 @@ def read_image(path: Path) -> NDArray[np.float32]:
         FileDamaged: it cannot be read.
     """
     try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture)
-    except (OSError, ValueError) as error:
+        pixels = np.asarray(read_picture(path, formats=("PNG",), most_pixels=2**28))
+    except PictureUnreadable as error:
         raise FileDamaged(name=path.name, found=str(error), expected="a picture") from error
     image: NDArray[np.float32] = np.atleast_3d(pixels).astype(np.float32) / np.float32(255)
     return image
