@@ -48,14 +48,14 @@ class PanelStudio:
         self.joined: subprocess.Popen[str] | None = None
         self.job = ""
 
-    def shoot(self, name: str, *, whole: bool = False) -> None:
-        """The page as it is, down to the end of what it shows."""
+    def shoot(self, name: str, *, most: int = 900) -> None:
+        """The page as it is, down to the end of what it shows, but no more than that many pixels."""
         self.panel.dismiss()
         self.panel.page.mouse.move(1, 1)
         self.panel.page.evaluate(_LEAVE)
         self.panel.page.wait_for_timeout(400)
-        bottom = 0 if whole else int(self.panel.page.evaluate(_BOTTOM)) + MARGIN_PX
-        keep(self.panel.page.screenshot(), name, bottom)
+        bottom = int(self.panel.page.evaluate(_BOTTOM)) + MARGIN_PX
+        keep(self.panel.page.screenshot(), name, min(bottom, most))
 
     def submit(self, title: str, items: int, **inputs: Any) -> str:
         """A job that takes some time; its id."""
@@ -124,7 +124,7 @@ def workers(studio: PanelStudio) -> None:
     studio.shoot("panel-dark")
     panel.page.emulate_media(color_scheme="light")
     panel.page.set_viewport_size(NARROW)
-    studio.shoot("panel-narrow", whole=True)
+    studio.shoot("panel-narrow")
     panel.page.set_viewport_size(WIDE)
 
 
@@ -134,7 +134,7 @@ def job(studio: PanelStudio) -> None:
     studio.panel.section("Jobs")
     studio.panel.page.locator(f".job-row[data-key='{studio.job}']").click()
     until(lambda: studio.panel.page.locator(".cell.done img[data-state=shown]").count() >= ITEMS // 3, START_MS / 1000)
-    studio.shoot("panel-job")
+    studio.shoot("panel-job", most=755)
     for each in (studio.job, waiting):
         studio.rig.line.run("jobs", "cancel", each)
 

@@ -43,11 +43,12 @@ _FIT = """([margin, over]) => {
     ...graph.groups.map((group) => [group.pos[0], group.pos[1], group.pos[0] + group.size[0], group.pos[1] + group.size[1]])];
   const [left, top] = [0, 1].map((side) => Math.min(...boxes.map((box) => box[side])));
   const [right, bottom] = [2, 3].map((side) => Math.max(...boxes.map((box) => box[side])));
-  const { width, height } = canvas.canvas.getBoundingClientRect();
-  const [wide, high] = [width - 2 * margin, height - margin - over];
+  const { left: from, width, height } = canvas.canvas.getBoundingClientRect();
+  const start = Math.max(0, (document.querySelector(".distributed-comfy-panel")?.getBoundingClientRect().right ?? 0) - from) + margin;
+  const [wide, high] = [width - start - margin, height - margin - over];
   const scale = Math.min(wide / (right - left), high / (bottom - top), 1);
   canvas.ds.scale = scale;
-  canvas.ds.offset = [margin / scale - left, over / scale - top];
+  canvas.ds.offset = [start / scale - left, over / scale - top];
   canvas.setDirty(true, true);
   return canvas.canvas.getBoundingClientRect().top + over + (bottom - top) * scale;
 }"""

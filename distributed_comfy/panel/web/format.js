@@ -37,7 +37,8 @@ export function duration(seconds) {
  */
 export function roughly(seconds) {
   const unit = seconds < 60 ? 5 : seconds < 600 ? 30 : seconds < 3600 ? 60 : 600;
-  return duration(Math.max(1, Math.round(seconds / unit)) * unit);
+  const whole = Math.max(1, Math.round(seconds / unit)) * unit;
+  return whole < 60 ? T.seconds(String(whole)) : duration(whole);
 }
 
 /**
