@@ -58,7 +58,9 @@ _BOX = """number => {
   const [x, y] = [left + (node.pos[0] + ds.offset[0]) * ds.scale, top + (node.pos[1] - title + ds.offset[1]) * ds.scale];
   return { x, y, width: node.size[0] * ds.scale, height: (node.size[1] + title) * ds.scale };
 }"""
-_QUIET = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False}
+_QUIET = {  # and small text is shown as text
+    "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}  # fmt: skip
 
 
 class Studio:
