@@ -59,7 +59,8 @@ _BOX = """number => {
   return { x, y, width: node.size[0] * ds.scale, height: (node.size[1] + title) * ds.scale };
 }"""
 _QUIET = {  # and small text is shown as text
-    "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }  # fmt: skip
 
 
