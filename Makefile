@@ -80,7 +80,7 @@ docs: env ## docs/errors.md and docs/settings.md, generated from the code; the t
 	@$(BIN)/python scripts/write_reference.py
 	@$(BIN)/python scripts/write_panel_types.py
 
-screenshots: env ## the pictures of the node pack for docs/images and the template browser (COMFYUI_PATH, chromium): look at each one
+screenshots: env ## the pictures of the node pack and the panel for docs/images and the template browser (COMFYUI_PATH, chromium): look at each one
 	@found=$$(sh scripts/find_comfyui.sh) && COMFYUI_PATH=$$(echo "$$found" | cut -f1) DC_COMFYUI_PYTHON=$$(echo "$$found" | cut -f2) \
 		$(BIN)/python scripts/screenshots.py $(ARGS)
 

@@ -1,4 +1,5 @@
-"""Takes the pictures of the node pack for docs/images and for the template browser, from a real ComfyUI with two workers on the CPU.
+"""Takes the pictures of the node pack and of the panel for docs/images and for the template browser, from a real ComfyUI with two workers
+on the CPU, and from `serve` (panel_pictures.py).
 
     python scripts/screenshots.py [--only NAME ...]
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import tempfile
@@ -17,20 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from PIL import Image  # noqa: E402
+from keeping_pictures import IMAGES, keep, tell
+from panel_pictures import take_panel
+from PIL import Image
 
-from distributed_comfy.comfyui.templates import EXAMPLES_FOLDER, SHOWN_AS  # noqa: E402
-from tests.comfyui.browser import ComfyPage, comfy_page  # noqa: E402
-from tests.comfyui.comfy_process import Comfy, make_base_directory  # noqa: E402
-from tests.comfyui.server_rig import ComfyServer, pack_python  # noqa: E402
-from tests.command_line import CommandLine  # noqa: E402
+from distributed_comfy.comfyui.templates import EXAMPLES_FOLDER, SHOWN_AS
+from tests.comfyui.browser import ComfyPage, comfy_page
+from tests.comfyui.comfy_process import Comfy, make_base_directory
+from tests.comfyui.server_rig import ComfyServer, pack_python
+from tests.command_line import CommandLine
 
-IMAGES = ROOT / "docs" / "images"
-LIMIT_BYTES = 150_000
 TIMEOUT_S = 600.0
+SIDEBAR_TAB = "[aria-label='Distributed Comfy: workers and jobs']"
 WORKERS = ("pc1-cpu", "pc1-cpu-2")
 MODEL = "tiny_checkpoint.safetensors"
 VIEW = {"width": 1480, "height": 800}
@@ -41,11 +43,12 @@ _FIT = """([margin, over]) => {
     ...graph.groups.map((group) => [group.pos[0], group.pos[1], group.pos[0] + group.size[0], group.pos[1] + group.size[1]])];
   const [left, top] = [0, 1].map((side) => Math.min(...boxes.map((box) => box[side])));
   const [right, bottom] = [2, 3].map((side) => Math.max(...boxes.map((box) => box[side])));
-  const { width, height } = canvas.canvas.getBoundingClientRect();
-  const [wide, high] = [width - 2 * margin, height - margin - over];
+  const { left: from, width, height } = canvas.canvas.getBoundingClientRect();
+  const start = Math.max(0, (document.querySelector(".distributed-comfy-panel")?.getBoundingClientRect().right ?? 0) - from) + margin;
+  const [wide, high] = [width - start - margin, height - margin - over];
   const scale = Math.min(wide / (right - left), high / (bottom - top), 1);
   canvas.ds.scale = scale;
-  canvas.ds.offset = [margin / scale - left, over / scale - top];
+  canvas.ds.offset = [start / scale - left, over / scale - top];
   canvas.setDirty(true, true);
   return canvas.canvas.getBoundingClientRect().top + over + (bottom - top) * scale;
 }"""
@@ -55,7 +58,10 @@ _BOX = """number => {
   const [x, y] = [left + (node.pos[0] + ds.offset[0]) * ds.scale, top + (node.pos[1] - title + ds.offset[1]) * ds.scale];
   return { x, y, width: node.size[0] * ds.scale, height: (node.size[1] + title) * ds.scale };
 }"""
-_QUIET = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False}
+_QUIET = {  # and small text is shown as text
+    "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}  # fmt: skip
 
 
 class Studio:
@@ -96,12 +102,7 @@ class Studio:
 
     def shoot(self, name: str, *, whole: bool = False) -> None:
         """The page as it is, into docs/images; all of it, or down to the end of the workflow."""
-        picture: Image.Image = Image.open(io.BytesIO(self.page.page.screenshot()))
-        if not whole:
-            picture = picture.crop((0, 0, picture.width, min(picture.height, self.bottom + 20)))
-        path = IMAGES / f"{name}.webp"
-        picture.convert("RGB").save(path, quality=82, method=6)
-        tell(path)
+        keep(self.page.page.screenshot(), name, 0 if whole else self.bottom + 20)
 
     def thumbnail(self, name: str, *numbers: int) -> None:
         """The square round some nodes, for the template browser."""
@@ -115,14 +116,6 @@ class Studio:
         path = EXAMPLES_FOLDER / f"{name}.jpg"
         square.save(path, quality=85, optimize=True)
         tell(path)
-
-
-def tell(path: Path) -> None:
-    """Where a picture is, and that it is small enough."""
-    size = path.stat().st_size
-    print(f"{path.relative_to(ROOT)}: {size // 1000} kB")
-    if size > LIMIT_BYTES:
-        sys.exit(f"{path} has more than {LIMIT_BYTES} bytes")
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------
@@ -187,10 +180,44 @@ def settings(studio: Studio) -> None:
     studio.page.close_dialogs()
 
 
+def sidebar(studio: Studio) -> None:
+    """The panel beside a workflow that runs."""
+    studio.open("parallel_txt2img", _1={"ckpt_name": MODEL}, _4={"width": 96, "height": 96}, _6={"steps": 200}, _8={"items": 6})
+    studio.server.line.run("workers", "restart", WORKERS[0], "--wait", "120", DC_HOST="pc1")  # with fewer CPUs, as there are two now
+    page = studio.page.page
+    page.locator(SIDEBAR_TAB).first.click()
+    page.locator(".distributed-comfy-panel .top .link.open").wait_for(timeout=TIMEOUT_S * 1000)
+    widen(studio, 360)
+    for worker in WORKERS:
+        page.locator(f"article[data-worker='{worker}'] [data-state=idle]").wait_for(timeout=TIMEOUT_S * 1000)
+    studio.fit()
+    studio.page.listen()
+    studio.page.press_run()
+    for worker in WORKERS:
+        page.locator(f"article[data-worker='{worker}'] .item img[data-state=shown]").first.wait_for(timeout=TIMEOUT_S * 1000)
+    page.wait_for_timeout(300)
+    studio.shoot("panel-sidebar", whole=True)
+    studio.page.wait_end(TIMEOUT_S)
+    page.locator(SIDEBAR_TAB).first.click()
+
+
+def widen(studio: Studio, width: int) -> None:
+    """The sidebar, by its edge."""
+    mouse, edge = studio.page.page.mouse, studio.page.page.locator(".p-splitter-gutter").first.bounding_box()
+    panel = studio.page.page.locator(".distributed-comfy-panel").bounding_box()
+    mouse.move(edge["x"] + edge["width"] / 2, edge["y"] + 300)
+    mouse.down()
+    mouse.move(panel["x"] + width, edge["y"] + 300, steps=5)
+    mouse.up()
+
+
 PICTURES: dict[str, Callable[[Studio], None]] = {
-    "parallel": parallel, "upscale": upscale, "orchestrator": orchestrator, "templates": templates, "settings": settings,
+    "parallel": parallel, "upscale": upscale, "orchestrator": orchestrator, "sidebar": sidebar,
+    "templates": templates, "settings": settings,
 }  # fmt: skip
 """In this order: the templates show what the others leave behind."""
+PANEL = "panel"
+"""All pictures of the panel's own page, which are one story."""
 
 
 def option(studio: Studio, name: str, value: bool) -> None:
@@ -209,6 +236,9 @@ def studio_in(folder: Path) -> Iterator[Studio]:
     (folder / "base").mkdir()
     (folder / "run").mkdir()
     server = ComfyServer(comfy, pack_python(comfy), make_base_directory(comfy, folder / "base"), CommandLine(folder / "run"))
+    options = server.line.folder / "home" / ".config" / "distributed-comfy" / "comfyui.json"
+    options.parent.mkdir(parents=True)
+    options.write_text(json.dumps({"ordinary": False}))  # it would ask, in the middle of a picture
     try:
         server.start("--preview-method", "latent2rgb", DC_HOST="pc1")
         server.until(lambda: server.wait_ready() and server.status()["host"]["agent"] == "here")
@@ -225,10 +255,15 @@ def studio_in(folder: Path) -> Iterator[Studio]:
 
 def main() -> None:
     """Take them."""
-    parser = argparse.ArgumentParser(description="Takes the pictures of the node pack.")
-    parser.add_argument("--only", choices=PICTURES, nargs="+", default=list(PICTURES), help="some of them")
+    parser = argparse.ArgumentParser(description="Takes the pictures of the node pack and of the panel.")
+    parser.add_argument("--only", choices=[*PICTURES, PANEL], nargs="+", default=[*PICTURES, PANEL], help="some of them")
     chosen = parser.parse_args().only
     IMAGES.mkdir(exist_ok=True)
+    if PANEL in chosen:
+        with tempfile.TemporaryDirectory(prefix="screenshots-") as folder:
+            take_panel(Path(folder))
+    if chosen == [PANEL]:
+        return
     with tempfile.TemporaryDirectory(prefix="screenshots-") as folder, studio_in(Path(folder)) as studio:
         for name, take in PICTURES.items():
             if name in chosen:

@@ -133,6 +133,17 @@ def test_bad_input_is_said_beside_its_field(panel: PanelPage) -> None:
     panel.page.keyboard.press("Escape")
 
 
+def test_the_button_of_a_long_form_stays_in_sight(panel: PanelPage) -> None:
+    panel.page.set_viewport_size({"width": 1400, "height": 500})
+    try:
+        panel.action("add")
+        panel.page.locator("dialog [data-argument='--lowvram']").wait_for()
+        button = panel.page.locator("dialog [data-action=send]").bounding_box()
+        assert button["y"] + button["height"] <= 500
+    finally:
+        panel.page.set_viewport_size({"width": 1400, "height": 900})
+
+
 def test_what_the_server_refuses_stands_beside_the_field_too(panel: PanelPage) -> None:
     panel.order(FIRST, "edit")
     dialog = panel.page.locator("dialog")
@@ -236,6 +247,7 @@ def test_the_log_is_live_searched_and_saved(panel: PanelPage, rig: PanelRig) -> 
     before = box.locator(".line").count()
     rig.page.post(f"/workers/{FIRST}/orders", {"order": "probe"})
     until(lambda: box.locator(".line").count() > before)
+    until(lambda: box.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight < 2"))  # the last one is seen
     word = next(word for word in box.locator(".line span").first.inner_text().split() if len(word) > 3)
     panel.page.get_by_label("Search the log").fill(word.upper())
     shown = box.locator(".line:visible").all_inner_texts()
@@ -278,6 +290,12 @@ def test_a_job_is_watched_from_its_card_to_its_files(panel: PanelPage, rig: Pane
     panel.page.locator("dialog img[data-state=shown]").wait_for()
     panel.page.keyboard.press("Escape")
     assert rig.page.get(f"/jobs/{job}")["job"]["state"] == "done"
+
+
+def test_an_estimate_is_no_more_accurate_than_it_can_be(panel: PanelPage) -> None:
+    script = "async (given) => { const { roughly } = await import('/distributed/v2/ui/format.js'); return given.map(roughly); }"
+    said = panel.page.evaluate(script, [0.2, 8, 43, 59, 176, 1234, 4000])
+    assert said == ["5 s", "10 s", "45 s", "1 min", "3 min", "21 min", "1 h 10 min"]
 
 
 def test_jobs_are_paused_preferred_and_cancelled(panel: PanelPage, rig: PanelRig) -> None:

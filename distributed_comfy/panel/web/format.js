@@ -32,6 +32,16 @@ export function duration(seconds) {
 }
 
 /**
+ * A duration that is an estimate: no more accurate than it can be.
+ * @param {number} seconds
+ */
+export function roughly(seconds) {
+  const unit = seconds < 60 ? 5 : seconds < 600 ? 30 : seconds < 3600 ? 60 : 600;
+  const whole = Math.max(1, Math.round(seconds / unit)) * unit;
+  return whole < 60 ? T.seconds(String(whole)) : duration(whole);
+}
+
+/**
  * How long ago something was.
  * @param {number} at_ms
  * @param {number} now_ms

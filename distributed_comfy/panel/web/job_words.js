@@ -1,5 +1,5 @@
 // How a job is, in a colour and a few words.
-import { ago, duration } from "./format.js";
+import { ago, duration, roughly } from "./format.js";
 import { T } from "./texts.js";
 
 /**
@@ -18,6 +18,6 @@ export function colourOf({ state }) {
  */
 export function whenOf(job, now_ms) {
   if (job.ended_ms) return T.took(duration((job.ended_ms - job.created_ms) / 1000), ago(job.ended_ms, now_ms));
-  const ends = job.ends_ms > now_ms ? T.endsIn(duration((job.ends_ms - now_ms) / 1000)) : "";
+  const ends = job.ends_ms > now_ms ? T.endsIn(roughly((job.ends_ms - now_ms) / 1000)) : "";
   return [job.position > 0 && T.position(job.position), ends].filter(Boolean).join(" · ");
 }

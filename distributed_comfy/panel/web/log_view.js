@@ -106,7 +106,14 @@ export class LogView {
     this.fresh = [];
     box.append(part);
     while (box.childElementCount > MOST_LINES) box.firstElementChild?.remove();
-    if (isAtEnd) box.scrollTop = box.scrollHeight;
+    if (isAtEnd) this.toEnd();
+  }
+
+  /** Lines have their true height only when they have been laid out, so once more then. */
+  toEnd() {
+    const go = () => this.box && (this.box.scrollTop = this.box.scrollHeight);
+    go();
+    requestAnimationFrame(go);
   }
 
   /** @param {Line} line */
@@ -134,7 +141,7 @@ export class LogView {
       if (!line.hidden) shown += 1;
     }
     if (this.note) this.note.textContent = this.words || this.onlyWrong ? T.logFound(shown) : T.logLive;
-    if (this.box) this.box.scrollTop = this.box.scrollHeight;
+    this.toEnd();
   }
 
   async download() {

@@ -64,7 +64,7 @@ export const T = {
   engines: { comfyui: "ComfyUI", builtin: "built-in engine, for tests", attach: "a running ComfyUI" },
   startsAgainIn: (/** @type {string} */ time) => `Starts again in ${time}`,
   cardLabel: (/** @type {string} */ name, /** @type {string} */ state) => `Worker ${name}: ${state}`,
-  outdated: "Its settings have changed; restart it to use them.",
+  outdated: "Its settings, or the CPUs that it may use, have changed; a restart brings that.",
   vram: "VRAM",
   ram: "Memory",
   memoryOf: (/** @type {string} */ label, /** @type {string} */ used, /** @type {string} */ total) => `${label} ${used} of ${total}`.trim(),
