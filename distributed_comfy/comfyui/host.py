@@ -41,6 +41,15 @@ class ComfyHost:
         entry = progress.nodes.get(node_id)
         return str(progress.prompt_id) == prompt_id and entry is not None and entry["state"].value != "finished"
 
+    def forget_progress(self, node_ids: tuple[str, ...]) -> None:
+        """Tell the page no more how far nodes are that have run: with each step of one it is told of all that are known."""
+        try:
+            known = importlib.import_module("comfy_execution.progress").get_progress_state().nodes
+        except (ImportError, AttributeError):  # an older version
+            return
+        for node_id in node_ids:
+            known.pop(node_id, None)
+
     def sampling(self) -> Any:
         """The class that lists ``SAMPLERS`` and ``SCHEDULERS``, those of node packs among them."""
         return importlib.import_module("comfy.samplers").KSampler

@@ -215,7 +215,8 @@ class MasterJob:
 
     def _cancel(self) -> None:
         running = self.running
-        assert running is not None
+        if running is None:  # it has come to its end meanwhile, and is cleared away
+            return
         self._cancel_now(running.cluster, running.record.job_id, self._reason)
         self._done.wait(CANCEL_S)
         running.collector.stop()
