@@ -1,7 +1,7 @@
 """This ComfyUI's part in its own jobs: it takes an item when its node waits, runs it as nodes added to the prompt, and hands it in.
 
-turn -> claim -> `expansion` -> ComfyUI runs the nodes -> captures -> spool -> the table is told -> the next turn.  The result never leaves the
-process, and it lies in the spool before the table knows of it, as with every other worker's.
+turn -> claim -> `expansion` -> ComfyUI runs the nodes -> captures -> spool -> the table is told -> the next turn.  The result
+never leaves the process, and it lies in the spool before the table knows of it, as with every other worker's.
 """
 from __future__ import annotations
 
@@ -338,6 +338,8 @@ class Participation:
 
     def _kept_from_all(self, job: MasterJob, running: RunningJob) -> str:
         """What this ComfyUI lacks for every item; empty where it could run some."""
+        if self._host.cannot_add_nodes:
+            return f"this ComfyUI {self._host.cannot_add_nodes}"
         if not job.can_run_here:
             return f"this ComfyUI lacks {', '.join(job.accepted.foreign)}"
         need, own = running.record.requirement, self._device_class()

@@ -13,6 +13,7 @@ import pytest
 from tests.cluster_fixtures import open_rig
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.master_rig import Master, open_master
+from tests.comfyui.test_master_bad_days import slow
 from tests.prompts import node, out
 
 COUNTED_PICTURE = '''
@@ -88,3 +89,20 @@ def test_more_items_than_calls_nest_are_made_here_each_as_fast_as_the_first(
     first, last = statistics.median(times[1:101]), statistics.median(times[-100:])
     assert last < 2.5 * first, f"{first:.3f} s an item at first, {last:.3f} s at last"
     assert max(one["alive"] for one in made) <= 4, "what an item made is let go when its turn is over"
+
+
+def test_a_comfyui_that_takes_no_added_nodes_leaves_all_to_workers_and_says_what_to_do_without_one(
+    comfy: Comfy, packed_python: str, base_directory: Path, cluster_servers: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "master").mkdir()
+    with open_rig("builtin", cluster_servers, tmp_path / "workers", prefix="no-cache:", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, tmp_path / "master", rig, "--cache-none", models=False, DC_HOST="here"
+    ) as master:
+        entry = master.server.wait(master.server.queue(slow("nobody", 3, milliseconds=1)))
+        kind, facts = entry["status"]["messages"][-1]
+        assert kind == "execution_error" and facts["node_id"] == "9"
+        assert "--cache-none" in facts["exception_message"] and "start this ComfyUI without that option" in facts["exception_message"]
+        rig.start("one")
+        master.server.execute(slow("one worker", 6, milliseconds=50))
+        assert master.recorded("one worker") == list(range(100, 106))
+        assert master.workers_of(master.last_job()) == ["one"] * 6

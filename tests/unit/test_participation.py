@@ -43,7 +43,7 @@ def waiting(model: str = "here.safetensors", device_class: str = "") -> tuple[Pa
     job = SimpleNamespace(accepted=accepted, progress=JobProgress(), running=running, phase="running", can_run_here=True, over=False)
     job.progress.begin(whole.record)
     host = SimpleNamespace(
-        nodes=SimpleNamespace(NODE_CLASS_MAPPINGS={"Sampler": Sampler}),
+        nodes=SimpleNamespace(NODE_CLASS_MAPPINGS={"Sampler": Sampler}), cannot_add_nodes="",
         model_management=SimpleNamespace(throw_exception_if_processing_interrupted=lambda: None),
     )
     places: Any = SimpleNamespace(takes_part=lambda: True, host=host)
