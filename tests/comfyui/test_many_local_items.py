@@ -106,3 +106,15 @@ def test_a_comfyui_that_takes_no_added_nodes_leaves_all_to_workers_and_says_what
         master.server.execute(slow("one worker", 6, milliseconds=50))
         assert master.recorded("one worker") == list(range(100, 106))
         assert master.workers_of(master.last_job()) == ["one"] * 6
+
+
+def test_items_are_made_here_with_a_cache_of_a_size_too(
+    comfy: Comfy, packed_python: str, base_directory: Path, cluster_servers: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "master").mkdir()
+    with open_rig("builtin", cluster_servers, tmp_path / "workers", prefix="small-cache:", names=()) as rig, open_master(
+        comfy, packed_python, base_directory, tmp_path / "master", rig, "--cache-lru", "5", models=False, DC_HOST="here"
+    ) as master:
+        for label in ("first", "second"):
+            master.server.execute(slow(label, 12, milliseconds=1))
+            assert master.recorded(label) == list(range(100, 112))
