@@ -1014,6 +1014,15 @@ class OnlyWorkersHave(JobError):
         super().__init__(remedy=remedy, **fields)
 
 
+class NoItemsHere(JobError):
+    """No worker can run the job of a prompt, and the ComfyUI that accepted it makes no items itself."""
+
+    code = "no_items_here"
+    sentence = (
+        "this ComfyUI {why}, so it makes no items itself, and no worker can: {reason}; {remedy}, or start this ComfyUI without that option"
+    )
+
+
 class WorkerNodeFailed(JobError):
     """What failed on a worker, for the node in ComfyUI that waited for it: node, exception and traceback there."""
 

@@ -17,7 +17,7 @@ from distributed_comfy.workflow.graph import Graph, Link, as_link
 CAPTURE_CLASS = "DistributedLocalCapture"
 """Internal: takes what a sink would have taken."""
 END_CLASS = "DistributedLocalEnd"
-"""Internal: stands for the collector from the end of a local item on."""
+"""Internal: hands a local item in."""
 SINK_INPUT = "sink"
 AFTER_INPUT = "after"
 """A raw link, for the order alone: a value that is blocked must not keep the item from ending."""
@@ -55,7 +55,7 @@ class Expansion:
 
     nodes: Prompt
     end: str
-    """Id of the node that ends the item; it has the outputs of the node that asked."""
+    """Id of the node that ends the item."""
     shared: frozenset[str]
     """Nodes of the item for which the outer prompt's own run."""
 

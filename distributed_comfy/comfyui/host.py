@@ -41,6 +41,20 @@ class ComfyHost:
         entry = progress.nodes.get(node_id)
         return str(progress.prompt_id) == prompt_id and entry is not None and entry["state"].value != "finished"
 
+    @property
+    def cannot_add_nodes(self) -> str:
+        """Why nodes cannot be added to a prompt that runs; empty where they can."""
+        return "runs with --cache-none, which takes no added nodes" if getattr(self.args, "cache_none", False) else ""
+
+    def forget_progress(self, node_ids: tuple[str, ...]) -> None:
+        """Tell the page no more how far nodes are that have run: with each step of one it is told of all that are known."""
+        try:
+            known = importlib.import_module("comfy_execution.progress").get_progress_state().nodes
+        except (ImportError, AttributeError):  # an older version
+            return
+        for node_id in node_ids:
+            known.pop(node_id, None)
+
     def sampling(self) -> Any:
         """The class that lists ``SAMPLERS`` and ``SCHEDULERS``, those of node packs among them."""
         return importlib.import_module("comfy.samplers").KSampler

@@ -25,13 +25,14 @@ from distributed_comfy.comfyui.jobs import MasterJobs
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
 from distributed_comfy.comfyui.local_failures import watch_execution
-from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd
+from distributed_comfy.comfyui.local_nodes import DistributedLocalCapture, DistributedLocalEnd, DistributedLocalTurn, DistributedLocalWait
 from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.master_nodes import JobNodes, MasterCollector, MasterUpscale
 from distributed_comfy.comfyui.node_texts import NodeTexts
 from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.participation import Participation
 from distributed_comfy.comfyui.passing import JOB_CLASSES, PATHS, Passing
+from distributed_comfy.comfyui.turns import TURN_CLASS, WAIT_CLASS
 from distributed_comfy.engine.comfyui.device import device_class
 from distributed_comfy.engine.comfyui.launch import tree_commit
 from distributed_comfy.engine.options import EngineOptions
@@ -76,7 +77,7 @@ def install_intake(pack: Pack) -> None:
     _at_exit(jobs.close)
     host.server.app.middlewares.append(intake(jobs))
     _let_pass(pack)
-    watch_execution(host, participation.fails, participation.users_node)
+    watch_execution(host, participation)
 
 
 def _at_exit(call: Callable[[], None]) -> None:
@@ -87,7 +88,7 @@ def _at_exit(call: Callable[[], None]) -> None:
 def _register(pack: Pack, nodes: JobNodes) -> None:
     ours = {
         COLLECTOR_CLASS: MasterCollector, UPSCALE_CLASS: MasterUpscale, CAPTURE_CLASS: DistributedLocalCapture,
-        END_CLASS: DistributedLocalEnd,
+        END_CLASS: DistributedLocalEnd, TURN_CLASS: DistributedLocalTurn, WAIT_CLASS: DistributedLocalWait,
     }  # fmt: skip
     for name, node_class in ours.items():
         sampling = {"sampling": pack.host.sampling()} if name == UPSCALE_CLASS else {}

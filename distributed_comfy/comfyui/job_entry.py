@@ -21,6 +21,7 @@ from distributed_comfy.errors import (
     ConnectionLost,
     NobodyCapable,
     NoCapableWorker,
+    NoItemsHere,
     NoWorker,
     OnlyWorkersHave,
     RunInterrupted,
@@ -96,22 +97,29 @@ class JobEntry:
 
         Raises:
             BadInput: any of its kinds, as `submit_prompt`.
-            OnlyWorkersHave, NobodyCapable: this ComfyUI cannot run it, and nobody else can now.
+            OnlyWorkersHave, NobodyCapable, NoItemsHere: this ComfyUI cannot run it, and nobody else can now.
             ClusterUnavailable: this ComfyUI cannot run it, and there is no cluster.
         """
         parsed = replace(parse_prompt(self._accepted.needed), extra_pnginfo=self._accepted.extra_pnginfo)
         given = GivenPrompt(parsed, Path.cwd(), f"ComfyUI {self._accepted.prompt_id[:8]}")
         options = SubmitOptions(resume_in=self._places.folder, outer=self._outer())
         lacking = ", ".join(self._accepted.foreign)
+        barred = self._places.host.cannot_add_nodes
         try:
             entered = self._patiently(given, options)
         except NoWorker as error:
+            if not lacking:
+                raise NoItemsHere(why=barred, reason="no worker is alive", remedy=error.fields["remedy"]) from error
             raise OnlyWorkersHave(what=lacking, remedy=error.fields["remedy"]) from error
         except NoCapableWorker as error:
+            if not lacking:
+                raise NoItemsHere(why=barred, reason=error.fields["lacks"], remedy="start one that can") from error
             raise NobodyCapable(lacks=f"{error.fields['lacks']}; this ComfyUI lacks {lacking}") from error
         except AWAY as error:
             if self._stop.is_set() or lacking:
                 raise
+            if barred:
+                raise NoItemsHere(why=barred, reason=str(error), remedy="start a server and a worker") from error
             self._tell_alone(error)
             entered = Entered(self._places.alone, submit_prompt(self._places.alone, given, options, self._stop))
         record, plan = entered.queued.record, entered.queued.plan
@@ -139,7 +147,7 @@ class JobEntry:
             except AWAY as error:
                 if self._stop.wait(PAUSE_S):
                     raise RunInterrupted(when="before all of the job was here") from None
-                if time.monotonic() < give_up_at or self._accepted.foreign:
+                if time.monotonic() < give_up_at or not self._can_run_items:
                     continue
                 self._tell_alone(error)
                 cluster = self._places.alone
@@ -147,8 +155,13 @@ class JobEntry:
             log.info("job %s goes on: %d of %d items are here", record.job_id, here, record.items)
             return Entered(cluster, moved)
 
+    @property
+    def _can_run_items(self) -> bool:
+        """Whether this ComfyUI can make items of this job."""
+        return not self._accepted.foreign and not self._places.host.cannot_add_nodes
+
     def _outer(self) -> OuterRun:
-        can_run = not self._accepted.foreign
+        can_run = self._can_run_items
         takes_part = self._places.takes_part() and can_run
         return OuterRun(self._accepted.outputs, self._places.engine_version, self._places.host.folders, can_run, takes_part)
 

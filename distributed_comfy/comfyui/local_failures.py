@@ -1,16 +1,18 @@
-"""What becomes of a node that fails in an item of a job in this ComfyUI.
+"""What becomes of a node that fails in an item of a job in this ComfyUI, and of what an item leaves in ComfyUI's memory.
 
 Where it ran out of memory, the item is tried elsewhere, although ComfyUI itself would end the whole prompt: the node then counts as run,
 with outputs that keep everything behind it from running; the node that ends the item runs all the same, and gives the item back.
 Any other failure is the prompt's, as ever, and ComfyUI shows it at the node of the user's prompt that failed.
+
+ComfyUI keeps what the nodes of an item gave until the node that added them is gone from its prompts.  Nobody asks for it once the turn of
+the item is over: it is let go then, by what ComfyUI itself calls for a node that adds others in place of those it has added before.
 """
 from __future__ import annotations
 
 import functools
 import inspect
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from distributed_comfy.comfyui.host import ComfyHost
 
@@ -18,18 +20,27 @@ log = logging.getLogger(__name__)
 
 _ID, _NODE = "current_item", "obj"
 """Names of arguments: of what executes a node, and of what runs its function."""
+_CACHES = "caches"
+"""The same: what ComfyUI remembers of nodes."""
 _PLACE = "node_id"
 """Key of what ComfyUI's executor tells about a failure."""
 
 
-def watch_execution(host: ComfyHost, takes: Callable[[str, Exception], bool], users_node: Callable[[str], str]) -> None:
-    """Look at each failure of a node before ComfyUI does.
+class LocalItems(Protocol):
+    """Whoever knows the items that run here."""
 
-    Args:
-        host: this ComfyUI.
-        takes: given the node and its exception; true where the prompt is to go on without what the node gives.
-        users_node: given a node, where its failure is to be shown; the same id where ComfyUI is to decide.
-    """
+    def fails(self, node_id: str, error: Exception) -> bool:
+        """Whether the prompt is to go on without what a failed node gives."""
+
+    def users_node(self, node_id: str) -> str:
+        """Where a node's failure is to be shown; the same id where ComfyUI is to decide."""
+
+    def leftovers(self, node_id: str) -> tuple[str, ...] | None:
+        """The nodes of an item that ended with this node; None where none did."""
+
+
+def watch_execution(host: ComfyHost, items: LocalItems) -> None:
+    """Look at how each node ends before ComfyUI does."""
     execution = host.execution
     functions = [getattr(execution, name, None) for name in ("execute", "get_output_data")]
     signatures = [inspect.signature(one or watch_execution) for one in functions]
@@ -46,11 +57,20 @@ def watch_execution(host: ComfyHost, takes: Callable[[str, Exception], bool], us
     @functools.wraps(execute)
     async def watched(*args: Any, **options: Any) -> Any:
         result = await execute(*args, **options)
-        if result[0] != execution.ExecutionResult.FAILURE or not isinstance(result[-1], Exception):
+        if result[0] == execution.ExecutionResult.PENDING:
             return result
-        node_id = str(of_execute.bind(*args, **options).arguments[_ID])
-        if not takes(node_id, result[-1]):
-            return _shown_at(users_node(node_id), node_id, result)
+        given = of_execute.bind(*args, **options).arguments
+        node_id = str(given[_ID])
+        if result[0] == execution.ExecutionResult.SUCCESS:
+            made = items.leftovers(node_id)
+            if made is not None:
+                host.forget_progress((node_id, *made))
+                await _let_go(given.get(_CACHES), node_id)
+            return result
+        if not isinstance(result[-1], Exception):
+            return result
+        if not items.fails(node_id, result[-1]):
+            return _shown_at(items.users_node(node_id), node_id, result)
         # The executor itself keeps these outputs, in the form that its version's cache has; one node runs at a time.
         running, execution.get_output_data = execution.get_output_data, blocked
         try:
@@ -59,6 +79,14 @@ def watch_execution(host: ComfyHost, takes: Callable[[str, Exception], bool], us
             execution.get_output_data = running
 
     execution.execute = watched
+
+
+async def _let_go(caches: Any, node_id: str) -> None:
+    """Forget what nodes gave that a node has added; what they have shown stays in the history."""
+    for name in ("outputs", "objects"):
+        add = getattr(getattr(caches, name, None), "ensure_subcache_for", None)
+        if add is not None:
+            (await add(node_id, ())).clean_unused()
 
 
 def _shown_at(place: str, node_id: str, result: tuple[Any, ...]) -> tuple[Any, ...]:

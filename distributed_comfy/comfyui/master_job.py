@@ -155,7 +155,7 @@ class MasterJob:
     @property
     def can_run_here(self) -> bool:
         """Whether this ComfyUI could run an item itself."""
-        return not self.accepted.foreign
+        return not self.accepted.foreign and not self._places.host.cannot_add_nodes
 
     @property
     def over(self) -> bool:
@@ -215,10 +215,10 @@ class MasterJob:
 
     def _cancel(self) -> None:
         running = self.running
-        assert running is not None
-        self._cancel_now(running.cluster, running.record.job_id, self._reason)
-        self._done.wait(CANCEL_S)
-        running.collector.stop()
+        if running is not None:  # else it has come to its end meanwhile, and is cleared away
+            self._cancel_now(running.cluster, running.record.job_id, self._reason)
+            self._done.wait(CANCEL_S)
+            running.collector.stop()
 
     def leave(self, cluster: Cluster, wait_s: float) -> None:
         """Its cluster is gone: go on in another one, which may take so long to come, else without; returns at once."""

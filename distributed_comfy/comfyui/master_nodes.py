@@ -13,6 +13,7 @@ from distributed_comfy.comfyui.master_job import MasterJob, is_cancelled
 from distributed_comfy.comfyui.node_texts import NodeTexts
 from distributed_comfy.comfyui.participation import Participation
 from distributed_comfy.comfyui.previews import preview_for_page
+from distributed_comfy.comfyui.turns import OVER, Turns
 from distributed_comfy.errors import JobFailed, ValidationRefused, WorkerNodeFailed
 from distributed_comfy.nodes.collector import DistributedCollector
 from distributed_comfy.nodes.upscale import UltimateSDUpscaleDistributed
@@ -52,20 +53,40 @@ class JobNodes:
         return self.jobs.of_node(node_id) is not None
 
     async def wait(self, job: MasterJob, node_id: str, outputs: int) -> Any:
-        """What the node gives, when it is here, or nodes that ComfyUI is to add before: an item to run.  Shows how far the job is.
+        """What the node gives, when it is here; where this ComfyUI takes part, nodes that ComfyUI is to add before.
 
         Args:
+            job: that it waits for.
+            node_id: the node.
             outputs: of the node.
         Raises:
             The error with which the job failed; ComfyUI's own where the prompt was interrupted.
         """
+        participation = self.participation
+        found = await self._until(
+            job, node_id, lambda: job.values(node_id), lambda: participation.take_turns(job, node_id, outputs)
+        )
+        if not isinstance(found, dict):
+            self._texts.stays(node_id)
+        return found
+
+    async def turn(self, turns: Turns, turn_id: str) -> Any:
+        """Nodes that ComfyUI is to add: an item to run.  `OVER`, when all that the node behind the turn waits for is here.
+
+        Raises:
+            As `wait`.
+        """
+        return await self._until(turns.job, turns.node_id, lambda: (OVER,), lambda: self.participation.begin(turns, turn_id))
+
+    async def _until(self, job: MasterJob, node_id: str, values: Callable[[], Any], begin: Callable[[], Any]) -> Any:
+        """Wait for a job, and show how far it is: what there is when all that a node gives is here, or what can be begun before that."""
         job.start()
         view = _View(self.host, self._texts, node_id)
         try:
             while True:
                 self._check()
                 view.show(job)
-                found = await self.unless_interrupted(self._look, job, node_id, outputs)
+                found = await self.unless_interrupted(self._look, job, node_id, values, begin)
                 if found is not None:
                     break
                 await asyncio.sleep(POLL_S)
@@ -76,8 +97,6 @@ class JobNodes:
             self._texts.over(job, "error")
             raise
         view.show(job)
-        if not isinstance(found, dict):  # else an item is added, and the node goes on waiting after it
-            self._texts.stays(node_id)
         return found
 
     async def unless_interrupted(self, call: Callable[..., T], *args: Any) -> T:
@@ -101,14 +120,14 @@ class JobNodes:
             raise self.host.model_management.InterruptProcessingException
         self.host.model_management.throw_exception_if_processing_interrupted()
 
-    def _look(self, job: MasterJob, node_id: str, outputs: int) -> Any:
+    def _look(self, job: MasterJob, node_id: str, values: Callable[[], Any], begin: Callable[[], Any]) -> Any:
         if job.running is not None and job.running.has(node_id):
-            return job.values(node_id)
+            return values()
         if job.phase == "failed" and job.interrupted and is_cancelled(job.error):  # also where a node has swallowed ComfyUI's flag
             raise self.host.model_management.InterruptProcessingException
         if job.phase == "failed":
             raise _as_comfyui_shows_it(job)
-        return self.participation.begin(job, node_id, outputs)
+        return begin()
 
 
 class _View:

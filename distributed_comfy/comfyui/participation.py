@@ -1,7 +1,7 @@
 """This ComfyUI's part in its own jobs: it takes an item when its node waits, runs it as nodes added to the prompt, and hands it in.
 
-claim -> `expansion` -> ComfyUI runs the nodes -> captures -> spool -> the table is told -> the next claim.  The result never leaves the
-process, and it lies in the spool before the table knows of it, as with every other worker's.
+turn -> claim -> `expansion` -> ComfyUI runs the nodes -> captures -> spool -> the table is told -> the next turn.  The result
+never leaves the process, and it lies in the spool before the table knows of it, as with every other worker's.
 """
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.job_entry import JobPlaces
 from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
 from distributed_comfy.comfyui.other_workers import OtherWorkers
+from distributed_comfy.comfyui.turns import AllTurns, Turns, how_many, turn_nodes
 from distributed_comfy.comfyui.unfit_items import UnfitItems
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.engine.context import GraphContext
@@ -57,8 +58,6 @@ class LocalRun:
     """Of the ids of its nodes."""
     fed: GraphContext
     """What its sources supply."""
-    outputs: int
-    """Of the node that waits."""
     began: float = field(default_factory=time.monotonic)
     captures: list[tuple[str, str, int, Any]] = field(default_factory=list)
     """Sink, slot, position in the list, value."""
@@ -98,6 +97,7 @@ class Participation:
         self._runs: dict[str, LocalRun] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self.turns = AllTurns()
         self._others = OtherWorkers()
         self._tried: dict[str, float] = defaultdict(float)
         self._unfit = UnfitItems(places.host)
@@ -107,18 +107,25 @@ class Participation:
         """Jobs of which an item ran out of memory here: they are left to workers, where there are any."""
 
     # -- for whoever waits
-    def begin(self, job: MasterJob, node_id: str, outputs: int) -> dict[str, Any] | None:
-        """Take an item, if there is one for this ComfyUI: what the node gives ComfyUI to run it.
+    def take_turns(self, job: MasterJob, node_id: str, outputs: int) -> dict[str, Any] | None:
+        """What the node gives ComfyUI, where this ComfyUI may take items of its job: turns, and one that waits for them.
 
         Args:
+            job: that the node waits for.
+            node_id: the node.
             outputs: of the node.
         """
-        running = job.running
-        if running is None or job.phase != "running":
+        running = self._may_take(job)
+        if running is None:
             return None
-        here, stuck = self._lacking(job, running)
-        others_can = self._others.can_run(job, running, here, stuck)
-        if not self._is_due(running) or not self._may_take(job, running, others_can):
+        wait, nodes = turn_nodes(self.turns.add(job, node_id, outputs), how_many(running))
+        return {"result": tuple([wait, slot] for slot in range(outputs)), "expand": nodes}
+
+    def begin(self, turns: Turns, turn_id: str) -> dict[str, Any] | None:
+        """Take an item, if there is one for this ComfyUI: what the turn gives ComfyUI to run it."""
+        job = turns.job
+        running = self._may_take(job)
+        if running is None or not self._is_due(running):
             return None
         try:
             claim = self._guest.claim(running.cluster, running.record.job_id, self._unfit.of(job, running).keys())
@@ -129,12 +136,13 @@ class Participation:
             self._out_of_items.add(running.record.job_id)
             return None
         self._out_of_items.discard(running.record.job_id)
-        return self._begin(job, running, (node_id, outputs), claim)
+        run = self._begin(job, running, turns.node_id, claim)
+        return self._expand(run, turns, turn_id) if run is not None else None
 
-    def _begin(self, job: MasterJob, running: RunningJob, asking: tuple[str, int], claim: Claim) -> dict[str, Any] | None:
-        """A claimed item for the node that asks (its id and the number of its outputs), or nothing: then it is given back."""
+    def _begin(self, job: MasterJob, running: RunningJob, node_id: str, claim: Claim) -> LocalRun | None:
+        """A claimed item for the node that waits, or nothing: then it is given back."""
         try:
-            run = self._run(job, running, asking, claim)
+            run = self._run(job, running, node_id, claim)
         except (ClusterUnavailable, redis.RedisError) as error:
             log.info("item %s does not begin here: %s", item_id(claim.job_id, claim.index), error)
             self._guest.give_back(running.cluster, claim, "release")
@@ -148,9 +156,9 @@ class Participation:
             self._unfit.add(job, running, claim.index, why)
             self._guest.give_back(running.cluster, claim, "release", OnlyWorkersHave(what=why.removeprefix("lacks ")))
             return None
-        return self._expand(run)
+        return run
 
-    def _run(self, job: MasterJob, running: RunningJob, asking: tuple[str, int], claim: Claim) -> LocalRun:
+    def _run(self, job: MasterJob, running: RunningJob, node_id: str, claim: Claim) -> LocalRun:
         """All that is known about a claimed item; see `_begin`."""
         spec = _spec(running, claim)
         prompt = apply_patches(dict(running.plan.prompts[spec.prompt_hash]), spec.patches)
@@ -161,10 +169,9 @@ class Participation:
         )  # fmt: skip
         fed = GraphContext(running.cluster.blobs, feed_timeout_s=FEED_TIMEOUT_S)
         fed.begin(request, check=self._host.model_management.throw_exception_if_processing_interrupted)
-        node_id, outputs = asking
-        return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}.", fed, outputs)
+        return LocalRun(job, running, node_id, claim, spec, prompt, f"{node_id}~{next(self._numbers)}.", fed)
 
-    def _expand(self, run: LocalRun) -> dict[str, Any] | None:
+    def _expand(self, run: LocalRun, turns: Turns, turn_id: str) -> dict[str, Any] | None:
         accepted, claim = run.job.accepted, run.claim
         item = LocalItem(run.placed(), run.spec.targets, claim.claim_id, run.node_id)
         expansion = expand_item(item, OuterPrompt(accepted.planned, accepted.running, accepted.runs_anyway), run.prefix)
@@ -176,7 +183,8 @@ class Participation:
             self._guest.give_back(run.running.cluster, claim, "release")
             return None
         log.info("item %s starts in this ComfyUI (seed %s)", item_id(claim.job_id, claim.index), run.spec.seed or "-")
-        return {"result": tuple([expansion.end, slot] for slot in range(run.outputs)), "expand": expansion.nodes}
+        turns.made[turn_id] = tuple(expansion.nodes)
+        return {"result": ([expansion.end, 0],), "expand": expansion.nodes}
 
     # -- for the nodes of an item
     def supply(self, node_id: str, slot: str) -> list[Any]:
@@ -221,6 +229,10 @@ class Participation:
         self._host.model_management.unload_all_models()
         return True
 
+    def leftovers(self, node_id: str) -> tuple[str, ...] | None:
+        """See `local_failures.LocalItems.leftovers`."""
+        return self.turns.leftovers(node_id)
+
     def users_node(self, node_id: str) -> str:
         """The node of the user's prompt that a node of a local item was made from; the same id for all others."""
         run = self._run_of(node_id)
@@ -231,18 +243,18 @@ class Participation:
         with self._lock:
             return next((run for run in self._runs.values() if node_id.startswith(run.prefix)), None)
 
-    def finish(self, claim_id: str) -> LocalRun | None:
-        """Hand in an item whose nodes have run, or give it back; None where its prompt is over."""
+    def finish(self, claim_id: str) -> bool:
+        """Hand in an item whose nodes have run, or give it back; False where its prompt is over."""
         with self._lock:
             run = self._runs.pop(claim_id, None)
         if run is None:
-            return None
+            return False
         job_id, index = run.claim.job_id, run.claim.index
         if run.error is not None:
             if isinstance(run.error, OutOfMemory):
                 self._too_large.add(job_id)
             self._guest.give_back(run.running.cluster, run.claim, "retry", run.error)
-            return run
+            return True
         store = MemoryBlobStore()
         try:
             result = self._result(run, store)
@@ -258,7 +270,7 @@ class Participation:
             elsewhere = "" if taken else "; it was done elsewhere, too"
             log.info("item %s is done here in %.2f s%s", item_id(job_id, index), result.seconds, elsewhere)
         self._tried[job_id] = 0.0
-        return run
+        return True
 
     def drop(self, job: MasterJob) -> None:
         """The job's prompt is over: what runs of it here does not any more."""
@@ -268,6 +280,7 @@ class Participation:
                 del self._runs[run.claim.claim_id]
         for run in runs:
             self._guest.give_back(run.running.cluster, run.claim, "release")
+        self.turns.drop(job)
         self._unfit.forget(job.job_id)
         self._out_of_items.discard(job.job_id)
         self._too_large.discard(job.job_id)
@@ -302,12 +315,20 @@ class Participation:
         self._tried[job_id] = now
         return True
 
-    def _may_take(self, job: MasterJob, running: RunningJob, others_can: bool) -> bool:
-        """What the user wants; and where no worker is left, this ComfyUI makes all of it."""
+    def _may_take(self, job: MasterJob) -> RunningJob | None:
+        """The job as it is collected, where this ComfyUI may take items of it.
+
+        That is what the user wants; and where no worker is left, this ComfyUI makes all of it.
+        """
+        running = job.running
+        if running is None or job.phase != "running":
+            return None
+        here, stuck = self._lacking(job, running)
+        others_can = self._others.can_run(job, running, here, stuck)
         if self._kept_from_all(job, running):
-            return False
+            return None
         wanted = self._takes_part() and running.record.job_id not in self._too_large
-        return not others_can or wanted
+        return running if not others_can or wanted else None
 
     def _lacking(self, job: MasterJob, running: RunningJob) -> tuple[str, bool]:
         """What this ComfyUI lacks for items that are left, in words, and whether there is no other left that it could take."""
@@ -317,6 +338,8 @@ class Participation:
 
     def _kept_from_all(self, job: MasterJob, running: RunningJob) -> str:
         """What this ComfyUI lacks for every item; empty where it could run some."""
+        if self._host.cannot_add_nodes:
+            return f"this ComfyUI {self._host.cannot_add_nodes}"
         if not job.can_run_here:
             return f"this ComfyUI lacks {', '.join(job.accepted.foreign)}"
         need, own = running.record.requirement, self._device_class()

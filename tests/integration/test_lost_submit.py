@@ -35,6 +35,8 @@ PROMPT = {
 class Host:
     """A ComfyUI, as far as a submission looks at it."""
 
+    cannot_add_nodes = ""
+
     def __init__(self, folder: Path) -> None:
         self.folders = dict.fromkeys(("input", "output", "temp"), folder)
 

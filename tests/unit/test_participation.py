@@ -43,7 +43,7 @@ def waiting(model: str = "here.safetensors", device_class: str = "") -> tuple[Pa
     job = SimpleNamespace(accepted=accepted, progress=JobProgress(), running=running, phase="running", can_run_here=True, over=False)
     job.progress.begin(whole.record)
     host = SimpleNamespace(
-        nodes=SimpleNamespace(NODE_CLASS_MAPPINGS={"Sampler": Sampler}),
+        nodes=SimpleNamespace(NODE_CLASS_MAPPINGS={"Sampler": Sampler}), cannot_add_nodes="",
         model_management=SimpleNamespace(throw_exception_if_processing_interrupted=lambda: None),
     )
     places: Any = SimpleNamespace(takes_part=lambda: True, host=host)
@@ -52,7 +52,7 @@ def waiting(model: str = "here.safetensors", device_class: str = "") -> tuple[Pa
 
 def test_items_that_must_be_made_by_one_kind_of_device_wait_aloud_for_it() -> None:
     participation, job = waiting(device_class="RTX 4090")
-    assert participation.begin(job, "9", 1) is None
+    assert participation.take_turns(job, "9", 1) is None
     assert job.progress.look().text == (
         "0 of 2 items; waiting: no live worker can run it, and this ComfyUI lacks device class RTX 4090 (it has cpu);"
         " start one that can, or interrupt"
@@ -61,7 +61,7 @@ def test_items_that_must_be_made_by_one_kind_of_device_wait_aloud_for_it() -> No
 
 def test_a_model_that_this_comfyui_lacks_fails_its_job_where_no_worker_can_ever_come() -> None:
     participation, job = waiting(model="big.safetensors")
-    assert participation.begin(job, "9", 1) is None
+    assert participation.begin(participation.turns.add(job, "9", 1), "9~turns1.0") is None
     table = job.running.cluster.jobs
     assert table.job_state(JOB).state == "failed"
     error = table.item_states(JOB)[0].error
