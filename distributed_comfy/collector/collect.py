@@ -42,8 +42,8 @@ from distributed_comfy.transport.blobs import BlobStore
 log = logging.getLogger(__name__)
 
 LONG_AGO = float("-inf")
-_PROBE = "anybody#1"
-"""Id of no blob: whether the store answers is all that is asked."""
+_PROBE = "0" * 12 + "#1"
+"""Id of no blob, of the form that every master may ask for: whether the store answers is all that is asked."""
 
 
 @dataclass(frozen=True)
