@@ -74,8 +74,8 @@ class HostWorkers:
         self._secret = ""
         self._ran: frozenset[str] = frozenset()
         """Workers that were to run when the agent ended before this ComfyUI did, as with its servers."""
-        self._begins = False
-        """The agent is on its way, and what it starts by itself with it."""
+        self._begins = True
+        """The agent is yet to come to its cluster, and what it starts by itself with it."""
 
     # -- life ------------------------------------------------------------------------------------------------------------
     def run(self, cluster: Cluster, servers: Servers, wait: Callable[[float], bool]) -> None:
@@ -88,7 +88,7 @@ class HostWorkers:
         Raises:
             Exception: what ``wait`` raises.
         """
-        self._cluster, self._begins = cluster, True
+        self._cluster = cluster
         try:
             environment = by_ids(self._host, self._surroundings.environment or {})
             self._surroundings = replace(self._surroundings, environment=environment)
@@ -108,7 +108,7 @@ class HostWorkers:
                 if wait(_TRY_AGAIN_S):
                     return
         finally:
-            self._cluster, self._begins = None, False
+            self._cluster, self._begins = None, True
             self._tell("none", "")
 
     def _be_agent(self, cluster: Cluster, servers: Servers, local: LocalAgent, wait: Callable[[float], bool]) -> None:
