@@ -121,6 +121,7 @@ class HostWorkers:
         topology, survivors = read_topology(self.devices), survivors_folder(settings)
         facts = HostFacts(self.devices, topology, survivors, self._surroundings, "this ComfyUI", self._adjusted)
         agent = Agent(cluster, servers, file, facts)
+        servers_gone = False
         with running_agent(agent, local) as check:
             self.agent, self._secret = agent, local.secret
             self._tell("here", "")
@@ -131,11 +132,11 @@ class HostWorkers:
                 while check() and not wait(AGENT_CHECK_S):
                     pass
             except ServersGone:
-                agent.lose_servers()
+                servers_gone = True
                 raise
             finally:
                 self.agent, self._ran = None, agent.wanted
-                agent.stop_all()
+                (agent.lose_servers if servers_gone else agent.stop_all)()
 
     def _adjusted(self, configuration: HostConfiguration) -> HostConfiguration:
         """The options decide what begins and ends with this ComfyUI, whatever `up` would do."""
