@@ -1,4 +1,4 @@
-"""The pack's connection to the cluster: made in a thread, so that ComfyUI starts as fast as without us, and made again when it fails."""
+"""The pack's connection to the cluster: made in a thread, so that ComfyUI's start does not wait for it, and made again when it fails."""
 from __future__ import annotations
 
 import logging
