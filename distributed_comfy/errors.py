@@ -72,7 +72,7 @@ class ComfyUINotFound(BadInput):
 
     code = "comfyui_not_found"
     sentence = (
-        "no ComfyUI in {folder}; use the folder that holds its main.py, its base directory, or its custom_nodes folder "
+        "no ComfyUI in {folder}; name the folder (DIR) that holds its main.py, its base directory, or its custom_nodes folder "
         "(a new base directory has none yet: make one)"
     )
 

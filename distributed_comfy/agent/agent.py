@@ -155,6 +155,13 @@ class Agent:
                 if not self._goes_on(worker):
                     worker.stop(at_once=True)
 
+    def lose_servers(self) -> None:
+        """The servers do not come back: the workers end at once, as there is nobody to give their items back to."""
+        with self.lock:
+            for worker in self._workers.values():
+                if not self._goes_on(worker):
+                    worker.stop(at_once=True, servers_gone=True)
+
     def end_at_once(self) -> None:
         """Give all items back and end; from a signal handler too, so it takes no lock and waits for nothing."""
         for worker in list(self._workers.values()):

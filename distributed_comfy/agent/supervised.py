@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 _AFTER_DRAIN_S = 30.0
 """What a worker may take, after the time for its item, to give that back and to end its engine; then it is killed."""
 _SECOND_REQUEST_S = 0.5
+_SERVERS_GONE_S = 2.0
+"""What it may take where its servers are gone for good."""
 
 Launch = Callable[[], WorkerProcess]
 """Starts the worker's process; raises `OSError`."""
@@ -62,10 +64,12 @@ class SupervisedWorker:
         self.start()
         self.process, self._started_at = process, time.monotonic()
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Finish the item (or give it back at once), end, and stay so."""
+    def stop(self, *, at_once: bool = False, servers_gone: bool = False) -> None:
+        """Finish the item (or give it back at once, if the servers it came from are still there), end, and stay so."""
         self._wanted, self._failed, self.reason = False, False, ""
         self._end(at_once)
+        if servers_gone and self._kill_at is not None:
+            self._kill_at = min(self._kill_at, time.monotonic() + _SERVERS_GONE_S)
 
     def fail(self, reason: str) -> None:
         """It cannot run as it is configured."""
@@ -83,7 +87,8 @@ class SupervisedWorker:
         if self._kill_at is None:
             self.process.ask_to_end()
             log.info("worker %s: stopping%s", self.name, "" if at_once else f"; up to {self._drain_timeout_s:g} s for its item")
-        self._kill_at = now + (0.0 if at_once else self._drain_timeout_s) + _AFTER_DRAIN_S
+        kill_at = now + (0.0 if at_once else self._drain_timeout_s) + _AFTER_DRAIN_S
+        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         if at_once:
             self._ask_again_at = now + _SECOND_REQUEST_S
 

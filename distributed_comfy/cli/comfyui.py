@@ -1,6 +1,7 @@
 """``distributed-comfy comfyui``: the node pack in a ComfyUI."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from distributed_comfy import __version__
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
-from distributed_comfy.comfyui.installing import Place, door_state, find_place, install_door, other_packs, remove_door, repositories
+from distributed_comfy.comfyui.installing import (
+    Place,
+    door_state,
+    find_place,
+    install_door,
+    nearby_folder,
+    other_packs,
+    remove_door,
+    repositories,
+)
 from distributed_comfy.comfyui.interpreter import Importable, ask, comfyui_python, package_source
 from distributed_comfy.engine.locate import find_comfyui
 from distributed_comfy.errors import ComfyUINotFound
@@ -35,7 +45,8 @@ _python = click.option(
 def comfyui() -> None:
     """Make a ComfyUI the master: press Run there, and all workers work.
 
-    DIR is ComfyUI's folder, its base directory or its custom_nodes folder; without it COMFYUI_PATH, else ~/comfy/ComfyUI.
+    DIR is ComfyUI's folder, its base directory or its custom_nodes folder; without it COMFYUI_PATH, else the ComfyUI of this
+    interpreter, else that of the current directory, else ~/comfy/ComfyUI.
     """
 
 
@@ -112,10 +123,12 @@ def _place(output: Output, folder: Path | None) -> tuple[Settings, Place]:
     settings = read_settings()
     set_up_logging(settings, output, audience="person")
     tree = find_comfyui(settings)
+    if folder is None and settings.comfyui_path is None:
+        folder = settings.comfyui_base_directory or nearby_folder()
     if folder is not None:
         return settings, find_place(folder, tree)
     if tree is None:
-        raise ComfyUINotFound(folder=str(Path.home() / "comfy"))
+        raise ComfyUINotFound(folder=f"{Path.cwd()}, round {sys.prefix} or in ~/comfy/ComfyUI, and COMFYUI_PATH is not set")
     return settings, find_place(settings.comfyui_base_directory or tree, tree)
 
 

@@ -15,9 +15,10 @@ from distributed_comfy.cli.cluster import connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.logs import set_up_logging
 from distributed_comfy.cli.output import Output
-from distributed_comfy.comfyui.gpu_config import Imported, Replaced, Written, read_gpu_config, replaced, write_imported
+from distributed_comfy.comfyui.gpu_config import Imported, Replaced, Written, read_gpu_config, refuse_to_replace, replaced, write_imported
 from distributed_comfy.comfyui.options import options_file
-from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.engine.locate import AMD_DRIVER, listed_gpus
+from distributed_comfy.errors import DistributedComfyError, ImportRefused
 from distributed_comfy.settings import Settings, read_settings
 from distributed_comfy.state.records import HostWorker
 from tasks.host_orders import order_for
@@ -30,11 +31,11 @@ def config() -> None:
 
 @config.command("import", short_help="Workers and settings from a gpu_config.json.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--dry-run", is_flag=True, help="Only say what would be written.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be written, or why nothing would be.")
 @click.option("--force", is_flag=True, help="Replace a workers.json that is there; it is kept as workers.json.before-import.")
 @json_option
 @click.pass_obj
-def import_config(output: Output, /, file: Path, dry_run: bool, force: bool) -> None:
+def import_config(output: Output, /, file: Path, dry_run: bool, force: bool) -> int:
     """Take over workers and settings from the gpu_config.json of ComfyUI-Distributed, and say what was dropped and why.
 
     Workers of this host go into workers.json, settings into the options of the node pack. Workers of other hosts are invited instead.
@@ -49,6 +50,7 @@ def import_config(output: Output, /, file: Path, dry_run: bool, force: bool) -> 
     imported = read_gpu_config(file, settings.host_name)
     there = workers_file(settings)
     before = replaced(imported, there, str(file))
+    refusal = _refusal(imported, there, settings, str(file)) if dry_run and not force else ""
     written = taken = None
     if not dry_run:
         written = write_imported(imported, there, options_file(settings), force=force, source=str(file))
@@ -57,18 +59,40 @@ def import_config(output: Output, /, file: Path, dry_run: bool, force: bool) -> 
         {
             "workers": imported.workers, "options": imported.options, "dropped": [asdict(each) for each in imported.dropped],
             "written": None if written is None else {name: path and str(path) for name, path in asdict(written).items()},
-            "replaced": asdict(before), "taken_over": taken is not None and taken.done,
+            "replaced": asdict(before), "refused": refusal, "taken_over": taken is not None and taken.done,
         }
     )  # fmt: skip
     _say(output, imported)
     _say_replaced(output, before, done=written is not None)
     if written is None:
-        output.say("nothing was written; leave --dry-run out to do so")
+        output.say("nothing was written" + ("" if refusal else f"; without --dry-run{', and with --force,' if force else ''} it would be"))
     else:
         _say_written(output, written)
     if taken is not None:
         for line in taken.lines:
             output.say(line)
+    for name in absent_devices(imported):
+        output.warn(f"worker {name} cannot start on this host: {imported.workers[name]['device']} is not here; `workers edit` changes that")
+    if refusal:
+        output.complain(refusal)
+    return 2 if refusal else 0
+
+
+def absent_devices(imported: Imported) -> list[str]:
+    """Workers on GPUs that NVIDIA's driver does not list; none where there is no telling, as with AMD."""
+    if AMD_DRIVER.exists():
+        return []
+    known = {f"cuda:{number}" for number in range(listed_gpus())}
+    return [name for name, fields in imported.workers.items() if fields["device"].startswith("cuda:") and fields["device"] not in known]
+
+
+def _refusal(imported: Imported, there: WorkersFile, settings: Settings, source: str) -> str:
+    """Why it would not be written; empty where it would."""
+    try:
+        refuse_to_replace(imported, there, options_file(settings), source)
+    except ImportRefused as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)

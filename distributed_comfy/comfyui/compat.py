@@ -9,7 +9,7 @@ import asyncio
 import platform
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from distributed_comfy.errors import DistributedComfyError, WorkerUnknown
 from distributed_comfy.host_messages import HostVerb
 from distributed_comfy.panel.bodies import BadRequest, body_of, number_of, text_of
 from distributed_comfy.settings import slug
-from distributed_comfy.state.records import HostRecord, HostWorker
+from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker
 from distributed_comfy.state.worker_log import LogLine
 from distributed_comfy.workflow.classes import COLLECTOR_CLASS, UPSCALE_CLASS
 
@@ -103,7 +103,7 @@ class CompatibleRoutes:
         record = self._record()
         name = name_of(record, given)
         if not self._control.kept(name):
-            self._control.add_worker(name, {"device": device_of(None), **fields, "enabled": False})
+            self._control.add_worker(name, {"device": usual_device(self._pack.session.workers.devices), **fields, "enabled": False})
             fields = {}
         elif enabled is False:
             self._control.order("disable", name)
@@ -141,7 +141,7 @@ class CompatibleRoutes:
         text = (await self._in_thread(self._order, "start", given))["text"]
         found = await self._settled(given, lambda worker: worker.pid > 0 or worker.phase == "failed")
         if found.phase == "failed":
-            return web.json_response({"error": found.reason or text}, status=500)
+            return web.json_response({"error": found.reason or text}, status=422)  # as it is configured
         return web.json_response({"status": "success", "pid": found.pid, "message": text, "log_file": _log_file(found)})
 
     async def stop_worker(self, request: web.Request) -> web.Response:
@@ -332,6 +332,12 @@ def _worker_id(body: dict[str, Any]) -> str:
     if not slug(given):
         raise BadRequest("worker_id must be the id of a worker, or its name")
     return given
+
+
+def usual_device(devices: Iterable[HostDevice]) -> str:
+    """The device of a worker for which none is named: as there the first GPU, unless this host is known to have none."""
+    names = [device.name for device in devices]
+    return device_of(None) if not names or device_of(None) in names else names[0]
 
 
 def _log_file(worker: HostWorker) -> str:

@@ -135,9 +135,9 @@ def write_imported(imported: Imported, file: WorkersFile, options: OptionsFile, 
         OptionWrong, SettingInvalid: a file cannot be written.
     """
     configuration, known = imported.configuration(source), _known(file)
-    changes = {name: value for name, value in imported.options.items() if getattr(options.current, name) != value}
+    changes = _changes(imported, options)
     if not force:
-        _refuse_to_replace(imported, file, options, changes, source)
+        refuse_to_replace(imported, file, options, source)
     kept = None
     if imported.workers:
         if file.exists():
@@ -168,13 +168,21 @@ def _known(file: WorkersFile) -> HostConfiguration:
         return HostConfiguration()
 
 
-def _refuse_to_replace(imported: Imported, file: WorkersFile, options: OptionsFile, changes: Mapping[str, bool], source: str) -> None:
+def refuse_to_replace(imported: Imported, file: WorkersFile, options: OptionsFile, source: str) -> None:
+    """
+    Raises:
+        ImportRefused: something is there that it would replace; see `write_imported`.
+    """
     if imported.workers and file.exists():
         has = ", ".join(_known(file).workers) or "no worker"
         raise ImportRefused(path=source, reason=f"{file.path} is there already (with {has}); --force replaces it and keeps a copy")
     defaults = Options()
-    if taken := sorted(name for name in changes if getattr(options.current, name) != getattr(defaults, name)):
+    if taken := sorted(name for name in _changes(imported, options) if getattr(options.current, name) != getattr(defaults, name)):
         raise ImportRefused(path=source, reason=f"{options.path} says otherwise about {', '.join(taken)}; --force changes that")
+
+
+def _changes(imported: Imported, options: OptionsFile) -> dict[str, bool]:
+    return {name: value for name, value in imported.options.items() if getattr(options.current, name) != value}
 
 
 def _text(path: Path) -> str:

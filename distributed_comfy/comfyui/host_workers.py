@@ -45,6 +45,10 @@ _TRY_AGAIN_S = 10.0
 _ORDER_S = 15.0
 
 
+class ServersGone(Exception):
+    """The embedded Redis ended; another one has another address."""
+
+
 class HostWorkers:
     """`run` is the life of the agent; all else may be called from any thread, at any time.
 
@@ -70,6 +74,8 @@ class HostWorkers:
         self._secret = ""
         self._ran: frozenset[str] = frozenset()
         """Workers that were to run when the agent ended before this ComfyUI did, as with its servers."""
+        self._begins = True
+        """The agent is yet to come to its cluster, and what it starts by itself with it."""
 
     # -- life ------------------------------------------------------------------------------------------------------------
     def run(self, cluster: Cluster, servers: Servers, wait: Callable[[float], bool]) -> None:
@@ -94,14 +100,15 @@ class HostWorkers:
                     if not wait(0.0):
                         self._tell("failed", "the agent of this host ended unexpectedly; it is started again")
                 except AgentRunning as error:
-                    self._ran = frozenset()
+                    self._ran, self._begins = frozenset(), False
                     self._tell("elsewhere", f"host {error.host} has an agent in another process (pid {error.pid}, user {error.user})")
                 except (DistributedComfyError, redis.RedisError) as error:
+                    self._begins = False
                     self._tell("failed", str(error))
                 if wait(_TRY_AGAIN_S):
                     return
         finally:
-            self._cluster = None
+            self._cluster, self._begins = None, True
             self._tell("none", "")
 
     def _be_agent(self, cluster: Cluster, servers: Servers, local: LocalAgent, wait: Callable[[float], bool]) -> None:
@@ -114,17 +121,22 @@ class HostWorkers:
         topology, survivors = read_topology(self.devices), survivors_folder(settings)
         facts = HostFacts(self.devices, topology, survivors, self._surroundings, "this ComfyUI", self._adjusted)
         agent = Agent(cluster, servers, file, facts)
+        servers_gone = False
         with running_agent(agent, local) as check:
             self.agent, self._secret = agent, local.secret
             self._tell("here", "")
             try:
                 self._launch(agent)
+                self._begins = False
                 self._tell_how_to_start(agent)
                 while check() and not wait(AGENT_CHECK_S):
                     pass
+            except ServersGone:
+                servers_gone = True
+                raise
             finally:
                 self.agent, self._ran = None, agent.wanted
-                agent.stop_all()
+                (agent.lose_servers if servers_gone else agent.stop_all)()
 
     def _adjusted(self, configuration: HostConfiguration) -> HostConfiguration:
         """The options decide what begins and ends with this ComfyUI, whatever `up` would do."""
@@ -208,6 +220,23 @@ class HostWorkers:
         except (DistributedComfyError, redis.RedisError) as error:
             log.debug("the agent of this host cannot be asked for: %s", error)
             return None
+
+    def starting(self, cluster: Cluster) -> frozenset[str]:
+        """Workers that have been started and have not joined yet: those of this host, and those of other hosts with an agent.
+
+        Args:
+            cluster: the open one, where other hosts tell of theirs.
+        Raises:
+            ClusterUnavailable, redis.RedisError: the table does not answer.
+        """
+        agent, own = self.agent, cluster.settings.host_name
+        records = [record for record in cluster.hosts.living() if agent is None or record.host != own]
+        records += [agent.record()] if agent is not None else []
+        found = {worker.name for record in records for worker in record.workers if worker.phase == "starting"}
+        if not self._begins:
+            return frozenset(found)
+        begun = self._options.current.auto_launch and not self._ran
+        return frozenset(found | self._ran | ({f"the workers of {own}"} if begun else set()))
 
     def shown(self) -> dict[str, Any]:
         """All of it as JSON values, for people; asks the table where the agent is elsewhere."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,20 @@ def find_place(folder: Path, tree: Path | None) -> Place:
     if not custom_nodes.is_dir():
         raise ComfyUINotFound(folder=str(folder))
     return Place(custom_nodes, custom_nodes.parent if is_tree(custom_nodes.parent) else tree)
+
+
+def nearby_folder() -> Path | None:
+    """The ComfyUI that somebody means who names none, as far as it shows; None where it does not.
+
+    That of this interpreter, if it lies in a ComfyUI, in the base directory of one, or beside one (as in the portable build); else that of
+    the current directory, if it is one, lies in one, or round one.
+    """
+    home, here = Path(sys.prefix), Path.cwd()
+    if (sys.prefix != sys.base_prefix or home.name == "python_embeded") and (
+        (home.parent / "custom_nodes").is_dir() or is_tree(home.parent) or is_tree(home.parent / "ComfyUI")
+    ):
+        return home.parent
+    return next((folder for folder in (here, *here.parents, here / "ComfyUI") if is_tree(folder)), None)
 
 
 def is_tree(folder: Path) -> bool:

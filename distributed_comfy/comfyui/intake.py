@@ -51,16 +51,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def install_intake(pack: Pack) -> None:
     """Put the master's nodes in place of the passive ones, and look at what is posted."""
     host = pack.host
-    commit = tree_commit(host.root)
+    commit, alone = tree_commit(host.root), open_alone(pack.session.settings)
     places = JobPlaces(
         host=host,
         cluster=pack.session.cluster,
         folder=pack.settings.cache_folder / SPOOLS,
         engine_version=f"{host.version} ({commit})" if commit else host.version,
         takes_part=lambda: pack.options.participate,
-        alone=open_alone(pack.session.settings),
+        alone=alone,
         keeper=JobKeeper(),
         lanes=Lanes(),
+        workers_starting=lambda cluster: () if cluster is alone else pack.session.workers.starting(cluster),
     )
     participation, texts = _participation(pack, places), NodeTexts(host)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import redis
@@ -68,6 +68,8 @@ class JobPlaces:
     """What is used while there is no other; see `alone.open_alone`."""
     keeper: JobKeeper
     lanes: Lanes
+    workers_starting: Callable[[Cluster], Collection[str]] = field(default=lambda cluster: ())
+    """Names of workers that may soon be there for the jobs of a cluster; see `HostWorkers.starting`."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,13 @@ class JobEntry:
                     raise RunInterrupted(when="before all of the job was here") from None
                 if time.monotonic() < give_up_at or not self._can_run_items:
                     continue
-                self._tell_alone(error)
-                cluster = self._places.alone
-                moved = submit_again(cluster, queued, spool, self._outer())
+                alone = self._places.alone
+                moved = submit_again(alone, queued, spool, self._outer())
+                log.warning(
+                    "job %s goes on in this ComfyUI alone, which makes the %d of %d items that are missing: %s",
+                    record.job_id, record.items - here, record.items, error,
+                )  # fmt: skip
+                return Entered(alone, moved)
             log.info("job %s goes on: %d of %d items are here", record.job_id, here, record.items)
             return Entered(cluster, moved)
 

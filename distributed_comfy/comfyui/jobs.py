@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 """How long the end of ComfyUI waits for its jobs."""
+REST_S = 5.0
+"""How long it waits for the step that its sampler is in."""
+REST_LOOK_S = 0.05
 REMEMBERED = 256
 """Jobs that are over."""
 WAITING_LOOK_S = 1.0
@@ -150,7 +154,19 @@ class MasterJobs:
 
         closing = threading.Thread(target=close_each, name="distributed-comfy ends its jobs", daemon=True)
         closing.start()
+        self._rest()
         closing.join(CLOSE_S)
+
+    def _rest(self) -> None:
+        """Let a prompt with a job come to its end: Python aborts where it ends under a thread that torch computes in."""
+        with self._lock:
+            places = set(self._jobs)
+        if places.isdisjoint(self.watch.running(None)):
+            return
+        self._host.model_management.interrupt_current_processing()
+        give_up_at = time.monotonic() + REST_S
+        while time.monotonic() < give_up_at and self.watch.running(None):
+            time.sleep(REST_LOOK_S)
 
     def has_job(self, job_id: str) -> bool:
         """Whether a prompt that is not over waits for a job of the table."""

@@ -89,6 +89,7 @@ class MasterJob:
     def __init__(self, accepted: AcceptedPrompt, places: JobPlaces) -> None:
         self.accepted = accepted
         self.progress = JobProgress()
+        self.workers_starting = places.workers_starting
         self.error: Exception | None = None
         """Why it is ``failed``."""
         self.running: RunningJob | None = None
@@ -412,9 +413,8 @@ class MasterJob:
             cluster.jobs.note_spool(record.job_id, place)
         except (ClusterUnavailable, redis.RedisError) as error:  # the collector waits for a table that comes back
             log.warning("job %s: the table is not told where its spool lies: %s", record.job_id, error)
-        settings, tell, workers = cluster.settings, self.progress, CapableWorkers(cluster, record)
-        tiles = TileLimits(blob_bytes=settings.blob_limit_bytes, workers=workers, on_planned=tell.tiles_planned)
-        ensure = partial(queued.inputs.ensure, record.input_files)
+        settings, tell, ensure = cluster.settings, self.progress, partial(queued.inputs.ensure, record.input_files)
+        tiles = TileLimits(blob_bytes=settings.blob_limit_bytes, workers=CapableWorkers(cluster, record), on_planned=tell.tiles_planned)
         options = CollectorOptions(tell.item_done, ensure, blob_away_s=settings.blob_away_s, tiles=tiles)
         return RunningJob(cluster, record, queued.plan, spool, Collector(record, cluster.jobs, cluster.blobs, spool, options))
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 2.0
 """How often the live workers are looked at."""
+STARTING_S = 90.0
+"""How long a job waits for a worker that starts: as long as ComfyUI takes with many node packs on a slow disk."""
 _NOBODY = "no live worker can run it"
 
 
@@ -25,6 +27,8 @@ class _Look:
     """No live worker can run the job; empty where one can."""
     away: str = ""
     """Which server does not answer; then ``why`` is what was found before."""
+    starting: str = ""
+    """Workers that start, which the job waits for although ``why``; their names."""
 
 
 class OtherWorkers:
@@ -35,11 +39,15 @@ class OtherWorkers:
         """Of each job."""
         self._told: set[str] = set()
         """Jobs that wait for a worker, which the log says."""
+        self._awaiting: set[str] = set()
+        """Jobs that wait for one that starts, which the log says."""
         self._alone = ""
         """Why no worker could run the last job that was looked at, so that this ComfyUI does; empty where one could."""
+        self._starting: dict[str, float] = {}
+        """Workers that start -> since when that is known."""
 
     def can_run(self, job: MasterJob, running: RunningJob, here: str, stuck: bool) -> bool:
-        """Whether a live worker can run the job's items; what was found last, where a server does not answer.
+        """Whether a live worker can run the job's items, or one that starts may soon; what was found last, where a server does not answer.
 
         Args:
             job: that a node waits for.
@@ -47,28 +55,42 @@ class OtherWorkers:
             here: what this ComfyUI lacks for items that are left; empty where it can run all of them.
             stuck: it cannot run any of those that are left.
         """
-        look = self._look(running)
+        look = self._look(job, running)
         waits = f"waiting: {look.why}, and {here}; start one that can, or interrupt" if look.why and here and stuck else ""
-        job.progress.note(f"waiting: {look.away}" if look.away else waits)
-        self._log(running.record.job_id, look.why, here)
-        return not look.why
+        starts = f"waiting for {look.starting} to start" if look.starting else ""
+        job.progress.note(f"waiting: {look.away}" if look.away else starts or waits)
+        self._log(running.record.job_id, look, here)
+        return not look.why or bool(look.starting)
 
-    def _look(self, running: RunningJob) -> _Look:
+    def _look(self, job: MasterJob, running: RunningJob) -> _Look:
         job_id, now = running.record.job_id, time.monotonic()
         last = self._found.get(job_id, _Look())
         if now - last.at < _LOOK_S:
             return last
-        why, away, blobs = last.why, "", running.cluster.blobs
+        why, away, starting, blobs = last.why, "", last.starting, running.cluster.blobs
         try:
             why = why_nobody(running)
+            starting = self._awaited(job, running) if why else ""
             blobs.exists([blobs.blob_id(f"{job_id}:look", 1)])  # whether that server answers: workers' results come by way of it
         except (DistributedComfyError, redis.RedisError) as error:
             now, away = time.monotonic(), str(error)
-        self._found[job_id] = look = _Look(now, why, away)
+        self._found[job_id] = look = _Look(now, why, away, starting)
         return look
 
-    def _log(self, job_id: str, why: str, here: str) -> None:
+    def _awaited(self, job: MasterJob, running: RunningJob) -> str:
+        """Names of the workers that start, but for those that have taken too long."""
+        now, names = time.monotonic(), job.workers_starting(running.cluster)
+        self._starting = {name: self._starting.get(name, now) for name in names}
+        return ", ".join(sorted(name for name, since in self._starting.items() if now - since < STARTING_S))
+
+    def _log(self, job_id: str, look: _Look, here: str) -> None:
         """Once per job that waits; where this ComfyUI runs all of it, once for each reason until a worker can."""
+        why = look.why
+        if look.starting:
+            if job_id not in self._awaiting:
+                self._awaiting.add(job_id)
+                log.info("job %s: no live worker can run it yet; %s has up to %.0f s to start", job_id, look.starting, STARTING_S)
+            return
         if why and here and job_id not in self._told:
             self._told.add(job_id)
             log.info("job %s: %s, and %s; it waits for one", job_id, why, here)
@@ -80,6 +102,7 @@ class OtherWorkers:
         """The job is over."""
         self._found.pop(job_id, None)
         self._told.discard(job_id)
+        self._awaiting.discard(job_id)
 
 
 def why_nobody(running: RunningJob) -> str:

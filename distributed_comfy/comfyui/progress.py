@@ -91,8 +91,13 @@ class JobProgress:
         """How it is now; a preview is given once."""
         with self._lock:
             preview, self._preview = self._preview, b""
-            workers = [f"{name} {step.value}/{step.maximum}" for name, step in sorted(self._steps.items()) if step.maximum]
+            workers = [_words(name, step) for name, step in sorted(self._steps.items()) if step.maximum]
             more = [f"{len(workers) - _SHOWN_WORKERS} more"] if len(workers) > _SHOWN_WORKERS else []
             count = self._count.words()
             parts = [part for part in (count, *workers[:_SHOWN_WORKERS], *more, self._note, *self._warnings) if part]
             return Shown(self._count.done, self._count.total, "; ".join(parts), count, preview)
+
+
+def _words(worker: str, step: Step) -> str:
+    """``0/1`` would look like sampling, while models are being loaded."""
+    return f"{worker} {step.value}/{step.maximum}" if step.value else f"{worker} begins"

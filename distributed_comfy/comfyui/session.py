@@ -1,4 +1,4 @@
-"""The pack's connection to the cluster: made in a thread, so that ComfyUI starts as fast as without us, and made again when it fails."""
+"""The pack's connection to the cluster: made in a thread, so that ComfyUI's start does not wait for it, and made again when it fails."""
 from __future__ import annotations
 
 import logging
@@ -12,7 +12,7 @@ import redis
 
 from distributed_comfy.agent.agent import Agent
 from distributed_comfy.comfyui.host import ComfyHost
-from distributed_comfy.comfyui.host_workers import HostWorkers, like_this
+from distributed_comfy.comfyui.host_workers import HostWorkers, ServersGone, like_this
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.errors import ClusterNotReady, DistributedComfyError, SessionFailed
 from distributed_comfy.orchestrator.servers import Servers, cluster_servers
@@ -31,10 +31,6 @@ _LINGER_S = 60.0
 """An embedded Redis of ours outlives a killed ComfyUI for so long, which is what a restart takes with many node packs; jobs are on disk in
 any case."""
 _END_S = 30.0
-
-
-class _ServersGone(Exception):
-    """The embedded Redis ended; another one has another address."""
 
 
 class Session:
@@ -104,7 +100,7 @@ class Session:
             try:
                 with self._connected() as (cluster, servers):
                     self.workers.run(cluster, servers, self._wait)
-            except _ServersGone:
+            except ServersGone:
                 log.warning("the embedded Redis is gone; it is started again, and jobs go on from its data on disk")
                 self._tell("starting")
             except Exception as error:  # noqa: BLE001 - the boundary of the thread: after a fault of ours it is to come back too
@@ -131,7 +127,7 @@ class Session:
         """Wait; true once the session ends.
 
         Raises:
-            _ServersGone: there is nothing to wait for any more.
+            ServersGone: there is nothing to wait for any more.
         """
         if self._ending.wait(seconds):
             return True
@@ -145,7 +141,8 @@ class Session:
                 self._misses += 1
             if self._misses >= _MISSES:
                 self._misses = 0
-                raise _ServersGone
+                self._forget()  # jobs leave now: to end the workers takes a while
+                raise ServersGone
         return False
 
     def _forget(self) -> None:

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 20.0
 _VISIBLE = {"cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "xpu": ("ONEAPI_DEVICE_SELECTOR",)}
 _NO_DEVICE = "-1"
+AMD_DRIVER = Path("/dev/kfd")
 ATTACHED = "attach"
 """Stands for the device of a running ComfyUI, which is that ComfyUI's own affair."""
 
@@ -88,7 +89,7 @@ def choose_devices(settings: Settings, engine: EngineName, inherited: Mapping[st
     if settings.device or device != "cuda:0":
         return [device]
     visible = next((inherited[name] for name in _VISIBLE["cuda"] if inherited.get(name)), "")
-    count = len(visible.split(",")) if visible else _listed_gpus()
+    count = len(visible.split(",")) if visible else listed_gpus()
     return [f"cuda:{number}" for number in range(max(1, count))]
 
 
@@ -135,11 +136,11 @@ def _is_tree(folder: Path) -> bool:
 def _has_gpu() -> bool:
     """Ask the driver's tool, because a tool without a GPU is common in containers."""
     if shutil.which("nvidia-smi") is None:
-        return Path("/dev/kfd").exists()  # AMD's driver
-    return _listed_gpus() > 0
+        return AMD_DRIVER.exists()
+    return listed_gpus() > 0
 
 
-def _listed_gpus() -> int:
+def listed_gpus() -> int:
     """How many GPUs ``nvidia-smi -L`` lists; 0 where there is no such tool, or it does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -5,7 +5,6 @@ import threading
 from typing import Any
 
 from distributed_comfy.errors import OrderRefused
-from distributed_comfy.orchestrator.doctor.examination import ExaminationOptions, examine
 from distributed_comfy.orchestrator.doctor.findings import healthy
 from distributed_comfy.orchestrator.doctor.packages import check_packages
 from distributed_comfy.panel.place import Place
@@ -31,6 +30,8 @@ class Doctor:
             OrderRefused: somebody lets it look already.
             RunInterrupted: this process ends.
         """
+        from distributed_comfy.orchestrator.doctor.examination import ExaminationOptions, examine  # ComfyUI's start does not wait for it
+
         if not self._busy.acquire(blocking=False):
             raise OrderRefused(what="doctor", reason="it is looking already; wait for that report")
         try:

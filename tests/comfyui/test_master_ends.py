@@ -10,6 +10,7 @@ from tests.cluster_rig import Rig
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.master_rig import open_master
 from tests.comfyui.test_master_bad_days import OwnServers, master_folder, own_servers, rig, slow  # noqa: F401 - fixtures, too
+from tests.comfyui.tiny_prompts import distributed
 
 ENDS_S = 45.0
 """Jobs have 5 s, and the session 30 s."""
@@ -37,6 +38,19 @@ def test_ctrl_c_cancels_the_jobs_and_the_next_start_goes_on_with_them(
         assert master.recorded("ended") == list(range(100, 108))
         assert f"goes on where job {job} stopped" in master.server.log()
         assert len(rig.executions(master.last_job())) <= 5
+
+
+def test_ctrl_c_while_an_item_samples_here_ends_without_an_abort(
+    comfy: Comfy, packed_python: str, base_directory: Path, rig: Rig, tmp_path: Path  # noqa: F811
+) -> None:
+    with open_master(comfy, packed_python, base_directory, master_folder(tmp_path), rig) as master:
+        master.server.queue(distributed(seed=100, steps=2000))
+        job = master.server.until(lambda: list(master.jobs()))[-1]
+        master.server.until(lambda: any(state.state == "running" for state in rig.cluster.jobs.item_states(job).values()), 60.0)
+        time.sleep(3.0)
+        assert master.server.stop(signal.SIGINT) == 0
+        assert "terminate called" not in master.server.log() and "Traceback" not in master.server.log().rpartition("Stopped server")[2]
+        assert master.state(job) == "cancelled"
 
 
 def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(

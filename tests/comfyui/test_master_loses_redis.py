@@ -57,6 +57,8 @@ def test_a_job_outlives_its_embedded_redis(server: ComfyServer, participate: boo
     kill_redis(server)
     assert server.wait(prompt_id)["status"]["status_str"] == "success"
     assert server.wait(waiting)["status"]["status_str"] == "success"
+    told = server.log()
+    assert "runs all of it" not in told and "in this ComfyUI alone" not in told, "its worker was starting"
     server.execute(pictures("undisturbed", 11))
     assert len(recorded(server, "undisturbed")) == ITEMS
     assert recorded(server, "disturbed") == recorded(server, "undisturbed") == recorded(server, "waiting")

@@ -146,8 +146,11 @@ def test_workers_that_ran_are_started_again_when_the_redis_was_killed(open_sessi
     (running,) = line.folder.rglob("runtime.json")
     for pid in json.loads(running.read_text())["pids"][1:]:
         psutil.Process(pid).kill()
+    until(lambda: session.state == "starting", 60)
+    assert session.workers.starting(session.cluster(60)) == {"ran"}, "a job would wait for it from the first moment"
     until(lambda: session.agent not in (None, first), 60)
     until(lambda: session.workers.place == "here" and phases(session) == {"ran": "running", "did-not": "stopped"}, 90)
+    assert session.workers.starting(session.cluster(60)) == frozenset()
 
 
 def test_only_workers_on_devices_of_their_own_start_by_themselves(open_session: Callable[..., Session], line: CommandLine) -> None:

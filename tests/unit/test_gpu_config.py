@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distributed_comfy.agent.workers_file import WorkersFile
+from distributed_comfy.comfyui.compat import usual_device
 from distributed_comfy.comfyui.compat_config import arguments_of, device_of, fields_of, option_change
 from distributed_comfy.comfyui.gpu_config import Imported, Replaced, parse_gpu_config, read_gpu_config, replaced, write_imported
 from distributed_comfy.comfyui.options import OptionsFile
 from distributed_comfy.errors import ImportRefused, OptionWrong
+from distributed_comfy.state.records import HostDevice
 from tests.command_line import CommandLine
 
 CONFIG: dict[str, Any] = {
@@ -144,12 +147,34 @@ def test_the_command_says_what_it_does(tmp_path: Path, file: Path) -> None:
     assert again.status == 2 and "--force" in again.err
     assert line.run("config", "import", file, "--force").status == 0 and (config / "workers.json.before-import").exists()
     (config / "workers.json").write_text(json.dumps({"workers": {"mine": {"device": "cpu"}, "worker-1": {"device": "cuda:7"}}}))
-    tried = line.run("config", "import", file, "--dry-run").out
+    refused = line.run("config", "import", file, "--dry-run")
+    assert refused.status == 2 and "--force replaces it" in refused.err and "it would be" not in refused.out
+    assert "--force" in line.run("config", "import", file, "--dry-run", "--json").json["refused"]
+    trial = line.run("config", "import", file, "--dry-run", "--force")
+    tried = trial.out
+    assert trial.status == 0 and tried.endswith("nothing was written; without --dry-run, and with --force, it would be\n")
     assert "would be removed: worker mine (cpu)" in tried and "would be replaced: worker worker-1 (cuda:7)" in tried
     done = line.run("config", "import", file, "--force").out
     assert "1 -> worker-1: cuda:1, --lowvram --preview-method auto\n2 -> worker-1-2: cuda:2, disabled\n" in done
     assert "removed: worker mine (cpu)" in done and "replaced: worker worker-1 (cuda:7)" in done
     assert done.endswith("start ComfyUI (or `distributed-comfy up`), so that it is used\n")
+
+
+def test_a_worker_on_a_gpu_that_this_host_lacks_is_told(tmp_path: Path, file: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    tool = tools / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: card'\necho 'GPU 1: card'\n")
+    tool.chmod(0o755)
+    line = CommandLine(tmp_path)
+    told = line.run("config", "import", file, "--dry-run", PATH=f"{tools}{os.pathsep}{os.environ['PATH']}").err
+    assert "note: worker worker-1-2 cannot start on this host: cuda:2 is not here" in told
+    assert "worker worker-1 cannot" not in told
+
+
+@pytest.mark.parametrize(("names", "device"), [((), "cuda:0"), (("cuda:0", "cuda:1"), "cuda:0"), (("cpu",), "cpu"), (("mps",), "mps")])
+def test_a_worker_for_which_no_device_is_named_gets_one_that_is_there(names: tuple[str, ...], device: str) -> None:
+    assert usual_device(map(HostDevice, names)) == device
 
 
 # -- single values -------------------------------------------------------------------------------------------------------

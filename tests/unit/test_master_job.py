@@ -20,7 +20,7 @@ def job() -> MasterJob:
     def cluster(timeout_s: float) -> Any:
         raise AssertionError("asked for the cluster")
 
-    places: Any = SimpleNamespace(cluster=cluster, keeper=JobKeeper(), lanes=Lanes())
+    places: Any = SimpleNamespace(cluster=cluster, keeper=JobKeeper(), lanes=Lanes(), workers_starting=lambda cluster: ())
     assert set(vars(places)) <= set(JobPlaces.__dataclass_fields__)
     return MasterJob(AcceptedPrompt("1", txt2img(), txt2img(), ("save",)), places)
 

@@ -27,6 +27,13 @@ def test_items_workers_and_steps_are_told() -> None:
     assert (look.done, look.total, look.text) == (1, 3, "1 of 3 items; pc2-cuda0 2/20")
 
 
+def test_a_node_that_has_done_no_step_begins() -> None:
+    progress = JobProgress()
+    progress.begin(job_record(1))
+    progress.step(Step(0, "pc1-cuda0", "7", 0, 1))
+    assert progress.look().text == "0 of 1 items; pc1-cuda0 begins"
+
+
 def test_a_late_step_of_an_item_that_is_here_is_not_shown() -> None:
     progress = JobProgress()
     progress.begin(job_record(1))

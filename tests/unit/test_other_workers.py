@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from distributed_comfy.comfyui import other_workers
 from distributed_comfy.comfyui.alone import open_alone
 from distributed_comfy.comfyui.other_workers import OtherWorkers
 from distributed_comfy.comfyui.progress import JobProgress
@@ -23,16 +24,21 @@ class Waiting:
     def __init__(self, others: OtherWorkers, job_id: str = "0123456789ab") -> None:
         self.others = others
         self.cluster = open_alone(read_settings())
-        self.job: Any = SimpleNamespace(progress=JobProgress())
+        self.starting: tuple[str, ...] = ()
+        self.job: Any = SimpleNamespace(progress=JobProgress(), workers_starting=lambda cluster: self.starting)
         record = submission(job_id, Job(needs=("Sampler",))).record
         self.job.progress.begin(record)
         self.running: Any = SimpleNamespace(cluster=self.cluster, record=record)
 
     def look(self, here: str = "", stuck: bool = False) -> str:
         """What is shown, after a new look at the workers."""
-        self.others._found.clear()
-        self.others.can_run(self.job, self.running, here, stuck)
+        self.can_run(here, stuck)
         return self.shown
+
+    def can_run(self, here: str = "", stuck: bool = False) -> bool:
+        """Whether others can, after a new look at the workers."""
+        self.others._found.clear()
+        return self.others.can_run(self.job, self.running, here, stuck)
 
     @property
     def shown(self) -> str:
@@ -94,3 +100,30 @@ def test_a_blob_server_that_is_away_is_told_and_what_is_known_of_workers_stays()
     assert not waiting.others.can_run(waiting.job, waiting.running, "", False)
     waiting.cluster.blobs.exists = there  # type: ignore[method-assign]
     assert waiting.look() == "0 of 1 items"
+
+
+def test_a_worker_that_starts_is_waited_for_and_said_once(said: pytest.LogCaptureFixture) -> None:
+    waiting = Waiting(OtherWorkers())
+    waiting.starting = ("pc1-cpu",)
+    assert waiting.can_run() and waiting.can_run()
+    assert waiting.shown == "0 of 1 items; waiting for pc1-cpu to start"
+    assert said.messages == ["job 0123456789ab: no live worker can run it yet; pc1-cpu has up to 90 s to start"]
+    waiting.cluster.matching.live = lambda: {"pc1-cpu": Capability("builtin", "1", ("Sampler",))}  # type: ignore[method-assign]
+    assert waiting.look() == "0 of 1 items"
+
+
+def test_a_worker_that_ends_before_it_has_joined_is_waited_for_no_more() -> None:
+    waiting = Waiting(OtherWorkers())
+    waiting.starting = ("pc1-cpu",)
+    assert waiting.can_run()
+    waiting.starting = ()
+    assert not waiting.can_run() and waiting.shown == "0 of 1 items"
+
+
+def test_one_that_takes_too_long_to_start_is_waited_for_by_no_job() -> None:
+    others = OtherWorkers()
+    waiting, later = Waiting(others), Waiting(others, "later0123456")
+    waiting.starting = later.starting = ("pc1-cpu",)
+    assert waiting.can_run()
+    others._starting["pc1-cpu"] -= other_workers.STARTING_S
+    assert not waiting.can_run() and not later.can_run()

@@ -21,6 +21,7 @@ from distributed_comfy.comfyui.installing import (
     door_state,
     find_place,
     install_door,
+    nearby_folder,
     other_packs,
     remove_door,
     repositories,
@@ -64,6 +65,27 @@ def test_a_folder_that_is_no_comfyui_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent", tmp_path / "absent" / "custom_nodes"):
         with pytest.raises(ComfyUINotFound, match=r"main\.py, its base directory, or its custom_nodes"):
             find_place(folder, None)
+
+
+def test_who_names_no_comfyui_means_that_of_the_interpreter_else_that_of_the_current_directory(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "app" / "inner").mkdir(parents=True)
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    monkeypatch.chdir(tmp_path)
+    assert nearby_folder() is None
+    for here in (tree, tree.parent, tree / "custom_nodes", tree / "app" / "inner"):
+        monkeypatch.chdir(here)
+        assert nearby_folder() == tree
+    base = tmp_path / "desktop"
+    (base / "custom_nodes").mkdir(parents=True)
+    for home, folder in ((tree / ".venv", tree), (tree.parent / "python_embeded", tree.parent), (base / ".venv", base)):
+        monkeypatch.setattr(sys, "prefix", str(home))
+        assert nearby_folder() == folder
+    monkeypatch.setattr(sys, "base_prefix", str(tree.parent / "python_embeded"))
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert nearby_folder() == tree.parent, "the portable build has no virtual environment"
 
 
 # -- the door ------------------------------------------------------------------------------------------------------------
@@ -255,7 +277,7 @@ def test_a_package_from_an_index_is_installed_from_there_and_one_from_git_from_i
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------
-def test_the_commands_install_show_and_remove(tree: Path, tmp_path: Path) -> None:
+def test_the_commands_install_show_and_remove(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = CommandLine(tmp_path)
     python = ("--python", sys.executable)
     absent = line.run("comfyui", "status", tree, *python, "--json")
@@ -267,6 +289,11 @@ def test_the_commands_install_show_and_remove(tree: Path, tmp_path: Path) -> Non
     assert shown.status == 0 and "the door in" in shown.out and "has the same node classes" in shown.err
     removed = line.run("comfyui", "uninstall", tree, "--json")
     assert removed.json == {"change": "removed", "door": str(tree / "custom_nodes" / DOOR_NAME)}
+    monkeypatch.setattr(line, "folder", tree)
+    assert line.run("comfyui", "status", *python, "--json").json["custom_nodes"] == str(tree / "custom_nodes"), "of the current directory"
+    monkeypatch.undo()
+    unnamed = line.run("comfyui", "install")
+    assert unnamed.status == 2 and "main.py" in unnamed.err and f"no ComfyUI in {tmp_path}, " in unnamed.err
     nowhere = line.run("comfyui", "install", tmp_path / "nowhere")
     assert nowhere.status == 2 and nowhere.err.startswith("error: no ComfyUI in ")
 

@@ -41,6 +41,7 @@ def waiting(model: str = "here.safetensors", device_class: str = "") -> tuple[Pa
     )  # fmt: skip
     accepted = SimpleNamespace(planned={"3": node("Sampler", model=out("value"))}, foreign=())
     job = SimpleNamespace(accepted=accepted, progress=JobProgress(), running=running, phase="running", can_run_here=True, over=False)
+    job.workers_starting = lambda cluster: ()
     job.progress.begin(whole.record)
     host = SimpleNamespace(
         nodes=SimpleNamespace(NODE_CLASS_MAPPINGS={"Sampler": Sampler}), cannot_add_nodes="",

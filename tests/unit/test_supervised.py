@@ -136,3 +136,17 @@ def test_one_that_does_not_end_is_asked_again_where_it_is_urgent_then_killed(tmp
     worker.stop(at_once=True)
     until(worker, lambda: worker.process is None)
     assert (tmp_path / "asked").read_text() == "xx"
+
+
+def test_one_whose_servers_are_gone_is_soon_killed_also_where_it_is_then_asked_with_more_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "_SERVERS_GONE_S", 0.3)
+    worker = supervise(tmp_path, STUBBORN)
+    worker.start()
+    until(worker, (tmp_path / "ready").exists)
+    began = time.monotonic()
+    worker.stop(at_once=True, servers_gone=True)
+    worker.stop()
+    until(worker, lambda: worker.process is None)
+    assert time.monotonic() - began < 5 and worker.phase(enabled=True) == "stopped"

@@ -21,6 +21,7 @@ from distributed_comfy.orchestrator.worker import engine_options
 from distributed_comfy.settings import Settings
 
 _CHECK = "engine"
+_GUESSED = "; what `worker` would run from here, as COMFYUI_PATH is not set: workers that a ComfyUI started run that one"
 _POLL_S = 0.1
 
 
@@ -49,7 +50,8 @@ def check_engine(settings: Settings, servers: Servers, stop: threading.Event) ->
         return fail(_CHECK, found, _remedy(options))
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    return ok(_CHECK, f"{_shown(capability)}, ready in {time.monotonic() - began:.1f} s")
+    guessed = options.engine == "builtin" and settings.engine is None
+    return ok(_CHECK, f"{_shown(capability)}, ready in {time.monotonic() - began:.1f} s{_GUESSED if guessed else ''}")
 
 
 def _options(settings: Settings, servers: Servers) -> EngineOptions:
