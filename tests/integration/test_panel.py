@@ -301,7 +301,8 @@ def test_a_job_that_is_tried_again_ends_with_its_files_where_they_belong(rig: Pa
 
 
 def test_a_job_that_nobody_collects_is_taken_over(rig: PanelRig) -> None:
-    done = rig.line.run("run", rig.line.write("graph.json", long(300, seed=60)), "--items", "3", "--out", "left", "--detach", "--json")
+    graph = rig.line.write("graph.json", long(300, seed=60))
+    done = rig.line.run("run", graph, "--items", "12", "--out", "left", "--detach", "--json", DC_OWNER_TTL_S="2")
     os.kill(done.json["pid"], signal.SIGKILL)
     job_id = done.json["job"]
     with rig.page.events() as events:
@@ -309,7 +310,7 @@ def test_a_job_that_nobody_collects_is_taken_over(rig: PanelRig) -> None:
         assert "collect" in parked["orders"] and parked["remedy"]
         rig.page.post(f"/jobs/{job_id}/orders", {"order": "collect"})
         events.wait(lambda state: state["jobs"][job_id]["state"] == "done", 120)
-    until(lambda: len(list((rig.folder / "left").glob("*.png"))) == 3)
+    until(lambda: len(list((rig.folder / "left").glob("*.png"))) == 12)
 
 
 def test_a_failed_job_tells_node_and_traceback(rig: PanelRig) -> None:

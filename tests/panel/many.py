@@ -95,7 +95,7 @@ class Many:
             "editable": True, "enabled": True, "outdated": False, "restarts": number % 3, "device": f"cuda:{number % 4}",
             "device_class": "NVIDIA GeForce RTX 4090, driver 570, torch 2.7", "engine": "comfyui", "engine_version": "0.3.64", "commit": "",
             "version": "0.0", "started_ms": now_ms(), "pid": 0 if wrong else 4000 + number, "tags": [], "cores": "", "threads": 4,
-            "log_folder": "/home/me/.cache/distributed-comfy/workers", "host_use": None, "models": [],
+            "log_folder": "/home/user/.cache/distributed-comfy/workers", "host_use": None, "models": [],
             "use": {"name": "NVIDIA GeForce RTX 4090", "utilisation_percent": 95, "used_bytes": 18 * GIB, "total_bytes": 24 * GIB},
             "items": [item] if state == "busy" else [], "items_done": number, "items_failed": 0, "last_error": None, "packs": {},
             "node_classes": 700, "model_files": 31, "configuration": {"device": f"cuda:{number % 4}"},

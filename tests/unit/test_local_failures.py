@@ -13,6 +13,7 @@ from distributed_comfy.comfyui.local_failures import watch_execution
 class Result(Enum):
     SUCCESS = 0
     FAILURE = 1
+    PENDING = 2
 
 
 class Sampler:
@@ -33,7 +34,7 @@ def host_with(error: Exception | None = FULL) -> Any:
             raise error
         return [["picture"], ["mask"]], {}, False, False
 
-    async def execute(server: Any, current_item: str) -> Any:
+    async def execute(server: Any, current_item: str, caches: Any = None) -> Any:
         try:
             outputs, _, _, pending = await execution.get_output_data("", current_item, Sampler())
         except MemoryError as failed:
@@ -43,42 +44,76 @@ def host_with(error: Exception | None = FULL) -> Any:
         return (Result.SUCCESS, None, None)
 
     execution.get_output_data, execution.execute = get_output_data, execute
-    return SimpleNamespace(execution=execution, blocker=lambda: "blocked")
+    forgotten: list[tuple[str, ...]] = []
+    return SimpleNamespace(execution=execution, blocker=lambda: "blocked", forgotten=forgotten, forget_progress=forgotten.append)
 
 
-def run(host: Any, *, takes: bool) -> tuple[Any, list[tuple[str, Exception]]]:
-    """What the executor is answered, and what was asked."""
-    asked: list[tuple[str, Exception]] = []
+class Items:
+    """Those of one job: node ``x:7`` was made from node 7, and ends a turn whose nodes are ``left``."""
 
-    def judge(node_id: str, error: Exception) -> bool:
-        asked.append((node_id, error))
-        return takes
+    def __init__(self, *, takes: bool, left: tuple[str, ...] | None = None) -> None:
+        self.asked: list[tuple[str, Exception]] = []
+        self._takes, self._left = takes, left
 
-    watch_execution(cast(ComfyHost, host), judge, lambda node_id: node_id.removeprefix("x:"))
-    return asyncio.run(host.execution.execute(None, "x:7")), asked
+    def fails(self, node_id: str, error: Exception) -> bool:
+        self.asked.append((node_id, error))
+        return self._takes
+
+    def users_node(self, node_id: str) -> str:
+        return node_id.removeprefix("x:")
+
+    def leftovers(self, node_id: str) -> tuple[str, ...] | None:
+        return self._left
+
+
+class Cache:
+    """What a node's own nodes gave, by the id of that node."""
+
+    def __init__(self) -> None:
+        self.emptied: list[str] = []
+
+    async def ensure_subcache_for(self, node_id: str, children: tuple[str, ...]) -> Any:
+        assert children == ()
+        return SimpleNamespace(clean_unused=lambda: self.emptied.append(node_id))
+
+
+def run(host: Any, items: Items, caches: Any = None) -> Any:
+    """What the executor is answered."""
+    watch_execution(cast(ComfyHost, host), items)
+    return asyncio.run(host.execution.execute(None, "x:7", caches=caches))
 
 
 def test_a_failure_that_is_taken_becomes_outputs_that_stop_what_is_behind() -> None:
     host = host_with()
     before = host.execution.get_output_data
-    answer, asked = run(host, takes=True)
-    assert answer == (Result.SUCCESS, None, None)
+    items = Items(takes=True)
+    assert run(host, items) == (Result.SUCCESS, None, None)
     assert host.execution.kept == {"x:7": [["blocked"], ["blocked"]]}
-    assert asked == [("x:7", FULL)]
+    assert items.asked == [("x:7", FULL)]
     assert host.execution.get_output_data is before
 
 
 def test_every_other_failure_is_shown_at_the_users_node() -> None:
     host = host_with()
-    answer, _ = run(host, takes=False)
-    assert answer == (Result.FAILURE, {"node_id": "7"}, FULL) and host.execution.kept == {}
+    assert run(host, Items(takes=False)) == (Result.FAILURE, {"node_id": "7"}, FULL) and host.execution.kept == {}
 
 
 def test_nobody_is_asked_about_a_node_that_ran() -> None:
     host = host_with(error=None)
-    answer, asked = run(host, takes=True)
-    assert answer == (Result.SUCCESS, None, None) and asked == []
-    assert host.execution.kept == {"x:7": [["picture"], ["mask"]]}
+    items = Items(takes=True)
+    assert run(host, items) == (Result.SUCCESS, None, None) and items.asked == []
+    assert host.execution.kept == {"x:7": [["picture"], ["mask"]]} and host.forgotten == []
+
+
+def test_a_turn_that_is_over_leaves_nothing() -> None:
+    host, outputs, objects = host_with(error=None), Cache(), Cache()
+    assert run(host, Items(takes=True, left=("a", "b")), SimpleNamespace(outputs=outputs, objects=objects))[0] == Result.SUCCESS
+    assert outputs.emptied == objects.emptied == ["x:7"] and host.forgotten == [("x:7", "a", "b")]
+
+
+def test_a_cache_that_holds_nothing_for_a_nodes_own_nodes_is_left_alone() -> None:
+    host = host_with(error=None)
+    assert run(host, Items(takes=True, left=()), SimpleNamespace(outputs=object()))[0] == Result.SUCCESS
 
 
 def test_an_executor_of_another_kind_is_left_alone() -> None:
@@ -89,5 +124,5 @@ def test_an_executor_of_another_kind_is_left_alone() -> None:
         host = host_with()
         setattr(host.execution, name, replaced)
         before = host.execution.execute
-        watch_execution(host, lambda node_id, error: True, lambda node_id: node_id)
+        watch_execution(host, Items(takes=True))
         assert host.execution.execute is before
