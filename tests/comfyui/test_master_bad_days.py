@@ -219,9 +219,10 @@ def test_a_cluster_that_stays_away_while_the_node_waits_leaves_the_rest_to_the_m
         own_servers.stop_state()
         assert master.server.wait(prompt_id)["status"]["status_str"] == "success"
         assert master.recorded("away") == list(range(100, 109))
-        here = int(re.findall(rf"job {job} goes on: (\d+) of 9 items are here", master.server.log())[-1])
-        assert here >= 3 and master.ran_here().count("RuleSlow") == 9 - here
-        assert master.server.log().count("is not distributed") == 1
+        told = rf"job {job} goes on in this ComfyUI alone, which makes the (\d+) of 9 items that are missing"
+        (missing,) = map(int, re.findall(told, master.server.log()))
+        assert missing <= 6 and master.ran_here().count("RuleSlow") == missing
+        assert "is not distributed" not in master.server.log()
 
 
 def test_a_clicked_interrupt_ends_the_wait_also_without_a_server(

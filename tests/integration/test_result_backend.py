@@ -101,7 +101,7 @@ def test_files_of_output_nodes_come_whole(builtin_rig: Rig, user: CeleryUser, tm
 
 # -- waiting and states -------------------------------------------------------------------------------------------------
 def test_get_waits_for_an_item_that_is_not_done_yet(builtin_rig: Rig, user: CeleryUser) -> None:
-    job_id = keep(builtin_rig, rule_images(milliseconds=1500))
+    job_id = keep(builtin_rig, rule_images(milliseconds=6000))
     asking = user.begin(
         "result = app.AsyncResult(job + '-0')\nbefore = result.state, result.ready(), result.result\n"
         "value = result.get(timeout=60)\nanswer = before, result.state, result.successful(), value.index",
