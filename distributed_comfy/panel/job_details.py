@@ -135,7 +135,7 @@ class JobDetails:
         cluster = self._place.cluster()
         done = cluster.jobs.result(job_id, index)
         if done is None:
-            step = self._steps.of(job_id, index)
+            step = self._steps.of(job_id, index, cluster.jobs.holder(job_id, index))
             if step is None or not step.preview:
                 cluster.jobs.job_state(job_id)  # says where there is no such job
                 raise PictureNotHere(index=index, job_id=job_id, reason="it is not done, and nothing was shown of it yet")
