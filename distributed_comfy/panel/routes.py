@@ -53,7 +53,7 @@ class Panel:
         self._logs = LogReader(place)
         self._streams = Streams(self.watch, self._logs, self.threads)
         self._workers, self._job_orders = WorkerOrders(place), JobOrders(place)
-        self._details = JobDetails(place, self.watch.steps)
+        self._details = JobDetails(place, self.watch.steps, self.watch.jobs)
         self._invites, self._doctor = PanelInvites(place, self.tunnels), Doctor(place)
 
     def routes(self, judge: Judge) -> list[web.RouteDef]:
