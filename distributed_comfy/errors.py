@@ -664,6 +664,13 @@ class StateNotRead(ClusterUnavailable):
     sentence = "the state of the cluster was not read within {seconds} s; check whether its Redis answers, and try again"
 
 
+class PanelFault(ClusterUnavailable):
+    """The panel met something that nobody foresaw; what it shows is what was known before."""
+
+    code = "panel_fault"
+    sentence = "the panel cannot show what it read ({reason}); look into the log of the program that serves it, and please report it"
+
+
 class SessionFailed(ClusterUnavailable):
     """The node pack in ComfyUI lost its cluster for a reason that nobody foresaw."""
 

@@ -37,6 +37,10 @@ class SavedFiles:
             return None
         return noted.path if (found.st_size, found.st_mtime_ns) == (noted.size_bytes, noted.mtime_ns) else None
 
+    def paths(self) -> list[Path]:
+        """Where all files lie that are there as they were saved."""
+        return [path for key in tuple(self._saved) if (path := self.find(key)) is not None]
+
     def note(self, key: str, file: Path, path: Path) -> None:
         """Say that ``file`` is about to get the name ``path``; if that is taken, the next note counts instead."""
         found = file.stat()

@@ -117,6 +117,12 @@ class PackMaster:
                     found.append(str(path))
         return found
 
+    def is_over(self, job_id: str) -> bool:
+        """Whether ComfyUI neither runs nor will run the prompt of a job; it fills its history at the same moment."""
+        prompt_id, queue = self._prompt_of(job_id, over=True), self._pack.host.server.prompt_queue
+        with queue.mutex:
+            return not any(str(entry[1]) == prompt_id for entry in (*queue.queue, *queue.currently_running.values()))
+
     def _prompt_of(self, job_id: str, *, over: bool) -> str | None:
         """The prompt that a job belongs to, also where it is over."""
         pack = self._pack

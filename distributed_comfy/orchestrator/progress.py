@@ -127,7 +127,7 @@ class ProgressListener:
     def _hear(self, text: str) -> None:
         try:
             told = _told(json.loads(text))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             log.debug("progress: a message that is none: %s", error)
             return
         with self._telling:
@@ -158,7 +158,7 @@ def step_of(fields: dict[str, Any]) -> Step | None:
     """The step or preview in a message; None where it is something else.
 
     Raises:
-        TypeError, ValueError, LookupError: it is no message of ours.
+        TypeError, ValueError, LookupError, ArithmeticError, AttributeError: it is no message of ours.
     """
     return None if "mark" in fields or "said" in fields else _step(fields)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import redis
 from aiohttp import web
 
-from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.errors import DistributedComfyError, PanelFault
 from distributed_comfy.panel.bodies import BadRequest, body_of
 from distributed_comfy.panel.callers import Refused
 from distributed_comfy.panel.contract import Operation, check_body
@@ -27,18 +27,21 @@ T = TypeVar("T")
 SECRET = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 """Headers of every answer: nobody on the way may keep it."""
 _BODY = "panel body"
-_QUICK, _LONG = 6, 6
+_QUICK, _LONG, _FOLLOWED, _JUDGING = 6, 6, 8, 2
 
 
 class Threads:
     """Where the panel waits for Redis: neither on the event loop nor in its usual pool, which belongs to others.
 
-    What may last (an agent, the doctor, a tunnel) has a pool of its own, so that it keeps no page from its state.
+    What may last (an agent, the doctor, a tunnel) has a pool of its own, so that it keeps no page from its state; so have logs
+    that somebody follows, and the look whether a caller may ask at all.
     """
 
     def __init__(self) -> None:
         self._quick = ThreadPoolExecutor(_QUICK, thread_name_prefix="panel")
         self._long = ThreadPoolExecutor(_LONG, thread_name_prefix="panel-long")
+        self._followed = ThreadPoolExecutor(_FOLLOWED, thread_name_prefix="panel-log")
+        self._judging = ThreadPoolExecutor(_JUDGING, thread_name_prefix="panel-token")
 
     async def quick(self, call: Callable[..., T], *given: Any) -> T:
         """What a call gives that waits for Redis alone."""
@@ -53,9 +56,17 @@ class Threads:
         """What a call gives that may wait for more."""
         return await asyncio.get_running_loop().run_in_executor(self._long, functools.partial(call, *given, **named))
 
+    async def follow(self, call: Callable[..., T], *given: Any) -> T:
+        """What a call gives that waits for the next lines of a log."""
+        return await asyncio.get_running_loop().run_in_executor(self._followed, call, *given)
+
+    async def judge(self, judge: Judge, request: web.Request) -> None:
+        """Let a judge look at a request: the token is in a file."""
+        await asyncio.get_running_loop().run_in_executor(self._judging, judge, request)
+
     def end(self) -> None:
         """Begin nothing more."""
-        for pool in (self._quick, self._long):
+        for pool in (self._quick, self._long, self._followed, self._judging):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -64,7 +75,7 @@ def answered(operation: Operation, handler: Handler, judge: Judge, threads: Thre
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            await threads.quick(judge, request)  # the token is in a file
+            await threads.judge(judge, request)
             if operation.body is not None:
                 request[_BODY] = await body_of(request)
                 check_body(operation, request[_BODY])
@@ -77,6 +88,13 @@ def answered(operation: Operation, handler: Handler, judge: Judge, threads: Thre
             return failure(400, {"code": "request_wrong", "message": str(error), "remedy": "", **fields})
         except (DistributedComfyError, redis.RedisError) as error:
             return failure(status_of(error), told(error))
+        except (web.HTTPException, ConnectionError):  # an answer of its own; and a page that is gone
+            raise
+        except Exception as error:
+            if request.writer.output_size:  # an answer has begun, and can only be cut off
+                raise
+            log.exception("%s %s failed; please report it", request.method, request.path)
+            return failure(500, told(PanelFault(reason=f"{type(error).__name__}: {error}"[:200])))
 
     return answer
 

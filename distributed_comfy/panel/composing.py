@@ -1,16 +1,20 @@
 """Puts what Redis says together as the page has it, and makes again only what is made of something new."""
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from distributed_comfy.agent.up import find_local_agent
+from distributed_comfy.messages import parse_item_id
 from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Findings, Pulse
-from distributed_comfy.panel.steps import StepView
+from distributed_comfy.panel.rows import RowMaker
+from distributed_comfy.panel.steps import StepPlace, StepView
 from distributed_comfy.panel.worker_views import WorkerSources, shown_host, shown_worker
 from distributed_comfy.state.records import HostRecord, HostWorker, JobState
 
@@ -19,6 +23,8 @@ _STEPS_S = 1.0
 """How often steps of many busy workers are told; those of a few are told at each look."""
 _LOCAL_S = 2.0
 _STILL_MS = 1500
+_LATEST_START_S = 86_400.0
+"""What an agent says beyond it is no time that anybody waits for."""
 _ABLE = ("idle", "ticketed", "busy")
 
 
@@ -33,20 +39,22 @@ class Composer:
     def __init__(self, place: Place, tunnel: Callable[[], dict[str, Any]]) -> None:
         self._place = place
         self._tunnel = tunnel
-        self._workers: dict[str, tuple[WorkerSources, dict[str, Any]]] = {}
-        self._hosts: dict[str, tuple[HostRecord, bool, dict[str, Any]]] = {}
-        self._jobs: dict[str, tuple[JobState, Estimate, bool, dict[str, Any]]] = {}
+        self._workers: dict[str, tuple[WorkerSources, dict[str, Any] | None]] = {}
+        """None: there is nothing to show of it."""
+        self._hosts: dict[str, tuple[HostRecord, bool, dict[str, Any] | None]] = {}
+        self._rows = RowMaker()
+        self._jobs: dict[str, tuple[JobState, Estimate, bool, dict[str, Any] | None]] = {}
         self._starts: dict[str, int] = {}
         self._estimates: dict[str, Estimate] = {}
         self._paces: dict[str, Pace] = {}
-        self._steps: Mapping[tuple[str, int], StepView] = {}
+        self._steps: Mapping[StepPlace, StepView] = {}
         self._steps_at = 0.0
         self._able = -1
         """Workers that take items, at the last estimate."""
         self._local = False
         self._local_at = 0.0
 
-    def compose(self, pulse: Pulse, steps: Mapping[tuple[str, int], StepView]) -> dict[str, Any]:
+    def compose(self, pulse: Pulse, steps: Mapping[StepPlace, StepView]) -> dict[str, Any]:
         """What of ``State`` of openapi.json may change."""
         found, master = pulse.found, self._place.master
         self._look_around()
@@ -75,37 +83,41 @@ class Composer:
         return record.remote_configuration or (self._local and record.host == self._place.settings.host_name)
 
     # -- workers and hosts -----------------------------------------------------------------------------------------------
-    def _due_steps(self, found: Findings, steps: Mapping[tuple[str, int], StepView]) -> Mapping[tuple[str, int], StepView]:
+    def _due_steps(self, found: Findings, steps: Mapping[StepPlace, StepView]) -> Mapping[StepPlace, StepView]:
         busy = sum(bool(row.claims) for row in found.rows.values())
         if busy <= _FEW_BUSY or time.monotonic() - self._steps_at >= _STEPS_S:
             self._steps, self._steps_at = steps, time.monotonic()
         return self._steps
 
-    def _shown_workers(self, found: Findings, steps: Mapping[tuple[str, int], StepView]) -> dict[str, dict[str, Any]]:
+    def _shown_workers(self, found: Findings, steps: Mapping[StepPlace, StepView]) -> dict[str, dict[str, Any]]:
         kept = {own.name: (record, own) for record in found.hosts.values() for own in record.workers}
         made = {}
         for name in sorted({*found.rows, *kept}):
             record, own = kept.get(name, (None, None))
             sources = self._sources(found, name, record, own, steps)
             before = self._workers.get(name)
-            made[name] = before if before is not None and before[0] == sources else (sources, shown_worker(sources))
+            if before is not None and before[0] == sources:
+                made[name] = before
+            else:
+                made[name] = (sources, self._rows.make(f"worker {name}", partial(shown_worker, sources)))
         self._workers = made
-        return {name: shown for name, (_, shown) in made.items()}
+        return {name: shown for name, (_, shown) in made.items() if shown is not None}
 
     def _sources(
-        self, found: Findings, name: str, record: HostRecord | None, own: HostWorker | None, steps: Mapping[tuple[str, int], StepView]
+        self, found: Findings, name: str, record: HostRecord | None, own: HostWorker | None, steps: Mapping[StepPlace, StepView]
     ) -> WorkerSources:
         row, status = found.rows.get(name), found.statuses.get(name)
         host = record.host if record else row.facts.host if row else ""
-        claims = {place for item in (row.claims if row else ()) if (place := _place_of(item))}
+        claims = {place for item in (row.claims if row else ()) if (place := parse_item_id(item))}
+        told = {place: step for place in claims if (step := steps.get((*place, name)))}  # by whoever holds the claim, and nobody else
         return WorkerSources(
             name,
             replace(own, next_start_s=0.0) if own else None,
-            record.configuration.get("workers", {}).get(name) if record else None,
+            _written(record, name) if record else None,
             record.host if record else "",
             row,
             status,
-            {place: replace(step, preview=b"") for place, step in steps.items() if place in claims} if claims else None,
+            {place: replace(step, preview=b"") for place, step in told.items()} if claims else None,
             self._next_start(name, own, found.now_ms),
             host == self._place.settings.host_name,
             record is not None and self._may_configure(record),
@@ -116,8 +128,9 @@ class Composer:
         if own is None or own.phase != "backing-off":
             self._starts.pop(name, None)
             return 0
-        at_ms, before = now_ms + round(own.next_start_s * 1000), self._starts.get(name, 0)
-        if abs(at_ms - before) > _STILL_MS:
+        next_s = min(max(own.next_start_s, 0.0), _LATEST_START_S) if math.isfinite(own.next_start_s) else 0.0
+        at_ms, before = now_ms + round(next_s * 1000), self._starts.get(name, 0)
+        if name not in self._starts or abs(at_ms - before) > _STILL_MS:
             self._starts[name] = at_ms
         return self._starts[name]
 
@@ -128,9 +141,11 @@ class Composer:
             if before is not None and before[0] == record and before[1] == may:
                 made[name] = before
             else:
-                made[name] = (record, may, shown_host(record, here=name == self._place.settings.host_name, configurable=may))
+                here = name == self._place.settings.host_name
+                shown = self._rows.make(f"host {name}", partial(shown_host, record, here=here, configurable=may))
+                made[name] = (record, may, shown)
         self._hosts = made
-        return {name: shown for name, (_, _, shown) in made.items()}
+        return {name: shown for name, (_, _, shown) in made.items() if shown is not None}
 
     # -- jobs ------------------------------------------------------------------------------------------------------------
     def _estimate(self, found: Findings) -> None:
@@ -151,11 +166,14 @@ class Composer:
             if before is not None and before[0] is state and before[1] == estimate and before[2] == mine:
                 made[job_id] = before
             else:
-                made[job_id] = (state, estimate, mine, shown_job(job_id, state, estimate, mine=mine))
+                shown = self._rows.make(f"job {job_id}", partial(shown_job, job_id, state, estimate, mine=mine))
+                made[job_id] = (state, estimate, mine, shown)
         self._jobs = made
-        return {job_id: shown for job_id, (_, _, _, shown) in made.items()}
+        return {job_id: shown for job_id, (_, _, _, shown) in made.items() if shown is not None}
 
 
-def _place_of(item: str) -> tuple[str, int] | None:
-    job_id, _, index = item.rpartition("-")
-    return (job_id, int(index)) if index.isdigit() else None
+def _written(record: HostRecord, name: str) -> dict[str, Any] | None:
+    """A worker's configuration as its agent has it written down; None where that is none."""
+    workers = record.configuration.get("workers")
+    found = workers.get(name) if isinstance(workers, dict) else None
+    return found if isinstance(found, dict) else None

@@ -1,22 +1,29 @@
 """Items of a job as the panel shows them; of a job that somebody watches, what changes of them."""
 from __future__ import annotations
 
-import json
+import logging
+import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distributed_comfy.messages import ItemSpec
+import redis
+
+from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
+from distributed_comfy.messages import FileRef, ItemResult, ItemSpec, TensorRef, load
 from distributed_comfy.panel.steps import Steps, StepView
 from distributed_comfy.panel.words import item_error
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import ItemState, JobState, SpoolPlace
 from tasks.cluster import Cluster
 
+log = logging.getLogger(__name__)
+
 _LOOK_S = 0.5
-_PICTURE_DIMENSIONS = 4
+_DIMENSIONS = 4
+_LARGEST_SIDE_PX = 16_384
 _ERRORS = ("failed", "waiting")
 """States in which the last error of an item still says something; afterwards it succeeded."""
 
@@ -39,6 +46,8 @@ class KnownItems:
     read_at: float = -_LOOK_S
     state: JobState | None = None
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
+    odd: bool = False
+    """Whether the last look failed because of what somebody wrote."""
 
 
 def read_items(cluster: Cluster, job_id: str, known: KnownItems, steps: Steps) -> dict[str, dict[str, Any]]:
@@ -52,7 +61,7 @@ def read_items(cluster: Cluster, job_id: str, known: KnownItems, steps: Steps) -
     known.results.update(_results(cluster, job_id, fresh))
     visible = has_pictures(cluster.jobs.spool(job_id), cluster.settings.host_name)
     return {
-        str(index): _shown(known.specs[index], state, known.results.get(index), steps.of(job_id, index), visible=visible)
+        str(index): _shown(known.specs[index], state, known.results.get(index), steps.of(job_id, index, state.worker), visible=visible)
         for index, state in states.items()
         if index in known.specs
     }
@@ -68,19 +77,32 @@ def _results(cluster: Cluster, job_id: str, indexes: Collection[int]) -> dict[in
         return {}
     key = Keys(cluster.settings.key_prefix)("result", job_id)
     texts: Any = cluster.client.hmget(key, [str(index) for index in indexes])
-    return {index: _facts(json.loads(text)) for index, text in zip(indexes, texts, strict=True) if text}
+    return {index: _facts(text) for index, text in zip(indexes, texts, strict=True) if text}
 
 
-def _facts(result: Mapping[str, Any]) -> ResultFacts:
-    pictures = any(is_picture(capture.get("value") or {}) for capture in result.get("captures", ()))
-    files = any(str(file.get("media_type", "")).startswith("image/") for file in result.get("files", ()))
-    return ResultFacts(float(result.get("seconds", 0.0)), pictures or files)
+def _facts(text: str) -> ResultFacts:
+    """Of a result as its worker wrote it, which may be anything."""
+    try:
+        result = load(ItemResult, text)
+    except MessageVersionUnknown as error:
+        log.debug("a result that cannot be read: %s", error)
+        return ResultFacts(0.0, has_picture=False)
+    seconds = result.seconds if math.isfinite(result.seconds) else 0.0
+    return ResultFacts(seconds, has_picture=next(pictures_of(result), None) is not None)
 
 
-def is_picture(value: Mapping[str, Any]) -> bool:
-    """Whether a captured value, as plain JSON, is an image of ComfyUI's: [B, H, W, C]."""
-    shape = list(value.get("shape") or ())
-    return "dtype" in value and len(shape) == _PICTURE_DIMENSIONS and 1 <= shape[-1] <= 4
+def pictures_of(result: ItemResult) -> Iterator[TensorRef | FileRef]:
+    """What of a result is an image."""
+    for capture in result.captures:
+        value = capture.value
+        if isinstance(value, TensorRef) and is_image(value.shape):
+            yield value
+    yield from (file for file in result.files if file.media_type.startswith("image/"))
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether it is [B, H, W, C] of a size that is shown."""
+    return len(shape) == _DIMENSIONS and shape[0] > 0 and shape[-1] in (1, 3, 4) and 0 < max(shape[1:3]) <= _LARGEST_SIDE_PX
 
 
 def _shown(spec: ItemSpec, state: ItemState, result: ResultFacts | None, step: StepView | None, *, visible: bool) -> dict[str, Any]:
@@ -116,13 +138,28 @@ class WatchedItems:
             runs = state is not None and not state.ended
             if (state == known.state and not runs) or now - known.read_at < _LOOK_S:
                 continue
-            after = read_items(cluster, job_id, known, self._steps) if state is not None else {}
-            known.read_at, known.state = now, state
+            known.read_at = now
+            after = self._read(cluster, job_id, known) if state is not None else {}
+            known.state = state
             rows: dict[str, Any] = {index: item for index, item in after.items() if known.shown.get(index) != item}
             rows.update(dict.fromkeys(known.shown.keys() - after.keys()))
             known.shown = after
             if rows:
                 self._different.setdefault(job_id, {}).update(rows)
+
+    def _read(self, cluster: Cluster, job_id: str, known: KnownItems) -> dict[str, dict[str, Any]]:
+        """What is there now; what was known before where it makes no sense: one odd job must not take the state from all pages."""
+        try:
+            after = read_items(cluster, job_id, known, self._steps)
+        except (DistributedComfyError, redis.RedisError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever somebody wrote
+            if not known.odd:
+                log.warning("the panel cannot read the items of job %s (%s: %s)", job_id, type(error).__name__, error)
+            known.odd = True
+            return known.shown
+        known.odd = False
+        return after
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """What was different since the last call: job -> index -> item, None where it is gone."""

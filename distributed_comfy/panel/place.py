@@ -53,7 +53,10 @@ class Master(Protocol):
         """Let this ComfyUI unload its models as soon as nothing runs."""
 
     def files(self, job_id: str) -> Sequence[str] | None:
-        """Paths of what a job's prompt saved; None where it is not known to be one of its own."""
+        """Paths of what a job's prompt saved; None where it is not known to be one of its own, empty until it is over."""
+
+    def is_over(self, job_id: str) -> bool:
+        """Whether a job's prompt saves nothing more."""
 
 
 class Place(Protocol):

@@ -15,6 +15,7 @@ import redis
 
 from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
 from distributed_comfy.messages import load
+from distributed_comfy.panel.server_looks import BlobServer, Server, examine
 from distributed_comfy.panel.words import told
 from distributed_comfy.state.connection import in_our_words, setting_of
 from distributed_comfy.state.figures import KINDS
@@ -30,23 +31,6 @@ _ROWS_S = 1.0
 _JOBS_S = 2.0
 """Between two looks at jobs of which no mark says that anything happened."""
 _SERVERS_S = 5.0
-_MIB = 2**20
-
-
-@dataclass
-class Server:
-    """How one server is."""
-
-    up: bool = True
-    error: dict[str, Any] | None = None
-    version: str = ""
-    used_bytes: int | None = None
-    limit_bytes: int | None = None
-    kept: bool | None = None
-
-    def shown(self) -> dict[str, Any]:
-        """As ``ServerHealth`` of openapi.json."""
-        return dict(vars(self))
 
 
 @dataclass
@@ -83,6 +67,7 @@ class Pulse:
         self._marks: tuple[Any, ...] = ()
         self._listed: tuple[Any, ...] = ()
         self._due: dict[str, float] = {}
+        self._blobs = BlobServer()
 
     def look(self, cluster: Cluster) -> None:
         """Read what is due.
@@ -90,6 +75,8 @@ class Pulse:
         Raises:
             ClusterUnavailable, redis.RedisError: the state server does not answer; `state` says so.
         """
+        separate = cluster.redis_url != cluster.blob_url  # one may be away then while the other answers
+        self.found.blobs = self._blobs.look(cluster) if separate else self.found.state
         try:
             self._look(cluster)
         except (DistributedComfyError, redis.RedisError) as error:
@@ -164,9 +151,9 @@ class Pulse:
             ids = list(_reply(cluster, lambda: cluster.client.zrange(keys("jobs"), 0, -1)))
         wanted = [job_id for job_id in ids if job_id not in known or job_id in active or not known[job_id].ended]
         found = cluster.jobs.jobs(wanted) if wanted else {}
-        for job_id, state in found.items():
-            if state.state == "failed":
-                found[job_id] = cluster.jobs.job_state(job_id)
+        failed = [job_id for job_id, state in found.items() if state.state == "failed"]
+        for job_id, error in (cluster.jobs.errors(failed) if failed else {}).items():
+            found[job_id] = replace(found[job_id], error=error)
         unread = known.keys() - set(wanted)
         after = {job_id: _same(known.get(job_id), found.get(job_id)) for job_id in ids if job_id in found or job_id in unread}
         self.jobs_changed = after != known
@@ -175,16 +162,7 @@ class Pulse:
 
     # -- servers ---------------------------------------------------------------------------------------------------------
     def _look_at_servers(self, cluster: Cluster) -> None:
-        _examine(self.found.state, cluster.client)
-        if cluster.redis_url == cluster.blob_url:
-            self.found.blobs = self.found.state
-        else:
-            try:
-                _examine(self.found.blobs, cluster.blob_client)
-                self.found.blobs.up, self.found.blobs.error = True, None
-            except redis.RedisError as error:
-                known = in_our_words(error, "the blob Redis", "DC_BLOB_URL")
-                self.found.blobs.up, self.found.blobs.error = False, told(known or error)
+        examine(self.found.state, cluster.client)
         if cluster.invites is not None:
             invited: Any = cluster.client.hlen(Keys(cluster.settings.key_prefix)("invites"))
             self.found.invites = int(invited)
@@ -207,14 +185,6 @@ def _same(before: JobState | None, now: JobState | None) -> JobState:
 def without_lease(row: WorkerState) -> WorkerState:
     """A row without what differs at each look, so that equal rows are equal."""
     return replace(row, lease_ms=0, engine_s=0.0, memory=None)
-
-
-def _examine(server: Server, client: redis.Redis) -> None:
-    found: Any = client.info()
-    server.version = str(found.get("redis_version", ""))
-    server.used_bytes = int(found.get("used_memory", 0)) // _MIB * _MIB
-    server.limit_bytes = int(found.get("maxmemory", 0)) or None
-    server.kept = bool(int(found.get("aof_enabled", 0)))
 
 
 def _item_s(tallies: dict[str, int]) -> float:

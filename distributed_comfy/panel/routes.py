@@ -18,7 +18,6 @@ from distributed_comfy.panel.explained import extra_arguments, shown_settings
 from distributed_comfy.panel.inviting import PanelInvites
 from distributed_comfy.panel.job_details import JobDetails
 from distributed_comfy.panel.job_orders import JobOrders
-from distributed_comfy.panel.job_views import Estimate
 from distributed_comfy.panel.page import page_routes
 from distributed_comfy.panel.place import Master, Place
 from distributed_comfy.panel.streams import Streams
@@ -53,7 +52,7 @@ class Panel:
         self._logs = LogReader(place)
         self._streams = Streams(self.watch, self._logs, self.threads)
         self._workers, self._job_orders = WorkerOrders(place), JobOrders(place)
-        self._details = JobDetails(place, self.watch.steps)
+        self._details = JobDetails(place, self.watch.steps, self.watch.jobs)
         self._invites, self._doctor = PanelInvites(place, self.tunnels), Doctor(place)
 
     def routes(self, judge: Judge) -> list[web.RouteDef]:
@@ -98,8 +97,7 @@ class Panel:
         """Everything, then what changes."""
         job_id = request.query.get("job", "")
         if job_id:
-            _check_job(job_id)
-            await self.threads.quick(self._details.job, job_id, Estimate())  # says where there is no such job
+            _check_job(job_id)  # one that is gone meanwhile, or not to be asked for now, must not cost a page all the rest
         return await self._streams.state(request, job_id)
 
     async def get_hosts(self, _request: web.Request) -> web.StreamResponse:

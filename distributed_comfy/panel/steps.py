@@ -25,9 +25,13 @@ _LISTEN_S = 0.5
 _RETRY_S = 1.0
 
 
+StepPlace = tuple[str, int, str]
+"""Job, index, and the worker that says it: what is said of the same item by two is not mixed, since only one of them holds its claim."""
+
+
 @dataclass(frozen=True)
 class StepView:
-    """How far an item is."""
+    """How far an item is, as one worker says."""
 
     node_id: str = ""
     value: int = 0
@@ -41,23 +45,23 @@ class Steps:
     """What is heard of all jobs; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._found: OrderedDict[tuple[str, int], StepView] = OrderedDict()
+        self._found: OrderedDict[StepPlace, StepView] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def of(self, job_id: str, index: int) -> StepView | None:
-        """The newest of an item."""
+    def of(self, job_id: str, index: int, worker: str) -> StepView | None:
+        """The newest of an item by the worker that runs or ran it."""
         with self._lock:
-            return self._found.get((job_id, index))
+            return self._found.get((job_id, index, worker))
 
-    def all(self) -> dict[tuple[str, int], StepView]:
-        """The newest of each item."""
+    def all(self) -> dict[StepPlace, StepView]:
+        """The newest of each."""
         with self._lock:
             return dict(self._found)
 
     def hear(self, job_id: str, step: Step) -> None:
         """Keep one; the item that was heard of the longest ago makes room."""
-        place = (job_id, step.index)
+        place = (job_id, step.index, step.worker)
         with self._lock:
             before = self._found.pop(place, StepView())
             if not step.preview:
@@ -80,6 +84,10 @@ class Steps:
             except (DistributedComfyError, redis.RedisError, OSError, ValueError, TypeError) as error:  # the last two: it was closed
                 log.debug("progress: %s", error)
                 stop.wait(_RETRY_S)
+            except Exception:  # a fault of ours must not end the thread
+                if not stop.is_set():
+                    log.exception("the panel cannot hear what workers do; please report it")
+                stop.wait(_RETRY_S)
 
     def _listen(self, cluster: Cluster, stop: threading.Event) -> None:
         pattern = Keys(cluster.settings.key_prefix)("progress", "*")
@@ -95,7 +103,7 @@ class Steps:
     def _hear(self, job_id: str, text: str) -> None:
         try:
             step = step_of(json.loads(text))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             log.debug("progress: a message that is none: %s", error)
             return
         if step is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -76,21 +77,21 @@ class Streams:
     async def log(self, request: web.Request, name: str, after: str) -> web.StreamResponse:
         """Lines behind one, as they come; a server that is away for a while ends nothing."""
         newest = await self._threads.quick(self._logs.newest, name)  # says where there is no such worker
-        last, quiet_s = after or newest, 0.0
+        last, told_at = after or newest, time.monotonic()
         response = await _begin(request)
         with suppress(ConnectionError):
             while not self._ended:
                 try:
-                    lines = await self._threads.quick(self._logs.after, name, last)
+                    lines = await self._threads.follow(self._logs.after, name, last)
                 except (DistributedComfyError, redis.RedisError):
                     lines = []
                 if lines:
                     last = lines[-1].entry_id
                     await _send(response, "lines", json.dumps({"lines": [shown_line(line) for line in lines]}))
-                quiet_s = 0.0 if lines else quiet_s + _LOG_POLL_S
-                if quiet_s >= HEARTBEAT_S:
-                    quiet_s = 0.0
+                    told_at = time.monotonic()
+                elif time.monotonic() - told_at >= HEARTBEAT_S:
                     await response.write(b": still here\n\n")
+                    told_at = time.monotonic()
                 await asyncio.sleep(_LOG_POLL_S)
         return response
 

@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +18,15 @@ from typing import Any
 import redis
 
 from distributed_comfy import __version__
-from distributed_comfy.errors import DistributedComfyError, StateNotRead
+from distributed_comfy.errors import DistributedComfyError, PanelFault, StateNotRead
 from distributed_comfy.panel.composing import Composer
 from distributed_comfy.panel.job_items import WatchedItems
 from distributed_comfy.panel.job_views import Estimate
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Pulse
 from distributed_comfy.panel.steps import Steps
+from distributed_comfy.panel.words import told
+from distributed_comfy.state.records import JobState
 from tasks.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -84,11 +86,17 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._soon = threading.Event()
+        self._faulty = ""
+        """The last fault of ours, in words."""
 
     @property
     def now_ms(self) -> int:
         """Redis time of the last look; 0 before."""
         return self._pulse.found.now_ms
+
+    def jobs(self) -> Mapping[str, JobState]:
+        """All jobs, as they were at the last look."""
+        return self._pulse.found.jobs
 
     def estimate(self, job_id: str) -> Estimate:
         """Where a job stands, as it was known at the last look."""
@@ -196,26 +204,45 @@ class Watch:
             log.debug("panel: %s", error)
             self._pulse.fail(error)
             return False
-        except Exception:  # a fault of ours must not freeze every page
-            if not self._ending.is_set():  # connections are being closed
-                log.exception("the panel cannot read the state of the cluster; please report it")
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not freeze every page, and each must say that what it shows is old
+            self._pulse.fail(self._fault(error))
             return False
         return True
 
+    def _fault(self, error: Exception) -> PanelFault:
+        """In the log once for as long as it stays the same; and as pages are told it."""
+        words = f"{type(error).__name__}: {error}"
+        if words != self._faulty and not self._ending.is_set():  # connections are being closed then
+            log.exception("the panel cannot show the state of the cluster; please report it", exc_info=error)
+            self._faulty = words
+        return PanelFault(reason=words[:200])
+
+    def _composed(self) -> dict[str, Any]:
+        """What pages are to show; what was known before, and that this is so, where it cannot be made."""
+        try:
+            return self._composer.compose(self._pulse, self.steps.all())
+        except Exception as error:  # noqa: BLE001 - as there
+            failure, before = told(self._fault(error)), self._state
+            if not before:
+                return {}
+            servers = before["servers"]
+            return {**before, "servers": {**servers, "state": {**servers["state"], "up": False, "error": failure}}}
+
     def _publish(self) -> bool:
         """Tell pages what is different; whether anything is."""
-        state = self._composer.compose(self._pulse, self.steps.all())
-        items = self._items.changes()
+        state, items = self._composed(), self._items.changes()
+        if not state:  # nothing was ever known
+            return False
         with self._changed:
-            told = difference(self._state, state)
+            differs = difference(self._state, state)
             first = not self._state
             self._state = state
-            if not told and not items and not first:
+            if not differs and not items and not first:
                 return False
             self._revision += 1
             if not first:
                 now_ms = self._pulse.found.now_ms
-                self._changes.append(Change(self._revision, {"revision": self._revision, "now_ms": now_ms, **told}, items))
+                self._changes.append(Change(self._revision, {"revision": self._revision, "now_ms": now_ms, **differs}, items))
             self._changed.notify_all()
             for listener in tuple(self._listeners):
                 listener()

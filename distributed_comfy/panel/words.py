@@ -80,7 +80,18 @@ def item_error(wire: Mapping[str, Any] | None, worker: str = "") -> dict[str, An
     """Why an item failed, from the wire form of its error: with node and traceback where a node is to blame."""
     if not wire:
         return None
-    error = from_wire(dict(wire))
+    try:
+        return _item_error(dict(wire), worker)
+    except Exception as error:  # noqa: BLE001 - the host that it comes from may have written anything
+        reason = f"why it failed cannot be read ({type(error).__name__})"
+        return {
+            "code": "remote_error", "message": reason, "remedy": "look into the log of its worker", "worker": worker,
+            "node_id": "", "node_class": "", "traceback": "",
+        }  # fmt: skip
+
+
+def _item_error(wire: dict[str, Any], worker: str) -> dict[str, Any]:
+    error = from_wire(wire)
     inner = error.fields.get("error")
     cause = from_wire(inner) if isinstance(error, JobFailed) and isinstance(inner, dict) else error
     message, remedy = split_remedy(cause)

@@ -1,6 +1,7 @@
 """What the hash of a job says of it, without the long texts that lie there too."""
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -16,6 +17,17 @@ FIELDS = (
 def row_of(values: Sequence[str | None]) -> dict[str, str]:
     """The fields that are there, from what HMGET gives for `FIELDS`."""
     return {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+
+
+def fatal_error(fatal: str | None, errors: Mapping[str, str]) -> dict[str, Any] | None:
+    """The error that ended a job, from those of its items: the one that is said to have, else that of the first; None where it is none."""
+    if not errors:
+        return None
+    try:
+        found = json.loads(errors[fatal if fatal is not None and fatal in errors else min(errors, key=int)])
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobState:

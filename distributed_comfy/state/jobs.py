@@ -11,7 +11,7 @@ from distributed_comfy.errors import BlobMissing, JobStateInvalid, JobUnknown, R
 from distributed_comfy.messages import FED_KINDS, ItemKind, ItemResult, ItemSpec, JobRecord, Prompt, Requirement, canonical_json, dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state import celery_meta
-from distributed_comfy.state.job_rows import FIELDS, job_state, row_of
+from distributed_comfy.state.job_rows import FIELDS, fatal_error, job_state, row_of
 from distributed_comfy.state.matching import Matching
 from distributed_comfy.state.records import EventKind, ItemState, JobEvent, JobState, Outer, SpoolPlace
 from distributed_comfy.state.scripts import Scripts
@@ -158,12 +158,17 @@ class JobTable:
         fields = self._hash("job", job_id)
         if "state" not in fields:
             raise JobUnknown(job_id=job_id)
-        error = None
-        if fields["state"] == "failed":
-            errors = self._hash("error", job_id)
-            fatal = fields.get("fatal", "")
-            error = json.loads(errors[fatal if fatal in errors else min(errors, key=int)]) if errors else None
+        error = self.errors([job_id])[job_id] if fields["state"] == "failed" else None
         return job_state(fields, error)
+
+    def errors(self, failed: Collection[str]) -> dict[str, dict[str, Any] | None]:
+        """What failed jobs failed with, in wire form; None where that is not known, or the job is gone."""
+        pipe = self._client.pipeline(transaction=False)
+        for job_id in failed:
+            pipe.hget(self._keys("job", job_id), "fatal")
+            pipe.hgetall(self._keys("error", job_id))
+        replies = self._scripts.reply(pipe.execute)
+        return {job_id: fatal_error(*pair) for job_id, pair in zip(failed, zip(replies[::2], replies[1::2], strict=True), strict=True)}
 
     def jobs(self, among: Collection[str] | None = None) -> dict[str, JobState]:
         """All known jobs, oldest first; those whose record expired are left out.
@@ -189,6 +194,11 @@ class JobTable:
         for index, text in items.items():
             states[int(index)] = _item_state(json.loads(text), errors.get(index))
         return dict(sorted(states.items()))
+
+    def holder(self, job_id: str, index: int) -> str:
+        """The worker that runs an item or ran it last; empty before the first."""
+        text = self._scripts.reply(lambda: self._client.hget(self._keys("item", job_id), str(index)))
+        return str(json.loads(text)["w"]) if text else ""
 
     def result(self, job_id: str, index: int) -> tuple[str, ItemResult] | None:
         """Claim id and result of a done item; None where it is not done."""

@@ -143,7 +143,7 @@ class Many:
         """As `/jobs/ID` gives it."""
         return {
             "job": self.jobs[job_id], "owner": "me@pc0", "frames": "", "error": None, "items": list(self.items.values()),
-            "results_host": "", "results_folder": "", "results_here": False, "results": [],
+            "results_host": "", "results_folder": "", "results_here": False, "results": [], "results_complete": True,
         }  # fmt: skip
 
 

@@ -184,11 +184,17 @@ def test_a_step_is_newer_than_the_status_and_keeps_its_class_only_for_the_same_n
     steps, running = Steps(), RunningItem("0123456789ab-3", "generate", node_id="7", node_class="KSampler", value=2, maximum=20)
     status = replace(STATUS, state="busy", items=(running,))
     steps.hear("0123456789ab", Step(3, "w", "7", 5, 20))
-    shown = shown_worker(WorkerSources("w", KEPT, row=BUSY, status=status, steps=steps.all()))["items"][0]
+
+    def now() -> dict[str, Any]:
+        own = {(job_id, index): step for (job_id, index, _), step in steps.all().items()}
+        found: dict[str, Any] = shown_worker(WorkerSources("w", KEPT, row=BUSY, status=status, steps=own))["items"][0]
+        return found
+
+    shown = now()
     assert (shown["node_class"], shown["value"], shown["preview"]) == ("KSampler", 5, 0)
     steps.hear("0123456789ab", Step(3, "w", "8", 1, 4))
     steps.hear("0123456789ab", Step(3, "w", "8", preview=b"\xff\xd8"))
-    shown = shown_worker(WorkerSources("w", KEPT, row=BUSY, status=status, steps=steps.all()))["items"][0]
+    shown = now()
     assert (shown["node_id"], shown["node_class"], shown["value"], shown["preview"]) == ("8", "", 1, 1)
 
 
@@ -196,9 +202,9 @@ def test_steps_are_kept_in_bounds() -> None:
     steps = Steps()
     for number in range(2000):
         steps.hear("0123456789ab", Step(number, "w", "1", 1, 2))
-    assert len(steps.all()) <= 512 and steps.of("0123456789ab", 1999) is not None
+    assert len(steps.all()) <= 512 and steps.of("0123456789ab", 1999, "w") is not None
     steps.hear("0123456789ab", Step(1999, "w", "1", preview=bytes(3 * 2**20)))
-    assert steps.of("0123456789ab", 1999).number == 0  # type: ignore[union-attr]
+    assert steps.of("0123456789ab", 1999, "w").number == 0  # type: ignore[union-attr]
     for number in range(100):
         steps.hear("0123456789ab", Step(number, "w", "1", preview=bytes(2**20)))
     assert sum(len(step.preview) for step in steps.all().values()) <= 64 * 2**20

@@ -348,9 +348,11 @@ export type JobDetail = {
   results_host: string;
   /** There. */
   results_folder: string;
-  /** Whether this server can show them. */
+  /** Whether this server can show them; also where there are none yet. */
   results_here: boolean;
   results: Array<ResultFile>;
+  /** Whether no more files come; until then the list is worth reading again. */
+  results_complete: boolean;
 };
 
 /** An invited host. */
