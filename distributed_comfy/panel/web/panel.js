@@ -54,8 +54,6 @@ export class Panel {
     this.ready = this.dress();
     keepKeys(place);
     this.ticker = setInterval(changed, TICK_MS); // what shows how long something takes
-    this.wake = () => document.visibilityState === "visible" && this.store.again();
-    document.addEventListener("visibilitychange", this.wake);
     this.store.follow();
   }
 
@@ -70,7 +68,6 @@ export class Panel {
   end() {
     clearInterval(this.ticker);
     cancelAnimationFrame(this.frame);
-    document.removeEventListener("visibilitychange", this.wake);
     this.store.end();
     this.pictures.end();
     patch(this.root, []);
