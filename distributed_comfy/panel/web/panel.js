@@ -47,7 +47,7 @@ export class Panel {
     this.notices = new Notices(changed);
     this.dialog = new DialogPlace(changed);
     this.store = new Store(server, changed);
-    this.pictures = new Pictures(server);
+    this.pictures = new Pictures(server, changed);
     this.workers = new WorkersPlace(this);
     this.jobs = new JobsPlace(this);
     this.root = place.shadowRoot ?? place.attachShadow({ mode: "open" });
@@ -68,6 +68,7 @@ export class Panel {
   end() {
     clearInterval(this.ticker);
     cancelAnimationFrame(this.frame);
+    this.jobs.detail.end();
     this.store.end();
     this.pictures.end();
     patch(this.root, []);
