@@ -38,6 +38,7 @@ export const T = {
   },
   tokenLabel: "Token",
   tokenUse: "Use it",
+  tokenRefused: "The server refuses this token. Copy it once more: a new one is made where the old one was taken back.",
 
   // -- numbers
   seconds: (/** @type {string} */ count) => `${count} s`,
@@ -45,6 +46,7 @@ export const T = {
   hours: (/** @type {number} */ hours, /** @type {number} */ minutes) => (minutes ? `${hours} h ${minutes} min` : `${hours} h`),
   days: (/** @type {number} */ days, /** @type {number} */ hours) =>
     hours ? `${one(days, "day", "days")} ${hours} h` : one(days, "day", "days"),
+  bytes: (/** @type {string} */ count, /** @type {number} */ power) => `${count} ${["B", "KB", "MB", "GB", "TB"][power]}`,
   justNow: "just now",
   ago: (/** @type {string} */ time) => `${time} ago`,
   progress: "Progress",
@@ -336,7 +338,10 @@ export const T = {
   interruptMine: "Interrupt all of mine",
   interruptAll: "Interrupt everything",
   interruptTitle: { job: "Interrupt this job?", mine: "Interrupt all of your jobs?", all: "Interrupt everything, of all users?" },
-  interruptWords: (/** @type {number} */ count) => `${one(count, "job ends", "jobs end")} now; items that are not done are not computed.`,
+  interruptWords: (/** @type {number} */ jobs, /** @type {number} */ prompts) =>
+    jobs
+      ? `${one(jobs, "job ends", "jobs end")} now; items that are not done are not computed.`
+      : `${one(prompts, "prompt ends", "prompts end")} now.`,
   interruptNow: "Interrupt",
   interrupted: (/** @type {number} */ jobs, /** @type {number} */ prompts) =>
     `${one(jobs, "job", "jobs")}${prompts ? ` and ${one(prompts, "prompt", "prompts")}` : ""} interrupted.`,
