@@ -22,8 +22,10 @@ const COLOURS = { fail: "red", warn: "yellow", ok: "green" };
  */
 export function whatIsWrong(state) {
   const { state: table, blobs } = state.servers;
-  const isOne = !table.up && !blobs.up && table.error?.message === blobs.error?.message; // both are one server, which is told once
-  const servers = [/** @type {const} */ (["state", table]), ...(isOne ? [] : [/** @type {const} */ (["blobs", blobs])])];
+  const servers = /** @type {const} */ ([
+    ["state", table],
+    ["blobs", blobs],
+  ]);
   const failed = Object.values(state.workers).filter((worker) => worker.colour === "red");
   const { master } = state;
   return [
