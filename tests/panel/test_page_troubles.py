@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.panel.many import PREFIX, Many, many_server, now_ms, picture
+from tests.panel.many import Many, many_server, now_ms, picture
 from tests.panel.panel_page import SHOWN_MS, PanelPage, panel_page
 
 pytestmark = pytest.mark.timeout(120)
 
 ENDED, LONG_AGO = "job-0100", "job-0101"
 _FOLLOWED = """async ([words, patience]) => {
-  const { followEvents } = await import("%s/ui/events.js");
+  const { followEvents } = await import("/distributed/v2/ui/events.js");
   const said = [];
   let signal;
   const body = () => new ReadableStream({ start: (way) => words && way.enqueue(new TextEncoder().encode(words)) });
@@ -31,9 +31,9 @@ _FOLLOWED = """async ([words, patience]) => {
     const stream = followEvents(open, { event: () => {}, state }, patience);
   });
   return said;
-}""" % PREFIX
+}"""
 _OUT_OF_SIGHT = """async () => {
-  const { followEvents } = await import("%s/ui/events.js");
+  const { followEvents } = await import("/distributed/v2/ui/events.js");
   const signals = [];
   const reach = (signal) => (signals.push(signal), new Promise((_, fail) => signal.addEventListener("abort", () => fail(signal.reason))));
   const look = (state) => {
@@ -55,13 +55,13 @@ _OUT_OF_SIGHT = """async () => {
   stream.end();
   delete document.visibilityState;
   return { before, hidden, back, after: seen(), states: [...new Set(states)] };
-}""" % PREFIX
+}"""
 _READ = """async () => {
-  const { Server } = await import("%s/ui/requests.js");
+  const { Server } = await import("/distributed/v2/ui/requests.js");
   const none = async () => "";
-  const server = new Server(new URL("%s/", location.href), { get: none, renew: none });
+  const server = new Server(new URL("/distributed/v2/", location.href), { get: none, renew: none });
   window.read = server.read("never").then(() => "came", (error) => [error.code, error.message]);
-}""" % (PREFIX, PREFIX)
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_files_of_another_computer_are_not_looked_for_here(panel: PanelPage, man
     panel.page.route(f"**/jobs/{ENDED}", lambda route: route.fulfill(json=detail))
     assert "They are on pc7" in look_at(panel, ENDED).locator(".results").inner_text()
     detail["results_host"] = "pc0"
-    panel.page.get_by_role("button", name="All jobs").click()
+    look_at(panel, LONG_AGO)
     assert "None yet" in look_at(panel, ENDED).locator(".results").inner_text()
 
 
