@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.command_line import until
 from tests.panel.many import Many, many_server, now_ms, picture
 from tests.panel.panel_page import SHOWN_MS, PanelPage, panel_page
 
@@ -21,7 +22,11 @@ _FOLLOWED = """async ([words, patience]) => {
   const { followEvents } = await import("/distributed/v2/ui/events.js");
   const said = [];
   let signal;
-  const body = () => new ReadableStream({ start: (way) => words && way.enqueue(new TextEncoder().encode(words)) });
+  const start = (way) => {
+    signal.addEventListener("abort", () => way.error(signal.reason)); // as that of fetch does
+    if (words) way.enqueue(new TextEncoder().encode(words));
+  };
+  const body = () => new ReadableStream({ start });
   const open = async (given) => ((signal = given), new Response(body()));
   await new Promise((done) => {
     const state = (name, error) => {
@@ -243,5 +248,5 @@ def test_a_sound_is_played(panel: PanelPage, many: Many) -> None:
     look_at(panel, LONG_AGO).get_by_role("button", name="Play one.wav").click()
     player = panel.page.locator("dialog audio")
     player.wait_for()
-    panel.page.wait_for_function("() => document.querySelector('.distributed-comfy-panel').shadowRoot.querySelector('audio').duration === 1")
+    until(lambda: player.evaluate("player => player.duration") == 1)
     panel.close_dialogs()

@@ -449,7 +449,8 @@ export class JobPlace {
         "span",
         { class: "row small muted" },
         h("span", { class: "grow" }, bytes(file.size_bytes)),
-        isFilm(file) && button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
+        isFilm(file) &&
+          button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
         button(T.download, () => this.download(file, path), {
           key: "download",
           class: "small-button",
