@@ -75,7 +75,7 @@ class PanelPage:
         """Until it shows the server's state."""
         self.page.goto(url)
         self.page.locator(".top .link.open").wait_for(timeout=SHOWN_MS)
-        self.page.locator("main > *").first.wait_for(timeout=SHOWN_MS)
+        self.page.locator("main .section > *").first.wait_for(timeout=SHOWN_MS)
 
     def section(self, name: str) -> None:
         """Choose a tab."""

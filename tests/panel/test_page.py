@@ -76,7 +76,7 @@ def test_without_the_token_the_page_asks_for_it(panel: PanelPage, rig: PanelRig,
         other.get_by_label("Token").wait_for()
         other.get_by_label("Token").fill("no-such-token")
         other.get_by_role("button", name="Use it").click()
-        other.wait_for_timeout(500)
+        other.get_by_role("alert").filter(has_text="refuses this token").wait_for()
         assert other.get_by_label("Token").is_visible()
         other.get_by_label("Token").fill(address)
         other.get_by_role("button", name="Use it").click()
@@ -339,7 +339,7 @@ def test_a_failed_job_shows_node_and_traceback(panel: PanelPage, rig: PanelRig) 
 def test_everything_is_reached_by_keyboard(panel: PanelPage) -> None:
     keys = panel.page.keyboard
     panel.page.get_by_role("tab", name="Workers").focus()
-    for key, tab in (("ArrowRight", "tab-jobs"), ("ArrowLeft", "tab-workers")):
+    for key, tab in (("ArrowRight", "tab-jobs"), ("ArrowLeft", "tab-workers"), ("End", "tab-help"), ("Home", "tab-workers")):
         keys.press(key)
         panel.page.locator(f"#{tab}[aria-selected=true]").wait_for()
         assert panel.focused("id") == tab
@@ -360,6 +360,7 @@ def test_everything_is_reached_by_keyboard(panel: PanelPage) -> None:
     after = until(lambda: (found := panel.focused("data-key")) != before and found)
     keys.press("Enter")
     panel.page.locator(f".job-row.open[data-key='{after}']").wait_for()
+    assert panel.page.get_by_role("main").get_by_role("tabpanel").get_by_role("listitem").get_by_role("button").count() > 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -71,7 +71,7 @@ def test_all_workers_are_there_and_only_the_jobs_in_sight(panel: PanelPage) -> N
     assert 5 < rows.count() < 60
     rows.first.focus()
     panel.page.keyboard.press("End")
-    panel.page.locator(f".job-row[aria-posinset='{JOBS}']").wait_for()
+    panel.page.locator(f"[aria-posinset='{JOBS}'] .job-row").wait_for()
     assert rows.count() < 60
 
 

@@ -1,8 +1,10 @@
 // Requests to the pack's routes.  The token comes by itself in a browser on ComfyUI's host; elsewhere the user is asked for it once.
 import { api } from "../../scripts/api.js";
+import { T } from "./texts.js";
 
 const HEADER = "X-Distributed-Comfy-Token";
 const KEPT_AS = "distributed-comfy.token";
+const TOKEN_MS = 30_000;
 
 let token = localStorage.getItem(KEPT_AS) ?? "";
 
@@ -56,7 +58,9 @@ async function findToken() {
 
 /** The token as ComfyUI gives it to a browser on its own host; empty elsewhere. */
 export async function givenToken() {
-  const given = await api.fetchApi("/distributed_comfy/token", { method: "POST" });
+  const given = await api.fetchApi("/distributed_comfy/token", { method: "POST", signal: AbortSignal.timeout(TOKEN_MS) }).catch(() => {
+    throw new Error(T.noAnswer);
+  });
   if (!given.ok) return "";
   token = (await given.json()).token;
   return token;
@@ -72,8 +76,7 @@ export function keepToken(typed) {
 }
 
 function askUser() {
-  const words = "Token of distributed-comfy (on ComfyUI's host, `distributed-comfy comfyui token` prints it):";
-  const typed = (window.prompt(words) ?? "").trim();
+  const typed = (window.prompt(T.askToken) ?? "").trim();
   if (typed) keepToken(typed);
   token = typed;
   return typed;

@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { givenToken, keepToken, keptToken } from "./requests.js";
+import { T } from "./texts.js";
 
 const MODULES = "/distributed/v2/ui/";
 
@@ -17,8 +18,8 @@ app.registerExtension({
     app.extensionManager.registerSidebarTab({
       id: "distributed-comfy",
       icon: "pi pi-sitemap",
-      title: "Distributed",
-      tooltip: "Distributed Comfy: workers and jobs",
+      title: T.title,
+      tooltip: T.tooltip,
       type: "custom",
       render: (place) => void open(place),
       destroy: close,
@@ -48,7 +49,7 @@ async function open(place) {
       panel.store.again();
     }
   } catch (error) {
-    home.textContent = `The panel cannot be loaded: ${/** @type {Error} */ (error).message}`;
+    home.textContent = T.notLoaded(/** @type {Error} */ (error).message);
   }
 }
 

@@ -154,7 +154,8 @@ function workCard(panel, state) {
  * @param {string} [job]
  */
 async function interrupt(panel, what, count, job) {
-  if (!(await panel.dialog.confirm({ title: T.interruptTitle[what], words: T.interruptWords(count), action: T.interruptNow }))) return;
+  const words = T.interruptWords(count, panel.store.state?.master?.running ?? 0);
+  if (!(await panel.dialog.confirm({ title: T.interruptTitle[what], words, action: T.interruptNow }))) return;
   await panel.act("interrupt", async () => {
     const answer = /** @type {import("./api_types.js").Interrupted} */ (
       await panel.server.change("POST", "master/interrupt", { what, ...(job ? { job } : {}) })

@@ -57,7 +57,7 @@ export class DialogPlace {
     });
   }
 
-  /** @param {import("./dom.js").Child} notices shown in the newest, which lies above everything else */
+  /** @param {(isHere: boolean) => import("./dom.js").Child} notices shown in the newest, which lies above everything else */
   view(notices) {
     return this.stack.map(({ number, parts }, place) =>
       h(
@@ -79,7 +79,7 @@ export class DialogPlace {
           h("button", { class: "plain", type: "button", "aria-label": T.close, onclick: () => this.close() }, "✕"),
         ),
         h("div", { class: "dialog-body" }, parts.content()),
-        place === this.stack.length - 1 && notices,
+        notices(place === this.stack.length - 1),
       ),
     );
   }

@@ -2,20 +2,20 @@
 import { T } from "./texts.js";
 
 const KIB = 1024;
+const LARGEST_POWER = 4; // TB
 
 /**
  * Bytes with a unit that fits.
  * @param {number} count
  */
 export function bytes(count) {
-  const units = ["B", "KB", "MB", "GB", "TB"];
-  let place = 0;
+  let power = 0;
   let size = count;
-  while (size >= 1000 && place < units.length - 1) {
+  while (size >= 1000 && power < LARGEST_POWER) {
     size /= KIB;
-    place += 1;
+    power += 1;
   }
-  return `${place === 0 || size >= 100 ? Math.round(size) : size.toFixed(1)} ${units[place]}`;
+  return T.bytes(power === 0 || size >= 100 ? String(Math.round(size)) : size.toFixed(1), power);
 }
 
 /**

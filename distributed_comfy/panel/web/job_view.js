@@ -10,6 +10,10 @@ import { bar, previewPath } from "./worker_card.js";
 
 const CELL_PX = 92;
 const SETTLE_MS = 400;
+/** Files come after a job's end: at `serve` as they are saved, at ComfyUI when the whole workflow has ended. Between looks for them: */
+const PAUSES_MS = [1000, 2000, 4000, 8000, 15_000, 30_000, 60_000];
+const STEADY = 2; // so many looks that find no more of them are enough
+const FRESH_MS = 600_000; // a job that ended longer ago has all its files
 
 /**
  * @typedef {import("./api_types.js").Job} Job
@@ -32,6 +36,13 @@ export class JobPlace {
     this.window = new ListWindow(() => panel.update());
     this.readFor = "";
     this.timer = 0;
+    /** Reads so far, and which of them the detail comes from: an answer to an older one is not used. */
+    this.turn = this.usedTurn = 0;
+    /** To read once more: after a read that failed, and while files may still come. */
+    this.later = 0;
+    this.looks = 0;
+    this.steady = 0;
+    this.files = -1;
   }
 
   /** @param {string} id */
@@ -43,7 +54,17 @@ export class JobPlace {
     this.chosen = -1;
     this.readFor = "";
     this.window.top = 0;
+    this.end();
+    this.panel.pictures.forgetLost();
     this.panel.store.watch(id);
+  }
+
+  /** Read nothing more. */
+  end() {
+    clearTimeout(this.timer);
+    clearTimeout(this.later);
+    this.timer = this.later = 0;
+    this.usedTurn = this.turn;
   }
 
   /**
@@ -54,32 +75,67 @@ export class JobPlace {
     const now = `${this.id} ${job?.state} ${job?.counts.done} ${job?.counts.failed}`;
     if (this.readFor === now || this.timer) return;
     this.readFor = now;
+    this.looks = this.steady = 0;
+    this.files = -1;
     this.timer = setTimeout(() => void this.read(), this.detail ? SETTLE_MS : 0);
   }
 
   async read() {
-    this.timer = 0;
+    clearTimeout(this.later);
+    this.timer = this.later = 0;
+    const turn = ++this.turn;
     const id = this.id;
+    if (!id) return;
     try {
-      const detail = id ? await this.panel.server.read(`jobs/${encodeURIComponent(id)}`) : null;
-      if (id === this.id) [this.detail, this.failure] = [detail, null];
+      const detail = /** @type {Detail} */ (await this.panel.server.read(`jobs/${encodeURIComponent(id)}`));
+      if (turn <= this.usedTurn) return;
+      this.usedTurn = turn;
+      if (this.failure) this.looks = 0;
+      [this.detail, this.failure] = [detail, null];
+      if (this.mayBring(detail)) this.readLater();
     } catch (error) {
-      if (id === this.id) this.failure = error;
+      if (turn <= this.usedTurn) return;
+      this.failure = error;
+      if (this.failure.status !== 404) this.readLater();
     }
     this.panel.update();
   }
 
+  /** After the next pause; after a failure again and again, for files until there is no other pause. */
+  readLater() {
+    clearTimeout(this.later);
+    const pause_ms = PAUSES_MS[this.failure ? Math.min(this.looks, PAUSES_MS.length - 1) : this.looks];
+    this.looks += 1;
+    this.later = pause_ms ? setTimeout(() => void this.read(), pause_ms) : 0;
+  }
+
+  /**
+   * Whether another look may find more files.
+   * @param {Detail} detail
+   */
+  mayBring({ job, results, results_host }) {
+    const { state, now_ms } = this.panel.store;
+    if (!job.ended_ms || now_ms - job.ended_ms > FRESH_MS) return false;
+    if (results_host && results_host !== state?.host) return false;
+    this.steady = results.length === this.files ? this.steady + 1 : 0;
+    this.files = results.length;
+    return !this.files || this.steady < STEADY;
+  }
+
   view() {
     const { panel } = this;
-    const job = panel.store.state?.jobs[this.id] ?? this.detail?.job;
-    this.refresh(job);
+    const told = panel.store.state?.jobs[this.id];
+    const job = told ?? this.detail?.job;
+    this.refresh(told);
     const back = button(T.allJobs, () => panel.jobs.open(""), { key: "back", class: "back" });
-    if (!job) return [back, this.failure ? failureBox(this.failure) : h("p", { class: "muted" }, T.loading)];
+    const failure = this.failure && failureBox(this.failure, () => void this.read());
+    if (!job) return [back, failure ?? h("p", { class: "muted" }, T.loading)];
     const items = this.items();
     return [
       back,
       this.head(job),
-      this.orders(job),
+      failure,
+      this.failure?.status !== 404 && this.orders(job),
       this.why(job),
       items.length > 0 && this.grid(items),
       this.item(items),
@@ -225,7 +281,9 @@ export class JobPlace {
         rowHeight: CELL_PX,
         perRow,
         row: (item, props) =>
-          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index], () => this.cell(item, props)),
+          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index, this.hasPreview(item, 128)], () =>
+            this.cell(item, props),
+          ),
       }),
     );
   }
@@ -239,6 +297,7 @@ export class JobPlace {
       this.chosen = this.chosen === item.index ? -1 : item.index;
       this.panel.update();
     };
+    const isShown = this.hasPreview(item, 128);
     return h(
       "div",
       { ...props, class: "cell-place", tabindex: undefined, "data-key": undefined },
@@ -254,11 +313,11 @@ export class JobPlace {
           "aria-label": T.itemLabel(item.index, T.itemStates[item.state], item.worker),
           onclick: choose,
         },
-        item.preview > 0 && this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 128), "", "fill"),
+        isShown && this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 128), "", "fill"),
         h(
           "span",
           { class: "cell-words" },
-          item.state === "done" && item.preview ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
+          item.state === "done" && isShown ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
         ),
       ),
     );
@@ -292,44 +351,94 @@ export class JobPlace {
           .join(" · "),
       ),
       failed && errorBox(failed),
-      item.preview > 0 &&
-        h(
-          "div",
-          { class: "large-picture" },
-          this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 1024), T.previewOf(item.index), "large"),
-        ),
+      this.made(item),
     );
+  }
+
+  /**
+   * Whether there is a preview of an item, as far as is known.
+   * @param {Item} item
+   * @param {number} side
+   */
+  hasPreview(item, side) {
+    return item.preview > 0 && !this.panel.pictures.isLost(previewPath(this.id, item.index, item.preview, side));
+  }
+
+  /**
+   * What an item has made: its preview; its file where that is not kept any more; or where it is to be looked for.
+   * @param {Item} item
+   */
+  made(item) {
+    const { pictures } = this.panel;
+    const file = this.fileOf(item);
+    if (this.hasPreview(item, 1024)) {
+      const path = previewPath(this.id, item.index, item.preview, 1024);
+      return h("div", { key: "made", class: "large-picture" }, pictures.picture(path, T.previewOf(item.index), "large"));
+    }
+    if (file && !pictures.isLost(this.pathOf(file)))
+      return h("div", { key: "made-file", class: "large-picture" }, pictures.picture(this.pathOf(file), file.name, "large"));
+    if (item.state !== "done") return null;
+    return h("p", { key: "made-words", class: "muted" }, this.detail?.results.some(isPicture) ? T.previewInFiles : T.previewGone);
+  }
+
+  /**
+   * The picture that an item has left, where that is certain.
+   * @param {Item} item
+   */
+  fileOf(item) {
+    const files = this.detail?.results.filter(isPicture) ?? [];
+    const own = files.filter((file) => file.item === item.index);
+    if (own.length) return own[0];
+    return files.length === 1 && this.items().length === 1 ? files[0] : null;
   }
 
   /** @param {Job} job */
   results(job) {
     const { detail } = this;
     if (!detail?.results_host) return null;
+    const isHere = detail.results_here || detail.results_host !== this.panel.store.state?.host;
     return h(
       "section",
       { key: "results", class: "results", "aria-label": T.results },
       h("h3", null, T.results),
-      detail.results_here
-        ? detail.results.length
-          ? h(
-              "ul",
-              { class: "files" },
-              detail.results.map((file) => this.file(file)),
-            )
-          : h("p", { class: "muted" }, job.ended_ms ? T.noResults : T.noResultsYet)
-        : h("p", { class: "muted" }, T.resultsElsewhere(detail.results_host)),
-      detail.results_folder && h("p", { class: "muted small" }, T.resultsFolder, h("code", null, detail.results_folder)),
+      detail.results.length
+        ? h(
+            "ul",
+            { class: "files" },
+            detail.results.map((file) => this.file(file)),
+          )
+        : h("p", { class: "muted" }, this.whyNone(job, detail)),
+      isHere && detail.results_folder && h("p", { class: "muted small" }, T.resultsFolder, h("code", null, detail.results_folder)),
     );
+  }
+
+  /**
+   * Why no file is shown.
+   * @param {Job} job
+   * @param {Detail} detail
+   */
+  whyNone(job, { results_here, results_host }) {
+    const { state } = this.panel.store;
+    if (!results_here && results_host !== state?.host) return T.resultsElsewhere(results_host);
+    const mayCome = !job.ended_ms || this.later > 0;
+    if (state?.kind === "comfyui") return mayCome ? T.resultsLater : T.resultsNotListed;
+    if (mayCome) return T.noResultsYet;
+    return results_here ? T.noResults : T.resultsOfComfy;
+  }
+
+  /** @param {ResultFile} file */
+  pathOf(file) {
+    return `jobs/${encodeURIComponent(this.id)}/results/${file.path.split("/").map(encodeURIComponent).join("/")}`;
   }
 
   /** @param {ResultFile} file */
   file(file) {
-    const path = `jobs/${encodeURIComponent(this.id)}/results/${file.path.split("/").map(encodeURIComponent).join("/")}`;
-    const isPicture = file.media_type.startsWith("image/");
+    const path = this.pathOf(file);
     return h(
       "li",
       { key: file.path, class: "file" },
-      isPicture &&
+      isPicture(file) &&
+        !this.panel.pictures.isLost(path) &&
         h(
           "button",
           { type: "button", class: "picture-button", "aria-label": T.look(file.name), onclick: () => this.look(file, path) },
@@ -340,7 +449,13 @@ export class JobPlace {
         "span",
         { class: "row small muted" },
         h("span", { class: "grow" }, bytes(file.size_bytes)),
-        button(T.download, () => this.download(file, path), { class: "small-button", "aria-label": T.downloadOf(file.name) }),
+        isFilm(file) &&
+          button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
+        button(T.download, () => this.download(file, path), {
+          key: "download",
+          class: "small-button",
+          "aria-label": T.downloadOf(file.name),
+        }),
       ),
     );
   }
@@ -350,14 +465,22 @@ export class JobPlace {
    * @param {string} path
    */
   look(file, path) {
+    const { pictures } = this.panel;
+    pictures.forgetLost(path);
     this.panel.dialog.open({
       title: file.name,
       wide: true,
       content: () => [
-        h("div", { class: "large-picture" }, this.panel.pictures.picture(path, file.name, "large")),
+        pictures.isLost(path)
+          ? h("p", { key: "lost", class: "muted" }, T.fileNotShown)
+          : h(
+              "div",
+              { key: "shown", class: "large-picture" },
+              isFilm(file) ? pictures.film(path, file) : pictures.picture(path, file.name, "large"),
+            ),
         h(
           "div",
-          { class: "row end" },
+          { key: "orders", class: "row end" },
           button(T.download, () => this.download(file, path), { class: "first" }),
         ),
       ],
@@ -373,6 +496,19 @@ export class JobPlace {
   }
 }
 
+/** @param {ResultFile} file */
+function isPicture({ media_type }) {
+  return media_type.startsWith("image/");
+}
+
+/**
+ * Whether it is played: a video or a sound.
+ * @param {ResultFile} file
+ */
+function isFilm({ media_type }) {
+  return media_type.startsWith("video/") || media_type.startsWith("audio/");
+}
+
 /** @param {import("./api_types.js").ItemError} error */
 function errorBox(error) {
   const node = error.node_class || error.node_id ? T.atNode(error.node_class, error.node_id) : "";
@@ -386,7 +522,16 @@ function errorBox(error) {
   );
 }
 
-/** @param {{message: string, remedy?: string}} failure */
-function failureBox({ message, remedy }) {
-  return h("div", { key: "failure", class: "banner bad", role: "alert" }, h("p", null, message), remedy && h("p", null, remedy));
+/**
+ * @param {{message: string, remedy?: string}} failure
+ * @param {() => void} again
+ */
+function failureBox({ message, remedy }, again) {
+  return h(
+    "div",
+    { key: "failure", class: "banner bad", role: "alert" },
+    h("p", null, message),
+    remedy && h("p", null, remedy),
+    button(T.tryNow, again),
+  );
 }

@@ -152,10 +152,12 @@ export class JobsPlace {
   row(job, props, isOpen, now_ms) {
     const open = () => this.open(job.id);
     const { total, done, failed } = job.counts;
-    return h(
+    const { style, role, "aria-setsize": size, "aria-posinset": place, ...reached } = props;
+    const content = h(
       "div",
       {
-        ...props,
+        ...reached,
+        role: "button",
         class: isOpen ? "job-row open" : "job-row",
         "aria-current": isOpen ? "true" : undefined,
         "data-state": job.state,
@@ -180,5 +182,6 @@ export class JobsPlace {
         h("div", { class: failed ? "failed" : "", style: `transform: scaleX(${percent(done + failed, total) / 100})` }),
       ),
     );
+    return h("div", { key: props.key, style, role, "aria-setsize": size, "aria-posinset": place, class: "row-place" }, content);
   }
 }

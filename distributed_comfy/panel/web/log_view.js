@@ -7,6 +7,7 @@ import { T } from "./texts.js";
 const FIRST_LINES = 2000;
 const MOST_LINES = 4000;
 const NEAR_END_PX = 40;
+const SILENCE_MS = 45_000; // a log without new lines: a server whose Redis is slow says less often that it is there
 const WRONG = new Set(["WARNING", "ERROR", "CRITICAL"]);
 
 /**
@@ -36,10 +37,11 @@ export class LogView {
     this.onlyWrong = false;
     this.frame = 0;
     this.build(place);
-    this.stream = followEvents((signal) => this.open(signal), {
-      event: (_, content) => this.take(content.lines),
-      state: (state, error) => this.tell(state, error),
-    });
+    this.stream = followEvents(
+      (signal) => this.open(signal),
+      { event: (_, content) => this.take(content.lines), state: (state, error) => this.tell(state, error) },
+      { silence_ms: SILENCE_MS },
+    );
   }
 
   /**
@@ -49,7 +51,7 @@ export class LogView {
   async open(signal) {
     const path = `workers/${encodeURIComponent(this.name)}/log`;
     if (!this.lastId) {
-      const log = /** @type {import("./api_types.js").Log} */ (await this.server.read(path, { lines: FIRST_LINES }));
+      const log = /** @type {import("./api_types.js").Log} */ (await this.server.read(path, { lines: FIRST_LINES }, signal));
       this.take(log.lines);
       this.lastId = log.last_id;
     }

@@ -49,14 +49,16 @@ export class Notices {
     this.changed();
   }
 
-  view() {
+  /** @param {boolean} isHere whether they are shown here; the place is there before what is said, or a screen reader misses that */
+  view(isHere) {
+    const shown = isHere ? this.list : [];
     return h(
       "div",
       { key: "notices", class: "notices", role: "status", "aria-live": "polite" },
-      this.list.map((notice) =>
+      shown.map((notice) =>
         h(
           "div",
-          { key: notice.id, class: `notice ${notice.kind}` },
+          { key: notice.id, class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : undefined },
           h("p", null, notice.words),
           notice.remedy && h("p", { class: "remedy" }, notice.remedy),
           h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: () => this.dismiss(notice.id) }, "✕"),

@@ -35,6 +35,8 @@ export class Panel {
     this.server = server;
     this.kind = kind;
     this.useToken = useToken;
+    /** Whether a token was typed. */
+    this.isTyped = false;
     this.place = place;
     /** @type {Section} */
     this.section = "workers";
@@ -47,15 +49,13 @@ export class Panel {
     this.notices = new Notices(changed);
     this.dialog = new DialogPlace(changed);
     this.store = new Store(server, changed);
-    this.pictures = new Pictures(server);
+    this.pictures = new Pictures(server, changed);
     this.workers = new WorkersPlace(this);
     this.jobs = new JobsPlace(this);
     this.root = place.shadowRoot ?? place.attachShadow({ mode: "open" });
     this.ready = this.dress();
     keepKeys(place);
     this.ticker = setInterval(changed, TICK_MS); // what shows how long something takes
-    this.wake = () => document.visibilityState === "visible" && this.store.again();
-    document.addEventListener("visibilitychange", this.wake);
     this.store.follow();
   }
 
@@ -70,7 +70,7 @@ export class Panel {
   end() {
     clearInterval(this.ticker);
     cancelAnimationFrame(this.frame);
-    document.removeEventListener("visibilitychange", this.wake);
+    this.jobs.detail.end();
     this.store.end();
     this.pictures.end();
     patch(this.root, []);
@@ -85,9 +85,8 @@ export class Panel {
   }
 
   show() {
-    const notices = this.notices.view();
-    const dialogs = this.dialog.view(notices);
-    const parts = [this.header(), this.tabs(), this.trouble(), this.main(), dialogs, !dialogs.length && notices];
+    const dialogs = this.dialog.view((isHere) => this.notices.view(isHere));
+    const parts = [this.header(), this.tabs(), this.trouble(), this.main(), dialogs, this.notices.view(!dialogs.length)];
     patch(this.root, [h("div", { key: "panel", class: `panel ${this.kind}` }, parts)]);
   }
 
@@ -163,10 +162,11 @@ export class Panel {
 
   /** @param {KeyboardEvent} event */
   moveTab(event) {
-    const step = /** @type {Record<string, number>} */ ({ ArrowRight: 1, ArrowLeft: -1 })[event.key];
-    if (!step) return;
+    const from = SECTIONS.indexOf(this.section);
+    const steps = /** @type {Record<string, number>} */ ({ ArrowRight: 1, ArrowLeft: -1, Home: -from, End: SECTIONS.length - 1 - from });
+    if (!(event.key in steps)) return;
     event.preventDefault();
-    const to = SECTIONS[(SECTIONS.indexOf(this.section) + step + SECTIONS.length) % SECTIONS.length];
+    const to = SECTIONS[(from + steps[event.key] + SECTIONS.length) % SECTIONS.length];
     this.go(to);
     const tab = this.root.getElementById(`tab-${to}`);
     tab?.focus();
@@ -177,7 +177,11 @@ export class Panel {
     const { connection, error, state } = this.store;
     const failure = /** @type {import("./requests.js").Failure | null} */ (error);
     if (connection !== "open" && failure?.status === 401) {
-      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, this.useToken));
+      const use = (/** @type {string} */ token) => {
+        this.isTyped = true;
+        this.useToken(token);
+      };
+      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, use, this.isTyped && connection === "refused"));
     }
     if (connection !== "open" && failure) {
       const again = button(T.tryNow, () => this.store.again());
@@ -197,10 +201,15 @@ export class Panel {
   }
 
   main() {
+    const { state, connection } = this.store;
     return h(
       "main",
-      { key: `section-${this.section}`, id: "section", role: "tabpanel", "aria-labelledby": `tab-${this.section}` },
-      this.store.state ? this.content(this.store.state) : this.store.connection === "connecting" && h("p", { class: "muted" }, T.loading),
+      { key: "main" },
+      h(
+        "div",
+        { key: `section-${this.section}`, id: "section", class: "section", role: "tabpanel", "aria-labelledby": `tab-${this.section}` },
+        state ? this.content(state) : connection === "connecting" && h("p", { class: "muted" }, T.loading),
+      ),
     );
   }
 

@@ -3,12 +3,19 @@ import { h } from "./dom.js";
 
 const MOST_KEPT = 300;
 const AT_A_TIME = 4;
+const PAUSES_MS = [2000, 8000, 30_000]; // before a picture that did not come is tried again
 
 /** What fetches and keeps the pictures of one panel. */
 export class Pictures {
-  /** @param {import("./requests.js").Server} server */
-  constructor(server) {
+  /**
+   * @param {import("./requests.js").Server} server
+   * @param {() => void} changed called when a picture is lost
+   */
+  constructor(server, changed) {
     this.server = server;
+    this.changed = changed;
+    /** Paths of those that are not there, or did not come however often they were tried. @type {Set<string>} */
+    this.lost = new Set();
     /** @type {Map<string, string>} path -> object address; the one used last is at the end */
     this.kept = new Map();
     /** @type {Map<Element, () => void>} */
@@ -48,8 +55,7 @@ export class Pictures {
     image.dataset.state ??= "waiting";
     this.waiting.set(image, () => {
       this.forget(image);
-      this.queue.push(() => this.load(image, path));
-      this.next();
+      this.enqueue(() => this.load(image, path));
     });
     this.sight.unobserve(image); // an observer tells about what is in sight already only when it begins
     this.sight.observe(image);
@@ -59,6 +65,12 @@ export class Pictures {
   forget(image) {
     this.sight.unobserve(image);
     this.waiting.delete(image);
+  }
+
+  /** @param {() => Promise<void>} work */
+  enqueue(work) {
+    this.queue.push(work);
+    this.next();
   }
 
   next() {
@@ -75,15 +87,65 @@ export class Pictures {
   /**
    * @param {HTMLImageElement} image
    * @param {string} path
+   * @param {number} [failures] before
    */
-  async load(image, path) {
+  async load(image, path, failures = 0) {
     if (!image.isConnected || image.dataset.path !== path) return;
     try {
       image.src = await this.addressOf(path);
       image.dataset.state = "shown";
-    } catch {
-      image.dataset.state = "missing";
+    } catch (error) {
+      if (image.dataset.path === path) image.dataset.state = "missing";
+      const pause_ms = /** @type {{status?: number}} */ (error).status === 404 ? 0 : PAUSES_MS[failures];
+      if (pause_ms) setTimeout(() => this.enqueue(() => this.load(image, path, failures + 1)), pause_ms);
+      else this.lose(path);
     }
+  }
+
+  /** @param {string} path */
+  lose(path) {
+    this.lost.add(path);
+    this.changed();
+  }
+
+  /**
+   * Whether it is known that a picture cannot be shown.
+   * @param {string} path
+   */
+  isLost(path) {
+    return this.lost.has(path);
+  }
+
+  /**
+   * Try what was lost again.
+   * @param {string} [path] all where it is absent
+   */
+  forgetLost(path) {
+    if (path) this.lost.delete(path);
+    else this.lost.clear();
+  }
+
+  /**
+   * Describe a video or a sound, with what plays it.
+   * @param {string} path below the API's address
+   * @param {{name: string, media_type: string}} file
+   */
+  film(path, { name, media_type }) {
+    const tag = media_type.startsWith("video/") ? "video" : "audio";
+    return h(tag, {
+      key: "film",
+      class: "large",
+      controls: true,
+      "aria-label": name,
+      born: (/** @type {HTMLMediaElement} */ player) => {
+        let address = "";
+        this.server.blob(path).then(
+          (content) => player.isConnected && (player.src = address = URL.createObjectURL(content)),
+          () => this.lose(path),
+        );
+        return () => URL.revokeObjectURL(address);
+      },
+    });
   }
 
   /** @param {string} path */

@@ -1,7 +1,10 @@
 // Requests to the server, with the token; what it refuses comes as a Failure that says why and what to do.
+import { duration } from "./format.js";
 import { T } from "./texts.js";
 
 const HEADER = "X-Distributed-Comfy-Token";
+const READ_MS = 30_000;
+const CHANGE_MS = 180_000; // the doctor runs an item on each worker
 
 /** Why something was not done. */
 export class Failure extends Error {
@@ -52,9 +55,10 @@ export class Server {
    * The JSON that a resource gives.
    * @param {string} path
    * @param {{[name: string]: string | number | undefined}} [query]
+   * @param {AbortSignal} [signal]
    */
-  async read(path, query) {
-    return (await this.ask("GET", this.address(path, query))).json();
+  async read(path, query, signal) {
+    return (await this.ask("GET", this.address(path, query), { signal })).json();
   }
 
   /**
@@ -114,11 +118,18 @@ export class Server {
    * @param {RequestInit} options
    */
   async send(method, address, token, options) {
+    const ms = method === "GET" ? READ_MS : CHANGE_MS;
+    const slow = new AbortController();
+    const timer = setTimeout(() => slow.abort(), ms); // until the answer begins: a large file may come slowly
+    const signal = options.signal ? AbortSignal.any([options.signal, slow.signal]) : slow.signal;
     try {
-      return await fetch(address, { ...options, method, cache: "no-store", headers: { ...options.headers, [HEADER]: token } });
+      return await fetch(address, { ...options, signal, method, cache: "no-store", headers: { ...options.headers, [HEADER]: token } });
     } catch (error) {
       if (options.signal?.aborted) throw error;
+      if (slow.signal.aborted) throw new Failure(0, { code: "page.slow", message: T.slow(duration(ms / 1000)), remedy: T.slowRemedy });
       throw new Failure(0, { code: "page.unreachable", message: T.unreachable, remedy: T.unreachableRemedy });
+    } finally {
+      clearTimeout(timer);
     }
   }
 }

@@ -3,6 +3,8 @@
 // Values are replaced, never altered: a worker that is the same object as before has not changed.
 import { followEvents } from "./events.js";
 
+const RETURN_MS = 5000;
+
 /**
  * @typedef {import("./api_types.js").State} State
  * @typedef {import("./api_types.js").Worker} Worker
@@ -28,31 +30,70 @@ export class Store {
     this.error = null;
     /** Job whose items are told too. */
     this.watched = "";
+    /** Whether the stream tells of them; not where it could not, and that job does not hide everything else. */
+    this.isTold = true;
     /** @type {Record<string, Item>} of that job, by index */
     this.items = {};
     /** Of the server's clock, in ms, against this computer's. */
     this.ahead_ms = 0;
     /** @type {ReturnType<typeof followEvents> | null} */
     this.stream = null;
+    this.turn = 0;
+    this.returning = 0;
     this.views = new Views();
   }
 
   /** Begin, or begin anew with another watched job. */
   follow() {
     this.stream?.end();
-    const watched = this.watched;
-    this.stream = followEvents((signal) => this.server.stream("events", signal, { job: watched }), {
+    clearTimeout(this.returning);
+    const turn = ++this.turn;
+    const job = this.isTold ? this.watched : "";
+    this.stream = followEvents((signal) => this.server.stream("events", signal, { job }), {
       event: (name, content) => {
-        if (watched === this.watched) this.take(name, content);
+        if (turn === this.turn) this.take(name, content);
       },
       state: (connection, error) => {
-        if (watched !== this.watched) return;
-        this.connection = connection;
-        if (connection === "open") this.error = null;
-        else if (error) this.error = error;
-        this.changed();
+        if (turn === this.turn) this.connected(connection, error, job);
       },
     });
+  }
+
+  /**
+   * @param {Connection} connection
+   * @param {Error | undefined} error
+   * @param {string} job that was asked for
+   */
+  connected(connection, error, job) {
+    const status = /** @type {{status?: number} | undefined} */ (error)?.status;
+    if (job && (status === 404 || status === 503)) {
+      this.followWithout(status === 404);
+      return;
+    }
+    this.connection = connection;
+    if (connection === "open") this.error = null;
+    else if (error) this.error = error;
+    this.changed();
+  }
+
+  /**
+   * Go on without the watched job, which the server does not know or cannot read now.
+   * @param {boolean} isGone for good
+   */
+  followWithout(isGone) {
+    this.isTold = false;
+    this.follow();
+    if (!isGone) this.returning = setTimeout(() => this.comeBack(), RETURN_MS);
+  }
+
+  /** Ask for the watched job again, once the server can read it. */
+  comeBack() {
+    if (this.connection === "open" && this.state?.servers.state.up) {
+      this.isTold = true;
+      this.follow();
+    } else {
+      this.returning = setTimeout(() => this.comeBack(), RETURN_MS);
+    }
   }
 
   /**
@@ -62,6 +103,7 @@ export class Store {
   watch(job) {
     if (job === this.watched) return;
     this.watched = job;
+    this.isTold = true;
     this.items = {};
     this.follow();
   }
@@ -72,6 +114,8 @@ export class Store {
   }
 
   end() {
+    clearTimeout(this.returning);
+    this.turn += 1;
     this.stream?.end();
     this.stream = null;
   }
@@ -89,7 +133,7 @@ export class Store {
     if (name === "snapshot") {
       const { items, ...state } = /** @type {import("./api_types.js").Snapshot} */ (content);
       this.state = state;
-      this.items = items[this.watched] ?? {};
+      if (this.isTold) this.items = items[this.watched] ?? {};
     } else if (name === "change" && this.state) {
       this.change(content);
     }

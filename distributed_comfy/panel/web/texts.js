@@ -22,6 +22,10 @@ export const T = {
   connection: { connecting: "Connecting…", open: "Live", broken: "Not connected", refused: "Token needed" },
   unreachable: "The server does not answer.",
   unreachableRemedy: "See whether it still runs: `distributed-comfy serve`, or ComfyUI.",
+  unreadable: "The server said something that this page cannot read.",
+  unreadableRemedy: "Load the page again; where that does not help, update Distributed Comfy and report it with the server's log.",
+  slow: (/** @type {string} */ time) => `The server has not answered within ${time}.`,
+  slowRemedy: "Close other tabs of this page: a browser keeps only a few connections to one server. An order may still be carried out.",
   refused: (/** @type {number} */ status, /** @type {string} */ words) => `The server refused this: ${status} ${words}`,
   lostServer: "What you see may be out of date.",
   lostServerRemedy: "This page tries again by itself.",
@@ -34,6 +38,7 @@ export const T = {
   },
   tokenLabel: "Token",
   tokenUse: "Use it",
+  tokenRefused: "The server refuses this token. Copy it once more: a new one is made where the old one was taken back.",
 
   // -- numbers
   seconds: (/** @type {string} */ count) => `${count} s`,
@@ -41,6 +46,7 @@ export const T = {
   hours: (/** @type {number} */ hours, /** @type {number} */ minutes) => (minutes ? `${hours} h ${minutes} min` : `${hours} h`),
   days: (/** @type {number} */ days, /** @type {number} */ hours) =>
     hours ? `${one(days, "day", "days")} ${hours} h` : one(days, "day", "days"),
+  bytes: (/** @type {string} */ count, /** @type {number} */ power) => `${count} ${["B", "KB", "MB", "GB", "TB"][power]}`,
   justNow: "just now",
   ago: (/** @type {string} */ time) => `${time} ago`,
   progress: "Progress",
@@ -298,7 +304,15 @@ export const T = {
   noResults: "It left no files here.",
   noResultsYet: "None yet.",
   resultsElsewhere: (/** @type {string} */ host) => `They are on ${host}; open the page of that computer to look at them.`,
+  resultsLater: "They come here when the whole workflow has ended, not when this job of it has.",
+  resultsNotListed: "ComfyUI names none. It names files of workflows that it ran since its start; older ones lie in its output folder.",
+  resultsOfComfy: "This page knows no folder of them. A ComfyUI keeps its own in its output folder, and its own page shows them.",
   resultsFolder: "Folder: ",
+  previewGone: "There is no preview of it any more.",
+  previewInFiles: "Its preview is not kept any more; what it made is among the files below.",
+  fileNotShown: "It cannot be shown. See whether the file is still there, or download it.",
+  play: "Play",
+  playOf: (/** @type {string} */ name) => `Play ${name}`,
   look: (/** @type {string} */ name) => `Look at ${name}`,
   download: "Download",
   downloadOf: (/** @type {string} */ name) => `Download ${name}`,
@@ -324,7 +338,10 @@ export const T = {
   interruptMine: "Interrupt all of mine",
   interruptAll: "Interrupt everything",
   interruptTitle: { job: "Interrupt this job?", mine: "Interrupt all of your jobs?", all: "Interrupt everything, of all users?" },
-  interruptWords: (/** @type {number} */ count) => `${one(count, "job ends", "jobs end")} now; items that are not done are not computed.`,
+  interruptWords: (/** @type {number} */ jobs, /** @type {number} */ prompts) =>
+    jobs
+      ? `${one(jobs, "job ends", "jobs end")} now; items that are not done are not computed.`
+      : `${one(prompts, "prompt ends", "prompts end")} now.`,
   interruptNow: "Interrupt",
   interrupted: (/** @type {number} */ jobs, /** @type {number} */ prompts) =>
     `${one(jobs, "job", "jobs")}${prompts ? ` and ${one(prompts, "prompt", "prompts")}` : ""} interrupted.`,

@@ -6,8 +6,9 @@ import { T } from "./texts.js";
 /**
  * @param {"page" | "comfyui"} kind
  * @param {(token: string) => void} use
+ * @param {boolean} wasRefused whether one that was typed here is not right
  */
-export function tokenForm(kind, use) {
+export function tokenForm(kind, use, wasRefused) {
   return h(
     "form",
     {
@@ -25,6 +26,7 @@ export function tokenForm(kind, use) {
       h("input", { type: "password", name: "token", class: "grow", "aria-label": T.tokenLabel, autocomplete: "off", required: true }),
       h("button", { type: "submit", class: "first" }, T.tokenUse),
     ),
+    wasRefused && h("p", { key: "refused", class: "reason red", role: "alert" }, T.tokenRefused),
   );
 }
 
