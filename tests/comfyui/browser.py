@@ -12,7 +12,9 @@ from tests.chromium import browser
 from tests.comfyui.server_rig import ComfyServer
 
 LOAD_TIMEOUT_MS = 90_000
-_READY = "() => window.app?.extensionManager && window.app.graph && window.LiteGraph?.registered_node_types?.DistributedValue"
+_READY = """() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph
+  && window.LiteGraph?.registered_node_types?.DistributedValue"""
+"""With a workflow of its own open: until then the page may still put an empty one in place of what a test loads."""
 _KINDS = (
     "progress", "progress_state", "progress_text", "executed", "execution_success", "execution_error", "b_preview_with_metadata",
 )  # fmt: skip

@@ -50,7 +50,7 @@ class Rig:
         self.jobs: dict[str, JobState] = {JOB: DONE}
         self.place = SimpleNamespace(settings=SimpleNamespace(host_name="pc1", cache_folder=self.cache), master=None, out=self.out)
         self.files = JobFiles(cast("Place", self.place), self._known)
-        hosts = SimpleNamespace(now_ms=lambda: round(time.time() * 1000))
+        hosts = SimpleNamespace(now_ms=lambda: round(NOW_S * 1000))
         self.cluster = cast("Cluster", SimpleNamespace(jobs=SimpleNamespace(spool=self.spools.get), hosts=hosts))
 
     def _known(self) -> Mapping[str, JobState]:
@@ -89,7 +89,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """Whose clocks stand still: the tests may have been collected long before they run."""
+    monkeypatch.setattr(job_files, "time", SimpleNamespace(time=lambda: NOW_S))
     return Rig(tmp_path)
 
 
