@@ -13,9 +13,9 @@ from distributed_comfy.messages import Prompt
 from tests.cluster_rig import RunningJob
 from tests.comfyui.test_cluster_models import loads
 from tests.comfyui.tiny_prompts import distributed
-from tests.command_line import until
+from tests.command_line import CommandLine, until
 from tests.prompts import node, out
-from tests.smoke import engine_faults, process_faults
+from tests.smoke import engine_faults, process_faults, server_faults
 from tests.smoke.field import SEED, Ending, Field
 from tests.smoke.measured import NOTHING, Costs
 from tests.smoke.scenario import in_comfyui
@@ -49,6 +49,11 @@ class ComfyUIField(Field):
         self._read_to = len(self._begun())
         return super().begin(prompt, items, **options)
 
+    def command_line(self) -> CommandLine:
+        """See `Field.command_line`."""
+        self._read_to = len(self._begun())
+        return super().command_line()
+
     def executions(self, ending: Ending) -> int:
         """Lines of the node since the job began; what our own engine notes of it must not be fewer."""
         begun, ours = len(self._begun()) - self._read_to, super().executions(ending)
@@ -73,6 +78,39 @@ def worker_killed(field: Field) -> Ending:
 @in_comfyui("ComfyUI: worker frozen", "SIGSTOP of both for longer than the lease, then SIGCONT", "lease", "late results are refused")
 def worker_frozen(field: Field) -> Ending:
     return process_faults.worker_frozen(field)
+
+
+@in_comfyui(
+    "ComfyUI: master killed",
+    "kill -9 of `distributed-comfy run`, and the same command again at once",
+    "resume",
+    "a job goes on itself",
+    costs=NOTHING,
+)
+def master_killed(field: Field) -> Ending:
+    return process_faults.master_killed(field)
+
+
+@in_comfyui(
+    "ComfyUI: blob Redis killed",
+    "kill -9 of the server of blobs; it starts again, empty, a second later",
+    "blobs are made again",
+    costs=Costs(0, 3),
+)
+def blobs_killed(field: Field) -> Ending:
+    return server_faults.blobs_killed(field)
+
+
+@in_comfyui(
+    "ComfyUI: state Redis killed",
+    "kill -9 of the server of the table; it starts again from its append-only file a second later",
+    "append-only file",
+    "one lease after a restart",
+    "engines go on",
+    costs=Costs(0, 2),
+)
+def state_killed(field: Field) -> Ending:
+    return server_faults.state_killed(field)
 
 
 @in_comfyui("ComfyUI: node hangs", "a node of a pack makes no step any more", "stall limit")
