@@ -189,6 +189,6 @@ or in ComfyUI's page, with the node pack: start ComfyUI again with `main.py --cp
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python examples/tiny_model.py FOLDER        (ComfyUI's folder, or one for its --base-directory)")
     main(Path(sys.argv[1]))
