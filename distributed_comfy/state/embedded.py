@@ -168,7 +168,9 @@ def _start_shared(wanted: Order, providers: Sequence[ServerProvider]) -> Embedde
             ending.callback(_leave, folder, owner)
             runtime = _running(folder)
             if runtime is None:
+                gone = _written(folder)  # before whoever keeps it is told to end
                 _end_unusable(folder)
+                wanted = replace(wanted, state_before=gone.state_url, blobs_before=gone.blob_url) if gone else wanted
                 _, runtime = _launch(wanted, providers)
         return _embedded(runtime, folder, ending.pop_all())
 

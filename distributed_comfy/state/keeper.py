@@ -18,6 +18,7 @@ In the folder::
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -35,7 +36,11 @@ from distributed_comfy.state.door import DoorProcess
 from distributed_comfy.state.server_process import ServerProcess, write_secret
 from distributed_comfy.state.stuck_server import LOOK_INTERVAL_S, StuckServerWatch
 
+log = logging.getLogger(__name__)
+
 _POLL_INTERVAL_S = 0.1
+_MOST_DEATHS, _DEATHS_S = 5, 60.0
+"""Of both servers within so long: where they die as often as that, another start does not help."""
 _OWNERS_INTERVAL_S = 1.0
 _STDIN = 0
 _SHARE_OF_CLIENTS = 4
@@ -61,6 +66,9 @@ class Order:
     linger_s: float
     libraries: str = ""
     """See `DoorProcess`."""
+    state_before: str = ""
+    """URL of a state server that is gone, if there was one; see `ServerProcess`."""
+    blobs_before: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,9 @@ class Keeper:
         shared = not order.private
         state = {"appendonly": "yes", "appendfsync": "everysec", **_bounds(order, order.state_memory_bytes)}
         blobs = {"appendonly": "no", **_bounds(order, order.blob_memory_bytes)}
-        self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared)
-        self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False)
+        self._state = ServerProcess(self._folder / "state", order.program, state, data_matters=shared, before=order.state_before)
+        self._blobs = ServerProcess(self._folder / "blobs", order.program, blobs, data_matters=False, before=order.blobs_before)
+        self._deaths: list[float] = []
         self._door: DoorProcess | None = None
         self._watches = [
             StuckServerWatch(server, name, self._is_given_up) for server, name in ((self._state, "state"), (self._blobs, "blob"))
@@ -133,10 +142,33 @@ class Keeper:
         if before != (self._state.pid, self._blobs.pid) and runtime_file(self._folder).exists():
             self._write_runtime()
 
+    def _raise_dead(self) -> bool:
+        """Start a server that died again, where it was; false where that is of no use: it died too often, or does not start.
+
+        What the state server has written is there again, and clients of both reconnect.
+        """
+        for server, name in ((self._state, "state"), (self._blobs, "blob")):
+            if server.is_running():
+                continue
+            now = time.monotonic()
+            self._deaths = [*(at for at in self._deaths if now - at < _DEATHS_S), now]
+            if len(self._deaths) > _MOST_DEATHS:
+                log.error("the servers died %d times in %.0f s; they are not started again", len(self._deaths), _DEATHS_S)
+                return False
+            log.error("the %s server is gone; it is started again", name)
+            try:
+                server.restart(self._is_given_up)
+            except ServerStartFailed as error:
+                log.error("%s", error)
+                return False
+            if runtime_file(self._folder).exists():
+                self._write_runtime()
+        return True
+
     def watch(self) -> None:
-        """Return when the servers are to end: asked for, without owners, or one of the two is gone (half a pair is of no use)."""
-        while self._state.is_running() and self._blobs.is_running() and runtime_file(self._folder).exists():
-            if self._end_asked.wait(_POLL_INTERVAL_S):
+        """Return when the servers are to end: asked for, without owners, or one of the two stays gone (half a pair is of no use)."""
+        while runtime_file(self._folder).exists():
+            if self._end_asked.wait(_POLL_INTERVAL_S) or not self._raise_dead():
                 return
             if self._door:
                 self._door.tend()

@@ -3,7 +3,7 @@
 In the server's folder: ``redis.conf``, ``users.acl`` (both 0600; the second with hashes of passwords, and nowhere here a password),
 ``server.log``, ``server.pid``, the data, and ``alive.lock``, which the server inherits and so holds for as long as it lives, whoever
 started it.  The server itself keeps ``users.acl`` (ACL SAVE), so that users that were invited outlive it; only the owner's password is new
-at each start.
+at each start, unless the server takes the place of one that died.
 """
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from distributed_comfy.errors import ServerStartFailed
 from distributed_comfy.file_lock import FileLock
@@ -35,22 +36,24 @@ _SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none, 
 
 
 class ServerProcess:
-    """One server on a free loopback port with a random password.
+    """One server on a free loopback port with a random password; or where one was before, if its port is free.
 
     Args:
         folder: of this server; created.
         program: absolute path.
         options: config lines beside the common ones.
         data_matters: ask it to end in good order instead of killing it.
+        before: URL of the one before, whose clients may still look for it there; empty: none.
     """
 
-    def __init__(self, folder: Path, program: str, options: dict[str, str], *, data_matters: bool) -> None:
+    def __init__(self, folder: Path, program: str, options: dict[str, str], *, data_matters: bool, before: str = "") -> None:
         self.folder = folder
         self._program = program
         self._options = options
         self._end_signal = signal.SIGTERM if data_matters else _SIGKILL
-        self._password = secrets.token_urlsafe(24)
-        self._port = 0
+        place = urlsplit(before)
+        self._password = place.password or secrets.token_urlsafe(24)
+        self._port = place.port or 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -106,6 +106,14 @@ def client(url: str) -> redis.Redis:
     return connect(url, "DC_REDIS_URL")
 
 
+def answers(url: str) -> bool:
+    with client(url) as one:
+        try:
+            return bool(one.ping())
+        except redis.RedisError:
+            return False
+
+
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     with start_embedded(tmp_path, private=True) as embedded:
@@ -283,16 +291,47 @@ def test_the_state_survives_a_stop_and_the_blobs_do_not(tmp_path: Path) -> None:
         assert (client(after.state_url).get("job"), client(after.blob_url).get("blob")) == (b"1", None)
 
 
+@pytest.mark.parametrize("private", [False, True], ids=["shared", "private"])
 @pytest.mark.parametrize("which", [1, 2], ids=["state", "blobs"])
-def test_a_pair_of_which_one_server_died_is_replaced(tmp_path: Path, which: int) -> None:
-    with start_embedded(tmp_path, private=False) as first:
+def test_a_server_that_died_is_started_again_where_its_clients_look_for_it(tmp_path: Path, which: int, private: bool) -> None:
+    with start_embedded(tmp_path, private=private) as first:
         client(first.state_url).set("job", "1")
         os.kill(first.pids[which], signal.SIGKILL)
+        assert eventually(lambda: answers(first.state_url) and answers(first.blob_url) and ended([first.pids[which]]))
+        assert client(first.state_url).get("job") == b"1"
+        written = json.loads((first.folder / "runtime.json").read_text())
+        assert (written["state_url"], written["blob_url"]) == (first.state_url, first.blob_url)
+        assert written["pids"][which] != first.pids[which] and written["pids"][3 - which] == first.pids[3 - which]
+        again = client(first.state_url), client(first.blob_url)
+    assert eventually(lambda: ended(written["pids"]))
+    for one in again:
+        with pytest.raises(redis.ConnectionError):
+            one.ping()
+
+
+def test_servers_that_die_again_and_again_are_given_up(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=False) as first:
+        runtime = first.folder / "runtime.json"
+        while runtime.exists():
+            pid = json.loads(runtime.read_text())["pids"][2]
+            os.kill(pid, signal.SIGKILL)
+            assert eventually(lambda pid=pid: not runtime.exists() or json.loads(runtime.read_text())["pids"][2] != pid)  # type: ignore[misc]
+        assert "the servers died 6 times in 60 s" in (first.folder / "keeper.log").read_text()
         with start_embedded(tmp_path, private=False) as second:
+            assert client(second.state_url).ping()
+
+
+@needs_linux
+def test_servers_whose_keeper_was_killed_are_found_where_they_were_after_the_next_start(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=False) as first:
+        mine = client(first.state_url)
+        mine.set("job", "1")
+        os.kill(first.pids[0], signal.SIGKILL)
+        assert eventually(lambda: ended(first.pids))
+        with start_embedded(tmp_path, private=False) as second:
+            assert (second.state_url, second.blob_url) == (first.state_url, first.blob_url)
             assert set(second.pids).isdisjoint(first.pids)
-            assert client(second.state_url).get("job") == b"1"
-            assert client(second.blob_url).ping()
-            assert ended(first.pids[1:])
+            assert mine.get("job") == b"1", "who used the old ones goes on with the new ones"
 
 
 def test_a_runtime_file_from_before_a_reboot_harms_nobody(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_workers_that_ran_are_started_again_when_the_redis_was_killed(open_sessi
     until(lambda: phases(session) == {"ran": "running", "did-not": "stopped"}, 60)
     first = session.agent
     (running,) = line.folder.rglob("runtime.json")
-    for pid in json.loads(running.read_text())["pids"][1:]:
+    for pid in json.loads(running.read_text())["pids"]:  # the first of which would start the others again
         psutil.Process(pid).kill()
     until(lambda: session.state == "starting", 60)
     assert session.workers.starting(session.cluster(60)) == {"ran"}, "a job would wait for it from the first moment"
