@@ -248,6 +248,8 @@ class CollectorPlan:
     unsaved: tuple[str, ...] = ()
     """Those of `slots` that no output node of the last stage saves or shows: the master saves them."""
     on_missing: OnMissing = "error"
+    save_prefix: str = ""
+    """First part of the names of files in which all of `slots` are saved as they arrive; empty: only what is `unsaved` is."""
 
 
 @dataclass(frozen=True)

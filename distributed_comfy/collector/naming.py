@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from distributed_comfy.errors import OutputUnwritable
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _COUNTED = re.compile(r"(?P<stem>.*_)(?P<count>\d{3,12})(?P<tail>_?)")
+_PLACEHOLDER = re.compile("%(year|month|day|hour|minute|second|width|height)%")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 PART_BYTES = 200
 """Longest part of a path, leaving room for a counter below the usual 255."""
@@ -44,6 +46,18 @@ def named_apart(path: Path) -> Iterator[Path]:
     yield path
     for number in itertools.count(1):
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def filled_prefix(prefix: str, width: int = 0, height: int = 0) -> str:
+    """A prefix as ComfyUI fills it in: ``%year%``, ``%month%``, ``%day%``, ``%hour%``, ``%minute%``, ``%second%`` by this host's clock,
+    ``%width%`` and ``%height%``; below its folder, with ``/``.
+    """
+    now = time.localtime()
+    values = {
+        "year": f"{now.tm_year}", "month": f"{now.tm_mon:02}", "day": f"{now.tm_mday:02}", "hour": f"{now.tm_hour:02}",
+        "minute": f"{now.tm_min:02}", "second": f"{now.tm_sec:02}", "width": f"{width}", "height": f"{height}",
+    }  # fmt: skip
+    return safe_relative(_PLACEHOLDER.sub(lambda found: values[found[1]], prefix)).as_posix()
 
 
 class FolderNames:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from distributed_comfy.collector.assemble import values_of_item
 from distributed_comfy.collector.file_formats import FilePlan, plan_files
-from distributed_comfy.collector.naming import FolderNames, safe_relative, writing
+from distributed_comfy.collector.naming import FolderNames, filled_prefix, safe_relative, writing
 from distributed_comfy.collector.spool import Spool
 from distributed_comfy.messages import FileRef, Prompt
 
@@ -35,7 +35,7 @@ class FileMetadata:
     """The text that ComfyUI keeps in an image or a latent, so that dropping the file onto its editor brings the graph back."""
 
     prompt: Prompt
-    """The user's own, not a stage's."""
+    """The user's own, not a stage's; empty where it is not to be told."""
     extra_pnginfo: dict[str, Any] = field(default_factory=dict)
     """``workflow`` and what else the submitter sent along."""
     seeds: tuple[str, ...] = ()
@@ -43,10 +43,22 @@ class FileMetadata:
 
     def of_item(self, index: int) -> dict[str, Any]:
         """``prompt``, the entries of `extra_pnginfo` and ``seed``."""
-        texts: dict[str, Any] = {"prompt": self.prompt, **self.extra_pnginfo}
+        texts: dict[str, Any] = {**({"prompt": self.prompt} if self.prompt else {}), **self.extra_pnginfo}
         if index < len(self.seeds) and self.seeds[index]:
             texts.setdefault("seed", int(self.seeds[index]))
         return texts
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """First parts of the names of files."""
+
+    common: str = "ComfyUI"
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Of single collectors, as users write them; see `filled_prefix`."""
+
+
+_PLAIN = Prefixes()
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,8 @@ class _Drawn:
     """Without a path yet."""
     key: str
     """The value among the job's files, see `Spool.saved_files`."""
+    prefix: str
+    """Of its name."""
     suffix: str
     written: Future[tuple[Path, bool]]
     """Its file, and whether that has its name already because an earlier collector of the job saved it."""
@@ -99,20 +113,26 @@ class ResultSaver:
     Args:
         spool: where the items lie.
         places: collectors and their slots to save.
-        folder: made with the first file.
+        folder: made with the first file; or what gives names in it.
         metadata: for every file.
-        prefix: of the names.
+        prefixes: of the names.
     """
 
     def __init__(
-        self, spool: Spool, places: Sequence[tuple[str, str]], folder: Path, *, metadata: FileMetadata, prefix: str = "ComfyUI"
+        self,
+        spool: Spool,
+        places: Sequence[tuple[str, str]],
+        folder: Path | FolderNames,
+        *,
+        metadata: FileMetadata,
+        prefixes: Prefixes = _PLAIN,
     ) -> None:
+        self._names = folder if isinstance(folder, FolderNames) else FolderNames(folder)
         self._spool = spool
-        self._before = spool.saved_files(folder)
+        self._before = spool.saved_files(self._names.folder)
         self._places = tuple(places)
-        self._names = FolderNames(folder)
         self._metadata = metadata
-        self._prefix = prefix
+        self._prefixes = prefixes
         self._threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="save")
         self._drawn: dict[int, list[_Drawn]] = {}
         self._next = 0
@@ -128,6 +148,16 @@ class ResultSaver:
         if index not in self._drawn and index >= self._next:
             self._drawn[index] = [drawn for place in self._places for drawn in self._draw(index, *place)]
         while all(drawn.written.done() for drawn in self._drawn.get(self._next, ())) and self._next in self._drawn:
+            self._finish(self._next)
+            self._next += 1
+
+    def wait(self) -> None:
+        """Until what was begun has its names, up to an item that is not here.
+
+        Raises:
+            OutputUnwritable, FrameError: as `close`.
+        """
+        while self._next in self._drawn:
             self._finish(self._next)
             self._next += 1
 
@@ -164,7 +194,11 @@ class ResultSaver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
-            return
+        else:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End the threads; files that have no name yet go."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._sweep()
 
@@ -175,8 +209,15 @@ class ResultSaver:
             for plan in plan_files(slot, placed):
                 place = SavedValue(index, node_id, slot, placed.list_index, plan.batch_index, Path())
                 key = f"{slot} {index if at < 0 else at} {node_id} {placed.list_index} {plan.batch_index}"
-                drawn.append(_Drawn(place, key, plan.suffix, self._threads.submit(self._write, key, index, plan)))
+                written = self._threads.submit(self._write, key, index, plan)
+                drawn.append(_Drawn(place, key, self._prefix_of(place, plan), plan.suffix, written))
         return drawn
+
+    def _prefix_of(self, place: SavedValue, plan: FilePlan) -> str:
+        shape = plan.ref.shape
+        height, width = shape[-3:-1] if place.slot == "images" else shape[-2:]
+        own = self._prefixes.own.get(place.node_id, "")
+        return f"{filled_prefix(own, width, height) if own else self._prefixes.common}{_MIDDLES[place.slot]}"
 
     def _write(self, key: str, index: int, plan: FilePlan) -> tuple[Path, bool]:
         """Write one file under a name that nobody looks for, unless it is in the folder already; see `_Drawn.written`."""
@@ -191,8 +232,7 @@ class ResultSaver:
             drawn = self._drawn[index][0]
             path, named = drawn.written.result()
             if not named:
-                prefix = f"{self._prefix}{_MIDDLES[drawn.place.slot]}"
-                path = self._names.put_next(path, prefix, drawn.suffix, partial(self._before.note, drawn.key, path))
+                path = self._names.put_next(path, drawn.prefix, drawn.suffix, partial(self._before.note, drawn.key, path))
             self._saved.append(replace(drawn.place, path=path))
             self._drawn[index].pop(0)
         self._drawn.pop(index, None)

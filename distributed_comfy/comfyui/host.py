@@ -46,6 +46,11 @@ class ComfyHost:
         """Why nodes cannot be added to a prompt that runs; empty where they can."""
         return "runs with --cache-none, which takes no added nodes" if getattr(self.args, "cache_none", False) else ""
 
+    @property
+    def hides_metadata(self) -> bool:
+        """Whether it was started so that files say nothing about how they were made."""
+        return bool(getattr(self.args, "disable_metadata", False))
+
     def forget_progress(self, node_ids: tuple[str, ...]) -> None:
         """Tell the page no more how far nodes are that have run: with each step of one it is told of all that are known."""
         try:

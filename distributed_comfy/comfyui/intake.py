@@ -61,6 +61,7 @@ def install_intake(pack: Pack) -> None:
         alone=alone,
         keeper=JobKeeper(),
         lanes=Lanes(),
+        saves=pack.saves,
         workers_starting=lambda cluster: () if cluster is alone else pack.session.workers.starting(cluster),
     )
     participation, texts = _participation(pack, places), NodeTexts(host)

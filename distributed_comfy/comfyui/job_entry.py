@@ -15,6 +15,7 @@ from distributed_comfy.comfyui.accepted import AcceptedPrompt
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
+from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.errors import (
     BlobStoreFull,
     ClusterUnavailable,
@@ -68,6 +69,8 @@ class JobPlaces:
     """What is used while there is no other; see `alone.open_alone`."""
     keeper: JobKeeper
     lanes: Lanes
+    saves: SaveWatch
+    """What nodes of this ComfyUI are about to save."""
     workers_starting: Callable[[Cluster], Collection[str]] = field(default=lambda cluster: ())
     """Names of workers that may soon be there for the jobs of a cluster; see `HostWorkers.starting`."""
 

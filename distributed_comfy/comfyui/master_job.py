@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -18,11 +17,13 @@ from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.comfyui.accepted import AcceptedPrompt
+from distributed_comfy.comfyui.arrivals import Arrivals, arrivals_of
 from distributed_comfy.comfyui.collected import collected_values, upscaled_value
 from distributed_comfy.comfyui.job_entry import Entered, JobEntry, JobPlaces
 from distributed_comfy.comfyui.keeping import AWAY_S
 from distributed_comfy.comfyui.progress import JobProgress
 from distributed_comfy.comfyui.queue_watch import Ending
+from distributed_comfy.comfyui.running_job import RunningJob
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory
 from distributed_comfy.errors import (
     ClusterUnavailable,
@@ -35,10 +36,9 @@ from distributed_comfy.errors import (
     RunInterrupted,
 )
 from distributed_comfy.log_lines import subject
-from distributed_comfy.messages import JobRecord
+from distributed_comfy.messages import ItemResult
 from distributed_comfy.orchestrator.delivery import CapableWorkers
 from distributed_comfy.orchestrator.progress import ProgressListener
-from distributed_comfy.planning.plan import JobPlan
 from distributed_comfy.state.records import SpoolPlace
 from tasks.cluster import Cluster
 
@@ -58,24 +58,6 @@ _ENDED: dict[Ending, str] = {
 Phase = Literal["deferred", "starting", "queued", "running", "here", "failed"]
 """``deferred``: not queued yet; ``queued``: in the table, and nobody collects it; ``starting``: on its way, also to another cluster;
 ``running``: being collected; ``here``: all of it."""
-
-
-@dataclass(frozen=True)
-class RunningJob:
-    """A job that is in the table, and is being collected."""
-
-    cluster: Cluster
-    record: JobRecord
-    plan: JobPlan
-    spool: Spool
-    collector: Collector
-
-    def has(self, node_id: str) -> bool:
-        """Whether all that a node of the prompt gives is here."""
-        if self.record.tiles is not None and node_id == self.record.tiles.node_id:
-            return self.collector.canvas is not None
-        here = sum(index < self.record.generated for index in self.spool.items())
-        return here + (len(self.collector.missing) if self.record.spare else 0) >= self.record.generated
 
 
 class MasterJob:
@@ -108,6 +90,7 @@ class MasterJob:
         self._entry = JobEntry(accepted, places, self._stop)
         self._entered: Entered | None = None
         self._spool: Spool | None = None
+        self._arrivals: Arrivals | None = None
         self._left = False
         """The cluster that it is in is gone."""
         self._move_by = 0.0
@@ -147,6 +130,10 @@ class MasterJob:
                 raise
             megabytes = sum(running.spool.result(index).size_bytes for index in running.spool.items()) // 10**6
             raise CollectedTooLarge(items=running.record.generated, node_id=node_id, megabytes=megabytes, reason=str(error)) from error
+
+    def shown(self, node_id: str) -> dict[str, Any]:
+        """What that node shows; see `Arrivals.shown`."""
+        return self._arrivals.shown(node_id) if self._arrivals is not None else {}
 
     @property
     def job_id(self) -> str:
@@ -240,9 +227,11 @@ class MasterJob:
             self._keep, self._reason, self._halted = True, "its ComfyUI ends", True
             self._stop.set()
             self._over.set()
-            running = self.running
+            running, arrivals = self.running, self._arrivals
         if running is not None:
             running.collector.stop()
+        if arrivals is not None:
+            arrivals.halt()
 
     def close(self) -> None:
         """After `halt`: the job ends in the table, and what is finished waits for the same prompt; waits for servers and threads."""
@@ -415,7 +404,13 @@ class MasterJob:
             log.warning("job %s: the table is not told where its spool lies: %s", record.job_id, error)
         settings, tell, ensure = cluster.settings, self.progress, partial(queued.inputs.ensure, record.input_files)
         tiles = TileLimits(blob_bytes=settings.blob_limit_bytes, workers=CapableWorkers(cluster, record), on_planned=tell.tiles_planned)
-        options = CollectorOptions(tell.item_done, ensure, blob_away_s=settings.blob_away_s, tiles=tiles)
+        arrivals = self._arrivals = self._arrivals or arrivals_of(self.accepted, self._places, queued, spool)
+
+        def item_done(index: int, result: ItemResult) -> None:
+            tell.item_done(index, result)
+            arrivals.add(index)
+
+        options = CollectorOptions(item_done, ensure, blob_away_s=settings.blob_away_s, tiles=tiles)
         return RunningJob(cluster, record, queued.plan, spool, Collector(record, cluster.jobs, cluster.blobs, spool, options))
 
     def _settle(self, cluster: Cluster, job_id: str) -> None:
@@ -435,6 +430,8 @@ class MasterJob:
                 return
             self._cleared, self.running = True, None
         spool = self._open_spool(entered) if self._spool is not None or entered.queued.resumed else None
+        if self._arrivals is not None:
+            self._arrivals.close()
         # A deleted prompt leaves nothing but what another one left before it.
         keep = self._keep or (self._deleted and entered.queued.resumed is not None)
         if spool is not None and keep and spool.items():

@@ -5,6 +5,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from distributed_comfy.comfyui.host import ComfyHost
@@ -27,6 +28,14 @@ THREADS = 8
 _OTHER_VERSION = "This ComfyUI accepted the prompt, so that worker has another version of the node; update its node packs, or these here."
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a node shows, and what it gives."""
+
+    shown: dict[str, Any]
+    values: tuple[Any, ...]
 
 
 class JobNodes:
@@ -64,11 +73,12 @@ class JobNodes:
         """
         participation = self.participation
         found = await self._until(
-            job, node_id, lambda: job.values(node_id), lambda: participation.take_turns(job, node_id, outputs)
+            job, node_id, lambda: _Given(job.shown(node_id), job.values(node_id)), lambda: participation.take_turns(job, node_id, outputs)
         )
-        if not isinstance(found, dict):
-            self._texts.stays(node_id)
-        return found
+        if not isinstance(found, _Given):
+            return found
+        self._texts.stays(node_id)
+        return {"ui": found.shown, "result": found.values} if found.shown else found.values
 
     async def turn(self, turns: Turns, turn_id: str) -> Any:
         """Nodes that ComfyUI is to add: an item to run.  `OVER`, when all that the node behind the turn waits for is here.

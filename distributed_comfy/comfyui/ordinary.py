@@ -28,7 +28,6 @@ from distributed_comfy.comfyui.pack import Pack
 from distributed_comfy.comfyui.placed_files import FilePlacer
 from distributed_comfy.comfyui.queue_consumer import Item, QueueConsumer
 from distributed_comfy.comfyui.queueing import post_own
-from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.engine.attach.pack_words import CLIENT_PREFIX
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.messages import Capability
@@ -333,7 +332,7 @@ def install_ordinary(pack: Pack) -> None:
     """Put it into ComfyUI, while that loads its custom nodes."""
     host = pack.host
     folders = ComfyFolders(host.folder_paths)
-    placer = FilePlacer(SaveWatch(host.folder_paths, host), folders.__getitem__)
+    placer = FilePlacer(pack.saves, folders.__getitem__)
     around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders, host.preview_side_px)
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
     pass_on = functools.partial(_ask_again, host)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import redis
 
-from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
+from distributed_comfy.comfyui.master_job import MasterJob
+from distributed_comfy.comfyui.running_job import RunningJob
 from distributed_comfy.errors import DistributedComfyError
 from distributed_comfy.planning.requirements import lacks
 

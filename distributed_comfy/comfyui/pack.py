@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from functools import cached_property
 from typing import Any
 
 from distributed_comfy.comfyui.clash import keep_classes, must_yield
@@ -12,6 +13,7 @@ from distributed_comfy.comfyui.copies import Copies
 from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.options import Options, options_file
 from distributed_comfy.comfyui.route_threads import RouteThreads
+from distributed_comfy.comfyui.saves import SaveWatch
 from distributed_comfy.comfyui.session import Session
 from distributed_comfy.engine.attach.capability import OUR_CATEGORY
 from distributed_comfy.engine.comfyui.crops import ComfyTileCropper
@@ -54,6 +56,11 @@ class Pack:
         self.classes = node_classes(self.context, nothing=[host.blocker()], cropper=ComfyTileCropper(), sampling=host.sampling())
         """class_type -> class for ComfyUI; a part may put its own in place of one."""
         self.web_directory: str | None = None
+
+    @cached_property
+    def saves(self) -> SaveWatch:
+        """What nodes of this ComfyUI are about to save; seen from the first use on."""
+        return SaveWatch(self.host.folder_paths, self.host)
 
     @property
     def display_names(self) -> dict[str, str]:

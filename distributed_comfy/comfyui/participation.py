@@ -19,8 +19,9 @@ import redis
 from distributed_comfy.comfyui.expansion import LocalItem, OuterPrompt, expand_item
 from distributed_comfy.comfyui.guest import Guest
 from distributed_comfy.comfyui.job_entry import JobPlaces
-from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
+from distributed_comfy.comfyui.master_job import MasterJob
 from distributed_comfy.comfyui.other_workers import OtherWorkers
+from distributed_comfy.comfyui.running_job import RunningJob
 from distributed_comfy.comfyui.turns import AllTurns, Turns, how_many, turn_nodes
 from distributed_comfy.comfyui.unfit_items import UnfitItems
 from distributed_comfy.engine.comfyui.failures import is_out_of_memory

@@ -10,7 +10,8 @@ import itertools
 import threading
 from dataclasses import dataclass, field
 
-from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
+from distributed_comfy.comfyui.master_job import MasterJob
+from distributed_comfy.comfyui.running_job import RunningJob
 from distributed_comfy.messages import Prompt
 
 TURN_CLASS = "DistributedLocalTurn"

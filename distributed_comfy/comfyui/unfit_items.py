@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from distributed_comfy.comfyui.host import ComfyHost
-from distributed_comfy.comfyui.master_job import MasterJob, RunningJob
+from distributed_comfy.comfyui.master_job import MasterJob
+from distributed_comfy.comfyui.running_job import RunningJob
 from distributed_comfy.engine.catalogue import listed_choices
 from distributed_comfy.engine.comfyui.choices import input_declarations, self_validated_inputs
 from distributed_comfy.messages import Patch, Prompt

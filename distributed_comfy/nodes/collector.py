@@ -7,6 +7,10 @@ from typing import Any
 from distributed_comfy.workflow.classes import COLLECTOR_SLOTS, ON_MISSING_CHOICES
 
 _ON_MISSING = "What becomes of items that fail for good. error: the job fails; drop: left out; repeat: the last good one stands in."
+_SAVE_PREFIX = (
+    "Saves what is collected while the rest is still made, in the output folder, under this name (as SaveImage's filename_prefix). "
+    "Empty: nothing is saved here."
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class DistributedCollector:
                 "masks": ("MASK",),
                 "items": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "Seeds to run; 0: one for each participant."}),
                 "on_missing": (list(ON_MISSING_CHOICES), {"default": "error", "tooltip": _ON_MISSING}),
+                "save_prefix": ("STRING", {"default": "", "tooltip": _SAVE_PREFIX}),
             },
             "hidden": {
                 "multi_job_id": ("STRING", {"default": ""}),
@@ -62,7 +67,7 @@ class DistributedCollector:
         Args:
             images: [B, H, W, C].
             audio: ``{"waveform": [1, C, T], "sample_rate": Hz}``.
-            inputs: ``latents`` and ``masks``; ``items``, ``on_missing`` and the hidden ones are without meaning here.
+            inputs: ``latents`` and ``masks``; ``items``, ``on_missing``, ``save_prefix`` and the hidden ones are without meaning here.
         """
         log.info("a collector runs undistributed and passes its input through")
         given = {"images": images, "audio": audio, **inputs}

@@ -17,7 +17,7 @@ from distributed_comfy.collector.adopt import remove_ended
 from distributed_comfy.collector.collect import Collector, CollectorOptions
 from distributed_comfy.collector.gaps import stand_ins
 from distributed_comfy.collector.naming import FolderNames
-from distributed_comfy.collector.save import FileMetadata, ResultSaver, SavedFile, SavedValue, save_files
+from distributed_comfy.collector.save import FileMetadata, Prefixes, ResultSaver, SavedFile, SavedValue, save_files
 from distributed_comfy.collector.spool import SPOOL_FOLDER, Spool, SpoolManifest, spool_folder
 from distributed_comfy.collector.tile_work import TileLimits
 from distributed_comfy.errors import (
@@ -184,7 +184,7 @@ class Courier:
             on_item=self._on_item, ensure_inputs=options.ensure_inputs, tiles=tiles, blob_away_s=cluster.settings.blob_away_s
         )
         self._collector = Collector(record, cluster.jobs, cluster.blobs, self._spool, collecting)
-        self._saver = ResultSaver(self._spool, self._places_to_save(), options.out, metadata=self._metadata, prefix=options.prefix)
+        self._saver = self._saving(self._places_to_save())
         self._names = FolderNames(options.out)
 
     def deliver(self) -> Delivery:
@@ -280,8 +280,9 @@ class Courier:
 
     def _save_for_last_stage(self) -> None:
         """Save what only the last stage would have saved, which never runs; what cannot be saved is told and stays in the spool."""
-        places = [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.slots if slot not in plan.unsaved]
-        saver = ResultSaver(self._spool, places, self._options.out, metadata=self._metadata, prefix=self._options.prefix)
+        saved = self._places_to_save()
+        places = [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.slots]
+        saver = self._saving([place for place in places if place not in saved])
         try:
             with saver:
                 for index in self._spool.items():
@@ -294,7 +295,12 @@ class Courier:
         self._saved_late = saver.saved
 
     def _places_to_save(self) -> list[tuple[str, str]]:
-        return [(plan.node_id, slot) for plan in self._record.collectors for slot in plan.unsaved]
+        return [(plan.node_id, slot) for plan in self._record.collectors for slot in (plan.slots if plan.save_prefix else plan.unsaved)]
+
+    def _saving(self, places: Sequence[tuple[str, str]]) -> ResultSaver:
+        own = {plan.node_id: plan.save_prefix for plan in self._record.collectors if plan.save_prefix}
+        prefixes = Prefixes(self._options.prefix, own)
+        return ResultSaver(self._spool, places, self._options.out, metadata=self._metadata, prefixes=prefixes)
 
     def _read_metadata(self) -> FileMetadata:
         prompts, _ = self._cluster.jobs.prompts(self._record.job_id)

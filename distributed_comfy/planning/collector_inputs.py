@@ -6,7 +6,14 @@ from typing import cast
 from distributed_comfy.errors import PromptMalformed
 from distributed_comfy.messages import OnMissing, Prompt
 from distributed_comfy.planning.values import literal_behind
-from distributed_comfy.workflow.classes import ITEMS_INPUT, LOAD_BALANCE_INPUT, ON_MISSING_CHOICES, ON_MISSING_INPUT, SWITCHED_ON
+from distributed_comfy.workflow.classes import (
+    ITEMS_INPUT,
+    LOAD_BALANCE_INPUT,
+    ON_MISSING_CHOICES,
+    ON_MISSING_INPUT,
+    SAVE_PREFIX_INPUT,
+    SWITCHED_ON,
+)
 from distributed_comfy.workflow.graph import as_link
 
 
@@ -41,3 +48,18 @@ def on_missing_input(prompt: Prompt, collector: str) -> OnMissing:
         reason = f"on_missing of collector {collector} is {value!r}, not one of {', '.join(ON_MISSING_CHOICES)}"
         raise PromptMalformed(source="the prompt", reason=reason)
     return cast("OnMissing", value)
+
+
+def save_prefix_input(prompt: Prompt, collector: str, warnings: list[str]) -> str:
+    """First part of the names of files that it saves as its values arrive; empty: it saves none, or (with a warning) only the run tells it.
+
+    Raises:
+        PromptMalformed: it is no text.
+    """
+    value = literal_behind(prompt, prompt[collector]["inputs"].get(SAVE_PREFIX_INPUT, ""))
+    if as_link(value):
+        warnings.append(f"save_prefix of collector {collector} comes from another node and is not known before the run; it is ignored")
+        return ""
+    if not isinstance(value, str):
+        raise PromptMalformed(source="the prompt", reason=f"save_prefix of collector {collector} is {value!r}, not a text")
+    return value.strip()

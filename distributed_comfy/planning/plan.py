@@ -17,7 +17,7 @@ from distributed_comfy.messages import (
     content_hash,
     to_plain,
 )
-from distributed_comfy.planning.collector_inputs import items_input, load_balance_input, on_missing_input
+from distributed_comfy.planning.collector_inputs import items_input, load_balance_input, on_missing_input, save_prefix_input
 from distributed_comfy.planning.cut import Cut, cut_prompt, find_collectors, wired_slots
 from distributed_comfy.planning.eight_bit import eight_bit_nodes
 from distributed_comfy.planning.facts import ClassFacts
@@ -260,10 +260,17 @@ def _checked_count(items: int, option: str, varies: bool, needed: str) -> int:
     return items
 
 
-def _collector_plans(original: Prompt, cut: Cut, asked: OnMissing | None) -> tuple[CollectorPlan, ...]:
+def _collector_plans(original: Prompt, cut: Cut, asked: OnMissing | None, warnings: list[str]) -> tuple[CollectorPlan, ...]:
     if asked and not cut.collectors:
         raise NothingToVary(option="--on-missing", needed=COLLECTOR_CLASS)
-    return tuple(replace(plan, on_missing=asked or on_missing_input(original, plan.node_id)) for plan in cut.collectors)
+    return tuple(
+        replace(
+            plan,
+            on_missing=asked or on_missing_input(original, plan.node_id),
+            save_prefix=save_prefix_input(original, plan.node_id, warnings),
+        )
+        for plan in cut.collectors
+    )
 
 
 def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOptions, facts: ClassFacts) -> JobPlan:
@@ -280,7 +287,7 @@ def _assemble(original: Prompt, stages: _Stages, count: int, options: PlanOption
         original_prompt=original,
         prompts={content_hash(prompt): prompt for prompt in stage_prompts},
         items=(*_item_specs(stages, count), *_later_specs(stages, count)),
-        collectors=_collector_plans(original, cut, options.on_missing),
+        collectors=_collector_plans(original, cut, options.on_missing, stages.warnings),
         edges=cut.edges,
         requirement=united([needs(cut.item_prompt, own), *early]),
         last_requirement=needs(cut.last_prompt) if cut.last_targets else None,

@@ -66,6 +66,7 @@ ON_MISSING_INPUT = "on_missing"
 ON_MISSING_CHOICES = ("error", "drop", "repeat")
 """What a collector may make of items that failed for good; the first is the default."""
 LOAD_BALANCE_INPUT = "load_balance"
+SAVE_PREFIX_INPUT = "save_prefix"
 
 LEGACY_INPUTS = frozenset(
     {

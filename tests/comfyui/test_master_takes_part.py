@@ -1,6 +1,7 @@
 """A real ComfyUI with the pack that takes part in its own jobs: on its own, beside workers, and when these die."""
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import numpy
 import pytest
+from PIL import Image
 
+from distributed_comfy.collector.file_formats import to_pixels
 from tests.cluster_rig import Rig
 from tests.comfyui.comfy_process import Comfy
 from tests.comfyui.master_prompts import pictures, upscale
@@ -165,6 +168,48 @@ def test_workers_are_idle_within_two_seconds_also_while_a_node_here_heeds_no_int
     assert master.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
     master.server.execute(pictures(f"after {how}", items=4, seed=1))
     assert master.recorded(f"after {how}") == [1, 2, 3, 4]
+
+
+def saved_in(master: Master, folder: str) -> dict[str, int]:
+    """Files that a collector saved there, and when."""
+    found = sorted((master.server.base / "output" / folder).glob("*.png"))
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def test_what_is_collected_is_saved_while_the_rest_is_made_and_shown_at_the_node(master: Master) -> None:
+    prompt, path = master.dumped(pictures("saved", items=9, seed=500, steps=25, save_prefix="kept/%width%/pic"))
+    with master.server.listen() as listener:
+        prompt_id = master.server.queue(prompt, client_id=listener.client_id)
+        master.server.until(lambda: saved_in(master, "kept/16"))
+        assert master.server.history(prompt_id) is None, "the prompt is not over"
+        entry = master.server.wait(prompt_id)
+        assert entry["status"]["status_str"] == "success"
+        names = [f"pic_{number:05}_.png" for number in range(1, 10)]
+        shown = [{"filename": name, "subfolder": "kept/16", "type": "output"} for name in names]
+        told = [event for event in listener.of("executed") if event["data"]["output"].get("images") == shown]
+        assert [event["data"]["display_node"] for event in told] == ["9"]
+    assert list(saved_in(master, "kept/16")) == names
+    assert [output["images"] for output in entry["outputs"].values() if output.get("images") == shown] == [shown]
+    assert "here-master" in master.workers_of(master.last_job())
+    for index, (name, image) in enumerate(zip(names, numpy.load(path), strict=True)):
+        with Image.open(master.server.base / "output" / "kept" / "16" / name) as opened:
+            assert numpy.array_equal(numpy.asarray(opened), to_pixels(image)), name
+            assert json.loads(opened.text["prompt"]) == prompt and opened.text["seed"] == str(500 + index)  # type: ignore[attr-defined]
+
+
+def test_an_interrupted_prompt_leaves_the_files_of_what_was_finished_and_the_next_run_adds_the_rest(master: Master) -> None:
+    prompt = pictures("goes on", items=9, seed=600, steps=40, save_prefix="cut/pic")
+    prompt_id = master.server.queue(prompt)
+    master.server.until(lambda: len(saved_in(master, "cut")) > 1)
+    master.server.post("/interrupt")
+    assert master.server.wait(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
+    time.sleep(1.0)  # what had arrived is still being saved
+    before = saved_in(master, "cut")
+    assert 1 < len(before) < 9
+    master.server.execute(prompt)
+    after = saved_in(master, "cut")
+    assert list(after) == [f"pic_{number:05}_.png" for number in range(1, 10)] and before.items() <= after.items()
+    assert master.recorded("goes on") == list(range(600, 609))
 
 
 def test_a_second_run_is_cached_although_items_ran_here(master: Master) -> None:

@@ -55,6 +55,19 @@ def test_images_that_we_save_leave_no_gap_or_repeat_the_last_good_one(rig: Rig) 
         assert all(image.path.stat().st_size for image in report.done.images)
 
 
+def test_a_collector_with_a_prefix_saves_under_that_whatever_is_behind_it_and_whether_or_not_the_job_fails(rig: Rig) -> None:
+    for bad_seed, items in ((99, [0, 1, 2, 3]), (103, [0, 1, 2])):
+        report = rig.run(job(bad_seed, save_prefix="kept/%width%/pic"))
+        delivery = report.delivery
+        assert delivery is not None and isinstance(delivery.error, JobFailed) is (bad_seed == 103)
+        saved = {value.index: value.path.relative_to(delivery.out).as_posix() for value in delivery.images}
+        width = saved[0].split("/")[1]
+        assert width.isdigit()
+        assert set(saved) <= set(items) and (bad_seed == 103 or list(saved) == items)
+        assert list(saved.values()) == [f"kept/{width}/pic_{number:05}_.png" for number in range(1, len(saved) + 1)]
+        assert not delivery.early, "nothing is saved again because the last stage did not run"
+
+
 def test_a_job_of_which_nothing_is_left_fails(rig: Rig) -> None:
     prompt = job(100, on_missing="drop")
     prompt["collect"]["inputs"]["items"] = 1

@@ -46,7 +46,7 @@ def places(builtin_rig: Rig, tmp_path: Path) -> JobPlaces:
     host: Any = Host(tmp_path)
     cluster = builtin_rig.cluster
     return JobPlaces(
-        host, lambda timeout_s: cluster, tmp_path / "jobs", "0", lambda: False, open_alone(cluster.settings), JobKeeper(), Lanes()
+        host, lambda timeout_s: cluster, tmp_path / "jobs", "0", lambda: False, open_alone(cluster.settings), JobKeeper(), Lanes(), Any
     )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def test_the_seed_keeps_its_contract() -> None:
 
 def test_the_collector_keeps_its_contract() -> None:
     declared = DistributedCollector.INPUT_TYPES()
-    assert list(declared["optional"]) == ["images", "load_balance", "audio", "latents", "masks", "items", "on_missing"], "old slots first"
+    names = ["images", "load_balance", "audio", "latents", "masks", "items", "on_missing", "save_prefix"]
+    assert list(declared["optional"]) == names, "old slots first"
     assert not declared["required"], "audio alone will do, and old prompts know no load_balance"
     assert declared["optional"]["load_balance"][1]["default"] is False
     assert declared["optional"]["on_missing"][0] == ["error", "drop", "repeat"]
