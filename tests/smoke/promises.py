@@ -130,6 +130,20 @@ PROMISES: dict[str, Promise] = {
         "tests/integration/test_embedded_redis.py",
         Mutation("distributed_comfy/state/keeper.py", '"appendonly": "yes"', '"appendonly": "no"'),
     ),
+    "dead servers are raised": Promise(
+        "An embedded server that dies is started again where it was, with what it was told before; clients reconnect.",
+        "tests/integration/test_embedded_redis.py::test_a_server_that_died_is_started_again_where_its_clients_look_for_it[state-shared]",
+        Mutation("distributed_comfy/state/keeper.py", "server.restart(self._is_given_up)", "return False"),
+    ),
+    "names beside nodes": Promise(
+        "What a collector saves as it arrives is never written over by a node of that ComfyUI that saves under the same name.",
+        "tests/unit/test_arrivals.py::test_a_node_that_saves_under_the_same_name_is_waited_for_and_not_written_over",
+        Mutation(
+            "distributed_comfy/comfyui/arrivals.py",
+            "with self._saves.alone(self.folder / relative.parent, relative.name, self._stop):",
+            "if True:",
+        ),
+    ),
     "engines go on": Promise(
         "While the state server is away engines go on; what they finish is entered when it is back.",
         "tests/integration/test_outages.py::test_a_finished_result_waits_for_a_table_that_is_away",
