@@ -232,7 +232,9 @@ def test_a_job_is_watched_from_the_queue_to_its_files(rig: PanelRig) -> None:
         events.wait(lambda state: state["jobs"][job_id]["state"] == "done", 120)
         events.wait(lambda state: all(each["state"] == "done" for each in state["items"][job_id].values()))
     until(lambda: len(rig.page.get(f"/jobs/{job_id}/results")["results"]) == 4)
+    until(lambda: rig.page.get(f"/jobs/{job_id}/results")["complete"])
     detail = rig.page.get(f"/jobs/{job_id}")
+    assert [each["item"] for each in detail["results"]] == [0, 1, 2, 3]  # by the seeds in them: the spool is gone
     path = f"/jobs/{job_id}/results/{detail['results'][0]['path']}"
     assert detail["job"]["counts"]["done"] == 4 and detail["job"]["mine"] and detail["job"]["orders"] == []
     assert detail["results_here"] and [each["state"] for each in detail["items"]] == ["done"] * 4

@@ -61,6 +61,22 @@ _OUT_OF_SIGHT = """async () => {
   delete document.visibilityState;
   return { before, hidden, back, after: seen(), states: [...new Set(states)] };
 }"""
+_WHY_NONE = """async () => {
+  const { JobPlace } = await import("/distributed/v2/ui/job_view.js");
+  const why = (kind, mine, results_complete, results_here, results_host = "pc0") => {
+    const place = new JobPlace({ store: { state: { kind, host: "pc0" } } });
+    return place.whyNone({ mine }, { results_complete, results_here, results_host });
+  };
+  return {
+    elsewhere: why("serve", true, true, false, "pc7"),
+    "not yet": why("serve", true, false, true),
+    none: why("serve", true, true, true),
+    "prompt not yet": why("comfyui", true, false, true),
+    "prompt none": why("comfyui", true, true, true),
+    "another's beside ComfyUI": why("comfyui", false, true, true),
+    "no folder": why("serve", true, true, false),
+  };
+}"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
   const none = async () => "";
@@ -186,7 +202,8 @@ def test_files_that_come_after_the_end_are_shown_and_a_failed_read_is_said(panel
             return
         names = ["one.png", "two.png", "three.png"][: 0 if len(reads) == 1 else len(reads) - 1]
         files = [file(name, "application/octet-stream") for name in names]
-        route.fulfill(json={**many.detail(ENDED), "results_host": "pc0", "results_here": True, "results": files})
+        whole = {"results_host": "pc0", "results_here": True, "results": files, "results_complete": len(files) == 3}
+        route.fulfill(json={**many.detail(ENDED), **whole})
 
     panel.page.route(f"**/jobs/{ENDED}", answer)
     detail = look_at(panel, ENDED)
@@ -194,15 +211,42 @@ def test_files_that_come_after_the_end_are_shown_and_a_failed_read_is_said(panel
     detail.get_by_role("alert").filter(has_text="Redis is away").wait_for()
     detail.locator(".file").nth(2).wait_for(timeout=SHOWN_MS)
     assert not detail.get_by_role("alert").count()
-    panel.page.wait_for_timeout(17_000)
-    assert len(reads) == 6, "two looks more find no more files, and are the last ones"
+    panel.page.wait_for_timeout(3000)
+    assert len(reads) == 4, "nobody looks for more where no more come"
+
+
+def test_a_job_that_is_not_shown_is_read_again_when_it_is(panel: PanelPage, many: Many) -> None:
+    reads: list[int] = []
+
+    def answer(route: Any) -> None:
+        reads.append(1)
+        route.fulfill(json={**many.detail(ENDED), "results_host": "pc0", "results_here": True, "results_complete": False})
+
+    panel.page.route(f"**/jobs/{ENDED}", answer)
+    look_at(panel, ENDED).locator(".results", has_text="None yet").wait_for()
+    panel.section("Workers")
+    panel.page.wait_for_timeout(2500)
+    seen = len(reads)
+    assert seen <= 2
+    with panel.page.expect_response(f"**/jobs/{ENDED}"):
+        panel.section("Jobs")
+    assert len(reads) == seen + 1
+
+
+def test_why_there_are_no_files_is_said_as_it_is(panel: PanelPage) -> None:
+    said = panel.page.evaluate(_WHY_NONE)
+    assert said["elsewhere"] == "They are on pc7; open the page of that computer to look at them."
+    assert said["not yet"] == "None yet." and said["none"] == "It left no files here."
+    assert "whole workflow" in said["prompt not yet"] and "ComfyUI names none" in said["prompt none"]
+    assert said["another's beside ComfyUI"] == "It left no files here."
+    assert "knows no folder" in said["no folder"]
 
 
 def test_files_of_another_computer_are_not_looked_for_here(panel: PanelPage, many: Many) -> None:
     detail = {**many.detail(ENDED), "results_host": "pc7"}
     panel.page.route(f"**/jobs/{ENDED}", lambda route: route.fulfill(json=detail))
     assert "They are on pc7" in look_at(panel, ENDED).locator(".results").inner_text()
-    detail["results_host"] = "pc0"
+    detail.update(results_host="pc0", results_complete=False)
     look_at(panel, LONG_AGO)
     assert "None yet" in look_at(panel, ENDED).locator(".results").inner_text()
 

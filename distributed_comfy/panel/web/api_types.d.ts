@@ -330,7 +330,7 @@ export type ResultFile = {
   name: string;
   media_type: string;
   size_bytes: number;
-  /** The item it comes from, where that is known. */
+  /** The item it comes from: while the job is collected as its spool says, later as the seed in a PNG says; null where neither does, and for files of a ComfyUI's own nodes. */
   item: number | null;
 };
 

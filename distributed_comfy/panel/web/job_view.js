@@ -10,10 +10,8 @@ import { bar, previewPath } from "./worker_card.js";
 
 const CELL_PX = 92;
 const SETTLE_MS = 400;
-/** Files come after a job's end: at `serve` as they are saved, at ComfyUI when the whole workflow has ended. Between looks for them: */
-const PAUSES_MS = [1000, 2000, 4000, 8000, 15_000, 30_000, 60_000];
-const STEADY = 2; // so many looks that find no more of them are enough
-const FRESH_MS = 600_000; // a job that ended longer ago has all its files
+/** Between looks for files, which come after the items: at `serve` as they are saved, at ComfyUI when the whole workflow has ended. */
+const PAUSES_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
 
 /**
  * @typedef {import("./api_types.js").Job} Job
@@ -41,8 +39,6 @@ export class JobPlace {
     /** To read once more: after a read that failed, and while files may still come. */
     this.later = 0;
     this.looks = 0;
-    this.steady = 0;
-    this.files = -1;
   }
 
   /** @param {string} id */
@@ -75,8 +71,7 @@ export class JobPlace {
     const now = `${this.id} ${job?.state} ${job?.counts.done} ${job?.counts.failed}`;
     if (this.readFor === now || this.timer) return;
     this.readFor = now;
-    this.looks = this.steady = 0;
-    this.files = -1;
+    this.looks = 0;
     this.timer = setTimeout(() => void this.read(), this.detail ? SETTLE_MS : 0);
   }
 
@@ -101,25 +96,26 @@ export class JobPlace {
     this.panel.update();
   }
 
-  /** After the next pause; after a failure again and again, for files until there is no other pause. */
+  /** After the next pause; the last of them again and again. */
   readLater() {
     clearTimeout(this.later);
-    const pause_ms = PAUSES_MS[this.failure ? Math.min(this.looks, PAUSES_MS.length - 1) : this.looks];
+    this.later = setTimeout(() => this.readIfSeen(), PAUSES_MS[Math.min(this.looks, PAUSES_MS.length - 1)]);
     this.looks += 1;
-    this.later = pause_ms ? setTimeout(() => void this.read(), pause_ms) : 0;
+  }
+
+  /** A job that nobody looks at now is read when it is shown again. */
+  readIfSeen() {
+    this.later = 0;
+    if (this.panel.section === "jobs" && document.visibilityState === "visible") void this.read();
+    else this.readFor = "";
   }
 
   /**
-   * Whether another look may find more files.
+   * Whether another look may find more files here.
    * @param {Detail} detail
    */
-  mayBring({ job, results, results_host }) {
-    const { state, now_ms } = this.panel.store;
-    if (!job.ended_ms || now_ms - job.ended_ms > FRESH_MS) return false;
-    if (results_host && results_host !== state?.host) return false;
-    this.steady = results.length === this.files ? this.steady + 1 : 0;
-    this.files = results.length;
-    return !this.files || this.steady < STEADY;
+  mayBring({ results_complete, results_here, results_host }) {
+    return !results_complete && (results_here || !results_host || results_host === this.panel.store.state?.host);
   }
 
   view() {
@@ -417,12 +413,12 @@ export class JobPlace {
    * @param {Job} job
    * @param {Detail} detail
    */
-  whyNone(job, { results_here, results_host }) {
+  whyNone(job, { results_complete, results_here, results_host }) {
     const { state } = this.panel.store;
     if (!results_here && results_host !== state?.host) return T.resultsElsewhere(results_host);
-    const mayCome = !job.ended_ms || this.later > 0;
-    if (state?.kind === "comfyui") return mayCome ? T.resultsLater : T.resultsNotListed;
-    if (mayCome) return T.noResultsYet;
+    const isPrompt = state?.kind === "comfyui" && job.mine;
+    if (!results_complete) return isPrompt ? T.resultsLater : T.noResultsYet;
+    if (isPrompt) return T.resultsNotListed;
     return results_here ? T.noResults : T.resultsOfComfy;
   }
 
@@ -448,7 +444,7 @@ export class JobPlace {
       h(
         "span",
         { class: "row small muted" },
-        h("span", { class: "grow" }, bytes(file.size_bytes)),
+        h("span", { class: "grow" }, [file.item !== null && T.ofItem(file.item), bytes(file.size_bytes)].filter(Boolean).join(" · ")),
         isFilm(file) &&
           button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
         button(T.download, () => this.download(file, path), {

@@ -294,6 +294,7 @@ export const T = {
   },
   itemLabel: (/** @type {number} */ index, /** @type {string} */ state, /** @type {string} */ worker) =>
     `Item ${index}, ${state}${worker ? `, ${worker}` : ""}`,
+  ofItem: (/** @type {number} */ index) => `item ${index}`,
   itemTitle: (/** @type {number} */ index) => `Item ${index}`,
   seed: (/** @type {string} */ seed) => `seed ${seed}`,
   attempts: (/** @type {number} */ count) => one(count, "failed attempt", "failed attempts"),
