@@ -3,6 +3,7 @@ import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago, bytes, percent } from "./format.js";
 import { openAdd } from "./add_worker.js";
+import { changeSettings, showSettings } from "./settings_view.js";
 import { T } from "./texts.js";
 import { tunnelView } from "./tunnel_view.js";
 import { bar } from "./worker_card.js";
@@ -38,7 +39,12 @@ export function computerView(panel, state) {
       { key: "settings", class: "card", "aria-label": T.settings },
       h("h2", null, T.settings),
       h("p", { class: "muted small" }, T.settingsWords),
-      button(T.showSettings, () => showSettings(panel)),
+      h(
+        "div",
+        { class: "row wrap" },
+        button(T.changeSettings, () => changeSettings(panel), { "data-action": "change-settings" }),
+        button(T.showSettings, () => showSettings(panel)),
+      ),
     ),
   );
 }
@@ -308,56 +314,4 @@ function inviteWords(invite, now_ms) {
   if (invite.connections > 0) return T.inviteConnected(invite.connections, invite.url);
   if (invite.joined_ms) return T.inviteAway(ago(invite.seen_ms || invite.joined_ms, now_ms));
   return invite.expires_ms > now_ms ? T.inviteWaits(new Date(invite.expires_ms).toLocaleString()) : T.inviteExpired;
-}
-
-/** @param {Panel} panel */
-function showSettings(panel) {
-  /** @type {{settings: import("./api_types.js").Setting[], file: string} | null} */
-  let found = null;
-  let words = "";
-  void panel.act("settings", async () => {
-    found = await panel.server.read("settings");
-  });
-  panel.dialog.open({
-    title: T.settings,
-    wide: true,
-    content: () => [
-      found && h("p", { class: "small" }, T.settingsFile, h("code", null, found.file)),
-      h("input", {
-        type: "search",
-        placeholder: T.findSetting,
-        "aria-label": T.findSetting,
-        oninput: (/** @type {Event} */ event) => {
-          words = /** @type {HTMLInputElement} */ (event.target).value.trim().toLowerCase();
-          panel.update();
-        },
-      }),
-      h(
-        "dl",
-        { class: "settings" },
-        (found?.settings ?? [])
-          .filter((setting) => `${setting.name} ${setting.words}`.toLowerCase().includes(words))
-          .map((setting) => [
-            h(
-              "dt",
-              { key: setting.name },
-              h("code", null, setting.name),
-              " ",
-              h("span", { class: setting.value === setting.default ? "muted" : "changed" }, shown(setting.value)),
-            ),
-            h(
-              "dd",
-              { key: `${setting.name} words`, class: "small muted" },
-              setting.words,
-              setting.value !== setting.default && ` ${T.byDefault(shown(setting.default))}`,
-            ),
-          ]),
-      ),
-    ],
-  });
-}
-
-/** @param {string | number | boolean | null} value */
-function shown(value) {
-  return value === null || value === "" ? T.notSet : String(value);
 }

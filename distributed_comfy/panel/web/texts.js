@@ -377,8 +377,46 @@ export const T = {
   closeTunnelWords: "Computers that came by it are cut off, and what they compute is given to others.",
   settings: "Timeouts and limits",
   settingsWords: "They are read when Distributed Comfy starts.",
+  changeSettings: "Change timeouts",
   showSettings: "Show all",
-  settingsFile: "Change them as environment variables or in this file, then start again: ",
+  settingsWhen: {
+    page: "They are read at the start: what you change here counts when `distributed-comfy serve` and `up` have been started again on this computer. Workers that go on meanwhile keep what they had, and other computers have settings of their own.",
+    comfyui:
+      "They are read at the start: what you change here counts when ComfyUI has been started again. Workers that go on meanwhile keep what they had, and other computers have settings of their own.",
+  },
+  /** @type {Record<string, {label: string, words: string}>} */
+  settingFields: {
+    DC_STALL_TIMEOUT_S: {
+      label: "A silent engine is ended after (seconds)",
+      words: "So long may an engine give no sign of life. Make it longer than your slowest model takes to load.",
+    },
+    DC_DRAIN_TIMEOUT_S: {
+      label: "A worker that you stop may finish for (seconds)",
+      words: "Then it gives its item back, and another worker computes it.",
+    },
+    DC_LEASE_TTL_S: {
+      label: "A worker counts as lost after (seconds)",
+      words: "So long may nothing be heard of it. Longer for a network that drops out now and then; the same on all computers.",
+    },
+    DC_MAX_ATTEMPTS: {
+      label: "Attempts for each item",
+      words: "An item that fails for a reason that may pass is tried so often.",
+    },
+    DC_OWNERLESS_TTL_S: {
+      label: "A job that nobody collects is kept for (seconds)",
+      words: "Such as that of a ComfyUI that has ended. Then it is cancelled.",
+    },
+    DC_JOB_TTL_S: {
+      label: "An ended job stays listed for (seconds)",
+      words: "86400 is a day.",
+    },
+  },
+  settingWrong: (/** @type {number} */ low, /** @type {number} */ high) => `Write a number from ${low} to ${high}, or nothing for the default.`,
+  settingFixed: "An environment variable says this, which comes before what is kept here.",
+  settingNow: (/** @type {string} */ value) => `It is ${value} until then.`,
+  saveSettings: "Save for the next start",
+  settingsKept: "Kept. It counts from the next start.",
+  settingsFile: "All are environment variables, or stand in this file: ",
   findSetting: "Find a setting",
   notSet: "not set",
   byDefault: (/** @type {string} */ value) => `By default ${value}.`,

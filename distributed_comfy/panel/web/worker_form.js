@@ -118,7 +118,7 @@ export function tagsOf(text) {
 
 /**
  * A labelled field with its explanation, and what is wrong with it.
- * @param {FormState} form
+ * @param {{wrong: Record<string, string>}} form
  * @param {string} name
  * @param {{label: string, words: string}} texts
  * @param {(props: import("./dom.js").Props) => import("./dom.js").Child} control given what ties it to the label
@@ -245,7 +245,7 @@ export function toggled(words, known) {
   return [...known.excludes.reduce(without, words), known.argument, ...(known.value ? [known.value] : [])];
 }
 
-/** @param {FormState} form */
+/** @param {{failure: {message: string, remedy?: string} | null}} form */
 export function failureOf(form) {
   return (
     form.failure &&
