@@ -126,7 +126,8 @@ class Panel:
     async def edit_worker(self, request: web.Request) -> web.StreamResponse:
         """Another configuration."""
         given, name = body(request), _worker(request)
-        return await self._ordered(self._workers.edit, name, _fields(given), restart=given.get("restart", False))
+        changes: dict[str, Any] = {"restart": given.get("restart", False), "new": given.get("name", "")}
+        return await self._ordered(self._workers.edit, name, _fields(given), **changes)
 
     async def remove_worker(self, request: web.Request) -> web.StreamResponse:
         """One less."""

@@ -179,9 +179,31 @@ def test_a_worker_is_added_edited_and_removed(panel: PanelPage, rig: PanelRig) -
     panel.page.locator("dialog").wait_for(state="detached")
     panel.card("pc1-second").get_by_text("big, quick").wait_for(timeout=90_000)
     panel.wait_state("pc1-second", "idle", timeout_ms=90_000)
-    panel.order("pc1-second", "remove")
+
+
+def test_a_worker_that_is_stopped_gets_another_name(panel: PanelPage, rig: PanelRig) -> None:
+    panel.order("pc1-second", "edit")
+    name = panel.page.locator("dialog").get_by_label("Name", exact=True)
+    assert not name.is_editable() and "press Stop first" in panel.page.locator("#field-name-words").inner_text()
+    panel.close_dialogs()
+    refused = rig.page.ask("PATCH", "/workers/pc1-second", {"fields": {}, "name": "pc1-third"})
+    assert refused.status == 400 and "stop it first" in refused.error["fields"]["name"]
+    panel.order("pc1-second", "stop")
+    panel.wait_state("pc1-second", "stopped", timeout_ms=90_000)
+    panel.order("pc1-second", "edit")
+    for wrong, words in (("", "small letters"), ("Third", "small letters"), (FIRST, f"There is a worker {FIRST} already")):
+        name.fill(wrong)
+        panel.field_says("name", words)
+    name.fill("pc1-third")
+    panel.action("save")
+    panel.said("pc1-third on pc1: changed; it was pc1-second before")
+    panel.card("pc1-second").wait_for(state="detached")
+    panel.card("pc1-third").get_by_text("big, quick").wait_for()
+    panel.order("pc1-third", "start")
+    panel.wait_state("pc1-third", "idle", timeout_ms=90_000)
+    panel.order("pc1-third", "remove")
     panel.action("confirm")
-    panel.card("pc1-second").wait_for(state="detached", timeout=90_000)
+    panel.card("pc1-third").wait_for(state="detached", timeout=90_000)
     assert set(rig.page.state()["workers"]) == {FIRST}
 
 

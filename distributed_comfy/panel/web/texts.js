@@ -186,6 +186,11 @@ export const T = {
     enabled: { label: "Start it together with the others", words: "Otherwise it waits until you start it." },
     url: { label: "Address of the ComfyUI", words: "http://host:port" },
     name: { label: "Name", words: "Small letters, digits, - and _. Empty: after the computer and the device." },
+    newName: {
+      label: "Name",
+      words: "Small letters, digits, - and _. Its log stays under the old name.",
+      whileRunning: "It can be changed while the worker does not run: press Stop first.",
+    },
     host: { label: "Computer", words: "Where the worker runs." },
     address: { label: "Host", words: "Name or IP address where that ComfyUI can be reached from the chosen computer." },
     port: { label: "Port", words: "ComfyUI's own is 8188." },
