@@ -5,12 +5,31 @@ A server of our own tells the state, because a real one does none of this when i
 from __future__ import annotations
 
 import io
+import sys
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from distributed_comfy.cli.worker_orders import ORDERS
+from distributed_comfy.engine.builtin.engine import torch_device
+from distributed_comfy.engine.comfyui.device import unusable_device
+from distributed_comfy.errors import (
+    ComfyUIUnreachable,
+    ConnectionLost,
+    EngineStalled,
+    EngineStartFailed,
+    InviteUnknown,
+    JobUnknown,
+    OutOfMemory,
+    WorkerUnknown,
+)
+from distributed_comfy.orchestrator.first_worker import remedy as first_remedy
+from distributed_comfy.panel.worker_views import WorkerSources, why
+from distributed_comfy.state.records import HostRecord, HostWorker
 from tests.command_line import until
 from tests.panel.many import Many, many_server, now_ms, picture
 from tests.panel.panel_page import SHOWN_MS, PanelPage, panel_page
@@ -76,6 +95,10 @@ _WHY_NONE = """async () => {
     "another's beside ComfyUI": why("comfyui", false, true, true),
     "no folder": why("serve", true, true, false),
   };
+}"""
+_PAGE_WORDS = """async (said) => {
+  const { inPageWords } = await import("/distributed/v2/ui/page_words.js");
+  return said.map(inPageWords);
 }"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
@@ -189,6 +212,49 @@ def test_a_job_that_redis_cannot_tell_of_now_is_asked_for_again(panel: PanelPage
         pass
     assert response.value.status == 200
     panel.page.locator(".top .link.open").wait_for()
+
+
+# -- words ---------------------------------------------------------------------------------------------------------------
+def advice() -> dict[str, str]:
+    """What errors and cards say of remedies that the page has buttons for, as it is really said, and what the page is to name."""
+    no_cuda = SimpleNamespace(__version__="2.7", version=SimpleNamespace(cuda=None, hip=None), cuda=None)
+    no_gpu = SimpleNamespace(__version__="2.7", version=SimpleNamespace(cuda="12"), cuda=SimpleNamespace(device_count=lambda: 0))
+    kept = HostWorker(name="pc1-cuda0", phase="stopped", device="cuda:0")
+
+    def host(*workers: HostWorker) -> HostRecord:
+        return HostRecord("pc1", "me", 1, "x", workers=workers)
+
+    cuda = SimpleNamespace(is_available=lambda: False)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(EngineStartFailed) as unusable:
+        patch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.7", cuda=cuda, backends=None))
+        torch_device("cuda:1")
+    drained = WorkerSources("pc1-cuda0", kept=replace(kept, phase="running"))
+    failed = WorkerSources("pc1-cuda0", kept=replace(kept, phase="failed", reason="it ended with status 1"))
+    return {
+        unusable_device("cuda:0", no_cuda): "“Settings” and choose cpu", unusable_device("cuda:0", no_gpu): "“Settings” and choose another",
+        str(unusable.value): "“Settings” and choose cpu", first_remedy([host(kept)], "pc1"): "“Start” (pc1-cuda0)",
+        first_remedy([host(replace(kept, phase="disabled"))], "pc1"): "“Switch on” (pc1-cuda0)",
+        first_remedy([host(replace(kept, phase="starting"))], "pc1"): "“Workers” shows", first_remedy([host()], "pc2"): "“Add worker”",
+        str(WorkerUnknown(name="x")): "“Workers” shows", str(JobUnknown(job_id="x")): "“Jobs” shows",
+        str(InviteUnknown(name="x")): "“Invited computers”", str(EngineStalled(seconds=900)): "“Change timeouts”",
+        str(ComfyUIUnreachable(url="u", reason="r")): "“Address of the ComfyUI” (“Settings”)",
+        str(ConnectionLost(target="t", reason="r")): "“Examine everything”", why(drained, "drained")[1]: "“Take items again”",
+        why(failed, "failed")[1]: "“Log”",
+        str(OutOfMemory(device="cuda:0", node_id="3", exception_message="m")): "--lowvram (“Settings”)",
+    }  # fmt: skip
+
+
+def test_a_remedy_names_the_button_or_field_of_the_page(panel: PanelPage) -> None:
+    told = advice()
+    said = panel.page.evaluate(_PAGE_WORDS, list(told))
+    for before, after in zip(told, said, strict=True):
+        assert told[before] in after, f"{before}\n{after}"
+        assert "--device" not in after and "distributed-comfy" not in after.replace("`distributed-comfy up`", ""), after
+
+
+def test_every_button_that_is_named_in_a_remedy_is_an_order_of_the_command_line(panel: PanelPage) -> None:
+    said = panel.page.evaluate(_PAGE_WORDS, [f"`distributed-comfy workers {name} pc1`" for name in (order.name for order in ORDERS)])
+    assert [words for words in said if "distributed-comfy" in words] == []
 
 
 # -- files and pictures --------------------------------------------------------------------------------------------------

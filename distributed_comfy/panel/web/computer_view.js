@@ -3,6 +3,7 @@ import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago, bytes, percent } from "./format.js";
 import { openAdd } from "./add_worker.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { changeSettings, showSettings } from "./settings_view.js";
 import { T } from "./texts.js";
 import { tunnelView } from "./tunnel_view.js";
@@ -74,8 +75,8 @@ function masterCard(panel, master) {
       " ",
       T.masterQueue(master.running, master.waiting),
     ),
-    master.reason && h("p", { key: "reason", class: "reason red" }, master.reason),
-    master.agent_reason && h("p", { key: "agent", class: "reason red" }, master.agent_reason),
+    master.reason && h("p", { key: "reason", class: "reason red" }, inPageWords(master.reason)),
+    master.agent_reason && h("p", { key: "agent", class: "reason red" }, inPageWords(master.agent_reason)),
     SWITCHES.map((name) =>
       h(
         "label",
@@ -105,7 +106,7 @@ function masterCard(panel, master) {
       }),
       h("span", null, h("strong", null, T.options.ordinary.label), h("span", { class: "small muted" }, T.options.ordinary.words)),
     ),
-    options.ordinary && master.ordinary && h("p", { key: "why-not", class: "reason yellow" }, master.ordinary),
+    options.ordinary && master.ordinary && h("p", { key: "why-not", class: "reason yellow" }, inPageWords(master.ordinary)),
   );
 }
 
@@ -213,8 +214,8 @@ function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }) 
         .join(" · "),
     ),
     used_bytes != null && limit_bytes ? bar(percent(used_bytes, limit_bytes), T.serverNames[name]) : null,
-    error && h("p", { key: "error", class: "reason red" }, error.message),
-    error?.remedy && h("p", { key: "remedy", class: "remedy" }, error.remedy),
+    error && h("p", { key: "error", class: "reason red" }, inPageWords(error.message)),
+    remedyLine(error?.remedy),
   );
 }
 

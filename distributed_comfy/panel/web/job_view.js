@@ -3,6 +3,7 @@ import { button } from "./dialog.js";
 import { h, memo } from "./dom.js";
 import { ago, bytes, duration, percent } from "./format.js";
 import { colourOf, whenOf } from "./job_words.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { keepFile } from "./pictures.js";
 import { T } from "./texts.js";
 import { ListWindow, windowedList } from "./window_list.js";
@@ -257,8 +258,8 @@ export class JobPlace {
     const error = this.detail?.error;
     if (error && job.state === "failed") return errorBox(error);
     return [
-      job.reason && h("p", { key: "reason", class: `reason ${colourOf(job)}` }, job.reason),
-      job.remedy && h("p", { key: "remedy", class: "remedy" }, job.remedy),
+      job.reason && h("p", { key: "reason", class: `reason ${colourOf(job)}` }, inPageWords(job.reason)),
+      remedyLine(job.remedy),
     ];
   }
 
@@ -511,8 +512,8 @@ function errorBox(error) {
   return h(
     "div",
     { key: "error", class: "banner bad" },
-    h("p", null, h("strong", null, error.message)),
-    error.remedy && h("p", { class: "remedy" }, error.remedy),
+    h("p", null, h("strong", null, inPageWords(error.message))),
+    remedyLine(error.remedy),
     h("p", { class: "small" }, [node, error.worker && T.onWorker(error.worker), error.code].filter(Boolean).join(" · ")),
     error.traceback && h("details", null, h("summary", null, T.traceback), h("pre", { tabindex: 0 }, error.traceback)),
   );
@@ -526,8 +527,8 @@ function failureBox({ message, remedy }, again) {
   return h(
     "div",
     { key: "failure", class: "banner bad", role: "alert" },
-    h("p", null, message),
-    remedy && h("p", null, remedy),
+    h("p", null, inPageWords(message)),
+    remedy && h("p", null, inPageWords(remedy)),
     button(T.tryNow, again),
   );
 }

@@ -1,5 +1,6 @@
 // Short messages about what has just happened; errors stay until they are dismissed.
 import { h } from "./dom.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { T } from "./texts.js";
 
 const LIFE_MS = 6000;
@@ -59,8 +60,8 @@ export class Notices {
         h(
           "div",
           { key: notice.id, class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : undefined },
-          h("p", null, notice.words),
-          notice.remedy && h("p", { class: "remedy" }, notice.remedy),
+          h("p", null, inPageWords(notice.words)),
+          remedyLine(notice.remedy),
           h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: () => this.dismiss(notice.id) }, "✕"),
         ),
       ),

@@ -468,3 +468,54 @@ export const T = {
     },
   ],
 };
+
+/** Orders in a terminal -> what does the same on this page. @type {Record<string, string>} */
+const BUTTONS = {
+  "workers start": T.orders.start,
+  "workers stop": T.orders.stop,
+  "workers restart": T.orders.restart,
+  "workers drain": T.orders.drain,
+  "workers resume": T.orders.resume,
+  "workers undrain": T.orders.resume,
+  "workers enable": T.orders.enable,
+  "workers disable": T.orders.disable,
+  "workers clear-memory": T.orders["clear-memory"],
+  "workers edit": T.edit,
+  "workers remove": T.remove,
+  "workers add": T.addWorker,
+  "workers logs": T.log,
+  "workers list": T.sections.workers,
+  "jobs list": T.sections.jobs,
+  doctor: T.runDoctor,
+  "invite list": T.showInvites(0),
+  invite: T.addComputer,
+};
+
+/**
+ * What errors advise for a terminal, and what this page says in its place.
+ * @type {[RegExp, string | ((all: string, ...parts: string[]) => string)][]}
+ */
+export const PAGE_WORDS = [
+  [
+    /`(?:distributed-comfy )?((?:workers|jobs) [a-z-]+|doctor|invite list|invite)((?: [^`]*)?)`/g,
+    (all, order, rest) => {
+      const label = BUTTONS[order];
+      const name = /^ ([a-z0-9_][\w-]*)/.exec(rest)?.[1];
+      return label ? `“${label}”${name ? ` (${name})` : ""}` : all;
+    },
+  ],
+  [/start the worker with --device cpu or install/, `press “${T.edit}” and choose cpu or another device, or install`],
+  [/use --device cpu, or install/, `press “${T.edit}” and choose cpu as its device, or install`],
+  [/name another --device \([^)]*\)/, `press “${T.edit}” and choose another device`],
+  [/see that the driver lists it/, `press “${T.edit}” and choose another device, or see that the driver lists it`],
+  [/raise DC_STALL_TIMEOUT_S if/, `raise the time for a silent engine (“${T.changeSettings}”) if`],
+  [/or run it where there is more memory/, `run it where there is more memory, or give its worker --lowvram (“${T.edit}”)`],
+  [/set DC_COMFYUI_URL to the address/, `write into “${T.fields.url.label}” (“${T.edit}”) the address`],
+  [/look into its log for what it said last/, `press “${T.log}”: what it said last is at the end`],
+  [/look into its log/, `press “${T.log}”`],
+  [/let it have items again with Resume/, `press “${T.orders.resume}”`],
+  [/choose another --name/, "choose another name"],
+  [/^--tunnel needs/, `“${T.openTunnel}” needs`],
+  [/^--now needs an agent/, `“${T.stopNow}” needs an agent`],
+  [/or give it time with --wait SECONDS/, "or start a worker that can"],
+];

@@ -1,6 +1,7 @@
 // The fields of a worker, explained and checked: for one that is there, and for a new one.
 import { button } from "./dialog.js";
 import { h } from "./dom.js";
+import { inPageWords } from "./page_words.js";
 import { T } from "./texts.js";
 
 /**
@@ -257,8 +258,8 @@ export function failureOf(form) {
     h(
       "div",
       { key: "failure", class: "banner bad", role: "alert" },
-      h("p", null, form.failure.message),
-      form.failure.remedy && h("p", null, form.failure.remedy),
+      h("p", null, inPageWords(form.failure.message)),
+      form.failure.remedy && h("p", null, inPageWords(form.failure.remedy)),
     )
   );
 }
