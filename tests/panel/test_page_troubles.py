@@ -96,6 +96,23 @@ _WHY_NONE = """async () => {
     "no folder": why("serve", true, true, false),
   };
 }"""
+_ENDED_REQUEST = """async () => {
+  const { Server } = await import("/distributed/v2/ui/requests.js");
+  const any = AbortSignal.any;
+  AbortSignal.any = undefined;
+  const none = async () => "";
+  const server = new Server(new URL("/distributed/v2/", location.href), { get: none, renew: none });
+  const said = (promise) => promise.then(() => "came", (error) => error);
+  const [early, late, before] = [new AbortController(), new AbortController(), new AbortController()];
+  before.abort("enough");
+  const first = said(server.read("never", {}, early.signal));
+  const body = (await server.stream("events", late.signal)).body.getReader();
+  const second = said((async () => { for (;;) await body.read(); })());
+  setTimeout(() => (early.abort("enough"), late.abort("enough")), 100);
+  const found = { early: await first, late: await second, before: await said(server.read("never", {}, before.signal)) };
+  AbortSignal.any = any;
+  return found;
+}"""
 _PAGE_WORDS = """async (said) => {
   const { inPageWords } = await import("/distributed/v2/ui/page_words.js");
   return said.map(inPageWords);
@@ -152,9 +169,9 @@ def failure(code: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "remedy": ""}}
 
 
-def with_files(panel: PanelPage, many: Many, job: str, files: list[dict[str, Any]]) -> None:
+def with_files(panel: PanelPage, many: Many, job: str, files: list[dict[str, Any]], **more: Any) -> None:
     """Let a job have these."""
-    detail = {**many.detail(job), "results_host": "pc0", "results_folder": "/out", "results_here": True, "results": files}
+    detail = {**many.detail(job), "results_host": "pc0", "results_folder": "/out", "results_here": True, "results": files, **more}
     panel.page.route(f"**/jobs/{job}", lambda route: route.fulfill(json=detail))
 
 
@@ -190,6 +207,11 @@ def test_an_answer_that_does_not_come_is_said(panel: PanelPage) -> None:
         other.close()
 
 
+def test_a_request_is_ended_in_browsers_without_abortsignal_any_too(panel: PanelPage) -> None:
+    panel.page.route("**/never", lambda _route: None)
+    assert panel.page.evaluate(_ENDED_REQUEST) == {"early": "enough", "late": "enough", "before": "enough"}
+
+
 # -- jobs that are gone, Redis that is away ------------------------------------------------------------------------------
 def test_a_job_that_is_gone_leaves_the_rest_of_the_page_live(panel: PanelPage) -> None:
     said = failure("job_unknown", "no job of that name")
@@ -212,6 +234,82 @@ def test_a_job_that_redis_cannot_tell_of_now_is_asked_for_again(panel: PanelPage
         pass
     assert response.value.status == 200
     panel.page.locator(".top .link.open").wait_for()
+
+
+# -- narrow --------------------------------------------------------------------------------------------------------------
+LONG = "a-very-long-name-that-somebody-chose-" * 5
+
+
+@pytest.fixture
+def narrow(opened: PanelPage, many: Many) -> Iterator[PanelPage]:
+    """The page 360 pixels wide and dark, where every name and reason is as long as one can be, in one word."""
+    before = (dict(many.workers), dict(many.jobs), dict(many.items))
+    error = {"code": "node_failed", "message": LONG, "remedy": LONG, "worker": LONG, "node_id": "3", "node_class": LONG, "traceback": LONG}
+    last = {"code": "x", "message": LONG, "remedy": LONG, "at_ms": 1, "job": ENDED, "index": 0}
+    names = {"device": LONG, "tags": [LONG], "reason": LONG, "remedy": LONG, "last_error": last, "host": LONG, "packs": {LONG: LONG}}
+    states = ({"state": "failed", "colour": "red", "items": []}, {})
+    workers = zip(many.workers.values(), states, strict=True)
+    many.workers = {(name := f"{LONG}{number}"): {**each, **names, **more, "name": name} for number, (each, more) in enumerate(workers)}
+    many.jobs[ENDED] = {**many.jobs[ENDED], "title": LONG, "user": LONG, "host": LONG, "state": "failed", "reason": LONG, "remedy": LONG}
+    many.items["0"] = {**many.items["0"], "state": "failed", "worker": LONG, "seed": "9" * 20, "error": error, "preview": 0}
+    files = [file(f"{LONG}{number}.{kind}", media) for number, (kind, media) in enumerate((("jpg", "image/jpeg"), ("wav", "audio/wav")))]
+    with_files(opened, many, ENDED, files, error=error, owner=LONG, results_folder=f"/{LONG}")
+    opened.page.route("**/results/*", lambda route: route.fulfill(body=picture(1, 1), content_type="image/jpeg"))
+    opened.page.set_viewport_size({"width": 360, "height": 740})
+    opened.page.emulate_media(color_scheme="dark")
+    opened.page.reload()
+    opened.page.locator(".top .link.open").wait_for(timeout=SHOWN_MS)
+    yield opened
+    many.workers, many.jobs, many.items = before
+    opened.page.unroute_all(behavior="ignoreErrors")
+    opened.page.set_viewport_size({"width": 1400, "height": 900})
+    assert opened.faults == []
+
+
+def fits(panel: PanelPage) -> None:
+    """All of what is shown now is in sight, can be read, and has a name."""
+    panel.page.wait_for_timeout(200)
+    assert (panel.too_wide(), panel.too_pale(), panel.nameless()) == (0, [], [])
+
+
+def test_very_long_names_fit_on_a_phone(narrow: PanelPage) -> None:
+    worker = f"article[data-worker^='{LONG}']"
+    for section in ("Workers", "Jobs", "This computer", "Help"):
+        narrow.section(section)
+        fits(narrow)
+    narrow.section("Workers")
+    narrow.page.locator(f"{worker} details summary").first.click()
+    narrow.page.locator(f"{worker} [data-order=more]").first.click()
+    fits(narrow)
+    narrow.page.locator(".menu [data-order=facts]").click()
+    narrow.page.locator("dialog dl").wait_for()
+    fits(narrow)
+    narrow.close_dialogs()
+    for action in ("edit", "log"):
+        narrow.page.locator(f"{worker} [data-order={action}]").first.click()
+        narrow.page.locator("dialog").wait_for()
+        fits(narrow)
+        narrow.close_dialogs()
+
+
+def test_a_job_with_very_long_names_fits_on_a_phone(narrow: PanelPage) -> None:
+    detail = look_at(narrow, ENDED)
+    detail.locator(".file").last.scroll_into_view_if_needed()
+    detail.locator(".file img[data-state=shown]").wait_for()
+    detail.get_by_text("Traceback").first.click()
+    fits(narrow)
+    detail.locator(".cell[data-key='0']").click()
+    detail.locator(".card").get_by_text("Traceback").click()
+    fits(narrow)
+    detail.locator(".cell[data-key='1']").click()
+    detail.locator(".card img.large").scroll_into_view_if_needed()
+    detail.locator(".card img.large[data-state=shown]").wait_for()
+    fits(narrow)
+    for button in ("Look at", "Play"):
+        detail.get_by_role("button", name=button).click()
+        narrow.page.locator("dialog .large-picture").wait_for()
+        fits(narrow)
+        narrow.close_dialogs()
 
 
 # -- words ---------------------------------------------------------------------------------------------------------------

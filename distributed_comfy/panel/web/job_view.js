@@ -444,7 +444,7 @@ export class JobPlace {
       h("span", { class: "ellipsis small", title: file.name }, file.name),
       h(
         "span",
-        { class: "row small muted" },
+        { class: "row wrap small muted" },
         h("span", { class: "grow" }, [file.item !== null && T.ofItem(file.item), bytes(file.size_bytes)].filter(Boolean).join(" · ")),
         isFilm(file) &&
           button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
@@ -515,7 +515,7 @@ function errorBox(error) {
     h("p", null, h("strong", null, inPageWords(error.message))),
     remedyLine(error.remedy),
     h("p", { class: "small" }, [node, error.worker && T.onWorker(error.worker), error.code].filter(Boolean).join(" · ")),
-    error.traceback && h("details", null, h("summary", null, T.traceback), h("pre", { tabindex: 0 }, error.traceback)),
+    error.traceback && h("details", null, h("summary", null, T.traceback), h("pre", { tabindex: 0, role: "region", "aria-label": T.traceback }, error.traceback)),
   );
 }
 
