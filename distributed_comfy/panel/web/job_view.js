@@ -515,7 +515,13 @@ function errorBox(error) {
     h("p", null, h("strong", null, inPageWords(error.message))),
     remedyLine(error.remedy),
     h("p", { class: "small" }, [node, error.worker && T.onWorker(error.worker), error.code].filter(Boolean).join(" · ")),
-    error.traceback && h("details", null, h("summary", null, T.traceback), h("pre", { tabindex: 0, role: "region", "aria-label": T.traceback }, error.traceback)),
+    error.traceback &&
+      h(
+        "details",
+        null,
+        h("summary", null, T.traceback),
+        h("pre", { tabindex: 0, role: "region", "aria-label": T.traceback }, error.traceback),
+      ),
   );
 }
 

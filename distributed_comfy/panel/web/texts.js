@@ -416,7 +416,8 @@ export const T = {
       words: "86400 is a day.",
     },
   },
-  settingWrong: (/** @type {number} */ low, /** @type {number} */ high) => `Write a number from ${low} to ${high}, or nothing for the default.`,
+  settingWrong: (/** @type {number} */ low, /** @type {number} */ high) =>
+    `Write a number from ${low} to ${high}, or nothing for the default.`,
   settingFixed: "An environment variable says this, which comes before what is kept here.",
   settingNow: (/** @type {string} */ value) => `It is ${value} until then.`,
   saveSettings: "Save for the next start",

@@ -36,6 +36,12 @@ export function tunnelView(panel, { state, url, error }) {
             "data-action": "open-tunnel",
           }),
     ),
-    error && h("div", { class: "banner bad", role: "alert" }, h("p", null, inPageWords(error.message)), error.remedy && h("p", null, inPageWords(error.remedy))),
+    error &&
+      h(
+        "div",
+        { class: "banner bad", role: "alert" },
+        h("p", null, inPageWords(error.message)),
+        error.remedy && h("p", null, inPageWords(error.remedy)),
+      ),
   );
 }
