@@ -384,6 +384,10 @@ def test_arguments_and_timeouts_are_explained(rig: PanelRig) -> None:
     settings = {each["name"]: each for each in rig.page.get("/settings")["settings"]}
     assert settings["DC_LEASE_TTL_S"]["value"] == 3.0 and settings["DC_LEASE_TTL_S"]["default"] == 6.0
     assert all(each["words"] for each in settings.values())
+    refused = rig.page.ask("PATCH", "/settings", {"changes": {"DC_JOB_TTL_S": 1, "DC_LEASE_TTL_S": 9}})
+    assert refused.status == 400 and refused.error["fields"].keys() == {"DC_JOB_TTL_S", "DC_LEASE_TTL_S"}
+    refused = rig.page.ask("PATCH", "/settings", {"changes": {"DC_JOB_TTL_S": 600}})  # DC_CONFIG is /dev/null here
+    assert (refused.status, refused.error["code"]) == (400, "setting_invalid") and not Path(os.devnull).is_file()
 
 
 def test_nothing_is_read_while_nobody_looks(rig: PanelRig) -> None:

@@ -115,7 +115,7 @@ _ENDED_REQUEST = """async () => {
 }"""
 _PAGE_WORDS = """async (said) => {
   const { inPageWords } = await import("/distributed/v2/ui/page_words.js");
-  return said.map(inPageWords);
+  return said.map((each) => inPageWords(each));
 }"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
@@ -348,6 +348,12 @@ def test_a_remedy_names_the_button_or_field_of_the_page(panel: PanelPage) -> Non
     for before, after in zip(told, said, strict=True):
         assert told[before] in after, f"{before}\n{after}"
         assert "--device" not in after and "distributed-comfy" not in after.replace("`distributed-comfy up`", ""), after
+
+
+def test_a_worker_without_settings_here_keeps_the_words_for_a_terminal(panel: PanelPage) -> None:
+    script = _PAGE_WORDS.replace("inPageWords(each)", "inPageWords(each, false)")
+    said = "start the worker with --device cpu or install another torch; press nothing; look into its log"
+    assert panel.page.evaluate(script, [said]) == [said.replace("look into its log", "press “Log”")]
 
 
 def test_every_button_that_is_named_in_a_remedy_is_an_order_of_the_command_line(panel: PanelPage) -> None:

@@ -103,8 +103,8 @@ function troubleCard(panel, state, { key, what, words, remedy, worker }) {
     "article",
     { key, class: "card red" },
     h("h3", null, what),
-    h("p", { class: "reason red" }, inPageWords(words)),
-    remedyLine(remedy),
+    h("p", { class: "reason red" }, inPageWords(words, found?.editable)),
+    remedyLine(remedy, found?.editable),
     found &&
       h(
         "footer",

@@ -505,13 +505,7 @@ export const PAGE_WORDS = [
       return label ? `“${label}”${name ? ` (${name})` : ""}` : all;
     },
   ],
-  [/start the worker with --device cpu or install/, `press “${T.edit}” and choose cpu or another device, or install`],
-  [/use --device cpu, or install/, `press “${T.edit}” and choose cpu as its device, or install`],
-  [/name another --device \([^)]*\)/, `press “${T.edit}” and choose another device`],
-  [/see that the driver lists it/, `press “${T.edit}” and choose another device, or see that the driver lists it`],
   [/raise DC_STALL_TIMEOUT_S if/, `raise the time for a silent engine (“${T.changeSettings}”) if`],
-  [/or run it where there is more memory/, `run it where there is more memory, or give its worker --lowvram (“${T.edit}”)`],
-  [/set DC_COMFYUI_URL to the address/, `write into “${T.fields.url.label}” (“${T.edit}”) the address`],
   [/look into its log for what it said last/, `press “${T.log}”: what it said last is at the end`],
   [/look into its log/, `press “${T.log}”`],
   [/let it have items again with Resume/, `press “${T.orders.resume}”`],
@@ -519,4 +513,17 @@ export const PAGE_WORDS = [
   [/^--tunnel needs/, `“${T.openTunnel}” needs`],
   [/^--now needs an agent/, `“${T.stopNow}” needs an agent`],
   [/or give it time with --wait SECONDS/, "or start a worker that can"],
+];
+
+/**
+ * The same for what only the settings of a worker can change, where they can be changed from this page.
+ * @type {[RegExp, string][]}
+ */
+export const EDIT_WORDS = [
+  [/start the worker with --device cpu or install/, `press “${T.edit}” and choose cpu or another device, or install`],
+  [/use --device cpu, or install/, `press “${T.edit}” and choose cpu as its device, or install`],
+  [/name another --device \([^)]*\)/, `press “${T.edit}” and choose another device`],
+  [/see that the driver lists it/, `press “${T.edit}” and choose another device, or see that the driver lists it`],
+  [/or run it where there is more memory/, `run it where there is more memory, or give its worker --lowvram (“${T.edit}”)`],
+  [/set DC_COMFYUI_URL to the address/, `write into “${T.fields.url.label}” (“${T.edit}”) the address`],
 ];

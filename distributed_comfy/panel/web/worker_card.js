@@ -88,8 +88,8 @@ function deviceLine({ device, engine, use }) {
 function why(worker) {
   const isQuiet = worker.colour === "green" || worker.colour === "grey";
   return [
-    worker.reason && h("p", { key: "reason", class: isQuiet ? "reason" : `reason ${worker.colour}` }, inPageWords(worker.reason)),
-    remedyLine(worker.remedy),
+    worker.reason && h("p", { key: "reason", class: isQuiet ? "reason" : `reason ${worker.colour}` }, inPageWords(worker.reason, worker.editable)),
+    remedyLine(worker.remedy, worker.editable),
     worker.outdated && h("p", { key: "outdated", class: "remedy" }, T.outdated),
   ];
 }
@@ -191,8 +191,8 @@ function facts({ worker, now_ms }) {
         "details",
         { key: "error", class: "small" },
         h("summary", null, T.lastError(ago(last_error.at_ms, now_ms))),
-        h("p", null, inPageWords(last_error.message)),
-        remedyLine(last_error.remedy),
+        h("p", null, inPageWords(last_error.message, worker.editable)),
+        remedyLine(last_error.remedy, worker.editable),
       ),
   ];
 }
