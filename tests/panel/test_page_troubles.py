@@ -426,6 +426,7 @@ def test_a_preview_that_is_gone_is_no_empty_box(panel: PanelPage, many: Many) ->
     panel.page.route("**/results/*", lambda route: route.fulfill(body=picture(1, 1), content_type="image/jpeg"))
     with_files(panel, many, LONG_AGO, [file("own.jpg", "image/jpeg", item=3)])
     detail = look_at(panel, LONG_AGO)
+    detail.locator(".cell[data-key='3'] img[data-state=shown]").wait_for()
     detail.locator(".cell[data-key='3']").click()
     detail.locator(".card img.large[data-state=shown]").wait_for()
     detail.locator(".cell[data-key='2']").click()

@@ -31,6 +31,10 @@ export class JobPlace {
     this.detail = null;
     /** @type {any} */
     this.failure = null;
+    /** The first picture among the files of an item. @type {Map<number, ResultFile>} */
+    this.pictures = new Map();
+    /** Of a job that has left a single picture. @type {ResultFile | null} */
+    this.only = null;
     this.chosen = -1;
     this.window = new ListWindow(() => panel.update());
     this.readFor = "";
@@ -47,6 +51,8 @@ export class JobPlace {
     if (id === this.id) return;
     this.id = id;
     this.detail = null;
+    this.pictures.clear();
+    this.only = null;
     this.failure = null;
     this.chosen = -1;
     this.readFor = "";
@@ -87,7 +93,7 @@ export class JobPlace {
       if (turn <= this.usedTurn) return;
       this.usedTurn = turn;
       if (this.failure) this.looks = 0;
-      [this.detail, this.failure] = [detail, null];
+      this.take(detail);
       if (this.mayBring(detail)) this.readLater();
     } catch (error) {
       if (turn <= this.usedTurn) return;
@@ -95,6 +101,15 @@ export class JobPlace {
       if (this.failure.status !== 404) this.readLater();
     }
     this.panel.update();
+  }
+
+  /** @param {Detail} detail */
+  take(detail) {
+    [this.detail, this.failure] = [detail, null];
+    const found = detail.results.filter(isPicture);
+    this.only = found.length === 1 ? found[0] : null;
+    this.pictures.clear();
+    for (const file of found) if (file.item !== null && !this.pictures.has(file.item)) this.pictures.set(file.item, file);
   }
 
   /** After the next pause; the last of them again and again. */
@@ -278,7 +293,7 @@ export class JobPlace {
         rowHeight: CELL_PX,
         perRow,
         row: (item, props) =>
-          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index, this.hasPreview(item, 128)], () =>
+          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index, this.smallOf(item)], () =>
             this.cell(item, props),
           ),
       }),
@@ -294,7 +309,7 @@ export class JobPlace {
       this.chosen = this.chosen === item.index ? -1 : item.index;
       this.panel.update();
     };
-    const isShown = this.hasPreview(item, 128);
+    const path = this.smallOf(item);
     return h(
       "div",
       { ...props, class: "cell-place", tabindex: undefined, "data-key": undefined },
@@ -310,11 +325,11 @@ export class JobPlace {
           "aria-label": T.itemLabel(item.index, T.itemStates[item.state], item.worker),
           onclick: choose,
         },
-        isShown && this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 128), "", "fill"),
+        path && this.panel.pictures.picture(path, "", "fill"),
         h(
           "span",
           { class: "cell-words" },
-          item.state === "done" && isShown ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
+          item.state === "done" && path ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
         ),
       ),
     );
@@ -362,6 +377,17 @@ export class JobPlace {
   }
 
   /**
+   * Where the picture for an item's cell is: its preview, or the file that it has left; empty where there is neither.
+   * @param {Item} item
+   */
+  smallOf(item) {
+    if (this.hasPreview(item, 128)) return previewPath(this.id, item.index, item.preview, 128);
+    const file = this.fileOf(item);
+    const path = file ? this.pathOf(file) : "";
+    return path && !this.panel.pictures.isLost(path) ? path : "";
+  }
+
+  /**
    * What an item has made: its preview; its file where that is not kept any more; or where it is to be looked for.
    * @param {Item} item
    */
@@ -383,10 +409,8 @@ export class JobPlace {
    * @param {Item} item
    */
   fileOf(item) {
-    const files = this.detail?.results.filter(isPicture) ?? [];
-    const own = files.filter((file) => file.item === item.index);
-    if (own.length) return own[0];
-    return files.length === 1 && this.items().length === 1 ? files[0] : null;
+    const { pictures } = this;
+    return pictures.get(item.index) ?? (pictures.size === 0 && this.only && this.items().length === 1 ? this.only : null);
   }
 
   /** @param {Job} job */
