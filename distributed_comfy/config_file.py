@@ -77,6 +77,7 @@ def write_config_file(path: Path, entries: Mapping[str, str | int | float]) -> N
             file.write(json.dumps(dict(entries), indent=2, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(partial, mode)  # whatever the umask took of it
         os.replace(partial, target)
     except OSError as error:
         with suppress(OSError):

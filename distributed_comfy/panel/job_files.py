@@ -10,7 +10,7 @@ from mimetypes import guess_type
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from distributed_comfy.collector.saved import SavedFiles
 from distributed_comfy.collector.spool import SPOOL_FOLDER
@@ -211,7 +211,7 @@ def _items_by_seed(files: Sequence[FoundFile], cluster: Cluster, job_id: str) ->
 def _seed_in(picture: Path) -> str:
     """As `collector.save.FileMetadata` writes it; empty where there is none."""
     try:
-        with Image.open(picture, formats=["PNG"]) as opened:
+        with PngImageFile(picture) as opened:  # Image.open would refuse the largest upscales, whose pixels nobody reads here
             return str(opened.info.get("seed", ""))
     except (OSError, ValueError, SyntaxError):
         return ""

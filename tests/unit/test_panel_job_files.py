@@ -63,12 +63,12 @@ class Rig:
     def _specs(self, _job_id: str) -> dict[int, Any]:
         return {index: SimpleNamespace(seed=seed) for index, seed in self.seeds.items()}
 
-    def picture(self, name: str, seed: int | None) -> Path:
+    def picture(self, name: str, seed: int | None, side_px: int = 8) -> Path:
         """A picture as our saver writes it."""
         path, chunks = self.write(name), PngInfo()
         if seed is not None:
             chunks.add_text("seed", json.dumps(seed))
-        Image.new("RGB", (8, 8)).save(path, "PNG", pnginfo=chunks)
+        Image.new("1", (side_px, side_px)).save(path, "PNG", pnginfo=chunks)
         os.utime(path, (NOW_S - 20, NOW_S - 20))
         return path
 
@@ -204,13 +204,15 @@ def test_while_its_spool_is_there_a_job_has_the_files_that_it_names_and_no_other
 
 
 def test_later_the_seed_in_a_picture_says_of_which_item_it_is(rig: Rig) -> None:
-    rig.seeds = {0: "41", 1: "42", 2: "5", 3: "5", 4: ""}
+    rig.seeds = {0: "41", 1: "42", 2: "5", 3: "5", 4: "", 5: "6"}
+    rig.picture("upscaled.png", 6, side_px=14_000)  # more than Pillow opens
     for name, seed in (("a.png", 42), ("b.png", 41), ("c.png", 5), ("d.png", 77), ("e.png", None)):
         rig.picture(name, seed)
     rig.write("f.png")  # no picture at all
     rig.write("g.txt")
     assert {each["name"]: each["item"] for each in rig.shown()["results"]} == {
         "a.png": 1, "b.png": 0, "c.png": None, "d.png": None, "e.png": None, "f.png": None, "g.txt": None,
+        "upscaled.png": 5,
     }  # fmt: skip
 
 
