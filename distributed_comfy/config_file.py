@@ -5,9 +5,11 @@ import difflib
 import json
 import logging
 import os
+import secrets
 import stat
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,13 @@ def default_config_file(environment: Mapping[str, str]) -> Path:
     return base / "distributed-comfy" / "config.json"
 
 
-def read_config_file(path: Path, names: Collection[str], secrets: Collection[str]) -> dict[str, str | int | float]:
+def read_config_file(path: Path, names: Collection[str], private: Collection[str]) -> dict[str, str | int | float]:
     """The settings in a file; an empty file has none.
 
     Args:
         path: of the file.
         names: what settings are called, ``DC_REDIS_URL`` and so on.
-        secrets: those among ``names`` that should not be seen by other users of the host.
+        private: those among ``names`` that should not be seen by other users of the host.
     Raises:
         SettingInvalid: the file cannot be read, is no JSON object, or holds a name that is no setting, twice the same one, or a value
             that is neither text nor a number.
@@ -54,8 +56,34 @@ def read_config_file(path: Path, names: Collection[str], secrets: Collection[str
         _check_name(path, name, names)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise SettingInvalid(name=name, reason=f"must be text or a number (it is {json.dumps(value)[:80]} in {path})")
-    _warn_of_readers(path, sorted(set(entries) & set(secrets)))
+    _warn_of_readers(path, sorted(set(entries) & set(private)))
     return entries
+
+
+def write_config_file(path: Path, entries: Mapping[str, str | int | float]) -> None:
+    """Replace a file of settings whole; who may read it stays as it was, and a new one is for its user alone.
+
+    Raises:
+        SettingInvalid: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.exists() and not target.is_file():  # /dev/null, say, which must not become a file
+        raise SettingInvalid(name=VARIABLE, reason=f"cannot write {path}, which is no file; name one, or unset it")
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(json.dumps(dict(entries), indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, mode)  # whatever the umask took of it
+        os.replace(partial, target)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = f"cannot write {path}: {error.strerror or error}; see who owns the file and its folder"
+        raise SettingInvalid(name=VARIABLE, reason=reason) from error
 
 
 def parse_object(path: Path, text: str, *, variable: str = VARIABLE, page: str = _PAGE, example: str = _EXAMPLE) -> dict[str, Any]:
@@ -114,7 +142,7 @@ def nearest(name: str, names: Collection[str]) -> str:
     return next((by_upper[found] for found in difflib.get_close_matches(name.upper(), by_upper, n=1)), "")
 
 
-def _warn_of_readers(path: Path, secrets: list[str]) -> None:
+def _warn_of_readers(path: Path, private: list[str]) -> None:
     """On Windows a user's own folder is closed to others by default."""
-    if os.name == "posix" and secrets and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        log.warning("%s holds %s and other users can read it; run: chmod 600 %s", path, " and ".join(secrets), path)
+    if os.name == "posix" and private and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        log.warning("%s holds %s and other users can read it; run: chmod 600 %s", path, " and ".join(private), path)

@@ -105,6 +105,13 @@ class SettingInvalid(BadInput):
     sentence = "{name}: {reason}"
 
 
+class SettingsWrong(BadInput):
+    """Settings cannot be changed like this; field ``wrong`` says of each what it must be."""
+
+    code = "settings_wrong"
+    sentence = "settings cannot be like this: {shown}; these must be changed"
+
+
 class PromptUnreadable(BadInput):
     """The prompt file is missing, unreadable or not JSON."""
 

@@ -275,11 +275,43 @@ def _from_file() -> tuple[Path | None, dict[str, Any]]:
     path = Path(os.path.expanduser(named or default_config_file(os.environ))).absolute()
     if not named and not os.path.exists(path):  # Path.exists() would raise where the user may not look
         return None, {}
-    fields = {variable(name): name for name in Settings.model_fields if name != "config"}
-    in_environment = {name.upper() for name, value in os.environ.items() if value}
+    fields, said = _fields_of_file(), fields_in_environment()
     entries = read_config_file(path, fields, _SECRETS)
-    kept = {fields[name]: value for name, value in entries.items() if name not in in_environment and value != ""}
+    kept = {fields[name]: value for name, value in entries.items() if fields[name] not in said and value != ""}
     return path, {"config": path, **{field: _absolute(field, value, path.parent) for field, value in kept.items()}}
+
+
+def _fields_of_file() -> dict[str, str]:
+    """What may stand in the file of settings: name there -> field."""
+    return {variable(name): name for name in Settings.model_fields if name != "config"}
+
+
+def fields_in_environment() -> frozenset[str]:
+    """The fields of `Settings` that variables of this process say, so that no file does."""
+    given = {name.upper() for name, value in os.environ.items() if value}
+    return frozenset(field for name, field in _fields_of_file().items() if name in given)
+
+
+def file_entries(path: Path) -> dict[str, str | int | float]:
+    """What stands in a file of settings now, by variable; nothing where there is none.
+
+    Raises:
+        SettingInvalid: see `config_file.read_config_file`.
+    """
+    return read_config_file(path, _fields_of_file(), _SECRETS) if path.exists() else {}
+
+
+def checked_field(field: str, value: Any) -> Any:
+    """A value as the setting has it.
+
+    Raises:
+        SettingInvalid: it cannot have it.
+    """
+    try:
+        return getattr(Settings(**{field: value}), field)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingInvalid(name=variable(field), reason=requirement(Settings.model_fields[field], first)) from error
 
 
 def _absolute(field: str, value: object, folder: Path) -> object:

@@ -96,9 +96,10 @@ def check_event(name: str, value: Any) -> None:
 def bodies() -> dict[str, dict[str, Any]]:
     """For each operation that takes a body one that fits."""
     return {
-        "add_worker": {"fields": {"device": "cpu"}}, "edit_worker": {"fields": {"tags": ["a"]}}, "order_worker": {"order": "look"},
+        "add_worker": {"fields": {"device": "cpu"}}, "edit_worker": {"fields": {}, "name": "pc1-b"}, "order_worker": {"order": "look"},
         "order_all": {"order": "look"}, "order_job": {"order": "pause"}, "invite_host": {"name": "pc2"}, "change_options": {"debug": True},
         "interrupt": {"what": "mine"}, "examine": {"engine": False}, "import_config": {"text": "{}", "dry_run": True},
+        "change_settings": {"changes": {"DC_JOB_TTL_S": 600}},
     }  # fmt: skip
 
 

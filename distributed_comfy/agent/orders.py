@@ -9,6 +9,7 @@ from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.configuration import WorkerConfiguration, parse_worker, shown_configuration
 from distributed_comfy.errors import OrderRefused, WorkerUnknown
 from distributed_comfy.host_messages import HostAnswer, HostOrder, is_signed
+from distributed_comfy.settings import slug
 from tasks.names import default_worker_name
 
 _CHANGES = ("add", "edit", "remove")
@@ -57,7 +58,7 @@ class HostOrders:
         # What asks the table waits for a server that may hang, and whoever looks after the processes must not wait with it.
         with nullcontext() if order.verb in _ASKS else agent.lock:
             text = self._deeds[order.verb](order)
-            facts: dict[str, Any] = {"host": agent.host, "worker": order.worker}
+            facts: dict[str, Any] = {"host": agent.host, "worker": order.arguments.get("name") or order.worker}
             if order.verb in ("config", "reload"):
                 facts = {"host": agent.host, "file": str(agent.file.path), "configuration": shown_configuration(agent.configuration)}
         agent.tell()
@@ -78,13 +79,31 @@ class HostOrders:
 
     def _edit(self, order: HostOrder) -> str:
         agent, name = self._agent, order.worker
-        agent.worker(name)
-        agent.change(lambda plain: _edit_fields(plain["workers"], name, order.arguments.get("fields", {})), "workers edit")
-        if order.arguments.get("restart"):
-            agent.begin(name, again=True)
-            return f"worker {name} on {agent.host}: changed, {self._now(name)}"
-        running = agent.worker(name).process is not None
-        return f"worker {name} on {agent.host}: changed" + ("; it runs as before until `workers restart`" if running else "")
+        running, waits = agent.worker(name).process is not None, agent.worker(name).wanted
+        new, fields = str(order.arguments.get("name") or name), order.arguments.get("fields", {})
+        if new != name:
+            self._check_rename(name, new)
+        agent.change(lambda plain: _edit_fields(plain["workers"], name, fields, new), "workers edit")
+        changed = f"worker {new} on {agent.host}: changed" + (f"; it was {name} before" if new != name else "")
+        if order.arguments.get("restart") or (waits and new != name):
+            agent.begin(new, again=True)
+            return f"{changed}, {self._now(new)}"
+        return changed + ("; it runs as before until `workers restart`" if running else "")
+
+    def _check_rename(self, name: str, new: str) -> None:
+        """
+        Raises:
+            OrderRefused: this worker cannot be called so now.
+        """
+        reason = ""
+        if new != slug(new):
+            reason = f"a name has only a-z, 0-9, - and _; {slug(new) or 'gpu-0'} would do"
+        elif new in self._agent.configuration.workers:
+            reason = "the host has a worker of this name; choose another one"
+        elif self._agent.worker(name).process is not None:
+            reason = "it runs, and is known by its name; stop it first"
+        if reason:
+            raise OrderRefused(what=f"worker {name} cannot be called {new[:60]!r}", reason=reason)
 
     def _remove(self, order: HostOrder) -> str:
         agent, name = self._agent, order.worker
@@ -164,10 +183,12 @@ class HostOrders:
         return name
 
 
-def _edit_fields(workers: dict[str, Any], name: str, fields: dict[str, Any]) -> None:
-    """Put fields into a worker's configuration: null brings the default back, and variables are changed one by one."""
+def _edit_fields(workers: dict[str, Any], name: str, fields: dict[str, Any], new: str) -> None:
+    """Put fields into a worker's configuration: null brings the default back, and variables are changed one by one; and call it ``new``."""
     if name not in workers:  # somebody took it out of the file
         raise WorkerUnknown(name=name)
+    if new != name and new in workers:  # or put another one into it
+        raise OrderRefused(what=f"worker {name} cannot be called {new!r}", reason="the host has a worker of this name; choose another one")
     worker = workers[name]
     for field, value in fields.items():
         if field == "environment" and isinstance(value, dict):
@@ -177,3 +198,7 @@ def _edit_fields(workers: dict[str, Any], name: str, fields: dict[str, Any]) -> 
             worker.pop(field)
         else:
             worker[field] = value
+    if new != name:  # in its old place among the others
+        renamed = {new if each == name else each: configured for each, configured in workers.items()}
+        workers.clear()
+        workers.update(renamed)

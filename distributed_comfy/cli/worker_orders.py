@@ -106,15 +106,16 @@ def add(output: Output, /, name: str | None, host: str | None, disabled: bool, *
 @worker_name
 @_host_option
 @_configuring
+@click.option("--name", "new", metavar="NAME", help="Call it so from now on; not while it runs.")
 @click.option("--restart", is_flag=True, help="Start it again with that now.")
 @json_option
 @click.pass_obj
-def edit(output: Output, /, name: str, host: str | None, restart: bool, **options: Any) -> None:
+def edit(output: Output, /, name: str, host: str | None, new: str | None, restart: bool, **options: Any) -> None:
     """Change the configuration of a worker; it takes effect when the worker is started the next time."""
     fields = _fields(options)
-    if not fields and not restart:
+    if not fields and not restart and not new:
         raise click.UsageError("nothing to change; see --help")
-    _order(output, host, order_for("edit", name, fields=fields, restart=restart))
+    _order(output, host, order_for("edit", name, fields=fields, restart=restart, **({"name": new} if new else {})))
 
 
 @click.command(short_help="Take a worker off its host.")

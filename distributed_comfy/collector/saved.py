@@ -9,7 +9,8 @@ from pathlib import Path
 from distributed_comfy.collector.naming import writing
 
 LIST = "saved.jsonl"
-"""One line per file, in the spool's folder: its key and its path below the user's folder."""
+"""One line per file, in the spool's folder: its key (what it is, then the item it is of, then what else tells it from others) and its path
+below the user's folder."""
 
 
 class SavedFiles:
@@ -37,9 +38,9 @@ class SavedFiles:
             return None
         return noted.path if (found.st_size, found.st_mtime_ns) == (noted.size_bytes, noted.mtime_ns) else None
 
-    def paths(self) -> list[Path]:
-        """Where all files lie that are there as they were saved."""
-        return [path for key in tuple(self._saved) if (path := self.find(key)) is not None]
+    def items(self) -> dict[Path, int]:
+        """All files that are there as they were saved: where each lies, and the item it is of."""
+        return {path: int(key.split(" ")[1]) for key in tuple(self._saved) if (path := self.find(key)) is not None}
 
     def note(self, key: str, file: Path, path: Path) -> None:
         """Say that ``file`` is about to get the name ``path``; if that is taken, the next note counts instead."""

@@ -16,6 +16,7 @@ from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.keeping import JobKeeper
 from distributed_comfy.comfyui.lanes import Lanes
 from distributed_comfy.comfyui.saves import SaveWatch
+from distributed_comfy.comfyui.titles import title_of
 from distributed_comfy.errors import (
     BlobStoreFull,
     ClusterUnavailable,
@@ -106,7 +107,8 @@ class JobEntry:
             ClusterUnavailable: this ComfyUI cannot run it, and there is no cluster.
         """
         parsed = replace(parse_prompt(self._accepted.needed), extra_pnginfo=self._accepted.extra_pnginfo)
-        given = GivenPrompt(parsed, Path.cwd(), f"ComfyUI {self._accepted.prompt_id[:8]}")
+        title = title_of(self._accepted.planned, self._accepted.outputs, self._accepted.extra_pnginfo, time.time())
+        given = GivenPrompt(parsed, Path.cwd(), title)
         options = SubmitOptions(resume_in=self._places.folder, outer=self._outer())
         lacking = ", ".join(self._accepted.foreign)
         barred = self._places.host.cannot_add_nodes

@@ -21,6 +21,7 @@ from distributed_comfy.comfyui.ordinary_rules import ENGINE
 from distributed_comfy.comfyui.placed_files import JOURNAL, FilePlacer, MadeFile, with_places
 from distributed_comfy.comfyui.prompt_events import PromptEvents, SendSync
 from distributed_comfy.comfyui.queue_consumer import TakenPrompt
+from distributed_comfy.comfyui.titles import title_of
 from distributed_comfy.errors import (
     ClusterUnavailable,
     DistributedComfyError,
@@ -180,7 +181,8 @@ class OrdinaryRun:
         extra = {"extra_pnginfo": taken.extra_data.get("extra_pnginfo")}
         parsed = parse_prompt({"prompt": taken.prompt, "extra_data": extra})
         options = SubmitOptions(engine=ENGINE, outputs=taken.targets, folders=self._around.folders, echoes=True, job_id=self.job_id)
-        job = submit_prompt(self._cluster, GivenPrompt(parsed, Path.cwd(), f"prompt {taken.prompt_id}"), options, self._stopped)
+        title = title_of(taken.prompt, taken.targets, extra["extra_pnginfo"], time.time())
+        job = submit_prompt(self._cluster, GivenPrompt(parsed, Path.cwd(), title), options, self._stopped)
         log.info("prompt %s runs on the cluster as job %s", taken.prompt_id, self.job_id)
         return job
 

@@ -18,7 +18,7 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "string": (str, "text"), "boolean": (bool, "true or false"), "integer": (int, "a whole number"), "number": ((int, float), "a number"),
     "object": (dict, "an object"), "array": (list, "a list"),
 }  # fmt: skip
-_CHECKED_LATER = {"WorkerFields", "OptionChanges"}
+_CHECKED_LATER = {"WorkerFields", "OptionChanges", "SettingChanges"}
 """By those who know what may stand there, with better words."""
 
 

@@ -1,14 +1,7 @@
-"""What a page explains beside its forms: common arguments of ComfyUI, and the settings of this process that are timeouts and limits."""
+"""The arguments of ComfyUI that a page offers beside the field for them, each with a word about what it does."""
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import itertools
-import textwrap
 from typing import Any
-
-from distributed_comfy.settings import Settings, variable
 
 _VRAM = ("--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram", "--cpu")
 _PRECISION = ("--force-fp32", "--force-fp16")
@@ -35,11 +28,6 @@ _ARGUMENTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("--preview-method", "auto", "Shows the image while it is sampled; costs a little time.", _PREVIEWS),
     ("--fast", "", "Optimisations that may change images a little.", ()),
 )
-_SETTINGS = (
-    "lease_ttl_s", "renew_interval_s", "stall_timeout_s", "hang_timeout_s", "drain_timeout_s", "owner_ttl_s", "ownerless_ttl_s",
-    "max_attempts", "retry_backoff_s", "status_interval_s", "describe_interval_s", "log_lines", "log_ttl_s", "job_ttl_s",
-    "blob_limit_bytes", "job_bytes_in_flight", "bytes_in_flight", "slots", "frames", "log_level",
-)  # fmt: skip
 
 
 def extra_arguments() -> list[dict[str, Any]]:
@@ -47,26 +35,4 @@ def extra_arguments() -> list[dict[str, Any]]:
     return [
         {"argument": argument, "value": value, "words": words, "excludes": [other for other in excludes if other != argument]}
         for argument, value, words, excludes in _ARGUMENTS
-    ]
-
-
-@functools.cache
-def _words() -> dict[str, str]:
-    """What stands under each field of the settings."""
-    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(Settings))).body
-    assert isinstance(declared, ast.ClassDef)
-    return {
-        field.target.id: " ".join(str(said.value.value).split()).replace("``", "")
-        for field, said in itertools.pairwise(declared.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
-    }  # fmt: skip
-
-
-def shown_settings(settings: Settings) -> list[dict[str, Any]]:
-    """As ``Setting`` of openapi.json each."""
-    words, declared = _words(), Settings.model_fields
-    return [
-        {"name": variable(name), "value": getattr(settings, name), "default": declared[name].default, "words": words.get(name, "")}
-        for name in _SETTINGS
     ]

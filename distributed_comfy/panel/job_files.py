@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from mimetypes import guess_type
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from PIL.PngImagePlugin import PngImageFile
 
 from distributed_comfy.collector.saved import SavedFiles
 from distributed_comfy.collector.spool import SPOOL_FOLDER
@@ -19,6 +22,8 @@ from tasks.cluster import Cluster
 _MOST_FILES = 5000
 _MOST_ENTRIES = 200_000
 """Of a folder and those below it, whoever they belong to."""
+_MOST_OPENED = 1000
+"""Of the files of a job whose spool is gone, how many are opened to see of which item they are."""
 _BEFORE_S, _AFTER_S = 2.0, 600.0
 """A job's files are those of its folder that were written from its submission to its end, and so much around that."""
 _SAVING_S = 60.0
@@ -43,6 +48,8 @@ class JobResults:
     files: Sequence[FoundFile] = ()
     complete: bool = False
     """Whether no more come."""
+    items: Mapping[Path, int] = field(default_factory=dict)
+    """The item that a file is of, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class JobFiles:
             return {**here, "results": [], "results_complete": state.ended}
         listed = [
             {"path": file.path.relative_to(folder).as_posix(), "name": file.path.name, "media_type": media_type(file.path),
-             "size_bytes": file.size_bytes, "item": None}
+             "size_bytes": file.size_bytes, "item": found.items.get(file.path)}
             for file in found.files
         ]  # fmt: skip
         return {
@@ -97,14 +104,15 @@ class JobFiles:
         out, complete = Path(spool.out), self._is_complete(cluster, state, spool)
         named = _named(spool)
         if named is not None:
-            return JobResults(out, [found for path in named if (found := _found(path)) is not None], complete)
+            return JobResults(out, [found for path in sorted(named) if (found := _found(path)) is not None], complete, named)
         window, files = self._window(cluster, job_id, state, spool), []
         for file in _files_below(out):
             if window.has(file):
                 files.append(file)
                 if len(files) >= _MOST_FILES:
                     break
-        return JobResults(out, sorted(files, key=lambda file: file.path), complete)
+        files.sort(key=lambda file: file.path)
+        return JobResults(out, files, complete, _items_by_seed(files, cluster, job_id))
 
     def one(self, cluster: Cluster, job_id: str, state: JobState, path: str) -> Path:
         """The one of them at this path; nothing else is ever given, and no folder is read for it.
@@ -180,14 +188,33 @@ def media_type(file: Path) -> str:
     return guess_type(file.name)[0] or "application/octet-stream"
 
 
-def _named(spool: SpoolPlace) -> list[Path] | None:
-    """The files that the spool of a job names; None where it has none (any more)."""
+def _named(spool: SpoolPlace) -> dict[Path, int] | None:
+    """The files that the spool of a job names, and the item of each; None where it has none (any more)."""
     if not Path(spool.folder).is_dir():
         return None
     try:
-        return sorted(path for path in SavedFiles(Path(spool.folder), Path(spool.out)).paths() if path.is_relative_to(spool.out))
+        named = SavedFiles(Path(spool.folder), Path(spool.out)).items()
+        return {path: item for path, item in named.items() if path.is_relative_to(spool.out)}
     except (OSError, ValueError, TypeError, LookupError):
         return None
+
+
+def _items_by_seed(files: Sequence[FoundFile], cluster: Cluster, job_id: str) -> dict[Path, int]:
+    """The item of each picture in which our saver has written a seed that no other item of the job has."""
+    specs = cluster.jobs.specs(job_id) if any(file.path.suffix == ".png" for file in files) else {}
+    seeds = Counter(spec.seed for spec in specs.values() if spec.seed)
+    items = {spec.seed: index for index, spec in specs.items() if seeds[spec.seed] == 1}
+    pictures = [file.path for file in files if file.path.suffix == ".png"][:_MOST_OPENED] if items else []
+    return {path: items[seed] for path in pictures if (seed := _seed_in(path)) in items}
+
+
+def _seed_in(picture: Path) -> str:
+    """As `collector.save.FileMetadata` writes it; empty where there is none."""
+    try:
+        with PngImageFile(picture) as opened:  # Image.open would refuse the largest upscales, whose pixels nobody reads here
+            return str(opened.info.get("seed", ""))
+    except (OSError, ValueError, SyntaxError):
+        return ""
 
 
 def _common(files: Sequence[FoundFile], otherwise: Path, *, complete: bool) -> JobResults:

@@ -14,10 +14,11 @@ from distributed_comfy.panel.answering import SECRET, Handler, Judge, Threads, a
 from distributed_comfy.panel.bodies import BadRequest, number_of
 from distributed_comfy.panel.contract import contract, operations
 from distributed_comfy.panel.examining import Doctor
-from distributed_comfy.panel.explained import extra_arguments, shown_settings
+from distributed_comfy.panel.explained import extra_arguments
 from distributed_comfy.panel.inviting import PanelInvites
 from distributed_comfy.panel.job_details import JobDetails
 from distributed_comfy.panel.job_orders import JobOrders
+from distributed_comfy.panel.kept_settings import KeptSettings
 from distributed_comfy.panel.page import page_routes
 from distributed_comfy.panel.place import Master, Place
 from distributed_comfy.panel.streams import Streams
@@ -53,7 +54,7 @@ class Panel:
         self._streams = Streams(self.watch, self._logs, self.threads)
         self._workers, self._job_orders = WorkerOrders(place), JobOrders(place)
         self._details = JobDetails(place, self.watch.steps, self.watch.jobs)
-        self._invites, self._doctor = PanelInvites(place, self.tunnels), Doctor(place)
+        self._invites, self._doctor, self._settings = PanelInvites(place, self.tunnels), Doctor(place), KeptSettings(place.own)
 
     def routes(self, judge: Judge) -> list[web.RouteDef]:
         """What to add to an application.
@@ -106,8 +107,11 @@ class Panel:
 
     async def list_settings(self, _request: web.Request) -> web.StreamResponse:
         """Timeouts and limits."""
-        own = self.place.own
-        return told_as_json({"settings": shown_settings(own), "file": str(own.config or own.config_folder / "config.json")})
+        return await self.threads.quick_json(self._settings.shown)
+
+    async def change_settings(self, request: web.Request) -> web.StreamResponse:
+        """For the next start."""
+        return await self.threads.quick_json(self._settings.change, body(request)["changes"])
 
     async def list_extra_arguments(self, _request: web.Request) -> web.StreamResponse:
         """Of ComfyUI."""
@@ -122,7 +126,8 @@ class Panel:
     async def edit_worker(self, request: web.Request) -> web.StreamResponse:
         """Another configuration."""
         given, name = body(request), _worker(request)
-        return await self._ordered(self._workers.edit, name, _fields(given), restart=given.get("restart", False))
+        changes: dict[str, Any] = {"restart": given.get("restart", False), "new": given.get("name", "")}
+        return await self._ordered(self._workers.edit, name, _fields(given), **changes)
 
     async def remove_worker(self, request: web.Request) -> web.StreamResponse:
         """One less."""

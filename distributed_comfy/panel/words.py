@@ -19,6 +19,7 @@ from distributed_comfy.errors import (
     OrderRefused,
     PictureNotHere,
     ResultNotHere,
+    SettingsWrong,
     WorkerFieldsWrong,
     WorkersFileWrong,
     WorkerUnknown,
@@ -60,7 +61,7 @@ def told(error: DistributedComfyError | redis.RedisError) -> dict[str, Any]:
         return {"code": "redis_unreachable", "message": f"Redis: {reason}", "remedy": "look whether the server runs and can be reached"}
     message, remedy = split_remedy(error)
     found: dict[str, Any] = {"code": error.code, "message": message, "remedy": remedy}
-    if isinstance(error, WorkerFieldsWrong):
+    if isinstance(error, (WorkerFieldsWrong, SettingsWrong)):
         found["fields"] = dict(error.fields.get("wrong") or {})
     elif isinstance(error, WorkersFileWrong):
         found["fields"] = {_field(str(error.fields.get("place", ""))): str(error.fields.get("reason", ""))}

@@ -57,12 +57,30 @@ class WorkerOrders:
         answer = give(cluster, slug(host) or cluster.settings.host_name, order_for("add", name, fields=given))
         return _answered(answer.text, str(answer.facts.get("worker") or name) or _named_in(answer.text), answer.host)
 
-    def edit(self, name: str, fields: Mapping[str, Any], *, restart: bool) -> dict[str, Any]:
-        """Change a worker; errors as of `add`, and `WorkerUnknown`."""
+    def edit(self, name: str, fields: Mapping[str, Any], *, restart: bool, new: str = "") -> dict[str, Any]:
+        """Change a worker, and call it ``new`` where that is given and another name; errors as of `add`, and `WorkerUnknown`."""
         given = checked_fields(fields)
-        if not given and not restart:
-            raise BadRequest("nothing is to be changed; fields must name something")
-        return self._by_agent("edit", name, fields=given, restart=restart)
+        if new in ("", name):
+            if not given and not restart:
+                raise BadRequest("nothing is to be changed; fields must name something")
+            return self._by_agent("edit", name, fields=given, restart=restart)
+        wrong = self._why_not_called(name, new)
+        if wrong:
+            raise WorkerFieldsWrong(shown=f"name {wrong}", wrong={"name": wrong})
+        answer = self._by_agent("edit", name, fields=given, restart=restart, name=new)
+        if answer["worker"] != new:
+            raise OrderRefused(what=f"worker {name}", reason="its agent is of an older version, which keeps the name; update it there")
+        return answer
+
+    def _why_not_called(self, name: str, new: str) -> str:
+        """What the new name of a worker must be; empty where it may be called so now.  Its agent has the last word."""
+        if new != slug(new):
+            return f"must have only a-z, 0-9, - and _ ({slug(new) or 'gpu-0'} would do)"
+        cluster = self._place.cluster()
+        if keeper_of(cluster, new) or cluster.workers.workers([new]):
+            return f"is taken: there is a worker {new}; choose another one"
+        kept = (own for record in cluster.hosts.hosts() for own in record.workers if own.name == name)
+        return "can be changed while the worker does not run; stop it first" if any(own.pid for own in kept) else ""
 
     def remove(self, name: str) -> dict[str, Any]:
         """Take a worker off its host; errors as of `edit`."""
@@ -127,11 +145,11 @@ class WorkerOrders:
         except (DistributedComfyError, redis.RedisError) as error:
             return told(error)
 
-    def _by_agent(self, verb: HostVerb, name: str, **arguments: Any) -> dict[str, Any]:
+    def _by_agent(self, verb: HostVerb, name: str, /, **arguments: Any) -> dict[str, Any]:
         cluster = self._place.cluster()
         order, keeper = order_for(verb, name, **arguments), keeper_of(cluster, name)
         answer = give(cluster, keeper, order) if keeper else order_without_agent(cluster, order)
-        return _answered(answer.text, name, answer.host)
+        return _answered(answer.text, str(answer.facts.get("worker") or name), answer.host)
 
     def _probe(self, cluster: Cluster, name: str) -> dict[str, Any]:
         probing = open_cluster(cluster.settings.model_copy(update=PROBE_SETTINGS), cluster.redis_url, cluster.blob_url)

@@ -316,6 +316,25 @@ def test_workers_are_added_changed_stopped_and_removed_and_the_file_says_so(line
     assert agent.end(again) == 0
 
 
+def test_a_worker_that_does_not_run_gets_another_name_in_its_place(line: CommandLine, agent: AgentProcess) -> None:
+    idle = {"device": "cpu", "enabled": False}
+    agent.write(workers={"pc1-a": {"device": "cpu", "tags": ["kept"]}, "pc1-b": idle})
+    process = agent.start()
+    agent.wait("pc1-a", "running")
+    for name, reason in (("pc1-c", "stop it first"), ("pc1-b", "choose another one"), ("PC1 c", "pc1-c would do")):
+        refused = line.run("workers", "edit", "pc1-a", "--name", name)
+        assert refused.status == 2 and reason in refused.err, refused.err
+    assert line.run("workers", "stop", "pc1-a", "--wait", "60").status == 0
+    renamed = line.run("workers", "edit", "pc1-a", "--name", "pc1-c", "--threads", "1", "--json")
+    assert renamed.json["worker"] == "pc1-c" and "worker pc1-c on pc1: changed; it was pc1-a before" in renamed.json["text"], renamed.err
+    written = agent.written()["workers"]
+    assert list(written) == ["pc1-c", "pc1-b"] and (written["pc1-c"]["tags"], written["pc1-c"]["threads"]) == (["kept"], 1)
+    until(lambda: (host := agent.host()) is not None and [worker.name for worker in host.workers] == ["pc1-b", "pc1-c"])
+    line.run("workers", "start", "pc1-c")
+    agent.wait("pc1-c", "running")
+    assert agent.end(process) == 0
+
+
 def test_what_a_person_writes_into_the_file_is_there_at_the_next_restart(line: CommandLine, agent: AgentProcess) -> None:
     agent.write(workers=CPU)
     process = agent.start()

@@ -232,7 +232,9 @@ def test_a_job_is_watched_from_the_queue_to_its_files(rig: PanelRig) -> None:
         events.wait(lambda state: state["jobs"][job_id]["state"] == "done", 120)
         events.wait(lambda state: all(each["state"] == "done" for each in state["items"][job_id].values()))
     until(lambda: len(rig.page.get(f"/jobs/{job_id}/results")["results"]) == 4)
+    until(lambda: rig.page.get(f"/jobs/{job_id}/results")["complete"])
     detail = rig.page.get(f"/jobs/{job_id}")
+    assert [each["item"] for each in detail["results"]] == [0, 1, 2, 3]  # by the seeds in them: the spool is gone
     path = f"/jobs/{job_id}/results/{detail['results'][0]['path']}"
     assert detail["job"]["counts"]["done"] == 4 and detail["job"]["mine"] and detail["job"]["orders"] == []
     assert detail["results_here"] and [each["state"] for each in detail["items"]] == ["done"] * 4
@@ -382,6 +384,10 @@ def test_arguments_and_timeouts_are_explained(rig: PanelRig) -> None:
     settings = {each["name"]: each for each in rig.page.get("/settings")["settings"]}
     assert settings["DC_LEASE_TTL_S"]["value"] == 3.0 and settings["DC_LEASE_TTL_S"]["default"] == 6.0
     assert all(each["words"] for each in settings.values())
+    refused = rig.page.ask("PATCH", "/settings", {"changes": {"DC_JOB_TTL_S": 1, "DC_LEASE_TTL_S": 9}})
+    assert refused.status == 400 and refused.error["fields"].keys() == {"DC_JOB_TTL_S", "DC_LEASE_TTL_S"}
+    refused = rig.page.ask("PATCH", "/settings", {"changes": {"DC_JOB_TTL_S": 600}})  # DC_CONFIG is /dev/null here
+    assert (refused.status, refused.error["code"]) == (400, "setting_invalid") and not Path(os.devnull).is_file()
 
 
 def test_nothing_is_read_while_nobody_looks(rig: PanelRig) -> None:

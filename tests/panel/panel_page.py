@@ -45,17 +45,36 @@ _CONTRAST = """() => {
 }"""
 _NAMELESS = """() => {
   const root = document.querySelector(".distributed-comfy-panel").shadowRoot;
-  const hasName = (element) =>
-    element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.length || element.alt ||
-    (element.alt === "" && element.closest("[aria-label]"));
-  return [...root.querySelectorAll("button, input, select, [role=progressbar], img, dialog")]
-    .filter((element) => element.checkVisibility() && !hasName(element))
-    .map((element) => element.outerHTML.slice(0, 120));
+  const said = (element) => element.textContent.trim() || [...element.querySelectorAll("[aria-label], img[alt]")].some(given);
+  const given = (element) =>
+    element.getAttribute("aria-label")?.trim() || element.alt?.trim() ||
+    element.getAttribute("aria-labelledby")?.split(" ").some((id) => root.getElementById(id)?.textContent.trim());
+  const roles = (names) => names.split(" ").map((name) => `[role=${name}]`).join();
+  const byContent = "button, a[href], summary," + roles("button tab menuitem link option switch checkbox radio");
+  const byLabel =
+    "input, select, textarea, dialog, img, video, audio, section, [tabindex='0'], ul[aria-label='']," +
+    roles("list group menu radiogroup tablist tabpanel progressbar region img");
+  const isNamed = (element) =>
+    given(element) || element.labels?.length || (element.matches(byContent) && said(element)) ||
+    (element.alt === "" && element.closest("[aria-label]")) || element.closest("[aria-hidden=true]");
+  const isRow = (element) => element.matches("[role=listitem]") && element.closest("[role=list]") && said(element);
+  return [...root.querySelectorAll([byContent, byLabel, "[aria-posinset]"].join())]
+    .filter((element) => element.checkVisibility())
+    .filter((element) => !(element.matches("[aria-posinset]") ? isRow(element) : isNamed(element)))
+    .map((element) => element.outerHTML.slice(0, 160));
 }"""
 _WIDER = """() => {
-  const boxes = document.querySelector(".distributed-comfy-panel").shadowRoot.querySelectorAll("dialog, .dialog-body");
-  return [document.documentElement.scrollWidth - innerWidth, ...[...boxes].map((box) => box.scrollWidth - box.clientWidth)];
+  const root = document.querySelector(".distributed-comfy-panel").shadowRoot;
+  const boxes = root.querySelectorAll("dialog, .dialog-body, main, .section, .card, .job-detail");
+  const reached = [...root.querySelectorAll("button, input, select, .notice, .menu")]
+    .filter((element) => element.checkVisibility() && !element.closest(".window"));
+  return [
+    document.documentElement.scrollWidth - innerWidth,
+    ...[...boxes].map((box) => box.scrollWidth - box.clientWidth),
+    ...reached.map((element) => Math.ceil(element.getBoundingClientRect().right - innerWidth)),
+  ];
 }"""
+
 
 class PanelPage:
     """One page.

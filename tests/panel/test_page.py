@@ -28,8 +28,10 @@ FIRST = "pc1-first"
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelRig]:
-    """A server, and nothing else yet."""
-    with panel_rig(tmp_path_factory.mktemp("page")) as rig:
+    """A server with a file of settings, and nothing else yet."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "settings.json").write_text("{}")
+    with panel_rig(folder, DC_CONFIG=str(folder / "settings.json")) as rig:
         yield rig
 
 
@@ -177,9 +179,31 @@ def test_a_worker_is_added_edited_and_removed(panel: PanelPage, rig: PanelRig) -
     panel.page.locator("dialog").wait_for(state="detached")
     panel.card("pc1-second").get_by_text("big, quick").wait_for(timeout=90_000)
     panel.wait_state("pc1-second", "idle", timeout_ms=90_000)
-    panel.order("pc1-second", "remove")
+
+
+def test_a_worker_that_is_stopped_gets_another_name(panel: PanelPage, rig: PanelRig) -> None:
+    panel.order("pc1-second", "edit")
+    name = panel.page.locator("dialog").get_by_label("Name", exact=True)
+    assert not name.is_editable() and "press Stop first" in panel.page.locator("#field-name-words").inner_text()
+    panel.close_dialogs()
+    refused = rig.page.ask("PATCH", "/workers/pc1-second", {"fields": {}, "name": "pc1-third"})
+    assert refused.status == 400 and "stop it first" in refused.error["fields"]["name"]
+    panel.order("pc1-second", "stop")
+    panel.wait_state("pc1-second", "stopped", timeout_ms=90_000)
+    panel.order("pc1-second", "edit")
+    for wrong, words in (("", "small letters"), ("Third", "small letters"), (FIRST, f"There is a worker {FIRST} already")):
+        name.fill(wrong)
+        panel.field_says("name", words)
+    name.fill("pc1-third")
+    panel.action("save")
+    panel.said("pc1-third on pc1: changed; it was pc1-second before")
+    panel.card("pc1-second").wait_for(state="detached")
+    panel.card("pc1-third").get_by_text("big, quick").wait_for()
+    panel.order("pc1-third", "start")
+    panel.wait_state("pc1-third", "idle", timeout_ms=90_000)
+    panel.order("pc1-third", "remove")
     panel.action("confirm")
-    panel.card("pc1-second").wait_for(state="detached", timeout=90_000)
+    panel.card("pc1-third").wait_for(state="detached", timeout=90_000)
     assert set(rig.page.state()["workers"]) == {FIRST}
 
 
@@ -206,6 +230,33 @@ def test_a_tunnel_that_cannot_be_opened_says_what_is_missing(panel: PanelPage) -
     panel.section("This computer")
     panel.action("open-tunnel")
     panel.page.locator(".tunnel .banner", has_text="cloudflared").wait_for(timeout=SHOWN_MS)
+
+
+def test_timeouts_are_changed_for_the_next_start(panel: PanelPage, rig: PanelRig) -> None:
+    panel.section("This computer")
+    panel.action("change-settings")
+    dialog = panel.page.locator("dialog")
+    silent = dialog.get_by_label("A silent engine is ended after")
+    silent.fill("5 minutes")
+    dialog.get_by_label("Attempts for each item").fill("2.5")
+    panel.action("save")
+    panel.field_says("DC_STALL_TIMEOUT_S", "from 30 to 86400")
+    silent.fill("1200")
+    panel.action("save")
+    panel.field_says("DC_MAX_ATTEMPTS", "a whole number")  # so says the server
+    dialog.get_by_label("Attempts for each item").fill("")
+    lost = dialog.get_by_label("A worker counts as lost after")
+    assert lost.is_disabled() and "environment variable" in dialog.inner_text()
+    panel.action("save")
+    panel.said("from the next start")
+    assert json.loads((rig.folder / "settings.json").read_text()) == {"DC_STALL_TIMEOUT_S": 1200}
+    panel.action("change-settings")
+    dialog.get_by_text("It is 900 until then").wait_for()
+    assert silent.input_value() == "1200"
+    silent.fill("")
+    panel.action("save")
+    dialog.wait_for(state="detached")
+    assert json.loads((rig.folder / "settings.json").read_text()) == {}
 
 
 def test_a_gpu_config_is_looked_at_and_taken_over(panel: PanelPage, rig: PanelRig) -> None:

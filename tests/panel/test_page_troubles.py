@@ -5,12 +5,31 @@ A server of our own tells the state, because a real one does none of this when i
 from __future__ import annotations
 
 import io
+import sys
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from distributed_comfy.cli.worker_orders import ORDERS
+from distributed_comfy.engine.builtin.engine import torch_device
+from distributed_comfy.engine.comfyui.device import unusable_device
+from distributed_comfy.errors import (
+    ComfyUIUnreachable,
+    ConnectionLost,
+    EngineStalled,
+    EngineStartFailed,
+    InviteUnknown,
+    JobUnknown,
+    OutOfMemory,
+    WorkerUnknown,
+)
+from distributed_comfy.orchestrator.first_worker import remedy as first_remedy
+from distributed_comfy.panel.worker_views import WorkerSources, why
+from distributed_comfy.state.records import HostRecord, HostWorker
 from tests.command_line import until
 from tests.panel.many import Many, many_server, now_ms, picture
 from tests.panel.panel_page import SHOWN_MS, PanelPage, panel_page
@@ -60,6 +79,43 @@ _OUT_OF_SIGHT = """async () => {
   stream.end();
   delete document.visibilityState;
   return { before, hidden, back, after: seen(), states: [...new Set(states)] };
+}"""
+_WHY_NONE = """async () => {
+  const { JobPlace } = await import("/distributed/v2/ui/job_view.js");
+  const why = (kind, mine, results_complete, results_here, results_host = "pc0") => {
+    const place = new JobPlace({ store: { state: { kind, host: "pc0" } } });
+    return place.whyNone({ mine }, { results_complete, results_here, results_host });
+  };
+  return {
+    elsewhere: why("serve", true, true, false, "pc7"),
+    "not yet": why("serve", true, false, true),
+    none: why("serve", true, true, true),
+    "prompt not yet": why("comfyui", true, false, true),
+    "prompt none": why("comfyui", true, true, true),
+    "another's beside ComfyUI": why("comfyui", false, true, true),
+    "no folder": why("serve", true, true, false),
+  };
+}"""
+_ENDED_REQUEST = """async () => {
+  const { Server } = await import("/distributed/v2/ui/requests.js");
+  const any = AbortSignal.any;
+  AbortSignal.any = undefined;
+  const none = async () => "";
+  const server = new Server(new URL("/distributed/v2/", location.href), { get: none, renew: none });
+  const said = (promise) => promise.then(() => "came", (error) => error);
+  const [early, late, before] = [new AbortController(), new AbortController(), new AbortController()];
+  before.abort("enough");
+  const first = said(server.read("never", {}, early.signal));
+  const body = (await server.stream("events", late.signal)).body.getReader();
+  const second = said((async () => { for (;;) await body.read(); })());
+  setTimeout(() => (early.abort("enough"), late.abort("enough")), 100);
+  const found = { early: await first, late: await second, before: await said(server.read("never", {}, before.signal)) };
+  AbortSignal.any = any;
+  return found;
+}"""
+_PAGE_WORDS = """async (said) => {
+  const { inPageWords } = await import("/distributed/v2/ui/page_words.js");
+  return said.map((each) => inPageWords(each));
 }"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
@@ -113,9 +169,9 @@ def failure(code: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "remedy": ""}}
 
 
-def with_files(panel: PanelPage, many: Many, job: str, files: list[dict[str, Any]]) -> None:
+def with_files(panel: PanelPage, many: Many, job: str, files: list[dict[str, Any]], **more: Any) -> None:
     """Let a job have these."""
-    detail = {**many.detail(job), "results_host": "pc0", "results_folder": "/out", "results_here": True, "results": files}
+    detail = {**many.detail(job), "results_host": "pc0", "results_folder": "/out", "results_here": True, "results": files, **more}
     panel.page.route(f"**/jobs/{job}", lambda route: route.fulfill(json=detail))
 
 
@@ -151,6 +207,11 @@ def test_an_answer_that_does_not_come_is_said(panel: PanelPage) -> None:
         other.close()
 
 
+def test_a_request_is_ended_in_browsers_without_abortsignal_any_too(panel: PanelPage) -> None:
+    panel.page.route("**/never", lambda _route: None)
+    assert panel.page.evaluate(_ENDED_REQUEST) == {"early": "enough", "late": "enough", "before": "enough"}
+
+
 # -- jobs that are gone, Redis that is away ------------------------------------------------------------------------------
 def test_a_job_that_is_gone_leaves_the_rest_of_the_page_live(panel: PanelPage) -> None:
     said = failure("job_unknown", "no job of that name")
@@ -175,6 +236,131 @@ def test_a_job_that_redis_cannot_tell_of_now_is_asked_for_again(panel: PanelPage
     panel.page.locator(".top .link.open").wait_for()
 
 
+# -- narrow --------------------------------------------------------------------------------------------------------------
+LONG = "a-very-long-name-that-somebody-chose-" * 5
+
+
+@pytest.fixture
+def narrow(opened: PanelPage, many: Many) -> Iterator[PanelPage]:
+    """The page 360 pixels wide and dark, where every name and reason is as long as one can be, in one word."""
+    before = (dict(many.workers), dict(many.jobs), dict(many.items))
+    error = {"code": "node_failed", "message": LONG, "remedy": LONG, "worker": LONG, "node_id": "3", "node_class": LONG, "traceback": LONG}
+    last = {"code": "x", "message": LONG, "remedy": LONG, "at_ms": 1, "job": ENDED, "index": 0}
+    names = {"device": LONG, "tags": [LONG], "reason": LONG, "remedy": LONG, "last_error": last, "host": LONG, "packs": {LONG: LONG}}
+    states = ({"state": "failed", "colour": "red", "items": []}, {})
+    workers = zip(many.workers.values(), states, strict=True)
+    many.workers = {(name := f"{LONG}{number}"): {**each, **names, **more, "name": name} for number, (each, more) in enumerate(workers)}
+    many.jobs[ENDED] = {**many.jobs[ENDED], "title": LONG, "user": LONG, "host": LONG, "state": "failed", "reason": LONG, "remedy": LONG}
+    many.items["0"] = {**many.items["0"], "state": "failed", "worker": LONG, "seed": "9" * 20, "error": error, "preview": 0}
+    files = [file(f"{LONG}{number}.{kind}", media) for number, (kind, media) in enumerate((("jpg", "image/jpeg"), ("wav", "audio/wav")))]
+    with_files(opened, many, ENDED, files, error=error, owner=LONG, results_folder=f"/{LONG}")
+    opened.page.route("**/results/*", lambda route: route.fulfill(body=picture(1, 1), content_type="image/jpeg"))
+    opened.page.set_viewport_size({"width": 360, "height": 740})
+    opened.page.emulate_media(color_scheme="dark")
+    opened.page.reload()
+    opened.page.locator(".top .link.open").wait_for(timeout=SHOWN_MS)
+    yield opened
+    many.workers, many.jobs, many.items = before
+    opened.page.unroute_all(behavior="ignoreErrors")
+    opened.page.set_viewport_size({"width": 1400, "height": 900})
+    assert opened.faults == []
+
+
+def fits(panel: PanelPage) -> None:
+    """All of what is shown now is in sight, can be read, and has a name."""
+    panel.page.wait_for_timeout(200)
+    assert (panel.too_wide(), panel.too_pale(), panel.nameless()) == (0, [], [])
+
+
+def test_very_long_names_fit_on_a_phone(narrow: PanelPage) -> None:
+    worker = f"article[data-worker^='{LONG}']"
+    for section in ("Workers", "Jobs", "This computer", "Help"):
+        narrow.section(section)
+        fits(narrow)
+    narrow.section("Workers")
+    narrow.page.locator(f"{worker} details summary").first.click()
+    narrow.page.locator(f"{worker} [data-order=more]").first.click()
+    fits(narrow)
+    narrow.page.locator(".menu [data-order=facts]").click()
+    narrow.page.locator("dialog dl").wait_for()
+    fits(narrow)
+    narrow.close_dialogs()
+    for action in ("edit", "log"):
+        narrow.page.locator(f"{worker} [data-order={action}]").first.click()
+        narrow.page.locator("dialog").wait_for()
+        fits(narrow)
+        narrow.close_dialogs()
+
+
+def test_a_job_with_very_long_names_fits_on_a_phone(narrow: PanelPage) -> None:
+    detail = look_at(narrow, ENDED)
+    detail.locator(".file").last.scroll_into_view_if_needed()
+    detail.locator(".file img[data-state=shown]").wait_for()
+    detail.get_by_text("Traceback").first.click()
+    fits(narrow)
+    detail.locator(".cell[data-key='0']").click()
+    detail.locator(".card").get_by_text("Traceback").click()
+    fits(narrow)
+    detail.locator(".cell[data-key='1']").click()
+    detail.locator(".card img.large").scroll_into_view_if_needed()
+    detail.locator(".card img.large[data-state=shown]").wait_for()
+    fits(narrow)
+    for button in ("Look at", "Play"):
+        detail.get_by_role("button", name=button).click()
+        narrow.page.locator("dialog .large-picture").wait_for()
+        fits(narrow)
+        narrow.close_dialogs()
+
+
+# -- words ---------------------------------------------------------------------------------------------------------------
+def advice() -> dict[str, str]:
+    """What errors and cards say of remedies that the page has buttons for, as it is really said, and what the page is to name."""
+    no_cuda = SimpleNamespace(__version__="2.7", version=SimpleNamespace(cuda=None, hip=None), cuda=None)
+    no_gpu = SimpleNamespace(__version__="2.7", version=SimpleNamespace(cuda="12"), cuda=SimpleNamespace(device_count=lambda: 0))
+    kept = HostWorker(name="pc1-cuda0", phase="stopped", device="cuda:0")
+
+    def host(*workers: HostWorker) -> HostRecord:
+        return HostRecord("pc1", "me", 1, "x", workers=workers)
+
+    cuda = SimpleNamespace(is_available=lambda: False)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(EngineStartFailed) as unusable:
+        patch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.7", cuda=cuda, backends=None))
+        torch_device("cuda:1")
+    drained = WorkerSources("pc1-cuda0", kept=replace(kept, phase="running"))
+    failed = WorkerSources("pc1-cuda0", kept=replace(kept, phase="failed", reason="it ended with status 1"))
+    return {
+        unusable_device("cuda:0", no_cuda): "“Settings” and choose cpu", unusable_device("cuda:0", no_gpu): "“Settings” and choose another",
+        str(unusable.value): "“Settings” and choose cpu", first_remedy([host(kept)], "pc1"): "“Start” (pc1-cuda0)",
+        first_remedy([host(replace(kept, phase="disabled"))], "pc1"): "“Switch on” (pc1-cuda0)",
+        first_remedy([host(replace(kept, phase="starting"))], "pc1"): "“Workers” shows", first_remedy([host()], "pc2"): "“Add worker”",
+        str(WorkerUnknown(name="x")): "“Workers” shows", str(JobUnknown(job_id="x")): "“Jobs” shows",
+        str(InviteUnknown(name="x")): "“Invited computers”", str(EngineStalled(seconds=900)): "“Change timeouts”",
+        str(ComfyUIUnreachable(url="u", reason="r")): "“Address of the ComfyUI” (“Settings”)",
+        str(ConnectionLost(target="t", reason="r")): "“Examine everything”", why(drained, "drained")[1]: "“Take items again”",
+        why(failed, "failed")[1]: "“Log”",
+        str(OutOfMemory(device="cuda:0", node_id="3", exception_message="m")): "--lowvram (“Settings”)",
+    }  # fmt: skip
+
+
+def test_a_remedy_names_the_button_or_field_of_the_page(panel: PanelPage) -> None:
+    told = advice()
+    said = panel.page.evaluate(_PAGE_WORDS, list(told))
+    for before, after in zip(told, said, strict=True):
+        assert told[before] in after, f"{before}\n{after}"
+        assert "--device" not in after and "distributed-comfy" not in after.replace("`distributed-comfy up`", ""), after
+
+
+def test_a_worker_without_settings_here_keeps_the_words_for_a_terminal(panel: PanelPage) -> None:
+    script = _PAGE_WORDS.replace("inPageWords(each)", "inPageWords(each, false)")
+    said = "start the worker with --device cpu or install another torch; press nothing; look into its log"
+    assert panel.page.evaluate(script, [said]) == [said.replace("look into its log", "press “Log”")]
+
+
+def test_every_button_that_is_named_in_a_remedy_is_an_order_of_the_command_line(panel: PanelPage) -> None:
+    said = panel.page.evaluate(_PAGE_WORDS, [f"`distributed-comfy workers {name} pc1`" for name in (order.name for order in ORDERS)])
+    assert [words for words in said if "distributed-comfy" in words] == []
+
+
 # -- files and pictures --------------------------------------------------------------------------------------------------
 def test_files_that_come_after_the_end_are_shown_and_a_failed_read_is_said(panel: PanelPage, many: Many) -> None:
     reads: list[int] = []
@@ -186,7 +372,8 @@ def test_files_that_come_after_the_end_are_shown_and_a_failed_read_is_said(panel
             return
         names = ["one.png", "two.png", "three.png"][: 0 if len(reads) == 1 else len(reads) - 1]
         files = [file(name, "application/octet-stream") for name in names]
-        route.fulfill(json={**many.detail(ENDED), "results_host": "pc0", "results_here": True, "results": files})
+        whole = {"results_host": "pc0", "results_here": True, "results": files, "results_complete": len(files) == 3}
+        route.fulfill(json={**many.detail(ENDED), **whole})
 
     panel.page.route(f"**/jobs/{ENDED}", answer)
     detail = look_at(panel, ENDED)
@@ -194,15 +381,42 @@ def test_files_that_come_after_the_end_are_shown_and_a_failed_read_is_said(panel
     detail.get_by_role("alert").filter(has_text="Redis is away").wait_for()
     detail.locator(".file").nth(2).wait_for(timeout=SHOWN_MS)
     assert not detail.get_by_role("alert").count()
-    panel.page.wait_for_timeout(17_000)
-    assert len(reads) == 6, "two looks more find no more files, and are the last ones"
+    panel.page.wait_for_timeout(3000)
+    assert len(reads) == 4, "nobody looks for more where no more come"
+
+
+def test_a_job_that_is_not_shown_is_read_again_when_it_is(panel: PanelPage, many: Many) -> None:
+    reads: list[int] = []
+
+    def answer(route: Any) -> None:
+        reads.append(1)
+        route.fulfill(json={**many.detail(ENDED), "results_host": "pc0", "results_here": True, "results_complete": False})
+
+    panel.page.route(f"**/jobs/{ENDED}", answer)
+    look_at(panel, ENDED).locator(".results", has_text="None yet").wait_for()
+    panel.section("Workers")
+    panel.page.wait_for_timeout(2500)
+    seen = len(reads)
+    assert seen <= 2
+    with panel.page.expect_response(f"**/jobs/{ENDED}"):
+        panel.section("Jobs")
+    assert len(reads) == seen + 1
+
+
+def test_why_there_are_no_files_is_said_as_it_is(panel: PanelPage) -> None:
+    said = panel.page.evaluate(_WHY_NONE)
+    assert said["elsewhere"] == "They are on pc7; open the page of that computer to look at them."
+    assert said["not yet"] == "None yet." and said["none"] == "It left no files here."
+    assert "whole workflow" in said["prompt not yet"] and "ComfyUI names none" in said["prompt none"]
+    assert said["another's beside ComfyUI"] == "It left no files here."
+    assert "knows no folder" in said["no folder"]
 
 
 def test_files_of_another_computer_are_not_looked_for_here(panel: PanelPage, many: Many) -> None:
     detail = {**many.detail(ENDED), "results_host": "pc7"}
     panel.page.route(f"**/jobs/{ENDED}", lambda route: route.fulfill(json=detail))
     assert "They are on pc7" in look_at(panel, ENDED).locator(".results").inner_text()
-    detail["results_host"] = "pc0"
+    detail.update(results_host="pc0", results_complete=False)
     look_at(panel, LONG_AGO)
     assert "None yet" in look_at(panel, ENDED).locator(".results").inner_text()
 
@@ -212,6 +426,7 @@ def test_a_preview_that_is_gone_is_no_empty_box(panel: PanelPage, many: Many) ->
     panel.page.route("**/results/*", lambda route: route.fulfill(body=picture(1, 1), content_type="image/jpeg"))
     with_files(panel, many, LONG_AGO, [file("own.jpg", "image/jpeg", item=3)])
     detail = look_at(panel, LONG_AGO)
+    detail.locator(".cell[data-key='3'] img[data-state=shown]").wait_for()
     detail.locator(".cell[data-key='3']").click()
     detail.locator(".card img.large[data-state=shown]").wait_for()
     detail.locator(".cell[data-key='2']").click()

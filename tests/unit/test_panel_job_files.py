@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from distributed_comfy.collector.saved import LIST, SavedFiles
 from distributed_comfy.errors import ResultNotHere
@@ -51,10 +53,24 @@ class Rig:
         self.place = SimpleNamespace(settings=SimpleNamespace(host_name="pc1", cache_folder=self.cache), master=None, out=self.out)
         self.files = JobFiles(cast("Place", self.place), self._known)
         hosts = SimpleNamespace(now_ms=lambda: round(NOW_S * 1000))
-        self.cluster = cast("Cluster", SimpleNamespace(jobs=SimpleNamespace(spool=self.spools.get), hosts=hosts))
+        self.seeds: dict[int, str] = {}
+        jobs = SimpleNamespace(spool=self.spools.get, specs=self._specs)
+        self.cluster = cast("Cluster", SimpleNamespace(jobs=jobs, hosts=hosts))
 
     def _known(self) -> Mapping[str, JobState]:
         return self.jobs
+
+    def _specs(self, _job_id: str) -> dict[int, Any]:
+        return {index: SimpleNamespace(seed=seed) for index, seed in self.seeds.items()}
+
+    def picture(self, name: str, seed: int | None, side_px: int = 8) -> Path:
+        """A picture as our saver writes it."""
+        path, chunks = self.write(name), PngInfo()
+        if seed is not None:
+            chunks.add_text("seed", json.dumps(seed))
+        Image.new("1", (side_px, side_px)).save(path, "PNG", pnginfo=chunks)
+        os.utime(path, (NOW_S - 20, NOW_S - 20))
+        return path
 
     def write(self, name: str, age_s: float = 20.0) -> Path:
         """A file of so many seconds ago."""
@@ -178,12 +194,26 @@ def test_while_its_spool_is_there_a_job_has_the_files_that_it_names_and_no_other
     folder = rig.spool()
     assert rig.names() == [] and not rig.shown()["results_complete"]
     saved = SavedFiles(folder, rig.out)
-    saved.note("file 0", mine, mine)
-    saved.note("file 1", gone, gone)
+    saved.note("images 7 3 0 0", mine, mine)
+    saved.note("file 1 0 output gone.png", gone, gone)
     gone.unlink()
     with (folder / LIST).open("a") as lines:
         lines.write('{"cut')
     assert rig.names() == ["mine.png"] and rig.gives("mine.png") and not rig.gives("other.png") and not rig.gives("gone.png")
+    assert rig.shown()["results"][0]["item"] == 7
+
+
+def test_later_the_seed_in_a_picture_says_of_which_item_it_is(rig: Rig) -> None:
+    rig.seeds = {0: "41", 1: "42", 2: "5", 3: "5", 4: "", 5: "6"}
+    rig.picture("upscaled.png", 6, side_px=14_000)  # more than Pillow opens
+    for name, seed in (("a.png", 42), ("b.png", 41), ("c.png", 5), ("d.png", 77), ("e.png", None)):
+        rig.picture(name, seed)
+    rig.write("f.png")  # no picture at all
+    rig.write("g.txt")
+    assert {each["name"]: each["item"] for each in rig.shown()["results"]} == {
+        "a.png": 1, "b.png": 0, "c.png": None, "d.png": None, "e.png": None, "f.png": None, "g.txt": None,
+        "upscaled.png": 5,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("line", ["5", "[]", '{"out": 5}', json.dumps({"key": "k"})])

@@ -7,6 +7,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { setOption } from "./options.js";
 import { read } from "./requests.js";
+import { T } from "./texts.js";
 import { tell } from "./toasts.js";
 
 const EVENT = "distributed-comfy.ordinary";
@@ -76,8 +77,12 @@ function show({ workers, since_ms }) {
   };
   const opened = app.extensionManager.dialog.showExtensionDialog({
     key: DIALOG,
-    title: "Ordinary prompts on any GPU?",
-    component: panel(text(workers), [["Yes", answer(true)], ["Not now", () => opened.closeDialog()], ["Never", answer(false)]]),
+    title: T.offerTitle,
+    component: panel(T.offerWords(workers), [
+      [T.offerAnswers.yes, answer(true)],
+      [T.offerAnswers.later, () => opened.closeDialog()],
+      [T.offerAnswers.never, answer(false)],
+    ]),
     dialogComponentProps: {
       modal: false,
       position: "bottom",
@@ -91,24 +96,12 @@ function show({ workers, since_ms }) {
 }
 
 /**
- * What is said above the buttons.
- * @param {number} workers
- */
-function text(workers) {
-  const who = workers === 1 ? "A worker is there that" : `${workers} workers are there that`;
-  return [
-    `${who} could also run prompts without distributed nodes while this ComfyUI is busy.`,
-    "Files, history and previews come here as ever. Settings > Distributed Comfy changes it at any time.",
-  ];
-}
-
-/**
  * Tell the pack.
  * @param {boolean} given
  */
 async function keep(given) {
   if (!(await setOption("ordinary", given)) || !given) return;
-  tell("success", "Ordinary prompts run on any free worker from now on.");
+  tell("success", T.offerTaken);
 }
 
 /**

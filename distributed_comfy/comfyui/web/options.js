@@ -1,15 +1,10 @@
 // The pack's options in ComfyUI's settings dialog.  They are kept by the pack, so the dialog shows what that says.
 import { app } from "../../scripts/app.js";
 import { change, read } from "./requests.js";
+import { T } from "./texts.js";
 import { tell } from "./toasts.js";
 
 const PREFIX = "DistributedComfy.";
-const LABELS = {
-  participate: ["Take part in jobs here", "This ComfyUI runs items of its own jobs too; otherwise it only orchestrates."],
-  auto_launch: ["Start workers with ComfyUI", "The workers of this host start with ComfyUI; otherwise they wait until they are asked for."],
-  stop_workers: ["End workers with ComfyUI", "Workers that this ComfyUI started end with it."],
-  debug: ["Detailed logs in the browser's console", "Worker status, distribution and traffic."],
-};
 
 /** @type {?Object<string, ?boolean>} */
 let known = null;
@@ -18,9 +13,9 @@ let asked = false;
 const listeners = [];
 
 export const OPTION_SETTINGS = [
-  ...Object.entries(LABELS).map(([name, [label, tooltip]]) => ({
+  ...Object.entries(T.options).map(([name, [label, tooltip]]) => ({
     id: PREFIX + name,
-    category: ["Distributed Comfy", "Pack", label],
+    category: [T.product, T.pack, label],
     name: label,
     tooltip,
     type: "boolean",
@@ -29,9 +24,9 @@ export const OPTION_SETTINGS = [
   })),
   {
     id: `${PREFIX}ordinary`,
-    category: ["Distributed Comfy", "Pack", "Ordinary prompts on any GPU"],
-    name: "Ordinary prompts on any GPU",
-    tooltip: "Prompts without distributed nodes may run on any worker.",
+    category: [T.product, T.pack, T.ordinary[0]],
+    name: T.ordinary[0],
+    tooltip: T.ordinary[1],
     type: "combo",
     options: ["ask", "yes", "no"],
     defaultValue: "ask",
@@ -49,7 +44,7 @@ export async function followOptions(listener) {
     take(await read("/distributed_comfy/options"));
     await show();
   } catch (error) {
-    tell("warn", `The options cannot be read, so the settings may not show what holds: ${error.message}`);
+    tell("warn", T.optionsUnread(error.message));
   } finally {
     asked = true;
   }
@@ -81,6 +76,6 @@ function take(options) {
 async function show() {
   for (const [name, value] of Object.entries(known)) {
     const shown = name === "ordinary" ? { true: "yes", false: "no", null: "ask" }[String(value)] : value;
-    if (name in LABELS || name === "ordinary") await app.extensionManager.setting.set(PREFIX + name, shown);
+    if (name in T.options || name === "ordinary") await app.extensionManager.setting.set(PREFIX + name, shown);
   }
 }

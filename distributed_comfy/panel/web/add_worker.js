@@ -4,10 +4,9 @@ import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { T } from "./texts.js";
 import { tunnelView } from "./tunnel_view.js";
-import { FormState, argumentsField, deviceField, devicesOf, failureOf, field } from "./worker_form.js";
+import { FormState, NAME, argumentsField, deviceField, devicesOf, failureOf, field } from "./worker_form.js";
 
 const WAYS = /** @type {const} */ (["here", "network", "cloud", "existing"]);
-const NAME = /^[a-z0-9_-]*$/;
 
 /**
  * @typedef {typeof WAYS[number]} Way
@@ -32,7 +31,8 @@ class Adding {
   constructor(panel, way) {
     this.panel = panel;
     this.way = way;
-    this.form = new FormState(panel, { device: this.freeDevice(""), args: "", enabled: true, tags: "", threads: "", url: "" });
+    const draft = { name: "", device: this.freeDevice(""), args: "", enabled: true, tags: "", threads: "", url: "" };
+    this.form = new FormState(panel, draft);
     this.name = "";
     this.host = "";
     this.address = "127.0.0.1";

@@ -330,7 +330,7 @@ export type ResultFile = {
   name: string;
   media_type: string;
   size_bytes: number;
-  /** The item it comes from, where that is known. */
+  /** The item it comes from: while the job is collected as its spool says, later as the seed in a PNG says; null where neither does, and for files of a ComfyUI's own nodes. */
   item: number | null;
 };
 
@@ -612,9 +612,30 @@ export type Setting = {
   /** `DC_LEASE_TTL_S` */
   name: string;
   value: string | number | boolean | null;
+  /** What it will be after the next start, by the environment of now and the file. */
+  next: string | number | boolean | null;
   default: string | number | boolean | null;
   words: string;
+  /** Whether PATCH takes it. */
+  changeable: boolean;
+  /** An environment variable says it, which the file cannot change. */
+  fixed: boolean;
+  /** Of one that is changeable. */
+  minimum: number | null;
+  maximum: number | null;
 };
+
+/** Timeouts and limits. */
+export type Settings = {
+  settings: Array<Setting>;
+  /** Where they can be written. */
+  file: string;
+  /** Why that file cannot be used as it is now; empty where it can. */
+  trouble: string;
+};
+
+/** By name; null: the default again. */
+export type SettingChanges = Record<string, number | null>;
 
 /** What was ended. */
 export type Interrupted = {

@@ -3,6 +3,8 @@ import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago, bytes, percent } from "./format.js";
 import { openAdd } from "./add_worker.js";
+import { inPageWords, remedyLine } from "./page_words.js";
+import { changeSettings, showSettings } from "./settings_view.js";
 import { T } from "./texts.js";
 import { tunnelView } from "./tunnel_view.js";
 import { bar } from "./worker_card.js";
@@ -38,7 +40,12 @@ export function computerView(panel, state) {
       { key: "settings", class: "card", "aria-label": T.settings },
       h("h2", null, T.settings),
       h("p", { class: "muted small" }, T.settingsWords),
-      button(T.showSettings, () => showSettings(panel)),
+      h(
+        "div",
+        { class: "row wrap" },
+        button(T.changeSettings, () => changeSettings(panel), { "data-action": "change-settings" }),
+        button(T.showSettings, () => showSettings(panel)),
+      ),
     ),
   );
 }
@@ -68,8 +75,8 @@ function masterCard(panel, master) {
       " ",
       T.masterQueue(master.running, master.waiting),
     ),
-    master.reason && h("p", { key: "reason", class: "reason red" }, master.reason),
-    master.agent_reason && h("p", { key: "agent", class: "reason red" }, master.agent_reason),
+    master.reason && h("p", { key: "reason", class: "reason red" }, inPageWords(master.reason)),
+    master.agent_reason && h("p", { key: "agent", class: "reason red" }, inPageWords(master.agent_reason)),
     SWITCHES.map((name) =>
       h(
         "label",
@@ -99,7 +106,7 @@ function masterCard(panel, master) {
       }),
       h("span", null, h("strong", null, T.options.ordinary.label), h("span", { class: "small muted" }, T.options.ordinary.words)),
     ),
-    options.ordinary && master.ordinary && h("p", { key: "why-not", class: "reason yellow" }, master.ordinary),
+    options.ordinary && master.ordinary && h("p", { key: "why-not", class: "reason yellow" }, inPageWords(master.ordinary)),
   );
 }
 
@@ -207,8 +214,8 @@ function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }) 
         .join(" · "),
     ),
     used_bytes != null && limit_bytes ? bar(percent(used_bytes, limit_bytes), T.serverNames[name]) : null,
-    error && h("p", { key: "error", class: "reason red" }, error.message),
-    error?.remedy && h("p", { key: "remedy", class: "remedy" }, error.remedy),
+    error && h("p", { key: "error", class: "reason red" }, inPageWords(error.message)),
+    remedyLine(error?.remedy),
   );
 }
 
@@ -308,56 +315,4 @@ function inviteWords(invite, now_ms) {
   if (invite.connections > 0) return T.inviteConnected(invite.connections, invite.url);
   if (invite.joined_ms) return T.inviteAway(ago(invite.seen_ms || invite.joined_ms, now_ms));
   return invite.expires_ms > now_ms ? T.inviteWaits(new Date(invite.expires_ms).toLocaleString()) : T.inviteExpired;
-}
-
-/** @param {Panel} panel */
-function showSettings(panel) {
-  /** @type {{settings: import("./api_types.js").Setting[], file: string} | null} */
-  let found = null;
-  let words = "";
-  void panel.act("settings", async () => {
-    found = await panel.server.read("settings");
-  });
-  panel.dialog.open({
-    title: T.settings,
-    wide: true,
-    content: () => [
-      found && h("p", { class: "small" }, T.settingsFile, h("code", null, found.file)),
-      h("input", {
-        type: "search",
-        placeholder: T.findSetting,
-        "aria-label": T.findSetting,
-        oninput: (/** @type {Event} */ event) => {
-          words = /** @type {HTMLInputElement} */ (event.target).value.trim().toLowerCase();
-          panel.update();
-        },
-      }),
-      h(
-        "dl",
-        { class: "settings" },
-        (found?.settings ?? [])
-          .filter((setting) => `${setting.name} ${setting.words}`.toLowerCase().includes(words))
-          .map((setting) => [
-            h(
-              "dt",
-              { key: setting.name },
-              h("code", null, setting.name),
-              " ",
-              h("span", { class: setting.value === setting.default ? "muted" : "changed" }, shown(setting.value)),
-            ),
-            h(
-              "dd",
-              { key: `${setting.name} words`, class: "small muted" },
-              setting.words,
-              setting.value !== setting.default && ` ${T.byDefault(shown(setting.default))}`,
-            ),
-          ]),
-      ),
-    ],
-  });
-}
-
-/** @param {string | number | boolean | null} value */
-function shown(value) {
-  return value === null || value === "" ? T.notSet : String(value);
 }

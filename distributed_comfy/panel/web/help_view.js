@@ -2,6 +2,7 @@
 import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago } from "./format.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { T } from "./texts.js";
 
 /**
@@ -102,8 +103,8 @@ function troubleCard(panel, state, { key, what, words, remedy, worker }) {
     "article",
     { key, class: "card red" },
     h("h3", null, what),
-    h("p", { class: "reason red" }, words),
-    remedy && h("p", { class: "remedy" }, remedy),
+    h("p", { class: "reason red" }, inPageWords(words, found?.editable)),
+    remedyLine(remedy, found?.editable),
     found &&
       h(
         "footer",
@@ -153,7 +154,7 @@ function findingRow({ check, level, found, remedy }, place) {
     "li",
     { key: `${place}-${check}`, class: "finding", "data-level": level },
     h("span", { class: COLOURS[level], "aria-label": T.levels[level], role: "img" }, MARKS[level]),
-    h("div", null, h("p", null, h("strong", null, check), " ", found), remedy && level !== "ok" && h("p", { class: "remedy" }, remedy)),
+    h("div", null, h("p", null, h("strong", null, check), " ", inPageWords(found)), level !== "ok" && remedyLine(remedy)),
   );
 }
 

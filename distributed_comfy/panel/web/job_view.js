@@ -3,6 +3,7 @@ import { button } from "./dialog.js";
 import { h, memo } from "./dom.js";
 import { ago, bytes, duration, percent } from "./format.js";
 import { colourOf, whenOf } from "./job_words.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { keepFile } from "./pictures.js";
 import { T } from "./texts.js";
 import { ListWindow, windowedList } from "./window_list.js";
@@ -10,10 +11,8 @@ import { bar, previewPath } from "./worker_card.js";
 
 const CELL_PX = 92;
 const SETTLE_MS = 400;
-/** Files come after a job's end: at `serve` as they are saved, at ComfyUI when the whole workflow has ended. Between looks for them: */
-const PAUSES_MS = [1000, 2000, 4000, 8000, 15_000, 30_000, 60_000];
-const STEADY = 2; // so many looks that find no more of them are enough
-const FRESH_MS = 600_000; // a job that ended longer ago has all its files
+/** Between looks for files, which come after the items: at `serve` as they are saved, at ComfyUI when the whole workflow has ended. */
+const PAUSES_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
 
 /**
  * @typedef {import("./api_types.js").Job} Job
@@ -32,6 +31,10 @@ export class JobPlace {
     this.detail = null;
     /** @type {any} */
     this.failure = null;
+    /** The first picture among the files of an item. @type {Map<number, ResultFile>} */
+    this.pictures = new Map();
+    /** Of a job that has left a single picture. @type {ResultFile | null} */
+    this.only = null;
     this.chosen = -1;
     this.window = new ListWindow(() => panel.update());
     this.readFor = "";
@@ -41,8 +44,6 @@ export class JobPlace {
     /** To read once more: after a read that failed, and while files may still come. */
     this.later = 0;
     this.looks = 0;
-    this.steady = 0;
-    this.files = -1;
   }
 
   /** @param {string} id */
@@ -50,6 +51,8 @@ export class JobPlace {
     if (id === this.id) return;
     this.id = id;
     this.detail = null;
+    this.pictures.clear();
+    this.only = null;
     this.failure = null;
     this.chosen = -1;
     this.readFor = "";
@@ -75,8 +78,7 @@ export class JobPlace {
     const now = `${this.id} ${job?.state} ${job?.counts.done} ${job?.counts.failed}`;
     if (this.readFor === now || this.timer) return;
     this.readFor = now;
-    this.looks = this.steady = 0;
-    this.files = -1;
+    this.looks = 0;
     this.timer = setTimeout(() => void this.read(), this.detail ? SETTLE_MS : 0);
   }
 
@@ -91,7 +93,7 @@ export class JobPlace {
       if (turn <= this.usedTurn) return;
       this.usedTurn = turn;
       if (this.failure) this.looks = 0;
-      [this.detail, this.failure] = [detail, null];
+      this.take(detail);
       if (this.mayBring(detail)) this.readLater();
     } catch (error) {
       if (turn <= this.usedTurn) return;
@@ -101,25 +103,35 @@ export class JobPlace {
     this.panel.update();
   }
 
-  /** After the next pause; after a failure again and again, for files until there is no other pause. */
+  /** @param {Detail} detail */
+  take(detail) {
+    [this.detail, this.failure] = [detail, null];
+    const found = detail.results.filter(isPicture);
+    this.only = found.length === 1 ? found[0] : null;
+    this.pictures.clear();
+    for (const file of found) if (file.item !== null && !this.pictures.has(file.item)) this.pictures.set(file.item, file);
+  }
+
+  /** After the next pause; the last of them again and again. */
   readLater() {
     clearTimeout(this.later);
-    const pause_ms = PAUSES_MS[this.failure ? Math.min(this.looks, PAUSES_MS.length - 1) : this.looks];
+    this.later = setTimeout(() => this.readIfSeen(), PAUSES_MS[Math.min(this.looks, PAUSES_MS.length - 1)]);
     this.looks += 1;
-    this.later = pause_ms ? setTimeout(() => void this.read(), pause_ms) : 0;
+  }
+
+  /** A job that nobody looks at now is read when it is shown again. */
+  readIfSeen() {
+    this.later = 0;
+    if (this.panel.section === "jobs" && document.visibilityState === "visible") void this.read();
+    else this.readFor = "";
   }
 
   /**
-   * Whether another look may find more files.
+   * Whether another look may find more files here.
    * @param {Detail} detail
    */
-  mayBring({ job, results, results_host }) {
-    const { state, now_ms } = this.panel.store;
-    if (!job.ended_ms || now_ms - job.ended_ms > FRESH_MS) return false;
-    if (results_host && results_host !== state?.host) return false;
-    this.steady = results.length === this.files ? this.steady + 1 : 0;
-    this.files = results.length;
-    return !this.files || this.steady < STEADY;
+  mayBring({ results_complete, results_here, results_host }) {
+    return !results_complete && (results_here || !results_host || results_host === this.panel.store.state?.host);
   }
 
   view() {
@@ -261,8 +273,8 @@ export class JobPlace {
     const error = this.detail?.error;
     if (error && job.state === "failed") return errorBox(error);
     return [
-      job.reason && h("p", { key: "reason", class: `reason ${colourOf(job)}` }, job.reason),
-      job.remedy && h("p", { key: "remedy", class: "remedy" }, job.remedy),
+      job.reason && h("p", { key: "reason", class: `reason ${colourOf(job)}` }, inPageWords(job.reason)),
+      remedyLine(job.remedy),
     ];
   }
 
@@ -281,7 +293,7 @@ export class JobPlace {
         rowHeight: CELL_PX,
         perRow,
         row: (item, props) =>
-          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index, this.hasPreview(item, 128)], () =>
+          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index, this.smallOf(item)], () =>
             this.cell(item, props),
           ),
       }),
@@ -297,7 +309,7 @@ export class JobPlace {
       this.chosen = this.chosen === item.index ? -1 : item.index;
       this.panel.update();
     };
-    const isShown = this.hasPreview(item, 128);
+    const path = this.smallOf(item);
     return h(
       "div",
       { ...props, class: "cell-place", tabindex: undefined, "data-key": undefined },
@@ -313,11 +325,11 @@ export class JobPlace {
           "aria-label": T.itemLabel(item.index, T.itemStates[item.state], item.worker),
           onclick: choose,
         },
-        isShown && this.panel.pictures.picture(previewPath(this.id, item.index, item.preview, 128), "", "fill"),
+        path && this.panel.pictures.picture(path, "", "fill"),
         h(
           "span",
           { class: "cell-words" },
-          item.state === "done" && isShown ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
+          item.state === "done" && path ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
         ),
       ),
     );
@@ -365,6 +377,17 @@ export class JobPlace {
   }
 
   /**
+   * Where the picture for an item's cell is: its preview, or the file that it has left; empty where there is neither.
+   * @param {Item} item
+   */
+  smallOf(item) {
+    if (this.hasPreview(item, 128)) return previewPath(this.id, item.index, item.preview, 128);
+    const file = this.fileOf(item);
+    const path = file ? this.pathOf(file) : "";
+    return path && !this.panel.pictures.isLost(path) ? path : "";
+  }
+
+  /**
    * What an item has made: its preview; its file where that is not kept any more; or where it is to be looked for.
    * @param {Item} item
    */
@@ -386,10 +409,8 @@ export class JobPlace {
    * @param {Item} item
    */
   fileOf(item) {
-    const files = this.detail?.results.filter(isPicture) ?? [];
-    const own = files.filter((file) => file.item === item.index);
-    if (own.length) return own[0];
-    return files.length === 1 && this.items().length === 1 ? files[0] : null;
+    const { pictures } = this;
+    return pictures.get(item.index) ?? (pictures.size === 0 && this.only && this.items().length === 1 ? this.only : null);
   }
 
   /** @param {Job} job */
@@ -417,12 +438,12 @@ export class JobPlace {
    * @param {Job} job
    * @param {Detail} detail
    */
-  whyNone(job, { results_here, results_host }) {
+  whyNone(job, { results_complete, results_here, results_host }) {
     const { state } = this.panel.store;
     if (!results_here && results_host !== state?.host) return T.resultsElsewhere(results_host);
-    const mayCome = !job.ended_ms || this.later > 0;
-    if (state?.kind === "comfyui") return mayCome ? T.resultsLater : T.resultsNotListed;
-    if (mayCome) return T.noResultsYet;
+    const isPrompt = state?.kind === "comfyui" && job.mine;
+    if (!results_complete) return isPrompt ? T.resultsLater : T.noResultsYet;
+    if (isPrompt) return T.resultsNotListed;
     return results_here ? T.noResults : T.resultsOfComfy;
   }
 
@@ -447,8 +468,8 @@ export class JobPlace {
       h("span", { class: "ellipsis small", title: file.name }, file.name),
       h(
         "span",
-        { class: "row small muted" },
-        h("span", { class: "grow" }, bytes(file.size_bytes)),
+        { class: "row wrap small muted" },
+        h("span", { class: "grow" }, [file.item !== null && T.ofItem(file.item), bytes(file.size_bytes)].filter(Boolean).join(" · ")),
         isFilm(file) &&
           button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
         button(T.download, () => this.download(file, path), {
@@ -515,10 +536,16 @@ function errorBox(error) {
   return h(
     "div",
     { key: "error", class: "banner bad" },
-    h("p", null, h("strong", null, error.message)),
-    error.remedy && h("p", { class: "remedy" }, error.remedy),
+    h("p", null, h("strong", null, inPageWords(error.message))),
+    remedyLine(error.remedy),
     h("p", { class: "small" }, [node, error.worker && T.onWorker(error.worker), error.code].filter(Boolean).join(" · ")),
-    error.traceback && h("details", null, h("summary", null, T.traceback), h("pre", { tabindex: 0 }, error.traceback)),
+    error.traceback &&
+      h(
+        "details",
+        null,
+        h("summary", null, T.traceback),
+        h("pre", { tabindex: 0, role: "region", "aria-label": T.traceback }, error.traceback),
+      ),
   );
 }
 
@@ -530,8 +557,8 @@ function failureBox({ message, remedy }, again) {
   return h(
     "div",
     { key: "failure", class: "banner bad", role: "alert" },
-    h("p", null, message),
-    remedy && h("p", null, remedy),
+    h("p", null, inPageWords(message)),
+    remedy && h("p", null, inPageWords(remedy)),
     button(T.tryNow, again),
   );
 }

@@ -1,5 +1,6 @@
 // Short messages about what has just happened; errors stay until they are dismissed.
 import { h } from "./dom.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { T } from "./texts.js";
 
 const LIFE_MS = 6000;
@@ -49,21 +50,26 @@ export class Notices {
     this.changed();
   }
 
-  /** @param {boolean} isHere whether they are shown here; the place is there before what is said, or a screen reader misses that */
+  /** @param {boolean} isHere whether they are shown here; the places are there before what is said, or a screen reader misses that */
   view(isHere) {
     const shown = isHere ? this.list : [];
+    const place = (/** @type {Notice["kind"]} */ kind, /** @type {import("./dom.js").Props} */ live) =>
+      h(
+        "div",
+        { key: kind, class: "notice-place", ...live },
+        shown.filter((notice) => notice.kind === kind).map((notice) => this.notice(notice)),
+      );
+    return h("div", { key: "notices", class: "notices" }, place("done", { role: "status" }), place("error", { role: "alert" }));
+  }
+
+  /** @param {Notice} notice */
+  notice({ id, kind, words, remedy }) {
     return h(
       "div",
-      { key: "notices", class: "notices", role: "status", "aria-live": "polite" },
-      shown.map((notice) =>
-        h(
-          "div",
-          { key: notice.id, class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : undefined },
-          h("p", null, notice.words),
-          notice.remedy && h("p", { class: "remedy" }, notice.remedy),
-          h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: () => this.dismiss(notice.id) }, "✕"),
-        ),
-      ),
+      { key: id, class: `notice ${kind}` },
+      h("p", null, inPageWords(words)),
+      remedyLine(remedy),
+      h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: () => this.dismiss(id) }, "✕"),
     );
   }
 }

@@ -7,6 +7,7 @@ import { h, patch } from "./dom.js";
 import { helpView, whatIsWrong } from "./help_view.js";
 import { JobsPlace } from "./jobs_view.js";
 import { Notices } from "./notices.js";
+import { inPageWords } from "./page_words.js";
 import { Pictures } from "./pictures.js";
 import { Store } from "./store.js";
 import { T } from "./texts.js";
@@ -232,8 +233,8 @@ function banner(title, words, remedy, ...more) {
   return h(
     "div",
     { key: "trouble", class: "banner bad", role: "alert" },
-    h("p", null, h("strong", null, title), " ", words),
-    remedy && h("p", null, remedy),
+    h("p", null, h("strong", null, title), " ", inPageWords(words)),
+    remedy && h("p", null, inPageWords(remedy)),
     ...more,
   );
 }

@@ -119,14 +119,19 @@ export class Server {
    */
   async send(method, address, token, options) {
     const ms = method === "GET" ? READ_MS : CHANGE_MS;
-    const slow = new AbortController();
-    const timer = setTimeout(() => slow.abort(), ms); // until the answer begins: a large file may come slowly
-    const signal = options.signal ? AbortSignal.any([options.signal, slow.signal]) : slow.signal;
+    const given = options.signal;
+    const ending = new AbortController(); // not AbortSignal.any, which browsers of before 2024 do not have
+    let isSlow = false;
+    const timer = setTimeout(() => ((isSlow = true), ending.abort()), ms); // until the answer begins: a large file may come slowly
+    const stop = () => ending.abort(given?.reason);
+    if (given?.aborted) stop();
+    given?.addEventListener("abort", stop, { once: true });
+    const { signal } = ending;
     try {
       return await fetch(address, { ...options, signal, method, cache: "no-store", headers: { ...options.headers, [HEADER]: token } });
     } catch (error) {
-      if (options.signal?.aborted) throw error;
-      if (slow.signal.aborted) throw new Failure(0, { code: "page.slow", message: T.slow(duration(ms / 1000)), remedy: T.slowRemedy });
+      if (given?.aborted) throw error;
+      if (isSlow) throw new Failure(0, { code: "page.slow", message: T.slow(duration(ms / 1000)), remedy: T.slowRemedy });
       throw new Failure(0, { code: "page.unreachable", message: T.unreachable, remedy: T.unreachableRemedy });
     } finally {
       clearTimeout(timer);

@@ -186,6 +186,11 @@ export const T = {
     enabled: { label: "Start it together with the others", words: "Otherwise it waits until you start it." },
     url: { label: "Address of the ComfyUI", words: "http://host:port" },
     name: { label: "Name", words: "Small letters, digits, - and _. Empty: after the computer and the device." },
+    newName: {
+      label: "Name",
+      words: "Small letters, digits, - and _. Its log stays under the old name.",
+      whileRunning: "It can be changed while the worker does not run: press Stop first.",
+    },
     host: { label: "Computer", words: "Where the worker runs." },
     address: { label: "Host", words: "Name or IP address where that ComfyUI can be reached from the chosen computer." },
     port: { label: "Port", words: "ComfyUI's own is 8188." },
@@ -294,6 +299,7 @@ export const T = {
   },
   itemLabel: (/** @type {number} */ index, /** @type {string} */ state, /** @type {string} */ worker) =>
     `Item ${index}, ${state}${worker ? `, ${worker}` : ""}`,
+  ofItem: (/** @type {number} */ index) => `item ${index}`,
   itemTitle: (/** @type {number} */ index) => `Item ${index}`,
   seed: (/** @type {string} */ seed) => `seed ${seed}`,
   attempts: (/** @type {number} */ count) => one(count, "failed attempt", "failed attempts"),
@@ -376,8 +382,47 @@ export const T = {
   closeTunnelWords: "Computers that came by it are cut off, and what they compute is given to others.",
   settings: "Timeouts and limits",
   settingsWords: "They are read when Distributed Comfy starts.",
+  changeSettings: "Change timeouts",
   showSettings: "Show all",
-  settingsFile: "Change them as environment variables or in this file, then start again: ",
+  settingsWhen: {
+    page: "They are read at the start: what you change here counts when `distributed-comfy serve` and `up` have been started again on this computer. Workers that go on meanwhile keep what they had, and other computers have settings of their own.",
+    comfyui:
+      "They are read at the start: what you change here counts when ComfyUI has been started again. Workers that go on meanwhile keep what they had, and other computers have settings of their own.",
+  },
+  /** @type {Record<string, {label: string, words: string}>} */
+  settingFields: {
+    DC_STALL_TIMEOUT_S: {
+      label: "A silent engine is ended after (seconds)",
+      words: "So long may an engine give no sign of life. Make it longer than your slowest model takes to load.",
+    },
+    DC_DRAIN_TIMEOUT_S: {
+      label: "A worker that you stop may finish for (seconds)",
+      words: "Then it gives its item back, and another worker computes it.",
+    },
+    DC_LEASE_TTL_S: {
+      label: "A worker counts as lost after (seconds)",
+      words: "So long may nothing be heard of it. Longer for a network that drops out now and then; the same on all computers.",
+    },
+    DC_MAX_ATTEMPTS: {
+      label: "Attempts for each item",
+      words: "An item that fails for a reason that may pass is tried so often.",
+    },
+    DC_OWNERLESS_TTL_S: {
+      label: "A job that nobody collects is kept for (seconds)",
+      words: "Such as that of a ComfyUI that has ended. Then it is cancelled.",
+    },
+    DC_JOB_TTL_S: {
+      label: "An ended job stays listed for (seconds)",
+      words: "86400 is a day.",
+    },
+  },
+  settingWrong: (/** @type {number} */ low, /** @type {number} */ high) =>
+    `Write a number from ${low} to ${high}, or nothing for the default.`,
+  settingFixed: "An environment variable says this, which comes before what is kept here.",
+  settingNow: (/** @type {string} */ value) => `It is ${value} until then.`,
+  saveSettings: "Save for the next start",
+  settingsKept: "Kept. It counts from the next start.",
+  settingsFile: "All are environment variables, or stand in this file: ",
   findSetting: "Find a setting",
   notSet: "not set",
   byDefault: (/** @type {string} */ value) => `By default ${value}.`,
@@ -424,3 +469,61 @@ export const T = {
     },
   ],
 };
+
+/** Orders in a terminal -> what does the same on this page. @type {Record<string, string>} */
+const BUTTONS = {
+  "workers start": T.orders.start,
+  "workers stop": T.orders.stop,
+  "workers restart": T.orders.restart,
+  "workers drain": T.orders.drain,
+  "workers resume": T.orders.resume,
+  "workers undrain": T.orders.resume,
+  "workers enable": T.orders.enable,
+  "workers disable": T.orders.disable,
+  "workers clear-memory": T.orders["clear-memory"],
+  "workers edit": T.edit,
+  "workers remove": T.remove,
+  "workers add": T.addWorker,
+  "workers logs": T.log,
+  "workers list": T.sections.workers,
+  "jobs list": T.sections.jobs,
+  doctor: T.runDoctor,
+  "invite list": T.showInvites(0),
+  invite: T.addComputer,
+};
+
+/**
+ * What errors advise for a terminal, and what this page says in its place.
+ * @type {[RegExp, string | ((all: string, ...parts: string[]) => string)][]}
+ */
+export const PAGE_WORDS = [
+  [
+    /`(?:distributed-comfy )?((?:workers|jobs) [a-z-]+|doctor|invite list|invite)((?: [^`]*)?)`/g,
+    (all, order, rest) => {
+      const label = BUTTONS[order];
+      const name = /^ ([a-z0-9_][\w-]*)/.exec(rest)?.[1];
+      return label ? `“${label}”${name ? ` (${name})` : ""}` : all;
+    },
+  ],
+  [/raise DC_STALL_TIMEOUT_S if/, `raise the time for a silent engine (“${T.changeSettings}”) if`],
+  [/look into its log for what it said last/, `press “${T.log}”: what it said last is at the end`],
+  [/look into its log/, `press “${T.log}”`],
+  [/let it have items again with Resume/, `press “${T.orders.resume}”`],
+  [/choose another --name/, "choose another name"],
+  [/^--tunnel needs/, `“${T.openTunnel}” needs`],
+  [/^--now needs an agent/, `“${T.stopNow}” needs an agent`],
+  [/or give it time with --wait SECONDS/, "or start a worker that can"],
+];
+
+/**
+ * The same for what only the settings of a worker can change, where they can be changed from this page.
+ * @type {[RegExp, string][]}
+ */
+export const EDIT_WORDS = [
+  [/start the worker with --device cpu or install/, `press “${T.edit}” and choose cpu or another device, or install`],
+  [/use --device cpu, or install/, `press “${T.edit}” and choose cpu as its device, or install`],
+  [/name another --device \([^)]*\)/, `press “${T.edit}” and choose another device`],
+  [/see that the driver lists it/, `press “${T.edit}” and choose another device, or see that the driver lists it`],
+  [/or run it where there is more memory/, `run it where there is more memory, or give its worker --lowvram (“${T.edit}”)`],
+  [/set DC_COMFYUI_URL to the address/, `write into “${T.fields.url.label}” (“${T.edit}”) the address`],
+];

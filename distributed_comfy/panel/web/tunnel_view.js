@@ -1,6 +1,7 @@
 // The public address: open, close, and what is wrong with it.
 import { button } from "./dialog.js";
 import { h } from "./dom.js";
+import { inPageWords } from "./page_words.js";
 import { T } from "./texts.js";
 
 /**
@@ -35,6 +36,12 @@ export function tunnelView(panel, { state, url, error }) {
             "data-action": "open-tunnel",
           }),
     ),
-    error && h("div", { class: "banner bad", role: "alert" }, h("p", null, error.message), error.remedy && h("p", null, error.remedy)),
+    error &&
+      h(
+        "div",
+        { class: "banner bad", role: "alert" },
+        h("p", null, inPageWords(error.message)),
+        error.remedy && h("p", null, inPageWords(error.remedy)),
+      ),
   );
 }

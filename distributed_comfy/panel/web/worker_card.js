@@ -2,6 +2,7 @@
 import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago, bytes, duration, percent } from "./format.js";
+import { inPageWords, remedyLine } from "./page_words.js";
 import { T } from "./texts.js";
 
 /**
@@ -87,8 +88,8 @@ function deviceLine({ device, engine, use }) {
 function why(worker) {
   const isQuiet = worker.colour === "green" || worker.colour === "grey";
   return [
-    worker.reason && h("p", { key: "reason", class: isQuiet ? "reason" : `reason ${worker.colour}` }, worker.reason),
-    worker.remedy && h("p", { key: "remedy", class: "remedy" }, worker.remedy),
+    worker.reason && h("p", { key: "reason", class: isQuiet ? "reason" : `reason ${worker.colour}` }, inPageWords(worker.reason, worker.editable)),
+    remedyLine(worker.remedy, worker.editable),
     worker.outdated && h("p", { key: "outdated", class: "remedy" }, T.outdated),
   ];
 }
@@ -190,8 +191,8 @@ function facts({ worker, now_ms }) {
         "details",
         { key: "error", class: "small" },
         h("summary", null, T.lastError(ago(last_error.at_ms, now_ms))),
-        h("p", null, last_error.message),
-        last_error.remedy && h("p", { class: "remedy" }, last_error.remedy),
+        h("p", null, inPageWords(last_error.message, worker.editable)),
+        remedyLine(last_error.remedy, worker.editable),
       ),
   ];
 }

@@ -1,6 +1,7 @@
 // The fields of a worker, explained and checked: for one that is there, and for a new one.
 import { button } from "./dialog.js";
 import { h } from "./dom.js";
+import { inPageWords } from "./page_words.js";
 import { T } from "./texts.js";
 
 /**
@@ -9,9 +10,10 @@ import { T } from "./texts.js";
  * @typedef {import("./api_types.js").ExtraArgument} ExtraArgument
  * @typedef {import("./api_types.js").Device} Device
  *
- * @typedef {{device: string, args: string, enabled: boolean, tags: string, threads: string, url: string}} Draft
+ * @typedef {{name: string, device: string, args: string, enabled: boolean, tags: string, threads: string, url: string}} Draft
  */
 
+export const NAME = /^[a-z0-9_-]*$/;
 const DEVICE = /^(cpu|mps|(cuda|xpu):\d{1,3}(\s*,\s*(cuda|xpu):\d{1,3})*)$/;
 
 /** What is typed into a form, and what is wrong with it. */
@@ -55,9 +57,13 @@ export class FormState {
 
   /** What this page can tell by itself. */
   check() {
-    const { device, threads, args } = this.draft;
+    const { name, device, threads, args } = this.draft;
     /** @type {Record<string, string>} */
     const wrong = {};
+    if (name.trim() !== this.first.name) {
+      if (!name.trim() || !NAME.test(name.trim())) wrong.name = T.nameWrong;
+      else if (this.panel.store.state?.workers[name.trim()]) wrong.name = T.nameTaken(name.trim());
+    }
     if (!DEVICE.test(device.trim())) wrong.device = T.deviceWrong;
     if (threads.trim() && !(/^\d+$/.test(threads.trim()) && Number(threads) <= 1024)) wrong.threads = T.threadsWrong;
     const stray = args.trim() && !args.trim().startsWith("-") ? args.trim().split(/\s+/)[0] : "";
@@ -118,7 +124,7 @@ export function tagsOf(text) {
 
 /**
  * A labelled field with its explanation, and what is wrong with it.
- * @param {FormState} form
+ * @param {{wrong: Record<string, string>}} form
  * @param {string} name
  * @param {{label: string, words: string}} texts
  * @param {(props: import("./dom.js").Props) => import("./dom.js").Child} control given what ties it to the label
@@ -245,15 +251,15 @@ export function toggled(words, known) {
   return [...known.excludes.reduce(without, words), known.argument, ...(known.value ? [known.value] : [])];
 }
 
-/** @param {FormState} form */
+/** @param {{failure: {message: string, remedy?: string} | null}} form */
 export function failureOf(form) {
   return (
     form.failure &&
     h(
       "div",
       { key: "failure", class: "banner bad", role: "alert" },
-      h("p", null, form.failure.message),
-      form.failure.remedy && h("p", null, form.failure.remedy),
+      h("p", null, inPageWords(form.failure.message)),
+      form.failure.remedy && h("p", null, inPageWords(form.failure.remedy)),
     )
   );
 }
@@ -273,10 +279,12 @@ export function openEdit(panel, worker) {
       const isBusy = panel.busy.has(name);
       const devices = panel.store.state?.hosts[worker.host]?.devices ?? [];
       const isAttached = worker.configuration?.engine === "attach";
+      const now = panel.store.state?.workers[name];
       return [
         h(
           "form",
           { class: "form", onsubmit: (/** @type {Event} */ event) => (event.preventDefault(), void send(true)) },
+          nameField(form, !!now?.pid),
           deviceField(form, devices, name),
           isAttached ? textField(form, "url") : argumentsField(form),
           textField(form, "tags"),
@@ -293,6 +301,26 @@ export function openEdit(panel, worker) {
       ];
     },
   });
+}
+
+/**
+ * The name, which a worker that runs keeps.
+ * @param {FormState} form
+ * @param {boolean} runs
+ */
+function nameField(form, runs) {
+  const words = runs ? T.fields.newName.whileRunning : T.fields.newName.words;
+  return field(form, "name", { label: T.fields.newName.label, words }, (props) =>
+    h("input", {
+      ...props,
+      type: "text",
+      spellcheck: "false",
+      autocomplete: "off",
+      value: form.draft.name,
+      readonly: runs && form.draft.name === form.first.name,
+      oninput: (/** @type {Event} */ event) => form.set("name", /** @type {HTMLInputElement} */ (event.target).value),
+    }),
+  );
 }
 
 /** @param {FormState} form */
@@ -323,13 +351,14 @@ function enabledField(form) {
 async function save(panel, form, name, restart) {
   if (!form.isRight()) return;
   const fields = form.changes();
-  if (!Object.keys(fields).length && !restart) {
+  const renamed = form.draft.name.trim() === name ? {} : { name: form.draft.name.trim() };
+  if (!Object.keys({ ...fields, ...renamed }).length && !restart) {
     panel.dialog.close();
     return;
   }
   await panel.act(name, async () => {
     try {
-      const answer = await panel.server.change("PATCH", `workers/${encodeURIComponent(name)}`, { fields, restart });
+      const answer = await panel.server.change("PATCH", `workers/${encodeURIComponent(name)}`, { fields, restart, ...renamed });
       panel.dialog.close();
       return answer.text;
     } catch (error) {
@@ -343,9 +372,10 @@ async function save(panel, form, name, restart) {
  * @param {Worker} worker
  * @returns {Draft}
  */
-function draftOf({ configuration, device, enabled }) {
+function draftOf({ name, configuration, device, enabled }) {
   const { device: devices = device, comfyui_args: args, tags, threads, comfyui_url } = configuration ?? {};
   return {
+    name,
     device: Array.isArray(devices) ? devices.join(", ") : (devices ?? ""),
     args: Array.isArray(args) ? args.map(quoted).join(" ") : (args ?? ""),
     enabled: configuration?.enabled ?? enabled,
