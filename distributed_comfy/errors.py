@@ -643,6 +643,15 @@ class TunnelFailed(ClusterUnavailable):
     sentence = "{program} gives no tunnel: {reason}; see whether this host reaches the internet, or lead a proxy of your own to {target}"
 
 
+class TunnelEnded(ClusterUnavailable):
+    """The tunnel's program ended by itself while it led here."""
+
+    code = "tunnel_ended"
+    sentence = (
+        "the tunnel of {program} has ended: {reason}; open it again: it gets another address, by which hosts must then be invited anew"
+    )
+
+
 class ForeignPackage(ClusterUnavailable):
     """A package of another project stands where one of ours is needed."""
 
@@ -668,7 +677,7 @@ class PanelFault(ClusterUnavailable):
     """The panel met something that nobody foresaw; what it shows is what was known before."""
 
     code = "panel_fault"
-    sentence = "the panel cannot show what it read ({reason}); look into the log of the program that serves it, and please report it"
+    sentence = "the panel met a fault of its own ({reason}); look into the log of the program that serves it, and please report it"
 
 
 class SessionFailed(ClusterUnavailable):

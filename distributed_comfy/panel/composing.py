@@ -67,7 +67,8 @@ class Composer:
         return {
             "servers": {
                 "shown": servers.shown if servers else "", "embedded": bool(servers and servers.embedded),
-                "invited_to": servers.invited_to if servers else "", "state": found.state.shown(), "blobs": found.blobs.shown(),
+                "invited_to": servers.invited_to if servers else "", "one": bool(servers and servers.one),
+                "state": found.state.shown(), "blobs": found.blobs.shown(),
             },
             "hosts": self._shown_hosts(found), "workers": workers, "jobs": self._shown_jobs(found),
             "master": master.shown() if master else None, "invites": found.invites, "tunnel": self._tunnel(),

@@ -1,6 +1,7 @@
 """The panel when things are wrong: Redis away and back, workers that cannot start, workers of others, a tunnel, another host."""
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -15,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from distributed_comfy.panel.page import UI_PATH
 from tests.command_line import until
 from tests.conftest import RedisServer, free_port, running_redis
 from tests.hosts import Host, Network, need_hosts
-from tests.panel_contract import PREFIX, check_answer
+from tests.panel_contract import HEADER, PREFIX, check_answer, declared
 from tests.panel_rig import Answer, Page, PanelRig, panel_rig
 from tests.tunnel_program import FAILS, WORDS, lives, stand_in
 
@@ -129,6 +131,16 @@ def test_a_worker_of_nobodys_agent_says_who_must_be_asked(rig: PanelRig) -> None
     assert until(lambda: rig.page.worker(name) is None)
 
 
+def status_at(address: str, path: str, token: str) -> int:
+    """How a server answers, whatever openapi.json says of it; a stream is not read."""
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request("GET", path, headers={HEADER: token})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
     programs = rig.folder / "programs"
     stand_in(programs, WORDS, lives=True)
@@ -139,6 +151,12 @@ def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
         pid, _, arguments = (programs / "ran").read_text().partition(" ")
         port = re.search(r"http://127\.0\.0\.1:(\d+)", arguments)
         assert port and f":{port[1]}" not in rig.page.url  # a relay of its own, which has no panel
+        relay = f"127.0.0.1:{port[1]}"
+        assert status_at(relay, "/distributed/v2/health", rig.page.token) == 200
+        asked = {each.url(name="pc1-one") for each in declared() if each.method == "GET" and each.name != "get_health"}
+        assert status_at(rig.page.address, f"{PREFIX}/state", rig.page.token) == 200
+        for path in (*asked, "/", UI_PATH, f"{UI_PATH}page.js"):
+            assert status_at(relay, path, rig.page.token) == 404, path
         assert rig.page.ask("POST", "/tunnel").status == 409
         made = rig.page.post("/invites", {"name": "pod1", "tunnel": True})
         assert made["url"] == opened["url"]
@@ -146,6 +164,23 @@ def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
         assert rig.page.post("/tunnel", method="DELETE")["state"] == "closed"
         assert until(lambda: not lives(int(pid)))
         events.wait(lambda state: state["tunnel"]["state"] == "closed")
+
+
+def test_a_tunnel_whose_program_is_killed_is_said_to_have_ended_and_opened_again(rig: PanelRig) -> None:
+    programs = rig.folder / "programs"
+    stand_in(programs, WORDS, lives=True)
+    with rig.page.events() as events:
+        for _ in range(2):
+            rig.page.post("/tunnel")
+            events.wait(lambda state: state["tunnel"]["state"] == "open")
+            os.kill(int((programs / "ran").read_text().partition(" ")[0]), signal.SIGKILL)
+            ended = events.wait(lambda state: state["tunnel"]["state"] == "ended" and state["tunnel"])
+            assert ended["url"] == "" and ended["error"]["code"] == "tunnel_ended"
+            assert "signal 9" in ended["error"]["message"] and "Registered tunnel connection" in ended["error"]["message"]
+            assert "open it again" in ended["error"]["remedy"]
+        refused = rig.page.ask("POST", "/invites", {"name": "pod2", "tunnel": True})
+        assert refused.status == 409 and refused.error["remedy"] == "open one first"
+        assert rig.page.post("/tunnel", method="DELETE")["state"] == "closed"
 
 
 def test_a_tunnel_that_fails_says_what_the_program_said(rig: PanelRig) -> None:
