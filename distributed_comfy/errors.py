@@ -873,8 +873,8 @@ class OutOfMemory(ItemError):
     code = "out_of_memory"
     retryable = True
     sentence = (
-        "{device} ran out of memory in node {node_id}: {exception_message}; ask for a smaller batch_size or smaller images, "
-        "or run it where there is more memory"
+        "{device} ran out of memory in node {node_id}: {exception_message}; ask for a smaller batch_size or smaller images, give the "
+        "worker --lowvram, or run it where there is more memory"
     )
 
 
@@ -890,7 +890,10 @@ class EngineDied(ItemError):
 
     code = "engine_died"
     retryable = True
-    sentence = "the engine process ended with {status} (by signal 9 a system out of memory ends it); its last lines: {log_tail}"
+    sentence = (
+        "the engine process ended with {status}, after its last lines: {log_tail}; look into its log: by signal 9 a computer that is out of "
+        "memory ends it, and then needs more memory or fewer workers"
+    )
 
 
 class EngineStalled(ItemError):
@@ -912,7 +915,7 @@ class EngineGaveUp(ItemError):
     """The engine process ended while it started; its log says why."""
 
     code = "engine_gave_up"
-    sentence = "the engine did not start: {what}; its last lines (the whole log is {log_file}):\n{log_tail}"
+    sentence = "the engine did not start: {what}, after these lines (the whole log is {log_file}):\n{log_tail}"
 
 
 class ComfyUIUnreachable(ItemError):

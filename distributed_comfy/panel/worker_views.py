@@ -29,6 +29,10 @@ _OTHER_ORDERS = {
     "idle": ("drain", "clear-memory", "look", "probe"), "busy": ("drain", "clear-memory", "look"), "draining": ("resume", "clear-memory"),
     "drained": ("resume", "clear-memory", "look"), "down": ("drain",),
 }  # fmt: skip
+_KILLED = "signal 9"
+_AFTER_A_KILL = (
+    "it starts again by itself; where nobody has killed it, its computer was out of memory: close other programs there, or run fewer workers"
+)
 _ENDINGS = {"hand": ("stop",), "systemd": ("restart",), "container": ("restart",)}
 """What ends a worker that no agent keeps, by who started it."""
 
@@ -118,6 +122,8 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
         reason, remedy = "its engine does not run now", "wait a moment: it starts again; if it stays so, look into its log"
     if reason and state in ("failed", "backing-off", "down", "starting") and not remedy:
         remedy = "look into its log for what it said last"
+    if _KILLED in reason and state in ("backing-off", "down", "starting"):
+        remedy = _AFTER_A_KILL
     return reason, remedy
 
 
