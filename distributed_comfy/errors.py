@@ -891,8 +891,8 @@ class EngineDied(ItemError):
     code = "engine_died"
     retryable = True
     sentence = (
-        "the engine process ended with {status}, after its last lines: {log_tail}; look into its log: by signal 9 a computer that is out of "
-        "memory ends it, and then needs more memory or fewer workers"
+        "the engine process ended with {status}, after its last lines: {log_tail}; look into its log: by signal 9 a computer that is out "
+        "of memory ends it, and then needs more memory or fewer workers"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from distributed_comfy.messages import parse_item_id
 from distributed_comfy.panel.steps import StepView
-from distributed_comfy.panel.words import split_text
+from distributed_comfy.panel.words import split_coded, split_text
 from distributed_comfy.state.records import HostRecord, HostWorker, WorkerState
 from distributed_comfy.state.status import STARTING, LastError, RunningItem, WorkerStatus
 
@@ -31,7 +31,8 @@ _OTHER_ORDERS = {
 }  # fmt: skip
 _KILLED = "signal 9"
 _AFTER_A_KILL = (
-    "it starts again by itself; where nobody has killed it, its computer was out of memory: close other programs there, or run fewer workers"
+    "it starts again by itself; where nobody has killed it, its computer was out of memory: close other programs there, or run fewer "
+    "workers"
 )
 _ENDINGS = {"hand": ("stop",), "systemd": ("restart",), "container": ("restart",)}
 """What ends a worker that no agent keeps, by who started it."""
@@ -187,7 +188,7 @@ def _item(name: str, told: RunningItem | None, steps: Mapping[tuple[str, int], S
 
 
 def _last_error(error: LastError) -> dict[str, Any]:
-    message, remedy = split_text(error.words)
+    message, remedy = split_coded(error.code, error.words)
     place = parse_item_id(error.item)
     return {
         "code": error.code, "message": message, "remedy": remedy, "at_ms": error.at_ms, "job": place[0] if place else "",

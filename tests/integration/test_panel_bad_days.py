@@ -77,6 +77,7 @@ def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_s
             events.wait(lambda state: state["servers"]["state"]["up"])
             first.close()
             down = events.wait(lambda state: not (found := state["servers"]["state"])["up"] and found)
+            assert events.state["servers"]["one"]  # so a page says it once
             assert down["error"]["code"] == "redis_unreachable" and down["error"]["remedy"]
             assert events.state["workers"]["pc1-one"]["name"] == "pc1-one"  # as it was known last
             refused = rig.page.ask("POST", "/workers/pc1-one/orders", {"order": "stop"})
@@ -106,6 +107,49 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("no-such-folder", {"device": "cpu", "engine": "comfyui", "comfyui_path": "/nowhere/ComfyUI"}, "/nowhere/ComfyUI"),
     ("nobody-there", {"device": "cpu", "engine": "attach", "comfyui_url": "http://127.0.0.1:9"}, "127.0.0.1:9"),
 ]
+
+
+def test_a_package_that_comfyui_needs_and_does_not_have_is_named_with_the_command_that_installs_it(rig: PanelRig) -> None:
+    tree = rig.folder / "ComfyUI"
+    comfy_without_a_package(tree)
+    fields = {"device": "cpu", "engine": "comfyui", "comfyui_path": str(tree), "comfyui_python": sys.executable}
+    rig.page.post("/workers", {"name": "pc1-lacking", "fields": fields})
+    try:
+        found = rig.page.wait_worker("pc1-lacking", lambda worker: worker["state"] == "backing-off", 90)
+        assert found["colour"] == "red" and f"ComfyUI needs no_such_package_1, which {sys.executable} does not have" in found["reason"]
+        assert found["remedy"] == f"run: {sys.executable} -m pip install -r {tree / 'requirements.txt'}"
+    finally:
+        rig.page.post("/workers/pc1-lacking", method="DELETE")
+
+
+def comfy_without_a_package(tree: Path) -> None:
+    """A ComfyUI whose start needs a package that nobody has."""
+    (tree / "comfy").mkdir(parents=True)
+    files = {
+        "main.py": "", "nodes.py": "", "requirements.txt": "no-such-package-1", "comfy/__init__.py": "",
+        "comfy/options.py": "def enable_args_parsing(): pass", "comfy/cli_args.py": "import no_such_package_1",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tree / name).write_text(text)
+
+
+def test_a_port_on_which_another_program_listens_is_not_taken_for_a_comfyui(rig: PanelRig) -> None:
+    fields = {"device": "cpu", "engine": "attach", "comfyui_url": f"{rig.page.url}"}  # the panel itself, say
+    rig.page.post("/workers", {"name": "pc1-elsewhere", "fields": fields})
+    try:
+        found = rig.page.wait_worker("pc1-elsewhere", lambda worker: "no ComfyUI" in worker["reason"], 90)
+        assert found["colour"] == "red" and rig.page.url in found["reason"] and "404" in found["reason"]
+        assert "address that it prints" in found["remedy"]
+    finally:
+        rig.page.post("/workers/pc1-elsewhere", method="DELETE")
+
+
+def test_a_port_that_is_taken_stops_serve_with_what_to_do(rig: PanelRig) -> None:
+    port = rig.page.address.rpartition(":")[2]
+    done = rig.line.run("serve", "--port", port)
+    assert done.status == 2 and f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.err
+    assert "another program listens there" in done.err and "choose another --port" in done.err
+    assert rig.page.state()
 
 
 @pytest.mark.parametrize(("name", "fields", "named"), WRONG, ids=[name for name, _, _ in WRONG])

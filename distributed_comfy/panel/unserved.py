@@ -1,0 +1,66 @@
+"""Why a job waits of which nothing runs: no worker is there, or none has what it needs."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distributed_comfy.errors import ClusterUnavailable, JobUnknown, MessageVersionUnknown
+from distributed_comfy.messages import JobRecord
+from distributed_comfy.orchestrator.waiting import nobody_can_run, why_it_waits
+from distributed_comfy.state.records import JobState
+from tasks.cluster import Cluster
+
+Words = tuple[str, str]
+"""Why, and what to do; both empty where there is nothing to say."""
+
+_MOST = 50
+"""Jobs that are looked at, the oldest first: what waits behind them waits for them, too."""
+_LONGEST = 400
+_REMEDY = "install on a worker what it lacks, or start a worker that has it; the job then goes on by itself"
+
+
+class Unserved:
+    """Looks at the jobs of one cluster; used by one thread."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, JobRecord | None] = {}
+        """None: it cannot be read here, or is gone."""
+
+    def look(self, cluster: Cluster, jobs: Mapping[str, JobState]) -> dict[str, Words]:
+        """Words about those that nobody can run now."""
+        idle = sorted((job_id for job_id, state in jobs.items() if _may_be_unserved(state)), key=lambda job_id: jobs[job_id].created_ms)
+        idle = idle[:_MOST]
+        self._records = {job_id: self._records[job_id] for job_id in idle if job_id in self._records}
+        if not idle:
+            return {}
+        for job_id in idle:
+            if job_id not in self._records:
+                self._records[job_id] = _record(cluster, job_id)
+        live = cluster.matching.live()
+        found = {job_id: nobody_can_run(record, jobs[job_id], live) for job_id, record in self._records.items() if record}
+        return {job_id: in_words(error) for job_id, error in found.items() if error}
+
+
+def why_unserved(cluster: Cluster, job_id: str, state: JobState) -> Words:
+    """The same of one job."""
+    record = _record(cluster, job_id) if _may_be_unserved(state) else None
+    error = nobody_can_run(record, state, cluster.matching.live()) if record else None
+    return in_words(error) if error else ("", "")
+
+
+def in_words(error: ClusterUnavailable) -> Words:
+    """For a page; with a hundred workers not of each."""
+    said = why_it_waits(error)
+    if len(said) > _LONGEST:
+        said = said[:_LONGEST] + "…"
+    return said, _REMEDY if "lacks" in error.fields else "start one, or add one under Workers"
+
+
+def _may_be_unserved(state: JobState) -> bool:
+    return state.state in ("pending", "running") and not state.counts["running"] and bool(state.counts["pending"])
+
+
+def _record(cluster: Cluster, job_id: str) -> JobRecord | None:
+    try:
+        return cluster.jobs.record(job_id)
+    except (JobUnknown, MessageVersionUnknown):
+        return None
