@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distributed_comfy.errors import ClusterUnavailable, JobUnknown, MessageVersionUnknown
-from distributed_comfy.messages import JobRecord
-from distributed_comfy.orchestrator.waiting import nobody_can_run, why_it_waits
+from distributed_comfy.messages import Capability, JobRecord, Requirement
+from distributed_comfy.orchestrator.waiting import needed_next, nobody_can_run, waits, why_it_waits
+from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import JobState
 from tasks.cluster import Cluster
 
@@ -27,22 +28,27 @@ class Unserved:
 
     def look(self, cluster: Cluster, jobs: Mapping[str, JobState]) -> dict[str, Words]:
         """Words about those that nobody can run now."""
-        idle = sorted((job_id for job_id, state in jobs.items() if _may_be_unserved(state)), key=lambda job_id: jobs[job_id].created_ms)
-        idle = idle[:_MOST]
+        idle = sorted((job_id for job_id, state in jobs.items() if waits(state)), key=lambda job_id: jobs[job_id].created_ms)[:_MOST]
         self._records = {job_id: self._records[job_id] for job_id in idle if job_id in self._records}
         if not idle:
             return {}
         for job_id in idle:
             if job_id not in self._records:
                 self._records[job_id] = _record(cluster, job_id)
-        live = cluster.matching.live()
-        found = {job_id: nobody_can_run(record, jobs[job_id], live) for job_id, record in self._records.items() if record}
-        return {job_id: in_words(error) for job_id, error in found.items() if error}
+        live, found = cluster.matching.live(), {}
+        served: dict[Requirement | None, bool] = {}
+        for job_id, record in self._records.items():
+            need = needed_next(record, jobs[job_id]) if record else None
+            if need not in served:
+                served[need] = _is_served(need, live)
+            if record and not served[need] and (error := nobody_can_run(record, jobs[job_id], live)):
+                found[job_id] = in_words(error)
+        return found
 
 
 def why_unserved(cluster: Cluster, job_id: str, state: JobState) -> Words:
     """The same of one job."""
-    record = _record(cluster, job_id) if _may_be_unserved(state) else None
+    record = _record(cluster, job_id) if waits(state) else None
     error = nobody_can_run(record, state, cluster.matching.live()) if record else None
     return in_words(error) if error else ("", "")
 
@@ -55,8 +61,11 @@ def in_words(error: ClusterUnavailable) -> Words:
     return said, _REMEDY if "lacks" in error.fields else "start one, or add one under Workers"
 
 
-def _may_be_unserved(state: JobState) -> bool:
-    return state.state in ("pending", "running") and not state.counts["running"] and bool(state.counts["pending"])
+def _is_served(need: Requirement | None, live: Mapping[str, Capability]) -> bool:
+    """Workers that are alike share their capability, and jobs that are alike their need: this is asked every other second."""
+    if need is None:
+        return bool(live)
+    return any(matches(need, capability) for capability in {id(each): each for each in live.values()}.values())
 
 
 def _record(cluster: Cluster, job_id: str) -> JobRecord | None:

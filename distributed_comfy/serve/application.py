@@ -96,7 +96,7 @@ async def listening(application: web.Application, options: ServeOptions) -> Asyn
 
 
 def _cannot_listen(options: ServeOptions, error: OSError) -> SettingInvalid:
-    said = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+    said = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
     reason = f"cannot listen on {options.host}:{options.port}: {said}"
     if error.errno == errno.EADDRINUSE:
         remedy = "another program listens there: end it (is it another `serve`?), or choose another --port (0: a free one)"
