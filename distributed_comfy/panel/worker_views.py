@@ -112,7 +112,7 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
     """Why a worker does not work, and what to do."""
     said = (found.kept.reason if found.kept else "") or (found.status.reason if found.status else "")
     if state == "lost":
-        where = f"look whether it runs on {found.host}, and whether that reaches the Redis"
+        where = f"look whether {found.host} is on and its network leads to the Redis, and whether the worker runs there"
         return "gives no sign of life any more; what it had runs elsewhere", where
     if state == "drained":
         return said or "gets no items, because somebody wanted it so", "let it have items again with Resume"

@@ -1,16 +1,13 @@
-"""The panel when things are wrong: Redis away and back, workers that cannot start, workers of others, a tunnel, another host."""
+"""The panel when things are wrong: Redis away and back, workers that cannot start, workers of others, a tunnel."""
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +16,13 @@ import pytest
 from distributed_comfy.panel.page import UI_PATH
 from tests.command_line import until
 from tests.conftest import RedisServer, free_port, running_redis
-from tests.hosts import Host, Network, need_hosts
-from tests.panel_contract import HEADER, PREFIX, check_answer, declared
-from tests.panel_rig import Answer, Page, PanelRig, panel_rig
+from tests.panel_contract import HEADER, PREFIX, declared
+from tests.panel_rig import PanelRig, panel_rig
 from tests.tunnel_program import FAILS, WORDS, lives, stand_in
 
 pytestmark = [
     pytest.mark.redis, pytest.mark.timeout(240), pytest.mark.skipif(sys.platform == "win32", reason="signals and process groups of POSIX"),
 ]  # fmt: skip
-
-
-_ASK = """
-import http.client, json, sys
-address, method, path, token, body = sys.argv[1:]
-connection = http.client.HTTPConnection(address, timeout=60)
-connection.request(method, path, body.encode() if body else None, {"X-Distributed-Comfy-Token": token})
-answer = connection.getresponse()
-print(json.dumps([answer.status, dict(answer.headers), answer.read().decode()]))
-"""
-
-
-class PageOn(Page):
-    """A page in a browser on another host.
-
-    Args:
-        host: where it is.
-        url: of the server, as that host reaches it.
-        token: its.
-    """
-
-    def __init__(self, host: Host, url: str, token: str) -> None:
-        super().__init__(url, token)
-        self._host = host
-
-    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 60.0, **headers: str) -> Answer:
-        """See `Page.ask`; without further headers."""
-        content = json.dumps(body) if body is not None else ""
-        said = self._host.run(sys.executable, "-c", _ASK, self.address, method, PREFIX + path, self.token, content, timeout_s=timeout_s)
-        status, given, text = json.loads(said)
-        found = Message()
-        for name, value in given.items():
-            found[name] = value
-        check_answer(method, PREFIX + path, status, found["Content-Type"], text.encode())
-        return Answer(status, found, text.encode())
 
 
 def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -232,51 +193,3 @@ def test_a_tunnel_that_fails_says_what_the_program_said(rig: PanelRig) -> None:
     rig.page.post("/tunnel")
     failed = until(lambda: (found := rig.page.get("/tunnel"))["state"] == "failed" and found)
     assert failed["error"]["code"] == "tunnel_failed" and "no such host" in failed["error"]["message"] + failed["error"]["remedy"]
-
-
-def own_environment(rig: PanelRig, folder: Path, host: str) -> dict[str, str]:
-    """Of a host with folders of its own."""
-    folder.mkdir()
-    return {
-        **rig.line.environment, "DC_HOST": host, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"),
-        "DC_RUNTIME_DIR": str(folder / "run"), "DC_CACHE_DIR": str(folder / "cache"), "DC_WORKERS_FILE": str(folder / "workers.json"),
-    }  # fmt: skip
-
-
-def begin(host: Host, environment: dict[str, str], folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
-    """A command of ours on a host, and its log."""
-    log = folder / f"{arguments[0]}.log"
-    with log.open("wb") as out:
-        process = host.start(
-            sys.executable, "-m", "distributed_comfy", *arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
-    return process, log
-
-
-def test_workers_of_another_host_are_seen_steered_and_read_like_own_ones(rig: PanelRig, tmp_path: Path) -> None:
-    need_hosts()
-    near, far = tmp_path / "near", tmp_path / "far"
-    with Network() as net:
-        master, worker = net.host("master"), net.host("worker")
-        here, _ = net.cable(master, worker)
-        serve, log = begin(master, own_environment(rig, near, "pc0"), near, "serve", "--port", "0")
-        address = until(lambda: re.search(r"^Panel: (\S+?)/distributed/v2/ui/#token=(\S+)$", log.read_text(), re.M))
-        page = PageOn(master, address[1], address[2])
-        token = page.post("/invites", {"name": "pc2", "bind": here})["command"].rpartition(" ")[2]
-        up, _ = begin(worker, own_environment(rig, far, "pc2"), far, "up", "--join", token)
-        name = "pc2-cpu"
-        page.wait_worker(name, lambda found: found["state"] == "idle", 120)
-        found = page.state()["workers"][name]
-        assert found["host"] == "pc2" and not found["here"] and found["editable"]
-        assert page.post(f"/workers/{name}/orders", {"order": "probe"})["finding"]["level"] == "ok"
-        assert page.get(f"/workers/{name}/log")["lines"]
-        page.post(f"/workers/{name}", {"fields": {"tags": ["far"]}}, method="PATCH")
-        page.post(f"/workers/{name}/orders", {"order": "restart"})
-        page.wait_worker(name, lambda found: found["tags"] == ["far"] and found["state"] == "idle", 120)
-        page.post("/workers", {"host": "pc2", "name": "pc2-more", "fields": {"device": "cpu", "enabled": False}})
-        page.wait_worker("pc2-more", lambda found: found["state"] == "disabled")
-        assert page.get("/invites")["invites"][0]["joined_ms"] > 0
-        for process in (up, serve):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)

@@ -61,6 +61,11 @@ _OUT_OF_SIGHT = """async () => {
   delete document.visibilityState;
   return { before, hidden, back, after: seen(), states: [...new Set(states)] };
 }"""
+_WRONG = """async (one) => {
+  const { whatIsWrong } = await import("/distributed/v2/ui/help_view.js");
+  const down = { up: false, error: null };
+  return whatIsWrong({ servers: { one, state: down, blobs: down }, workers: {}, master: null, tunnel: {} }).map(({ what }) => what);
+}"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
   const none = async () => "";
@@ -149,6 +154,11 @@ def test_an_answer_that_does_not_come_is_said(panel: PanelPage) -> None:
         assert other.evaluate("window.read") == ["page.slow", "The server has not answered within 30 s."]
     finally:
         other.close()
+
+
+def test_one_server_that_is_away_is_one_thing_that_is_wrong(panel: PanelPage) -> None:
+    assert panel.page.evaluate(_WRONG, True) == ["Queues, jobs, pictures and tensors"]
+    assert panel.page.evaluate(_WRONG, False) == ["Queues and jobs", "Pictures and tensors on their way"]
 
 
 # -- jobs that are gone, Redis that is away ------------------------------------------------------------------------------
