@@ -650,6 +650,15 @@ class TunnelFailed(ClusterUnavailable):
     sentence = "{program} gives no tunnel: {reason}; see whether this host reaches the internet, or lead a proxy of your own to {target}"
 
 
+class TunnelEnded(ClusterUnavailable):
+    """The tunnel's program ended by itself while it led here."""
+
+    code = "tunnel_ended"
+    sentence = (
+        "the tunnel of {program} has ended: {reason}; open it again: it gets another address, by which hosts must then be invited anew"
+    )
+
+
 class ForeignPackage(ClusterUnavailable):
     """A package of another project stands where one of ours is needed."""
 
@@ -675,7 +684,7 @@ class PanelFault(ClusterUnavailable):
     """The panel met something that nobody foresaw; what it shows is what was known before."""
 
     code = "panel_fault"
-    sentence = "the panel cannot show what it read ({reason}); look into the log of the program that serves it, and please report it"
+    sentence = "the panel met a fault of its own ({reason}); look into the log of the program that serves it, and please report it"
 
 
 class SessionFailed(ClusterUnavailable):
@@ -871,8 +880,8 @@ class OutOfMemory(ItemError):
     code = "out_of_memory"
     retryable = True
     sentence = (
-        "{device} ran out of memory in node {node_id}: {exception_message}; ask for a smaller batch_size or smaller images, "
-        "or run it where there is more memory"
+        "{device} ran out of memory in node {node_id}: {exception_message}; ask for a smaller batch_size or smaller images, give the "
+        "worker --lowvram, or run it where there is more memory"
     )
 
 
@@ -888,7 +897,10 @@ class EngineDied(ItemError):
 
     code = "engine_died"
     retryable = True
-    sentence = "the engine process ended with {status} (by signal 9 a system out of memory ends it); its last lines: {log_tail}"
+    sentence = (
+        "the engine process ended with {status}, after its last lines: {log_tail}; look into its log: by signal 9 a computer that is out "
+        "of memory ends it, and then needs more memory or fewer workers"
+    )
 
 
 class EngineStalled(ItemError):
@@ -910,7 +922,7 @@ class EngineGaveUp(ItemError):
     """The engine process ended while it started; its log says why."""
 
     code = "engine_gave_up"
-    sentence = "the engine did not start: {what}; its last lines (the whole log is {log_file}):\n{log_tail}"
+    sentence = "the engine did not start: {what}, after these lines (the whole log is {log_file}):\n{log_tail}"
 
 
 class ComfyUIUnreachable(ItemError):

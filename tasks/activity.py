@@ -12,6 +12,7 @@ from distributed_comfy.messages import RunRequest, item_id
 from distributed_comfy.state.status import LastError, RunningItem
 
 _WORDS = 300
+_REMEDY_WORDS = 250
 """Characters of an error's sentence that are kept."""
 _SAME_S = 5.0
 """An engine's end within this time of the failure of its item is the same."""
@@ -122,9 +123,14 @@ class WorkerActivity:
 
 
 def in_short(text: str) -> str:
-    """A text in one line, without the end of a long one."""
+    """A text in one line, without the end of a long one; what to do, behind the last semicolon, is no such end."""
     words = " ".join(text.split())
-    return words if len(words) <= _WORDS else words[: _WORDS - 1] + "…"
+    if len(words) <= _WORDS:
+        return words
+    wrong, between, remedy = words.rpartition("; ")
+    if not between or len(remedy) > _REMEDY_WORDS:
+        return words[: _WORDS - 1] + "…"
+    return f"{wrong[: max(_WORDS - len(remedy), _WORDS // 2)]}…; {remedy}"
 
 
 def _shown(begun: _Begun, clock: Clock) -> RunningItem:

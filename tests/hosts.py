@@ -9,13 +9,16 @@ A host shares files and processes with all others, but no interface, no loopback
 """
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -23,6 +26,8 @@ from typing import Any
 from tests.conftest import missing_service
 
 _TIMEOUT_S = 20.0
+_NETWORK = 0x40000000
+"""CLONE_NEWNET."""
 
 
 def need_hosts(*, nat: bool = False) -> None:
@@ -76,6 +81,37 @@ class Host:
     def mend(self, device: str) -> None:
         """Plug it in again."""
         self._link(device, "up")
+
+    @contextmanager
+    def reached(self, port: int) -> Iterator[int]:
+        """A port of this machine's own loopback that leads to one of the host's, for a browser that is not there."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=self._lead, args=(listener, port), daemon=True).start()
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+
+    def _lead(self, listener: socket.socket, port: int) -> None:
+        while True:
+            try:
+                visitor, _ = listener.accept()
+            except OSError:  # it was shut
+                return
+            threading.Thread(target=self._join, args=(visitor, port), daemon=True).start()
+
+    def _join(self, visitor: socket.socket, port: int) -> None:
+        """Carry what one connection says; sockets that a thread opens are of the network that it has entered."""
+        with visitor, open(f"/run/netns/{self.namespace}", "rb") as place:
+            assert ctypes.CDLL(None, use_errno=True).setns(place.fileno(), _NETWORK) == 0
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as inside:
+                    back = threading.Thread(target=_carry, args=(inside, visitor), daemon=True)
+                    back.start()
+                    _carry(visitor, inside)
+                    back.join()
+            except OSError:  # nobody listens there
+                return
 
     def _link(self, device: str, state: str) -> None:
         _ip("-n", self.namespace, "link", "set", "dev", device, state)
@@ -151,6 +187,17 @@ class Network:
         )
         for rule in rules:
             router.run("nft", rule)
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65_536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 def _ip(*arguments: str) -> str:

@@ -245,8 +245,8 @@ class PanelRig:
 
     def _announced(self) -> tuple[str, str] | None:
         assert self.serve.poll() is None, self.said()
-        found = re.search(r"^Panel: (http\S+?)/distributed/v2/ui/#token=(\S+)$", self.said(), re.M)
-        return (found[1], found[2]) if found else None
+        found = re.search(r"^Panel: (http\S+?)/distributed/v2/ui/ ", self.said(), re.M)
+        return (found[1], self.line.run("comfyui", "token").out.strip()) if found else None
 
 
 @contextmanager

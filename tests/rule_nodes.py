@@ -359,6 +359,20 @@ if os.environ.get("MASTER_LACKS_CLASS"):
     del NODE_CLASS_MAPPINGS["RuleForeign"]
 
 
+def loader(models):
+    """A node whose list shows these models, as a loader of ComfyUI shows the files of a folder."""
+
+    class RuleLoader(Rule):
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"ckpt_name": (models,), "images": ("IMAGE",)}}
+
+        def run(self, ckpt_name, images):
+            return (images,)
+
+    return RuleLoader
+
+
 def node_classes(context, *, nothing=()):
     """The cluster's own classes and these, for the built-in engine."""
     from distributed_comfy.nodes import registry
@@ -367,4 +381,5 @@ def node_classes(context, *, nothing=()):
         from distributed_comfy.engine.builtin import engine
 
         engine.BUILTIN_VERSION += f" {os.environ['RULE_DEVICE_CLASS']}"
-    return {**registry.node_classes(context, nothing=nothing), **NODE_CLASS_MAPPINGS}
+    models = os.environ.get("RULE_MODELS", "").split()
+    return {**registry.node_classes(context, nothing=nothing), **NODE_CLASS_MAPPINGS, **({"RuleLoader": loader(models)} if models else {})}

@@ -1,6 +1,7 @@
 """``distributed-comfy serve``."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def serve(output: Output, /, panel: bool, **options: Any) -> None:
     Only users that were invited get in, and of what they send only what a worker needs passes. Without DC_REDIS_URL it keeps this user's
     embedded Redis alive. GET /distributed/v2/health tells whether all is well. Ctrl-C ends it.
 
-    It also serves the panel, a page for workers and jobs. The address that it prints holds a token: whoever has it may do everything there.
+    It also serves the panel, a page for workers and jobs. In a terminal it prints an address with a token: whoever has it may do everything
+    there. Elsewhere, as in a journal that others read, the address comes without it, and `distributed-comfy comfyui token` prints it.
 
     \b
     Examples:
@@ -51,11 +53,18 @@ def serve(output: Output, /, panel: bool, **options: Any) -> None:
         others = "" if options["tunnel"] else f" here; from elsewhere {_ELSEWHERE}"
         output.say(f"Relay for {serving.servers.shown} is at {serving.url}; workers join by {serving.join_url}{others}")
         if serving.panel_url:
-            output.say(f"Panel: {serving.panel_url}")
+            output.say(f"Panel: {panel_line(serving, to_terminal=sys.stdout.isatty())}")
 
     def take(text: str) -> TakenOver:
         return taken_over(text, settings.host_name)
 
     interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(**options), ready, stop, take if panel else None))
+
+
+def panel_line(serving: Serving, *, to_terminal: bool) -> str:
+    """Where the panel is; with the token behind ``#``, a part that no server and no proxy sees, only where it is not written down."""
+    if to_terminal:
+        return f"{serving.panel_url}#token={serving.panel_token}"
+    return f"{serving.panel_url} (it asks for the token, which `distributed-comfy comfyui token` prints)"
 
 

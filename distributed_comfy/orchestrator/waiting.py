@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import redis
 
 from distributed_comfy.errors import ClusterUnavailable, DistributedComfyError, NoCapableWorker, NoWorker
-from distributed_comfy.messages import Capability, JobRecord
+from distributed_comfy.messages import Capability, JobRecord, Requirement
 from distributed_comfy.orchestrator.progress import Waits
 from distributed_comfy.orchestrator.submit import check_capable
 from distributed_comfy.state.records import JobState
@@ -30,10 +30,9 @@ def nobody_can_run(record: JobRecord, state: JobState, live: Mapping[str, Capabi
         state: of it, now.
         live: worker name -> its capability, of workers whose lease runs.
     """
-    left = state.counts["pending"]
-    if state.state not in ("pending", "running") or state.counts["running"] or not left:
+    if not waits(state):
         return None
-    need = record.last_requirement if left == 1 and record.last_requirement else record.requirement
+    need = needed_next(record, state)
     if not live:
         return NoWorker(remedy="start one")
     try:
@@ -41,6 +40,16 @@ def nobody_can_run(record: JobRecord, state: JobState, live: Mapping[str, Capabi
     except NoCapableWorker as error:
         return error
     return None
+
+
+def waits(state: JobState) -> bool:
+    """Whether items of a job could run, and none does."""
+    return state.state in ("pending", "running") and not state.counts["running"] and bool(state.counts["pending"])
+
+
+def needed_next(record: JobRecord, state: JobState) -> Requirement | None:
+    """What the next item of a job needs of a worker: the last one that is left is its last stage, where it has one."""
+    return record.last_requirement if state.counts["pending"] == 1 and record.last_requirement else record.requirement
 
 
 def why_it_waits(error: ClusterUnavailable) -> str:

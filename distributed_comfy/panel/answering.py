@@ -27,19 +27,20 @@ T = TypeVar("T")
 SECRET = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 """Headers of every answer: nobody on the way may keep it."""
 _BODY = "panel body"
-_QUICK, _LONG, _FOLLOWED, _JUDGING = 6, 6, 8, 2
+_QUICK, _LONG, _URGENT, _FOLLOWED, _JUDGING = 6, 6, 3, 8, 2
 
 
 class Threads:
     """Where the panel waits for Redis: neither on the event loop nor in its usual pool, which belongs to others.
 
-    What may last (an agent, the doctor, a tunnel) has a pool of its own, so that it keeps no page from its state; so have logs
-    that somebody follows, and the look whether a caller may ask at all.
+    What may last (an agent, the doctor, a tunnel) has a pool of its own, so that it keeps no page from its state; so have what ends
+    work, which is wanted most when all else hangs, logs that somebody follows, and the look whether a caller may ask at all.
     """
 
     def __init__(self) -> None:
         self._quick = ThreadPoolExecutor(_QUICK, thread_name_prefix="panel")
         self._long = ThreadPoolExecutor(_LONG, thread_name_prefix="panel-long")
+        self._urgent = ThreadPoolExecutor(_URGENT, thread_name_prefix="panel-urgent")
         self._followed = ThreadPoolExecutor(_FOLLOWED, thread_name_prefix="panel-log")
         self._judging = ThreadPoolExecutor(_JUDGING, thread_name_prefix="panel-token")
 
@@ -56,6 +57,10 @@ class Threads:
         """What a call gives that may wait for more."""
         return await asyncio.get_running_loop().run_in_executor(self._long, functools.partial(call, *given, **named))
 
+    async def urgent(self, call: Callable[..., T], *given: Any) -> T:
+        """What a call gives that ends work, holds it or lets it go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._urgent, call, *given)
+
     async def follow(self, call: Callable[..., T], *given: Any) -> T:
         """What a call gives that waits for the next lines of a log."""
         return await asyncio.get_running_loop().run_in_executor(self._followed, call, *given)
@@ -66,7 +71,7 @@ class Threads:
 
     def end(self) -> None:
         """Begin nothing more."""
-        for pool in (self._quick, self._long, self._followed, self._judging):
+        for pool in (self._quick, self._long, self._urgent, self._followed, self._judging):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

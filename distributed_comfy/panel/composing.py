@@ -15,6 +15,7 @@ from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Findings, Pulse
 from distributed_comfy.panel.rows import RowMaker
 from distributed_comfy.panel.steps import StepPlace, StepView
+from distributed_comfy.panel.unserved import Words
 from distributed_comfy.panel.worker_views import WorkerSources, shown_host, shown_worker
 from distributed_comfy.state.records import HostRecord, HostWorker, JobState
 
@@ -43,7 +44,7 @@ class Composer:
         """None: there is nothing to show of it."""
         self._hosts: dict[str, tuple[HostRecord, bool, dict[str, Any] | None]] = {}
         self._rows = RowMaker()
-        self._jobs: dict[str, tuple[JobState, Estimate, bool, dict[str, Any] | None]] = {}
+        self._jobs: dict[str, tuple[tuple[Estimate, bool, Words], JobState, dict[str, Any] | None]] = {}
         self._starts: dict[str, int] = {}
         self._estimates: dict[str, Estimate] = {}
         self._paces: dict[str, Pace] = {}
@@ -67,7 +68,8 @@ class Composer:
         return {
             "servers": {
                 "shown": servers.shown if servers else "", "embedded": bool(servers and servers.embedded),
-                "invited_to": servers.invited_to if servers else "", "state": found.state.shown(), "blobs": found.blobs.shown(),
+                "invited_to": servers.invited_to if servers else "", "one": bool(servers and servers.one),
+                "state": found.state.shown(), "blobs": found.blobs.shown(),
             },
             "hosts": self._shown_hosts(found), "workers": workers, "jobs": self._shown_jobs(found),
             "master": master.shown() if master else None, "invites": found.invites, "tunnel": self._tunnel(),
@@ -160,16 +162,16 @@ class Composer:
         master, user, made = self._place.master, self._place.settings.submitter, {}
         own = set(master.jobs(over=True)) if master else set()
         for job_id, state in found.jobs.items():
-            estimate = self._estimates.get(job_id, Estimate())
+            estimate, unserved = self._estimates.get(job_id, Estimate()), found.unserved.get(job_id, ("", ""))
             mine = job_id in own if master else state.submitter == user
-            before = self._jobs.get(job_id)
-            if before is not None and before[0] is state and before[1] == estimate and before[2] == mine:
+            before, facts = self._jobs.get(job_id), (estimate, mine, unserved)
+            if before is not None and before[0] == facts and before[1] is state:
                 made[job_id] = before
             else:
-                shown = self._rows.make(f"job {job_id}", partial(shown_job, job_id, state, estimate, mine=mine))
-                made[job_id] = (state, estimate, mine, shown)
+                shown = self._rows.make(f"job {job_id}", partial(shown_job, job_id, state, estimate, mine=mine, unserved=unserved))
+                made[job_id] = (facts, state, shown)
         self._jobs = made
-        return {job_id: shown for job_id, (_, _, _, shown) in made.items() if shown is not None}
+        return {job_id: shown for job_id, (_, _, shown) in made.items() if shown is not None}
 
 
 def _written(record: HostRecord, name: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from distributed_comfy.panel.job_items import KnownItems, is_image, pictures_of,
 from distributed_comfy.panel.job_views import Estimate, shown_job
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.steps import Steps
+from distributed_comfy.panel.unserved import why_unserved
 from distributed_comfy.panel.words import item_error
 from distributed_comfy.state.records import JobState
 from distributed_comfy.transport.frames import decode_tensor
@@ -58,15 +59,18 @@ class JobDetails:
         record, state = cluster.jobs.record(job_id), cluster.jobs.job_state(job_id)
         items = read_items(cluster, job_id, KnownItems(), self._steps)
         return {
-            "job": shown_job(job_id, state, estimate, mine=self._is_mine(job_id, state)), "owner": cluster.jobs.owner(job_id),
+            "job": self._job(cluster, job_id, state, estimate), "owner": cluster.jobs.owner(job_id),
             "frames": _frames_in_words(record.frames), "error": item_error(state.error), "items": list(items.values()),
             **self._files.shown(cluster, job_id, state),
         }  # fmt: skip
 
     def job(self, job_id: str, estimate: Estimate) -> dict[str, Any]:
         """As ``Job`` of openapi.json; errors as of `shown`."""
-        state = self._place.cluster().jobs.job_state(job_id)
-        return shown_job(job_id, state, estimate, mine=self._is_mine(job_id, state))
+        cluster = self._place.cluster()
+        return self._job(cluster, job_id, cluster.jobs.job_state(job_id), estimate)
+
+    def _job(self, cluster: Cluster, job_id: str, state: JobState, estimate: Estimate) -> dict[str, Any]:
+        return shown_job(job_id, state, estimate, mine=self._is_mine(job_id, state), unserved=why_unserved(cluster, job_id, state))
 
     # -- files -----------------------------------------------------------------------------------------------------------
     def results(self, job_id: str) -> dict[str, Any]:

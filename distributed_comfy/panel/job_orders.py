@@ -14,6 +14,8 @@ from distributed_comfy.settings import slug
 from distributed_comfy.state.jobs import JobTable
 
 ORDERS = ("cancel", "retry", "pause", "resume", "priority", "collect")
+STARTING_ORDERS = ("retry", "collect")
+"""Those that start a process; the others are done as soon as Redis has answered."""
 _REASON = "cancelled in the panel"
 _LONGEST_REASON = 300
 _PRIORITIES = range(10)

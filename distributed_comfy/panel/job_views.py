@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distributed_comfy.panel.unserved import Words
 from distributed_comfy.panel.words import item_error, split_text
 from distributed_comfy.state.records import JobState
 
@@ -37,9 +38,9 @@ class Pace:
     """Items that were done then."""
 
 
-def shown_job(job_id: str, state: JobState, estimate: Estimate, *, mine: bool) -> dict[str, Any]:
+def shown_job(job_id: str, state: JobState, estimate: Estimate, *, mine: bool, unserved: Words = ("", "")) -> dict[str, Any]:
     """As ``Job`` of openapi.json."""
-    reason, remedy = why(state)
+    reason, remedy = why(state) if state.ended or not unserved[0] else unserved
     return {
         "id": job_id, "title": state.title, "state": state.state, "reason": reason, "remedy": remedy, "user": state.submitter,
         "host": state.host, "mine": mine, "priority": state.priority, "created_ms": state.created_ms, "ended_ms": state.ended_ms,

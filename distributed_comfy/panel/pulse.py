@@ -16,6 +16,7 @@ import redis
 from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
 from distributed_comfy.messages import load
 from distributed_comfy.panel.server_looks import BlobServer, Server, examine
+from distributed_comfy.panel.unserved import Unserved, Words
 from distributed_comfy.panel.words import told
 from distributed_comfy.state.connection import in_our_words, setting_of
 from distributed_comfy.state.figures import KINDS
@@ -42,6 +43,8 @@ class Findings:
     hosts: dict[str, HostRecord] = field(default_factory=dict)
     statuses: dict[str, WorkerStatus] = field(default_factory=dict)
     jobs: dict[str, JobState] = field(default_factory=dict)
+    unserved: dict[str, Words] = field(default_factory=dict)
+    """Job -> why nobody can run it."""
     item_s: float = 0.0
     """Mean engine time of an item; 0: none is done yet."""
     invites: int = -1
@@ -68,6 +71,7 @@ class Pulse:
         self._listed: tuple[Any, ...] = ()
         self._due: dict[str, float] = {}
         self._blobs = BlobServer()
+        self._unserved = Unserved()
 
     def look(self, cluster: Cluster) -> None:
         """Read what is due.
@@ -110,6 +114,8 @@ class Pulse:
         self.found.item_s = _item_s({name: int(value) for name, value in tallies.items()})
         if self._is_due("rows", _ROWS_S, force=set(workers) != self._named):
             self._look_at_rows(cluster, set(workers))
+        if self._is_due("unserved", _JOBS_S):
+            self.found.unserved = self._unserved.look(cluster, self.found.jobs)
         if self._is_due("servers", _SERVERS_S):
             self._look_at_servers(cluster)
 

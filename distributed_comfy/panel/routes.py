@@ -17,13 +17,13 @@ from distributed_comfy.panel.examining import Doctor
 from distributed_comfy.panel.explained import extra_arguments
 from distributed_comfy.panel.inviting import PanelInvites
 from distributed_comfy.panel.job_details import JobDetails
-from distributed_comfy.panel.job_orders import JobOrders
+from distributed_comfy.panel.job_orders import STARTING_ORDERS, JobOrders
 from distributed_comfy.panel.kept_settings import KeptSettings
 from distributed_comfy.panel.page import page_routes
 from distributed_comfy.panel.place import Master, Place
 from distributed_comfy.panel.streams import Streams
 from distributed_comfy.panel.taking_over import take_over
-from distributed_comfy.panel.tunnels import Tunnels
+from distributed_comfy.panel.tunnels import LEADING, Tunnels
 from distributed_comfy.panel.watch import Watch
 from distributed_comfy.panel.worker_logs import LINES, LogQuery, LogReader
 from distributed_comfy.panel.worker_orders import WorkerOrders
@@ -81,8 +81,8 @@ class Panel:
         self._streams.end()
         self.watch.end()
         self._doctor.end()
-        if self.tunnels.shown()["state"] in ("open", "opening"):
-            await self.threads.long(self.tunnels.close)
+        if self.tunnels.shown()["state"] in LEADING:
+            await self.threads.urgent(self.tunnels.close)
         self.threads.end()
 
     # -- state -----------------------------------------------------------------------------------------------------------
@@ -148,6 +148,11 @@ class Panel:
         self.watch.look_soon()
         return told_as_json(answer)
 
+    async def _ordered_now(self, order: Callable[..., dict[str, Any]], *given: Any) -> web.StreamResponse:
+        answer = await self.threads.urgent(order, *given)
+        self.watch.look_soon()
+        return told_as_json(answer)
+
     # -- logs ------------------------------------------------------------------------------------------------------------
     async def read_log(self, request: web.Request) -> web.StreamResponse:
         """The last lines, or those that were searched for."""
@@ -197,7 +202,7 @@ class Panel:
             text = self._job_orders.order(job_id, given["order"], priority=given.get("priority"), reason=given.get("reason", ""))
             return {"text": text, "job": self._details.job(job_id, self.watch.estimate(job_id))}
 
-        return await self._ordered(order)
+        return await (self._ordered if given["order"] in STARTING_ORDERS else self._ordered_now)(order)
 
     async def get_preview(self, request: web.Request) -> web.StreamResponse:
         """A picture of an item."""
@@ -248,7 +253,7 @@ class Panel:
 
     async def close_tunnel(self, _request: web.Request) -> web.StreamResponse:
         """Close it."""
-        return await self._ordered(self.tunnels.close)
+        return await self._ordered_now(self.tunnels.close)
 
     async def examine(self, request: web.Request) -> web.StreamResponse:
         """The doctor's report."""
@@ -279,7 +284,7 @@ class Panel:
         given = body(request)
         if given.get("job"):
             _check_job(given["job"])
-        return await self._ordered(self._job_orders.interrupt, given["what"], given.get("job", ""))
+        return await self._ordered_now(self._job_orders.interrupt, given["what"], given.get("job", ""))
 
     def _master(self, what: str) -> Master:
         if self.place.master is None:

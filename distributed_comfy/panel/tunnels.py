@@ -8,13 +8,15 @@ from typing import Any
 
 import redis
 
-from distributed_comfy.errors import DistributedComfyError, OrderRefused
+from distributed_comfy.errors import DistributedComfyError, OrderRefused, PanelFault, TunnelEnded
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.words import told
 
 log = logging.getLogger(__name__)
 
 _END_S = 15.0
+LEADING = ("opening", "open", "closing")
+"""States in which there is one, or may be."""
 
 
 class Tunnels:
@@ -32,7 +34,9 @@ class Tunnels:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        """Set while nobody leads here."""
+        self._over.set()
         self._shown: dict[str, Any] = {"state": "closed", "url": "", "since_ms": 0, "error": None}
 
     def shown(self) -> dict[str, Any]:
@@ -47,23 +51,23 @@ class Tunnels:
             OrderRefused: it is open, or being opened.
         """
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                raise OrderRefused(what="tunnel", reason="there is one already; close it first")
+            if not self._over.is_set():
+                closes = self._stop.is_set()
+                raise OrderRefused(what="tunnel", reason="it is closing; wait for that" if closes else "there is one; close it first")
             stop = self._stop = threading.Event()
-            self._shown = {"state": "opening", "url": "", "since_ms": self._now_ms(), "error": None}
-            self._thread = threading.Thread(target=self._lead, args=(stop,), name="panel tunnel", daemon=True)
-            self._thread.start()
+            self._show("opening")
+            threading.Thread(target=self._lead, args=(stop,), name="panel tunnel", daemon=True).start()
+            self._over.clear()
         self._on_change()
         return self.shown()
 
     def close(self) -> dict[str, Any]:
-        """Close it; returns when it is closed."""
+        """Close it; returns when it is closed, or says that it is closing where that takes long."""
         with self._lock:
             self._stop.set()
-            thread = self._thread
-        if thread is not None:
-            thread.join(_END_S)
-        self._tell("closed")
+            self._show("closed" if self._over.is_set() else "closing")  # where it had failed, that is forgotten
+        self._on_change()
+        self._over.wait(_END_S)
         return self.shown()
 
     def halt(self) -> None:
@@ -78,20 +82,34 @@ class Tunnels:
         """
         found = self.shown()
         if found["state"] != "open":
-            raise OrderRefused(what="tunnel", reason=f"it is {found['state']}; open it first")
+            raise OrderRefused(what="tunnel", reason="none is open; open one first")
         return str(found["url"])
 
     def _lead(self, stop: threading.Event) -> None:
         try:
-            self._place.lead_here(lambda url: self._tell("open", url=url), stop)
+            self._place.lead_here(lambda url: self._opened(url, stop), stop)
         except (DistributedComfyError, redis.RedisError) as error:
-            log.warning("the tunnel cannot be opened: %s", error)
-            self._tell("failed", error=told(error))
+            log.warning("no tunnel: %s", error)
+            self._end("ended" if isinstance(error, TunnelEnded) else "failed", told(error))
+        except BaseException as error:  # the page must not wait for a tunnel that nobody opens
+            self._end("failed", told(PanelFault(reason=f"{type(error).__name__}: {error}"[:200])))
+            log.exception("the tunnel failed; please report it")
+            raise
         else:
-            self._tell("closed")
+            self._end("closed")
 
-    def _tell(self, state: str, *, url: str = "", error: dict[str, Any] | None = None) -> None:
+    def _opened(self, url: str, stop: threading.Event) -> None:
         with self._lock:
-            if (self._shown["state"], self._shown["url"]) != (state, url):
-                self._shown = {"state": state, "url": url, "since_ms": self._now_ms(), "error": error}
+            if not stop.is_set():
+                self._show("open", url=url)
         self._on_change()
+
+    def _end(self, state: str, error: dict[str, Any] | None = None) -> None:
+        with self._lock:
+            self._show(state, error=error)
+            self._over.set()
+        self._on_change()
+
+    def _show(self, state: str, *, url: str = "", error: dict[str, Any] | None = None) -> None:
+        if self._shown["state"] != state:
+            self._shown = {"state": state, "url": url, "since_ms": self._now_ms(), "error": error}

@@ -23,6 +23,7 @@ from distributed_comfy.errors import (
     WorkerFieldsWrong,
     WorkersFileWrong,
     WorkerUnknown,
+    all_errors,
     from_wire,
 )
 from distributed_comfy.settings import redact_url
@@ -52,6 +53,14 @@ def split_text(text: str) -> tuple[str, str]:
     """The same for a text of which only the words are known."""
     wrong, _, remedy = text.partition(_BETWEEN)
     return wrong, remedy
+
+
+def split_coded(code: str, text: str) -> tuple[str, str]:
+    """The same for the text of an error of this code, of which more than one fact may have a semicolon."""
+    remedy = next((each.sentence for each in all_errors() if each.code == code), "").rpartition(_BETWEEN)[2]
+    if remedy and "{" not in remedy and text.endswith(_BETWEEN + remedy):
+        return text[: -len(remedy) - len(_BETWEEN)], remedy
+    return split_text(text)
 
 
 def told(error: DistributedComfyError | redis.RedisError) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from distributed_comfy.messages import parse_item_id
 from distributed_comfy.panel.steps import StepView
-from distributed_comfy.panel.words import split_text
+from distributed_comfy.panel.words import split_coded, split_text
 from distributed_comfy.state.records import HostRecord, HostWorker, WorkerState
 from distributed_comfy.state.status import STARTING, LastError, RunningItem, WorkerStatus
 
@@ -29,6 +29,11 @@ _OTHER_ORDERS = {
     "idle": ("drain", "clear-memory", "look", "probe"), "busy": ("drain", "clear-memory", "look"), "draining": ("resume", "clear-memory"),
     "drained": ("resume", "clear-memory", "look"), "down": ("drain",),
 }  # fmt: skip
+_KILLED = "signal 9"
+_AFTER_A_KILL = (
+    "it starts again by itself; where nobody has killed it, its computer was out of memory: close other programs there, or run fewer "
+    "workers"
+)
 _ENDINGS = {"hand": ("stop",), "systemd": ("restart",), "container": ("restart",)}
 """What ends a worker that no agent keeps, by who started it."""
 
@@ -107,7 +112,7 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
     """Why a worker does not work, and what to do."""
     said = (found.kept.reason if found.kept else "") or (found.status.reason if found.status else "")
     if state == "lost":
-        where = f"look whether it runs on {found.host}, and whether that reaches the Redis"
+        where = f"look whether {found.host} is on and its network leads to the Redis, and whether the worker runs there"
         return "gives no sign of life any more; what it had runs elsewhere", where
     if state == "drained":
         return said or "gets no items, because somebody wanted it so", "let it have items again with Resume"
@@ -118,6 +123,8 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
         reason, remedy = "its engine does not run now", "wait a moment: it starts again; if it stays so, look into its log"
     if reason and state in ("failed", "backing-off", "down", "starting") and not remedy:
         remedy = "look into its log for what it said last"
+    if _KILLED in reason and state in ("backing-off", "down", "starting"):
+        remedy = _AFTER_A_KILL
     return reason, remedy
 
 
@@ -181,7 +188,7 @@ def _item(name: str, told: RunningItem | None, steps: Mapping[tuple[str, int], S
 
 
 def _last_error(error: LastError) -> dict[str, Any]:
-    message, remedy = split_text(error.words)
+    message, remedy = split_coded(error.code, error.words)
     place = parse_item_id(error.item)
     return {
         "code": error.code, "message": message, "remedy": remedy, "at_ms": error.at_ms, "job": place[0] if place else "",

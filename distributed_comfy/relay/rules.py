@@ -12,8 +12,8 @@ from distributed_comfy.relay.wire import Database
 LARGEST_LOOK_BYTES = 4 * 2**20
 """Of arguments that are looked at; a blob of 8 GiB in pieces of 1 MiB has keys of half a megabyte in one request."""
 
-Pattern = bytes | re.Pattern[bytes]
-"""What one argument must be: these very bytes, or a full match."""
+Pattern = bytes | re.Pattern[bytes] | Callable[[bytes], bool]
+"""What one argument must be: these very bytes, a full match, or what somebody says yes to."""
 
 
 class Judge(Protocol):
@@ -131,4 +131,4 @@ def shown(argument: bytes) -> str:
 def _matches(pattern: Pattern, argument: bytes) -> bool:
     if isinstance(pattern, bytes):
         return hmac.compare_digest(pattern, argument)
-    return pattern.fullmatch(argument) is not None
+    return pattern.fullmatch(argument) is not None if isinstance(pattern, re.Pattern) else pattern(argument)

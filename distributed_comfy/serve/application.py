@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +14,6 @@ from aiohttp import web
 
 from distributed_comfy.errors import SettingInvalid
 from distributed_comfy.orchestrator.servers import Servers
-from distributed_comfy.relay.address import is_loopback
 from distributed_comfy.relay.rules import Judge
 from distributed_comfy.relay.wire import Database
 from distributed_comfy.serve.guarded import HEAD_TIMEOUT_S, Guard, tell_guard
@@ -84,8 +85,7 @@ async def listening(application: web.Application, options: ServeOptions) -> Asyn
                 lambda: guard.handler(server), options.host, options.port, ssl=context, ssl_handshake_timeout=shake_s, reuse_address=True
             )
         except OSError as error:
-            name = "--port" if is_loopback(options.host) or options.host in ("0.0.0.0", "::") else "--host"
-            raise SettingInvalid(name=name, reason=f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from error
+            raise _cannot_listen(options, error) from error
         port = listener.sockets[0].getsockname()[1]
         shown = f"[{options.host}]" if ":" in options.host else options.host
         yield f"{'https' if context else 'http'}://{shown}:{port}"
@@ -93,6 +93,17 @@ async def listening(application: web.Application, options: ServeOptions) -> Asyn
         if listener is not None:
             listener.close()
         await runner.cleanup()
+
+
+def _cannot_listen(options: ServeOptions, error: OSError) -> SettingInvalid:
+    said = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+    reason = f"cannot listen on {options.host}:{options.port}: {said}"
+    if error.errno == errno.EADDRINUSE:
+        remedy = "another program listens there: end it (is it another `serve`?), or choose another --port (0: a free one)"
+        return SettingInvalid(name="--port", reason=f"{reason}; {remedy}")
+    if error.errno == errno.EACCES:
+        return SettingInvalid(name="--port", reason=f"{reason}; choose a --port above 1023, with a proxy before it for another")
+    return SettingInvalid(name="--host", reason=f"{reason}; give an address of this computer, or 0.0.0.0 for all of them")
 
 
 def _tls_context(options: ServeOptions) -> ssl.SSLContext | None:

@@ -12,8 +12,9 @@ Wider than the host itself, each for a reason:
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from distributed_comfy import __version__
@@ -157,7 +158,7 @@ class _StateForms:
             ("HGETALL", form(self._of_table("error", _ID))),
             *[("HGETALL", form(part)) for part in parts],
             ("HGET", form(parts[1], _NUMBER)),
-            ("PUBLISH", form(self._of_table("progress", _ID), open_end=True)),
+            ("PUBLISH", form(self._of_table("progress", _ID), _told_by(re.compile(self._own.decode())))),
             *[(name, form(heard, each=heard)) for name in ("SUBSCRIBE", "UNSUBSCRIBE")],
             ("UNSUBSCRIBE", form()),
         ]
@@ -222,6 +223,18 @@ class _StateForms:
 
     def _of_table(self, name: str, part: bytes) -> re.Pattern[bytes]:
         return _like(self._keys(name, "*").encode(), part)
+
+
+def _told_by(own: re.Pattern[str]) -> Callable[[bytes], bool]:
+    """Whether a message about an item names a worker of this host: read as whoever hears it does, or a second name would pass."""
+
+    def is_told_by(message: bytes) -> bool:
+        try:
+            return own.fullmatch(json.loads(message.decode())["worker"]) is not None
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return False
+
+    return is_told_by
 
 
 def _like_pair(key: bytes, first: bytes, second: bytes) -> bytes:

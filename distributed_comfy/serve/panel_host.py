@@ -23,6 +23,7 @@ from tasks.cluster import Cluster, open_cluster
 Lead = Callable[[Callable[[str], None], threading.Event], None]
 
 PANEL = web.AppKey("panel", Panel)
+SHOWS_TOKEN = "`distributed-comfy comfyui token` prints it there"
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -86,9 +87,8 @@ def add_panel(application: web.Application, place: ServePlace, *, allow_plain: b
     path = token_path(place.own)
     read_token(path)  # a file that cannot be used stops the start, not the first page
     callers = Callers(
-        lambda: read_token(path), place.own.comfyui_names.split(","), what="this server",
-        shows_token="`distributed-comfy serve` prints the address with it",
-    )  # fmt: skip
+        lambda: read_token(path), place.own.comfyui_names.split(","), what="this server", shows_token=SHOWS_TOKEN
+    )
 
     def judge(request: web.Request) -> None:
         if not allow_plain and not is_private(request):
@@ -106,11 +106,11 @@ def add_panel(application: web.Application, place: ServePlace, *, allow_plain: b
     return panel
 
 
-def panel_address(settings: Settings, url: str) -> str:
-    """Of the page, with the token behind ``#``: no server and no proxy sees that part."""
+def panel_address(settings: Settings, url: str) -> tuple[str, str]:
+    """Of the page, and its token."""
     host = urlsplit(url).hostname or ""
     shown = url.replace("[::]" if ":" in host else host, "127.0.0.1", 1) if host in _EVERYWHERE else url
-    return f"{shown}{UI_PATH}#token={read_token(token_path(settings))}"
+    return shown + UI_PATH, read_token(token_path(settings))
 
 
 async def _lead(_request: web.Request) -> web.StreamResponse:

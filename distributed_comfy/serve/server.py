@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.panel.place import TakeOver
 from distributed_comfy.relay.address import is_loopback
 from distributed_comfy.serve.application import ServeOptions, listening, make_application, make_relay
-from distributed_comfy.serve.tunnel import open_tunnel
+from distributed_comfy.serve.tunnel import Tunnel, open_tunnel
 from distributed_comfy.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,9 @@ class Serving:
     """What workers are given: that of the tunnel where there is one."""
     servers: Servers
     panel_url: str = ""
-    """Of the panel's page, with the token; empty where there is none.  It is a password."""
+    """Of the panel's page; empty where there is none."""
+    panel_token: str = field(default="", repr=False)
+    """What the page asks for; behind ``#token=`` in its address nobody needs to be asked."""
 
 
 def serve_relay(
@@ -49,6 +51,7 @@ def serve_relay(
         taken_over: see `panel.place.Place.taken_over`; None: the relay alone, without the panel.
     Raises:
         SettingInvalid, ClusterUnavailable, TunnelMissing: at the start.
+        TunnelEnded: later, where its address has come to lead nowhere.
     """
     with redis_servers(settings) as servers, sweeping(servers, settings.key_prefix):
         site = Site(settings, options, servers, taken_over)
@@ -74,10 +77,10 @@ class Site:
             add_panel(application, place, allow_plain=self.options.allow_plain)
         return application
 
-    def panel_url(self, url: str) -> str:
-        """See `Serving.panel_url`."""
+    def panel_at(self, url: str) -> tuple[str, str]:
+        """See `Serving.panel_url`, and its token."""
         if self.taken_over is None:
-            return ""
+            return "", ""
         from distributed_comfy.serve.panel_host import panel_address
 
         return panel_address(self.settings, url)
@@ -87,14 +90,24 @@ async def _serve(site: Site, ready: Callable[[Serving], None], stop: threading.E
     options, servers = site.options, site.servers
     with ExitStack() as ending:
         async with listening(site.application(), options) as url:
-            join_url = url.replace("http", "ws", 1)
+            join_url, tunnel = url.replace("http", "ws", 1), None
             if options.tunnel:
-                join_url = await asyncio.to_thread(ending.enter_context, open_tunnel(url.replace("0.0.0.0", "127.0.0.1")))
+                opening = open_tunnel(url.replace("0.0.0.0", "127.0.0.1"), stop=stop)
+                tunnel = await asyncio.to_thread(ending.enter_context, opening)
+                if not tunnel.address:  # told to end before it had one
+                    return
+                join_url = tunnel.address
             if not options.tls_cert and not options.allow_plain and not is_loopback(options.host):
                 log.warning("%s is not encrypted, so logins are refused unless a proxy before it says that its clients use HTTPS", url)
-            ready(Serving(url, join_url, servers, site.panel_url(url)))
-            while not stop.is_set():
-                await asyncio.sleep(_LOOK_S)
+            ready(Serving(url, join_url, servers, *site.panel_at(url)))
+            await _keep(tunnel, stop)
+
+
+async def _keep(tunnel: Tunnel | None, stop: threading.Event) -> None:
+    while not stop.is_set():
+        await asyncio.sleep(_LOOK_S)
+        if tunnel is not None and not stop.is_set():
+            tunnel.check()
 
 
 def _tunnel_to(settings: Settings) -> Callable[[Callable[[str], None], threading.Event], None]:

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import IO
 
-from distributed_comfy.errors import TunnelFailed, TunnelMissing
+from distributed_comfy.errors import TunnelEnded, TunnelFailed, TunnelMissing
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +24,83 @@ _END_TIMEOUT_S = 10.0
 _ADDRESS = re.compile(r"https://(?!api\.)[a-z0-9-]+\.trycloudflare\.com(?![\w.-])")
 """In its log the address stands alone in a frame; api.trycloudflare.com is where it asks for one, and stands in errors."""
 _LAST_LINES = 3
+_LAST_WORDS_S = 2.0
+_LOOK_S = 0.1
+_SIGNALLED = 128
+"""Added to the number of a signal, see `tunnel_keeper`."""
+
+
+class Tunnel:
+    """One that leads here, while its program runs.
+
+    Args:
+        program: path of cloudflared.
+        process: its keeper.
+    """
+
+    def __init__(self, program: str, process: subprocess.Popen[str]) -> None:
+        self.address = ""
+        """``wss://...``, once it was said."""
+        self._program = program
+        self._process = process
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._ended = threading.Event()
+        threading.Thread(target=self._hear, args=(process.stdout,), name="tunnel", daemon=True).start()
+
+    def check(self) -> None:
+        """Whether it still leads here.
+
+        Raises:
+            TunnelEnded: its program ended by itself, or somebody killed it.
+        """
+        if self._ended.is_set():
+            raise TunnelEnded(program=self._program, reason=self._last_words())
+
+    def wait_address(self, target: str, timeout_s: float, stop: threading.Event) -> None:
+        """Until it has one, or ``stop`` is set.
+
+        Raises:
+            TunnelFailed: it ended, or said none in time.
+        """
+        give_up = time.monotonic() + timeout_s
+        while not self.address and not stop.wait(_LOOK_S):
+            if self._ended.is_set():
+                raise TunnelFailed(program=self._program, reason=self._last_words(), target=target)
+            if time.monotonic() >= give_up:
+                raise TunnelFailed(program=self._program, reason=f"no address within {timeout_s:.0f} s", target=target)
+
+    def _last_words(self) -> str:
+        try:
+            status = self._process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:  # it has closed its output, and lives
+            return f"it says nothing more; its last words: {' / '.join(self._last)!r}"
+        how = f"by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"with exit status {status}"
+        return f"it ended {how}" + (f" after saying {' / '.join(self._last)!r}" if self._last else "")
+
+    def _hear(self, lines: IO[str]) -> None:
+        """Everything it says goes to the log, for as long as it runs: a full pipe would stop it."""
+        try:
+            for line in lines:
+                log.debug("tunnel: %s", line.rstrip())
+                self._last.extend([line.strip()] if line.strip() else [])
+                if not self.address and (found := _ADDRESS.search(line)):
+                    self.address = found[0].replace("https://", "wss://", 1)
+        except ValueError:  # the pipe was closed
+            pass
+        self._ended.set()
 
 
 @contextmanager
-def open_tunnel(target: str, *, program: str = PROGRAM, timeout_s: float = START_TIMEOUT_S) -> Iterator[str]:
-    """Lead a public ``wss://`` address to a server of this host for as long as the context lasts, and no longer than this process lives.
+def open_tunnel(
+    target: str, *, program: str = PROGRAM, timeout_s: float = START_TIMEOUT_S, stop: threading.Event | None = None
+) -> Iterator[Tunnel]:
+    """Lead a public address to a server of this host for as long as the context lasts, and no longer than this process lives.
 
     Args:
         target: ``http://127.0.0.1:PORT``.
         program: name or path of cloudflared.
         timeout_s: longest wait for the address.
+        stop: ends that wait; the tunnel then has no address.
     Raises:
         TunnelMissing: it is not installed.
         TunnelFailed: it ended, or gave no address in time.
@@ -51,9 +119,10 @@ def open_tunnel(target: str, *, program: str = PROGRAM, timeout_s: float = START
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
     assert process.stdin is not None
-    assert process.stdout is not None
     try:
-        yield _address(process.stdout, found, target, timeout_s).replace("https://", "wss://", 1)
+        tunnel = Tunnel(found, process)
+        tunnel.wait_address(target, timeout_s, stop or threading.Event())
+        yield tunnel
     finally:
         process.stdin.close()
         try:
@@ -71,28 +140,3 @@ def install_remedy() -> str:
         return "run `winget install --id Cloudflare.cloudflared`"
     return "install cloudflared from Cloudflare's package repository or its releases on GitHub, or lead a proxy of your own to serve's port"
 
-
-def _address(lines: IO[str], program: str, target: str, timeout_s: float) -> str:
-    said: SimpleQueue[str | None] = SimpleQueue()
-    threading.Thread(target=_hear, args=(lines, said), name="tunnel", daemon=True).start()
-    last: list[str] = []
-    try:
-        while (line := said.get(timeout=timeout_s)) is not None:
-            if address := _ADDRESS.search(line):
-                return address[0]
-            last = [*last, line][-_LAST_LINES:]
-        reason = f"it ended after saying {' / '.join(last)!r}" if last else "it ended at once"
-    except Empty:
-        reason = f"no address within {timeout_s:.0f} s"
-    raise TunnelFailed(program=program, reason=reason, target=target)
-
-
-def _hear(lines: IO[str], said: SimpleQueue[str | None]) -> None:
-    """Everything it says goes to the log, for as long as it runs: a full pipe would stop it."""
-    try:
-        for line in lines:
-            log.debug("tunnel: %s", line.rstrip())
-            said.put(line.strip())
-    except ValueError:  # the pipe was closed
-        pass
-    said.put(None)

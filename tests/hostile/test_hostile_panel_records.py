@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from distributed_comfy import messages
 from distributed_comfy.errors import WorkerLost
@@ -26,6 +28,7 @@ from distributed_comfy.panel.rows import finite
 from distributed_comfy.panel.steps import Steps
 from distributed_comfy.panel.watch import Watch
 from distributed_comfy.panel.words import item_error
+from distributed_comfy.serve.host_rules import host_judge
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.records import HostDevice, HostRecord, HostWorker, ItemState, JobState, WorkerFacts, WorkerState
 from distributed_comfy.state.status import DeviceUse, WorkerStatus
@@ -174,6 +177,35 @@ def test_only_the_worker_that_holds_an_item_says_how_far_it_is(tmp_path: Path) -
     assert (item["node_id"], item["value"], item["maximum"], item["preview"]) == ("7", 5, 20, 1)
     held = steps.of(JOB, 3, "pc1-cpu0")
     assert held is not None and held.preview.endswith(b"mine") and state["workers"]["pc2-cpu0"]["items"] == []
+
+
+BITS = st.sampled_from([
+    "{", "}", "[", "]", '"', '"worker"', '"w\\u006frker"', ":", ",", '"pc1-cpu0"', '"pc2-cpu0"', '"index": 3', '"node": "7"', " ",
+    '{"index": 3, "node": "9", "worker": "pc1-cpu0", ', '"worker": "pc2-cpu0"}', '{"index": 3, "node": "9", "worker": "pc2-cpu0"', "\ufeff",
+])  # fmt: skip
+
+
+@given(st.lists(BITS, max_size=14).map("".join), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
+@example('{"index": 3, "worker": "pc1-cpu0", "node": "9", "value": 1, "maximum": 2}', "utf-8")
+@example('{"index": 3, "worker": "pc2-cpu0", "worker": "pc1-cpu0", "node": "9"}', "utf-8")
+@example('{"index": 3, "worker": "pc2-cpu0", "w\\u006frker": "pc1-cpu0", "node": "9"}', "utf-8")
+def test_an_invited_host_says_steps_of_its_own_workers_alone(text: str, encoding: str) -> None:
+    judge = host_judge("dc:", "state", 0, "dc-host-pc2", "secret")
+    assert judge is not None and judge.look(b"PUBLISH") == 0
+    sent = text.encode(encoding)
+    if judge.refusal([b"PUBLISH", f"dc:progress:{JOB}".encode(), sent]):
+        return
+    steps = Steps()
+    hear(steps, [sent.decode()])
+    assert all(worker.startswith("pc2-") for _, _, worker in steps.all())
+
+
+def test_what_an_honest_host_says_passes() -> None:
+    judge = host_judge("dc:", "state", 0, "dc-host-pc2", "secret")
+    assert judge is not None
+    for told in ('"node": "9", "value": 1, "maximum": 2', '"node": "9", "preview": "/9g="', '"waits": "full"'):
+        text = f'{{"index": 3, "worker": "pc2-cpu0", {told}}}'
+        assert judge.refusal([b"PUBLISH", f"dc:progress:{JOB}".encode(), text.encode()]) == ""
 
 
 # -- errors and results --------------------------------------------------------------------------------------------------

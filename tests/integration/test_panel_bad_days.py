@@ -1,65 +1,28 @@
-"""The panel when things are wrong: Redis away and back, workers that cannot start, workers of others, a tunnel, another host."""
+"""The panel when things are wrong: Redis away and back, workers that cannot start, workers of others, a tunnel."""
 from __future__ import annotations
 
-import json
+import http.client
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distributed_comfy.panel.page import UI_PATH
 from tests.command_line import until
 from tests.conftest import RedisServer, free_port, running_redis
-from tests.hosts import Host, Network, need_hosts
-from tests.panel_contract import PREFIX, check_answer
-from tests.panel_rig import Answer, Page, PanelRig, panel_rig
+from tests.panel_contract import HEADER, PREFIX, declared
+from tests.panel_rig import PanelRig, panel_rig
 from tests.tunnel_program import FAILS, WORDS, lives, stand_in
 
 pytestmark = [
     pytest.mark.redis, pytest.mark.timeout(240), pytest.mark.skipif(sys.platform == "win32", reason="signals and process groups of POSIX"),
 ]  # fmt: skip
-
-
-_ASK = """
-import http.client, json, sys
-address, method, path, token, body = sys.argv[1:]
-connection = http.client.HTTPConnection(address, timeout=60)
-connection.request(method, path, body.encode() if body else None, {"X-Distributed-Comfy-Token": token})
-answer = connection.getresponse()
-print(json.dumps([answer.status, dict(answer.headers), answer.read().decode()]))
-"""
-
-
-class PageOn(Page):
-    """A page in a browser on another host.
-
-    Args:
-        host: where it is.
-        url: of the server, as that host reaches it.
-        token: its.
-    """
-
-    def __init__(self, host: Host, url: str, token: str) -> None:
-        super().__init__(url, token)
-        self._host = host
-
-    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 60.0, **headers: str) -> Answer:
-        """See `Page.ask`; without further headers."""
-        content = json.dumps(body) if body is not None else ""
-        said = self._host.run(sys.executable, "-c", _ASK, self.address, method, PREFIX + path, self.token, content, timeout_s=timeout_s)
-        status, given, text = json.loads(said)
-        found = Message()
-        for name, value in given.items():
-            found[name] = value
-        check_answer(method, PREFIX + path, status, found["Content-Type"], text.encode())
-        return Answer(status, found, text.encode())
 
 
 def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -75,6 +38,7 @@ def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_s
             events.wait(lambda state: state["servers"]["state"]["up"])
             first.close()
             down = events.wait(lambda state: not (found := state["servers"]["state"])["up"] and found)
+            assert events.state["servers"]["one"]  # so a page says it once
             assert down["error"]["code"] == "redis_unreachable" and down["error"]["remedy"]
             assert events.state["workers"]["pc1-one"]["name"] == "pc1-one"  # as it was known last
             refused = rig.page.ask("POST", "/workers/pc1-one/orders", {"order": "stop"})
@@ -106,6 +70,49 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+def test_a_package_that_comfyui_needs_and_does_not_have_is_named_with_the_command_that_installs_it(rig: PanelRig) -> None:
+    tree = rig.folder / "ComfyUI"
+    comfy_without_a_package(tree)
+    fields = {"device": "cpu", "engine": "comfyui", "comfyui_path": str(tree), "comfyui_python": sys.executable}
+    rig.page.post("/workers", {"name": "pc1-lacking", "fields": fields})
+    try:
+        found = rig.page.wait_worker("pc1-lacking", lambda worker: worker["state"] == "backing-off", 90)
+        assert found["colour"] == "red" and f"ComfyUI needs no_such_package_1, which {sys.executable} does not have" in found["reason"]
+        assert found["remedy"] == f"run: {sys.executable} -m pip install -r {tree / 'requirements.txt'}"
+    finally:
+        rig.page.post("/workers/pc1-lacking", method="DELETE")
+
+
+def comfy_without_a_package(tree: Path) -> None:
+    """A ComfyUI whose start needs a package that nobody has."""
+    (tree / "comfy").mkdir(parents=True)
+    files = {
+        "main.py": "", "nodes.py": "", "requirements.txt": "no-such-package-1", "comfy/__init__.py": "",
+        "comfy/options.py": "def enable_args_parsing(): pass", "comfy/cli_args.py": "import no_such_package_1",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tree / name).write_text(text)
+
+
+def test_a_port_on_which_another_program_listens_is_not_taken_for_a_comfyui(rig: PanelRig) -> None:
+    fields = {"device": "cpu", "engine": "attach", "comfyui_url": f"{rig.page.url}"}  # the panel itself, say
+    rig.page.post("/workers", {"name": "pc1-elsewhere", "fields": fields})
+    try:
+        found = rig.page.wait_worker("pc1-elsewhere", lambda worker: "no ComfyUI" in worker["reason"], 90)
+        assert found["colour"] == "red" and rig.page.url in found["reason"] and "404" in found["reason"]
+        assert "address that it prints" in found["remedy"]
+    finally:
+        rig.page.post("/workers/pc1-elsewhere", method="DELETE")
+
+
+def test_a_port_that_is_taken_stops_serve_with_what_to_do(rig: PanelRig) -> None:
+    port = rig.page.address.rpartition(":")[2]
+    done = rig.line.run("serve", "--port", port)
+    assert done.status == 2 and f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.err
+    assert "another program listens there" in done.err and "choose another --port" in done.err
+    assert rig.page.state()
+
+
 @pytest.mark.parametrize(("name", "fields", "named"), WRONG, ids=[name for name, _, _ in WRONG])
 def test_a_worker_that_cannot_start_is_red_and_says_why(rig: PanelRig, name: str, fields: dict[str, Any], named: str) -> None:
     rig.page.post("/workers", {"name": f"pc1-{name}", "fields": fields})
@@ -129,6 +136,16 @@ def test_a_worker_of_nobodys_agent_says_who_must_be_asked(rig: PanelRig) -> None
     assert until(lambda: rig.page.worker(name) is None)
 
 
+def status_at(address: str, path: str, token: str) -> int:
+    """How a server answers, whatever openapi.json says of it; a stream is not read."""
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request("GET", path, headers={HEADER: token})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
     programs = rig.folder / "programs"
     stand_in(programs, WORDS, lives=True)
@@ -139,6 +156,12 @@ def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
         pid, _, arguments = (programs / "ran").read_text().partition(" ")
         port = re.search(r"http://127\.0\.0\.1:(\d+)", arguments)
         assert port and f":{port[1]}" not in rig.page.url  # a relay of its own, which has no panel
+        relay = f"127.0.0.1:{port[1]}"
+        assert status_at(relay, "/distributed/v2/health", rig.page.token) == 200
+        asked = {each.url(name="pc1-one") for each in declared() if each.method == "GET" and each.name != "get_health"}
+        assert status_at(rig.page.address, f"{PREFIX}/state", rig.page.token) == 200
+        for path in (*asked, "/", UI_PATH, f"{UI_PATH}page.js"):
+            assert status_at(relay, path, rig.page.token) == 404, path
         assert rig.page.ask("POST", "/tunnel").status == 409
         made = rig.page.post("/invites", {"name": "pod1", "tunnel": True})
         assert made["url"] == opened["url"]
@@ -148,56 +171,25 @@ def test_a_tunnel_is_opened_used_and_closed(rig: PanelRig) -> None:
         events.wait(lambda state: state["tunnel"]["state"] == "closed")
 
 
+def test_a_tunnel_whose_program_is_killed_is_said_to_have_ended_and_opened_again(rig: PanelRig) -> None:
+    programs = rig.folder / "programs"
+    stand_in(programs, WORDS, lives=True)
+    with rig.page.events() as events:
+        for _ in range(2):
+            rig.page.post("/tunnel")
+            events.wait(lambda state: state["tunnel"]["state"] == "open")
+            os.kill(int((programs / "ran").read_text().partition(" ")[0]), signal.SIGKILL)
+            ended = events.wait(lambda state: state["tunnel"]["state"] == "ended" and state["tunnel"])
+            assert ended["url"] == "" and ended["error"]["code"] == "tunnel_ended"
+            assert "signal 9" in ended["error"]["message"] and "Registered tunnel connection" in ended["error"]["message"]
+            assert "open it again" in ended["error"]["remedy"]
+        refused = rig.page.ask("POST", "/invites", {"name": "pod2", "tunnel": True})
+        assert refused.status == 409 and refused.error["remedy"] == "open one first"
+        assert rig.page.post("/tunnel", method="DELETE")["state"] == "closed"
+
+
 def test_a_tunnel_that_fails_says_what_the_program_said(rig: PanelRig) -> None:
     stand_in(rig.folder / "programs", FAILS, lives=False)
     rig.page.post("/tunnel")
     failed = until(lambda: (found := rig.page.get("/tunnel"))["state"] == "failed" and found)
     assert failed["error"]["code"] == "tunnel_failed" and "no such host" in failed["error"]["message"] + failed["error"]["remedy"]
-
-
-def own_environment(rig: PanelRig, folder: Path, host: str) -> dict[str, str]:
-    """Of a host with folders of its own."""
-    folder.mkdir()
-    return {
-        **rig.line.environment, "DC_HOST": host, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"),
-        "DC_RUNTIME_DIR": str(folder / "run"), "DC_CACHE_DIR": str(folder / "cache"), "DC_WORKERS_FILE": str(folder / "workers.json"),
-    }  # fmt: skip
-
-
-def begin(host: Host, environment: dict[str, str], folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
-    """A command of ours on a host, and its log."""
-    log = folder / f"{arguments[0]}.log"
-    with log.open("wb") as out:
-        process = host.start(
-            sys.executable, "-m", "distributed_comfy", *arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
-    return process, log
-
-
-def test_workers_of_another_host_are_seen_steered_and_read_like_own_ones(rig: PanelRig, tmp_path: Path) -> None:
-    need_hosts()
-    near, far = tmp_path / "near", tmp_path / "far"
-    with Network() as net:
-        master, worker = net.host("master"), net.host("worker")
-        here, _ = net.cable(master, worker)
-        serve, log = begin(master, own_environment(rig, near, "pc0"), near, "serve", "--port", "0")
-        address = until(lambda: re.search(r"^Panel: (\S+?)/distributed/v2/ui/#token=(\S+)$", log.read_text(), re.M))
-        page = PageOn(master, address[1], address[2])
-        token = page.post("/invites", {"name": "pc2", "bind": here})["command"].rpartition(" ")[2]
-        up, _ = begin(worker, own_environment(rig, far, "pc2"), far, "up", "--join", token)
-        name = "pc2-cpu"
-        page.wait_worker(name, lambda found: found["state"] == "idle", 120)
-        found = page.state()["workers"][name]
-        assert found["host"] == "pc2" and not found["here"] and found["editable"]
-        assert page.post(f"/workers/{name}/orders", {"order": "probe"})["finding"]["level"] == "ok"
-        assert page.get(f"/workers/{name}/log")["lines"]
-        page.post(f"/workers/{name}", {"fields": {"tags": ["far"]}}, method="PATCH")
-        page.post(f"/workers/{name}/orders", {"order": "restart"})
-        page.wait_worker(name, lambda found: found["tags"] == ["far"] and found["state"] == "idle", 120)
-        page.post("/workers", {"host": "pc2", "name": "pc2-more", "fields": {"device": "cpu", "enabled": False}})
-        page.wait_worker("pc2-more", lambda found: found["state"] == "disabled")
-        assert page.get("/invites")["invites"][0]["joined_ms"] > 0
-        for process in (up, serve):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)

@@ -49,7 +49,9 @@ class Many:
         return {
             "revision": self.revision, "instance": "many", "now_ms": now_ms(), "version": "0.0", "host": "pc0", "user": "me",
             "kind": "serve",
-            "servers": {"shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "state": health, "blobs": health},
+            "servers": {
+                "shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "one": False, "state": health, "blobs": health,
+            },
             "hosts": {name: self._host(name) for name in hosts}, "workers": self.workers, "jobs": self.jobs, "master": None, "invites": 0,
             "tunnel": {"state": "closed", "url": "", "since_ms": 0, "error": None},
         }  # fmt: skip

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,22 @@ from PIL import Image
 from tests.command_line import pictures, until
 from tests.panel.panel_page import SHOWN_MS, PanelPage, panel_page
 from tests.panel_rig import PanelRig, panel_rig
+from tests.tunnel_program import WORDS, lives, stand_in
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(300)]
 
+SETTINGS = {"DC_MAX_ATTEMPTS": 1}
 FIRST = "pc1-first"
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelRig]:
-    """A server with a file of settings, and nothing else yet."""
+    """A server, and nothing else yet; a file of settings says that items are tried once, and a folder waits for a cloudflared."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "settings.json").write_text("{}")
-    with panel_rig(folder, DC_CONFIG=str(folder / "settings.json")) as rig:
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    programs = folder / "programs"
+    programs.mkdir()
+    with panel_rig(folder, DC_CONFIG=str(folder / "settings.json"), PATH=f"{programs}{os.pathsep}{os.environ['PATH']}") as rig:
         yield rig
 
 
@@ -76,6 +81,7 @@ def test_without_the_token_the_page_asks_for_it(panel: PanelPage, rig: PanelRig,
     try:
         other.goto(f"{rig.page.url}/")  # leads to the page
         other.get_by_label("Token").wait_for()
+        other.get_by_text("distributed-comfy comfyui token").wait_for()
         other.get_by_label("Token").fill("no-such-token")
         other.get_by_role("button", name="Use it").click()
         other.get_by_role("alert").filter(has_text="refuses this token").wait_for()
@@ -244,19 +250,48 @@ def test_timeouts_are_changed_for_the_next_start(panel: PanelPage, rig: PanelRig
     silent.fill("1200")
     panel.action("save")
     panel.field_says("DC_MAX_ATTEMPTS", "a whole number")  # so says the server
-    dialog.get_by_label("Attempts for each item").fill("")
+    dialog.get_by_label("Attempts for each item").fill("1")
     lost = dialog.get_by_label("A worker counts as lost after")
     assert lost.is_disabled() and "environment variable" in dialog.inner_text()
     panel.action("save")
     panel.said("from the next start")
-    assert json.loads((rig.folder / "settings.json").read_text()) == {"DC_STALL_TIMEOUT_S": 1200}
+    assert json.loads((rig.folder / "settings.json").read_text()) == {**SETTINGS, "DC_STALL_TIMEOUT_S": 1200}
     panel.action("change-settings")
     dialog.get_by_text("It is 900 until then").wait_for()
     assert silent.input_value() == "1200"
     silent.fill("")
     panel.action("save")
     dialog.wait_for(state="detached")
-    assert json.loads((rig.folder / "settings.json").read_text()) == {}
+    assert json.loads((rig.folder / "settings.json").read_text()) == SETTINGS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with its interpreter in the first line")
+def test_a_tunnel_is_opened_ends_is_opened_again_and_closed(panel: PanelPage, rig: PanelRig) -> None:
+    programs = rig.folder / "programs"
+    stand_in(programs, WORDS, lives=True)
+    try:
+        panel.section("This computer")
+        tunnel = panel.page.locator(".tunnel")
+        panel.action("open-tunnel")
+        tunnel.get_by_text("wss://four-dashed-word-url.trycloudflare.com").wait_for(timeout=SHOWN_MS)
+        assert "Open:" in tunnel.inner_text() and not tunnel.locator(".banner").count()
+        os.kill(int((programs / "ran").read_text().partition(" ")[0]), signal.SIGKILL)
+        banner = tunnel.locator(".banner")
+        banner.wait_for(timeout=SHOWN_MS)
+        said = tunnel.inner_text()
+        assert "Has ended" in said and "signal 9" in said and "Registered tunnel connection" in said and "open it again" in said
+        assert "wss://" not in said
+        panel.page.get_by_role("tab", name="Help").get_by_text("1").wait_for()
+        panel.action("open-tunnel")
+        tunnel.get_by_text("wss://four-dashed-word-url.trycloudflare.com").wait_for(timeout=SHOWN_MS)
+        assert not banner.count()
+        pid = int((programs / "ran").read_text().partition(" ")[0])
+        panel.action("close-tunnel")
+        panel.action("confirm")
+        tunnel.get_by_text("Closed").wait_for(timeout=SHOWN_MS)
+        assert until(lambda: not lives(pid))
+    finally:
+        (programs / "cloudflared").unlink()
 
 
 def test_a_gpu_config_is_looked_at_and_taken_over(panel: PanelPage, rig: PanelRig) -> None:
@@ -384,6 +419,46 @@ def test_a_failed_job_shows_node_and_traceback(panel: PanelPage, rig: PanelRig) 
     assert "Error" in error.locator("pre").inner_text()
     panel.page.locator(".cell.failed").click()
     assert "LoadImage" in panel.page.locator(".job-detail .card").inner_text()
+
+
+def test_a_failed_job_is_tried_again_and_done(panel: PanelPage, rig: PanelRig) -> None:
+    job = submit(rig, "again", long(1500, seed=300), "--items", "2")
+    working = rig.page.wait_worker(FIRST, lambda worker: any(item["job"] == job for item in worker["items"]))
+    for engine in psutil.Process(working["pid"]).children():
+        engine.kill()
+    panel.section("Jobs")
+    panel.page.locator(f".job-row[data-key='{job}'][data-state=failed]").click(timeout=SHOWN_MS)
+    detail = panel.page.locator(".job-detail")
+    banner = detail.locator(":scope > .banner.bad", has_text="signal 9")  # that of the job before may still be there
+    banner.wait_for(timeout=SHOWN_MS)
+    said = banner.inner_text()
+    assert "out of memory" in said and FIRST in said
+    detail.locator("[data-order=retry]").click()
+    detail.locator("header [data-state=running], header [data-state=pending]").first.wait_for(timeout=SHOWN_MS)
+    detail.locator("header [data-state=done]").wait_for(timeout=120_000)
+    assert not detail.locator(":scope > .banner.bad").count()
+    until(lambda: detail.locator(".file").count() == 2)
+    assert len(list((rig.folder / "again").glob("*.png"))) == 2
+
+
+def test_work_is_interrupted_one_job_and_then_all(panel: PanelPage, rig: PanelRig) -> None:
+    panel.wait_state(FIRST, "idle", timeout_ms=90_000)
+    jobs = [submit(rig, name, long(3000, seed=400), "--items", "2") for name in ("one", "two", "three")]
+    panel.section("This computer")
+    work = panel.page.get_by_role("region", name="Work")
+    work.get_by_text("3 jobs of yours are not over").wait_for(timeout=SHOWN_MS)
+    panel.action("interrupt-job")
+    panel.action("confirm")
+    panel.said("1 job interrupted")
+    work.get_by_text("2 jobs of yours are not over").wait_for(timeout=SHOWN_MS)
+    panel.action("interrupt-mine")
+    panel.page.locator("dialog", has_text="2 jobs end now").wait_for()
+    panel.action("confirm")
+    panel.said("2 jobs interrupted")
+    work.get_by_text("0 jobs of yours are not over").wait_for(timeout=SHOWN_MS)
+    assert {rig.page.get(f"/jobs/{job}")["job"]["state"] for job in jobs} == {"cancelled"}
+    panel.section("Workers")
+    panel.wait_state(FIRST, "idle", timeout_ms=90_000)
 
 
 # -- keyboard, narrow, light and dark ------------------------------------------------------------------------------------

@@ -117,6 +117,11 @@ _PAGE_WORDS = """async (said) => {
   const { inPageWords } = await import("/distributed/v2/ui/page_words.js");
   return said.map((each) => inPageWords(each));
 }"""
+_WRONG = """async (one) => {
+  const { whatIsWrong } = await import("/distributed/v2/ui/help_view.js");
+  const down = { up: false, error: null };
+  return whatIsWrong({ servers: { one, state: down, blobs: down }, workers: {}, master: null, tunnel: {} }).map(({ what }) => what);
+}"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
   const none = async () => "";
@@ -210,6 +215,11 @@ def test_an_answer_that_does_not_come_is_said(panel: PanelPage) -> None:
 def test_a_request_is_ended_in_browsers_without_abortsignal_any_too(panel: PanelPage) -> None:
     panel.page.route("**/never", lambda _route: None)
     assert panel.page.evaluate(_ENDED_REQUEST) == {"early": "enough", "late": "enough", "before": "enough"}
+
+
+def test_one_server_that_is_away_is_one_thing_that_is_wrong(panel: PanelPage) -> None:
+    assert panel.page.evaluate(_WRONG, True) == ["Queues, jobs, pictures and tensors"]
+    assert panel.page.evaluate(_WRONG, False) == ["Queues and jobs", "Pictures and tensors on their way"]
 
 
 # -- jobs that are gone, Redis that is away ------------------------------------------------------------------------------

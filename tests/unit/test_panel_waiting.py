@@ -14,14 +14,18 @@ import redis
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from distributed_comfy.errors import RedisUnreachable
+from distributed_comfy.errors import OrderRefused, RedisUnreachable, TunnelEnded
 from distributed_comfy.panel.answering import Threads, answered
 from distributed_comfy.panel.contract import operations
+from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Pulse
+from distributed_comfy.panel.routes import Panel
 from distributed_comfy.panel.server_looks import BlobServer, Server
+from distributed_comfy.panel.tunnels import Tunnels
 from distributed_comfy.state.job_rows import fatal_error
 from tasks.cluster import Cluster
 
+JOB = "0123456789ab"
 INFO = {"redis_version": "7.4.1", "used_memory": 5 * 2**20 + 7, "maxmemory": 0, "aof_enabled": 1}
 
 
@@ -145,6 +149,92 @@ def test_logs_that_are_followed_and_long_orders_keep_nobody_from_being_let_in() 
             threads.end()
 
     asyncio.run(scene())
+
+
+def test_orders_that_end_work_are_carried_out_while_doctors_and_agents_hold_all_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, entered = threading.Event(), []
+
+    def hold(*_: Any, **__: Any) -> dict[str, Any]:
+        entered.append(None)
+        assert goes_on.wait(30)
+        return {"healthy": True, "findings": []}
+
+    async def scene() -> dict[str, Any]:
+        jobs = SimpleNamespace(cancel=lambda _job, _reason: None, jobs=dict, pause=lambda _job: None)
+        place = SimpleNamespace(master=None, cluster=lambda: SimpleNamespace(jobs=jobs), settings=SimpleNamespace(submitter="me"))
+        panel = Panel(cast("Place", place))
+        monkeypatch.setattr(panel._doctor, "report", hold)
+        monkeypatch.setattr(panel._details, "job", lambda job_id, _estimate: {"id": job_id})
+        monkeypatch.setattr(panel.watch, "look_soon", lambda: None)
+        application, told = web.Application(), {}
+        application.add_routes(panel.routes(lambda _request: None))
+        async with TestClient(TestServer(application)) as client:
+            doctors = [asyncio.ensure_future(client.post("/distributed/v2/doctor", json={})) for _ in range(6)]
+            while len(entered) < 6:
+                await asyncio.sleep(0.01)
+            orders = [("cancel", f"jobs/{JOB}/orders", {"order": "cancel"}), ("pause", f"jobs/{JOB}/orders", {"order": "pause"}),
+                      ("interrupt", "master/interrupt", {"what": "all"}), ("tunnel", "tunnel", None)]  # fmt: skip
+            for name, path, body in orders:
+                call = client.delete(f"/distributed/v2/{path}") if body is None else client.post(f"/distributed/v2/{path}", json=body)
+                answer = await asyncio.wait_for(call, 10)
+                told[name] = answer.status
+            goes_on.set()
+            assert {answer.status for answer in await asyncio.gather(*doctors)} == {200}
+            await panel.end()
+        return told
+
+    try:
+        assert asyncio.run(scene()) == dict.fromkeys(("cancel", "pause", "interrupt", "tunnel"), 200)
+    finally:
+        goes_on.set()
+
+
+# -- the tunnel ----------------------------------------------------------------------------------------------------------
+def tunnels(lead: Callable[[Callable[[str], None], threading.Event], None]) -> Tunnels:
+    return Tunnels(cast("Place", SimpleNamespace(lead_here=lead)), lambda: 5, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("failure", "state", "code"),
+    [
+        (TunnelEnded(program="cloudflared", reason="it was killed"), "ended", "tunnel_ended"),
+        (ZeroDivisionError("x"), "failed", "panel_fault"),
+        (redis.ConnectionError("refused"), "failed", "redis_unreachable"), (SystemExit(1), "failed", "panel_fault"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_tunnel_that_is_over_is_not_shown_as_open_whatever_ended_it(failure: BaseException, state: str, code: str, opened: bool) -> None:
+    def lead(ready: Callable[[str], None], _stop: threading.Event) -> None:
+        if opened:
+            ready("wss://here")
+        raise failure
+
+    one = tunnels(lead)
+    assert one.open()["state"] in ("opening", "open", state)
+    assert until(lambda: one.shown()["state"] == state)
+    error = one.shown()["error"]
+    assert error["code"] == code and error["message"] and error["remedy"] and one.shown()["url"] == ""
+    assert one.open()["since_ms"] == 5  # again
+    assert until(lambda: one.shown()["state"] == state) and one.close() == {"state": "closed", "url": "", "since_ms": 5, "error": None}
+
+
+def test_a_tunnel_that_takes_long_to_close_is_not_called_closed_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = threading.Event()
+
+    def lead(ready: Callable[[str], None], _stop: threading.Event) -> None:
+        ready("wss://here")
+        assert ends.wait(20)
+
+    monkeypatch.setattr("distributed_comfy.panel.tunnels._END_S", 0.2)
+    one = tunnels(lead)
+    one.open()
+    assert until(lambda: one.shown()["state"] == "open")
+    assert one.close()["state"] == "closing"
+    with pytest.raises(OrderRefused, match="it is closing"):
+        one.open()
+    ends.set()
+    assert until(lambda: one.shown()["state"] == "closed")
 
 
 @pytest.mark.parametrize("failure", [FileNotFoundError("gone"), OverflowError("inf"), KeyError("x")])

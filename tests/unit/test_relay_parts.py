@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +13,7 @@ import aiohttp
 import pytest
 from multidict import CIMultiDict
 
-from distributed_comfy.errors import RelayPauses, RelayRefused, RelayUnreachable, SettingInvalid, TunnelFailed, TunnelMissing
+from distributed_comfy.errors import RelayPauses, RelayRefused, RelayUnreachable, SettingInvalid, TunnelEnded, TunnelFailed, TunnelMissing
 from distributed_comfy.relay.address import is_loopback, relay_address
 from distributed_comfy.relay.dialing import Pause, explain
 from distributed_comfy.relay.forwarder import split_login
@@ -142,11 +144,12 @@ def test_a_reason_fits_a_close_frame() -> None:
 # -- the tunnel -------------------------------------------------------------------------------------------------------------
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with its interpreter in the first line")
 def test_a_tunnels_address_is_read_and_the_program_ends_with_the_context(tmp_path: Path) -> None:
-    with open_tunnel("http://127.0.0.1:8187", program=str(stand_in(tmp_path, WORDS, lives=True))) as address:
-        assert address == "wss://four-dashed-word-url.trycloudflare.com"
+    with open_tunnel("http://127.0.0.1:8187", program=str(stand_in(tmp_path, WORDS, lives=True))) as tunnel:
+        assert tunnel.address == "wss://four-dashed-word-url.trycloudflare.com"
         pid, _, arguments = (tmp_path / "ran").read_text().partition(" ")
         assert arguments == "['tunnel', '--no-autoupdate', '--url', 'http://127.0.0.1:8187']"
         assert lives(int(pid))
+        tunnel.check()
     give_up = time.monotonic() + 10
     while lives(int(pid)):
         assert time.monotonic() < give_up
@@ -165,6 +168,25 @@ def test_a_tunnel_without_an_address_is_given_up(tmp_path: Path) -> None:
     program = str(stand_in(tmp_path, "2026-01-11T19:57:55Z INF Requesting new quick Tunnel on trycloudflare.com...\n", lives=True))
     with pytest.raises(TunnelFailed, match="no address within"), open_tunnel("http://127.0.0.1:1", program=program, timeout_s=1.0):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with its interpreter in the first line")
+def test_a_tunnel_whose_program_is_killed_says_so_with_its_last_words(tmp_path: Path) -> None:
+    with open_tunnel("http://127.0.0.1:8187", program=str(stand_in(tmp_path, WORDS, lives=True))) as tunnel:
+        os.kill(int((tmp_path / "ran").read_text().partition(" ")[0]), signal.SIGKILL)
+        give_up = time.monotonic() + 10
+        with pytest.raises(TunnelEnded, match=r"ended by signal 9 after saying .*Registered tunnel connection.*; open it again"):
+            while time.monotonic() < give_up:
+                tunnel.check()
+                time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with its interpreter in the first line")
+def test_nobody_waits_for_the_address_of_a_tunnel_that_is_not_wanted_any_more(tmp_path: Path) -> None:
+    program, stop, began = str(stand_in(tmp_path, "no address\n", lives=True)), threading.Event(), time.monotonic()
+    stop.set()
+    with open_tunnel("http://127.0.0.1:1", program=program, stop=stop) as tunnel:
+        assert tunnel.address == "" and time.monotonic() - began < 5
 
 
 def test_a_tunnel_without_its_program_says_how_to_get_it(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def refusal(request: tuple[Any, ...], database: str = "state") -> str:
     return found.refusal(arguments[: look or len(arguments)])
 
 
+OWN_WORDS = (
+    '{"index": 0, "worker": "pc1-cuda0", "node": "7", "value": 2, "maximum": 9}', '{"worker":"pc1-x","preview":"' + "A" * 3_000_000 + '"}',
+    '{"index": 0, "worker": "pc1-cuda0", "waits": "\\u00fc"}',
+)  # fmt: skip
+WORDS_OF_OTHERS = (
+    '{"index": 0, "worker": "pc2-cuda0", "node": "7"}', '{"worker": "pc1-cuda0", "worker": "pc2-cuda0"}', '{"worker": "pc10-cuda0"}',
+    '{"worker": "pc1-cuda0", "\\u0077orker": "pc2-cuda0"}', '{"worker": ["pc1-cuda0"]}', '{"mark": "0"}', "{}", "", "5", "[]",
+    "[" * 100_000, '{"worker": "pc1-cuda0\\n"}', b'{"worker": "pc1-cuda0"}\xff', '{"worker": "pc2-cuda0"}'.encode("utf-16"),
+)  # fmt: skip
 PASSES = [
     ("PING",), ("ping",), ("HELLO", "3"), ("HELLO", 3, "AUTH", USER, SECRET), ("HELLO", 2, "auth", USER, SECRET, "SETNAME", "x"),
     ("AUTH", USER, SECRET), ("SELECT", 0), ("CLIENT", "SETINFO", "LIB-NAME", "redis-py"), ("CLIENT", "SETNAME", "w"),
@@ -51,7 +60,7 @@ PASSES = [
     ("EVALSHA", sha(script("steer")), 0, "leave", "pc1-cuda0", "i"),
     ("EVAL", script("renew"), 0, "pc1-cuda0", "i"),
     ("SCRIPT", "LOAD", script("claim")), ("SCRIPT", "EXISTS", "a" * 40),
-    ("SUBSCRIBE", "dc:orders:pc1-cuda0", "dc:steering:pc1-cuda0"), ("PUBLISH", "dc:progress:abc123", "{}"),
+    ("SUBSCRIBE", "dc:orders:pc1-cuda0", "dc:steering:pc1-cuda0"), *[("PUBLISH", "dc:progress:abc123", message) for message in OWN_WORDS],
     ("BRPOP", "dc:celery:gpu.pc1-cuda0", "dc:celery:gpu.pc1-cuda0\x06\x163", 1), ("LLEN", "dc:celery:gpu.pc1-cuda0"),
     ("LPUSH", "dc:celery:gpu.pc2-cuda0", "a ticket"), ("RPUSH", "dc:celery:gpu.pc1-cuda0", "its own, given back"),
     ("PSUBSCRIBE", "dc:celery:/0.celery.pidbox"), ("PUBLISH", "dc:celery:/0.celeryev/worker.online", "{}"),
@@ -66,6 +75,7 @@ PASSES = [
 ]  # fmt: skip
 
 REFUSED = [
+    *[("PUBLISH", "dc:progress:abc123", message) for message in WORDS_OF_OTHERS],
     ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("MONITOR",), ("ACL", "LIST"), ("DEBUG", "SLEEP", 1), ("SHUTDOWN",), ("",),
     ("REPLICAOF", "evil", 1), ("MODULE", "LOAD", "x"), ("FUNCTION", "LOAD", "x"), ("FCALL", "x", 0), ("RESET",), ("CLIENT", "KILL", "x"),
     ("CLIENT", "TRACKING", "ON"), ("CLIENT", "LIST"), ("INFO",), ("INFO", "everything"), ("SELECT", 1), ("MIGRATE",), ("SYNC",),

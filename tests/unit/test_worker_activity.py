@@ -83,7 +83,9 @@ def test_what_is_done_and_what_failed_is_counted_and_the_last_error_kept_in_shor
     assert told.counts() == (2, 2)
     assert error is not None and (error.code, error.item) == (long.code, f"{JOB}-2")
     assert len(error.words) == 300 and "\n" not in error.words and error.words.endswith("…")
-    told.trouble(OutOfMemory(device="cuda:0", node_id="1", exception_message="no"))
+    told.trouble(OutOfMemory(device="cuda:0", node_id="1", exception_message="line\n" * 200))
+    assert (found := told.last_error(clock)) and len(found.words) < 320 and found.words.endswith("…; ask for a smaller batch_size or "
+        "smaller images, give the worker --lowvram, or run it where there is more memory")  # fmt: skip
     assert (told.last_error(clock) or error).item == "" and told.counts() == (2, 2)
 
 
@@ -93,4 +95,4 @@ def test_an_engine_that_dies_with_an_item_is_one_error_and_not_two() -> None:
     told.failed(died, f"{JOB}-1")
     told.trouble(died)
     error = told.last_error(clock)
-    assert error is not None and error.item == f"{JOB}-1" and error.words.endswith("last words")
+    assert error is not None and error.item == f"{JOB}-1" and "its last lines: last words; look into its log" in error.words

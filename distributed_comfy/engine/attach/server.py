@@ -33,6 +33,7 @@ _UNKNOWN_USER = (401, 403)
 TOO_LARGE = 413
 """Field ``status`` of `ComfyUIUnreachable` where a file is over ComfyUI's ``--max-upload-size``."""
 BAD_GATEWAY = 502
+NOT_FOUND = 404
 """From here on it is a proxy that answers, for a ComfyUI that does not."""
 
 REFUSED, SILENT = "refused", "silent"
@@ -260,7 +261,8 @@ class ComfyServer:
     def _refused(self, path: str, status: int) -> ComfyUIUnreachable:
         remedy = ", so DC_COMFYUI_HEADERS must say who asks" if status in _UNKNOWN_USER else ""
         lost = SILENT if status >= BAD_GATEWAY else ""
-        return ComfyUIUnreachable(url=self.shown, reason=f"{path} gives status {status}{remedy}", lost=lost, status=status)
+        who = "what listens there is no ComfyUI: " if (path, status) == ("/system_stats", NOT_FOUND) else ""
+        return ComfyUIUnreachable(url=self.shown, reason=f"{who}{path} gives status {status}{remedy}", lost=lost, status=status)
 
 
 def _stays_with_its_origin() -> aiohttp.TraceConfig:

@@ -13,6 +13,7 @@ from distributed_comfy.errors import WorkerUnknown
 from distributed_comfy.messages import Capability
 from distributed_comfy.orchestrator.doctor.findings import Finding, ok, warn
 from distributed_comfy.orchestrator.doctor.probe import check_by_probe
+from distributed_comfy.planning.requirements import is_model_name
 from distributed_comfy.state.probes import ProbeTable
 from distributed_comfy.state.records import WorkerFacts, WorkerState
 from tasks.cluster import Cluster
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _CHECK = "workers"
 _PROBES_AT_ONCE = 16
 _CLASSES_SHOWN = 6
+_MODELS_SHOWN = 6
 
 
 def check_workers(cluster: Cluster, stop: threading.Event) -> list[Finding]:
@@ -81,8 +83,8 @@ def check_differences(workers: Sequence[tuple[WorkerFacts, Capability]]) -> list
     """
     if len(workers) < 2:
         return []
-    found = [*_versions(workers), *_node_classes(workers)]
-    return found or [ok("workers: differences", "all have the same versions and node classes")]
+    found = [*_versions(workers), *_node_classes(workers), *_models(workers)]
+    return found or [ok("workers: differences", "all have the same versions, node classes and models")]
 
 
 def check_cores(workers: Sequence[WorkerFacts]) -> list[Finding]:
@@ -133,6 +135,35 @@ def _node_classes(workers: Sequence[tuple[WorkerFacts, Capability]]) -> Iterator
                 shown = ", ".join(missing[:_CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
                 found = f"{', '.join(names)}: without {len(missing)} node classes that others have ({shown})"
                 yield warn("workers: node packs", found, "install the same node packs there; until then such prompts run elsewhere")
+
+
+def _models(workers: Sequence[tuple[WorkerFacts, Capability]]) -> Iterator[Finding]:
+    """Model files that some workers offer and others do not, of those with the same node class for them."""
+    offered = {facts.name: _offered(capability) for facts, capability in workers}
+    every: dict[tuple[str, str], set[str]] = {}
+    for of_worker in offered.values():
+        for place, models in of_worker.items():
+            every.setdefault(place, set()).update(models)
+    lacking = _grouped({
+        name: tuple(sorted({model for place, models in of_worker.items() for model in every[place] - models}))
+        for name, of_worker in offered.items()
+    })  # fmt: skip
+    for missing, names in lacking.items():
+        if missing:
+            more = len(missing) - _MODELS_SHOWN
+            shown = ", ".join(missing[:_MODELS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            remedy = "copy them there, into the same folders; until then prompts with them run elsewhere"
+            yield warn("workers: models", f"{', '.join(names)}: without models that others have ({shown})", remedy)
+
+
+def _offered(capability: Capability) -> dict[tuple[str, str], set[str]]:
+    """Node class and input -> the model files that its list has; of those lists that show models at all."""
+    return {
+        (class_type, name): {value for value in capability.choice_lists[index] if is_model_name(value)}
+        for class_type, inputs in capability.choices.items()
+        for name, index in inputs.items()
+        if name in capability.model_inputs.get(class_type, {}) or any(map(is_model_name, capability.choice_lists[index]))
+    }
 
 
 def _grouped(values: Mapping[str, T]) -> dict[T, list[str]]:

@@ -41,6 +41,8 @@ export type Servers = {
   embedded: boolean;
   /** Of a host that was invited: the cluster's address; else empty. */
   invited_to: string;
+  /** Whether one server is both `state` and `blobs`, which then say the same of it. */
+  one: boolean;
   state: ServerHealth;
   blobs: ServerHealth;
 };
@@ -383,7 +385,8 @@ export type NewInvite = {
 
 /** A public address that leads to this cluster, by cloudflared. */
 export type Tunnel = {
-  state: "closed" | "opening" | "open" | "failed";
+  /** `ended`: its program ended by itself, as `error` says; `failed`: it could not be opened. */
+  state: "closed" | "opening" | "open" | "closing" | "ended" | "failed";
   /** `wss://...` while it is open, else empty. */
   url: string;
   /** 0: never was open. */

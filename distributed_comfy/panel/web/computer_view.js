@@ -186,16 +186,17 @@ function serversCard({ servers }) {
       " ",
       h("span", { class: "muted" }, servers.invited_to ? T.invitedTo(servers.invited_to) : ""),
     ),
-    serverRow("state", servers.state),
-    serverRow("blobs", servers.blobs),
+    serverRow("state", servers.state, T.serverNames[servers.one ? "one" : "state"]),
+    !servers.one && serverRow("blobs", servers.blobs, T.serverNames.blobs),
   );
 }
 
 /**
  * @param {"state" | "blobs"} name
  * @param {import("./api_types.js").ServerHealth} health
+ * @param {string} label
  */
-function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }) {
+function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }, label) {
   const memory = used_bytes == null ? "" : limit_bytes ? T.memoryOf("", bytes(used_bytes), bytes(limit_bytes)) : bytes(used_bytes);
   return h(
     "div",
@@ -203,7 +204,7 @@ function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }) 
     h(
       "p",
       { class: "row" },
-      h("strong", { class: "grow" }, T.serverNames[name]),
+      h("strong", { class: "grow" }, label),
       h("span", { class: `state ${up ? "green" : "red"}`, "data-server": name }, up ? T.up : T.down),
     ),
     h(
@@ -213,7 +214,7 @@ function serverRow(name, { up, error, version, used_bytes, limit_bytes, kept }) 
         .filter(Boolean)
         .join(" · "),
     ),
-    used_bytes != null && limit_bytes ? bar(percent(used_bytes, limit_bytes), T.serverNames[name]) : null,
+    used_bytes != null && limit_bytes ? bar(percent(used_bytes, limit_bytes), label) : null,
     error && h("p", { key: "error", class: "reason red" }, inPageWords(error.message)),
     remedyLine(error?.remedy),
   );

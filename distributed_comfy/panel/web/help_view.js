@@ -22,11 +22,14 @@ const COLOURS = { fail: "red", warn: "yellow", ok: "green" };
  * @returns {Trouble[]}
  */
 export function whatIsWrong(state) {
-  const { state: table, blobs } = state.servers;
-  const servers = /** @type {const} */ ([
-    ["state", table],
-    ["blobs", blobs],
-  ]);
+  const { state: table, blobs, one } = state.servers;
+  /** @type {(readonly ["one" | "state" | "blobs", import("./api_types.js").ServerHealth])[]} */
+  const servers = one
+    ? [["one", table]]
+    : [
+        ["state", table],
+        ["blobs", blobs],
+      ];
   const failed = Object.values(state.workers).filter((worker) => worker.colour === "red");
   const { master } = state;
   return [

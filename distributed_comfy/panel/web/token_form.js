@@ -19,7 +19,7 @@ export function tokenForm(kind, use, wasRefused) {
     },
     h("h2", null, T.tokenTitle),
     h("p", null, T.tokenWords[kind]),
-    kind === "comfyui" && commandBox("distributed-comfy comfyui token"),
+    commandBox("distributed-comfy comfyui token"),
     h(
       "div",
       { class: "row wrap" },

@@ -14,7 +14,7 @@ export function tunnelView(panel, { state, url, error }) {
   const close = async () => {
     if (await panel.dialog.confirm({ title: T.closeTunnel, words: T.closeTunnelWords, action: T.closeTunnel })) await change("DELETE");
   };
-  const isOpen = state === "open" || state === "opening";
+  const isOpen = state === "open" || state === "opening" || state === "closing";
   return h(
     "div",
     { key: "tunnel", class: "tunnel" },
@@ -29,7 +29,7 @@ export function tunnelView(panel, { state, url, error }) {
         url && h("code", null, url),
       ),
       isOpen
-        ? button(T.closeTunnel, close, { disabled: panel.busy.has("tunnel"), "data-action": "close-tunnel" })
+        ? button(T.closeTunnel, close, { disabled: state === "closing" || panel.busy.has("tunnel"), "data-action": "close-tunnel" })
         : button(T.openTunnel, () => change("POST"), {
             class: "first",
             disabled: panel.busy.has("tunnel"),

@@ -298,7 +298,7 @@ def test_an_engine_that_ends_while_it_starts_is_told_with_its_last_lines_and_its
     with pytest.raises(EngineGaveUp) as caught:
         recorded.process.start(timeout_s=30)
     log_file = recorded.process.options.log_file
-    start = "the engine did not start: it ended with exit status 5; its last lines"
+    start = "the engine did not start: it ended with exit status 5, after these lines"
     assert str(caught.value) == f"{start} (the whole log is {log_file}):\n{shown}"
     assert "two" in log_file.read_text() or "usage" in log_file.read_text()
 
