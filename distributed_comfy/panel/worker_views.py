@@ -32,9 +32,6 @@ _OTHER_ORDERS = {
 _ENDINGS = {"hand": ("stop",), "systemd": ("restart",), "container": ("restart",)}
 """What ends a worker that no agent keeps, by who started it."""
 
-_UNDRAIN = "press Take items again"
-"""As the button is called (`orders` of web/texts.js)."""
-
 
 @dataclass(frozen=True)
 class WorkerSources:
@@ -113,12 +110,10 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
         where = f"look whether it runs on {found.host}, and whether that reaches the Redis"
         return "gives no sign of life any more; what it had runs elsewhere", where
     if state == "drained":
-        return "gets no items, because somebody wanted it so", _UNDRAIN
+        return said or "gets no items, because somebody wanted it so", "let it have items again with Resume"
     if state in ("idle", "busy"):
         return "", ""
     reason, remedy = split_text("" if said == STARTING else said)
-    if state == "draining" and found.row is not None and found.row.drained:
-        return reason, _UNDRAIN
     if state == "down" and not reason:
         reason, remedy = "its engine does not run now", "wait a moment: it starts again; if it stays so, look into its log"
     elif state == "down" and remedy:
