@@ -46,7 +46,7 @@ SECONDS = {
     "test_master_loses_redis": 60, "test_master_ends": 60, "test_two_gpus": 60, "test_offer_in_browser": 40, "test_watchdogs": 40,
     "test_housekeeping": 40, "test_cancel_stages": 30, "test_gone_for_good": 20, "test_video_tiles": 20, "test_queue_consumer": 10,
     "test_planned_tiles": 10, "test_faults_in_comfyui": 150, "test_drain": 15,
-    "test_page": 150, "test_page_troubles": 40, "test_page_with_many": 40, "test_panel_in_sidebar": 60, "test_panel_in_comfyui": 60,
+    "test_page": 150, "test_page_troubles": 40, "test_page_with_many": 40, "test_panel_in_sidebar": 130, "test_panel_in_comfyui": 60,
     "test_panel": 60, "test_panel_bad_days": 40, "test_panel_load": 40,
 }  # fmt: skip
 """Roughly, of one process on an idle machine; what is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""

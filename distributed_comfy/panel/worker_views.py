@@ -100,7 +100,8 @@ def state_of(found: WorkerSources) -> str:
         return "stopping" if own == "ending" else "draining"
     if state == "busy" and found.row.drained:
         return "draining"
-    return "starting" if phase == "starting" and state in ("lost", "down") else state
+    of_another = found.kept is not None and found.row.facts.pid != found.kept.pid  # one that died, and whose lease still runs
+    return "starting" if phase == "starting" and (of_another or state in ("lost", "down")) else state
 
 
 def why(found: WorkerSources, state: str) -> tuple[str, str]:

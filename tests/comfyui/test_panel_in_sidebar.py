@@ -285,7 +285,9 @@ def test_a_killed_worker_goes_red_and_green_again(panel: PanelPage, running: Com
     os.kill(process_of(running, SECOND).pid, signal.SIGKILL)
     red = panel.page.locator(f"article.red[data-worker='{SECOND}']")
     red.locator(".reason").wait_for(timeout=SHOWN_MS)
+    red.locator("[data-state=starting]").wait_for(timeout=SHOWN_MS)  # while the one that was killed is on the table for a lease yet
     panel.wait_state(SECOND, "idle", timeout_ms=START_MS)
+    assert process_of(running, SECOND).children(), "its ComfyUI runs"
     assert "red" not in (panel.card(SECOND).get_attribute("class") or "")
     panel.card(SECOND).get_by_text("1 restart").wait_for()
 

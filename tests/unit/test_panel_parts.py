@@ -158,6 +158,8 @@ BUSY = replace(ROW, state="busy", claims=("0123456789ab-3",))
         (WorkerSources("w", KEPT, row=BUSY, status=replace(STATUS, state="ending")), "stopping", "yellow"),
         (WorkerSources("w", row=replace(ROW, state="lost")), "lost", "red"),
         (WorkerSources("w", replace(KEPT, phase="starting"), row=replace(ROW, state="lost")), "starting", "yellow"),
+        (WorkerSources("w", replace(KEPT, phase="starting", pid=7, reason="it was killed"), row=ROW), "starting", "red"),
+        (WorkerSources("w", replace(KEPT, phase="starting", pid=7), row=BUSY), "starting", "yellow"),
     ],
 )
 def test_a_worker_has_one_state_one_colour_and_red_has_a_reason_and_a_remedy(found: WorkerSources, state: str, colour: str) -> None:
