@@ -10,7 +10,7 @@ from typing import Protocol
 from distributed_comfy.engine.host import Ended, EngineProcess, HostEvent
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Said, Shipping, Started, Waits
-from distributed_comfy.errors import ComfyUIUnreachable, DistributedComfyError, EngineDied, ItemInterrupted
+from distributed_comfy.errors import ComfyUIUnreachable, DistributedComfyError, EngineDied, EngineGaveUp, ItemInterrupted
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.state.status import EngineReport
@@ -184,7 +184,7 @@ class EngineLink:
             if self._closing.is_set():  # it was ended while it started
                 return error
             self._tell(error)
-            self._last_end = in_short(str(error))
+            self._last_end = _why_not(error)
             self._listener.on_start_failed(error)
             return error
         self._told = ""
@@ -199,3 +199,11 @@ class EngineLink:
         elif self._told != str(error):
             log.warning("worker %s waits for its ComfyUI: %s", self.options.worker, error)
             self._told = str(error)
+
+
+def _why_not(error: DistributedComfyError) -> str:
+    """Why it did not start, for a card: of a process that ended by itself also its last line, but not all that its log has."""
+    if not isinstance(error, EngineGaveUp):
+        return in_short(str(error))
+    what, last = str(error.fields["what"]), str(error.fields["log_tail"]).strip().rpartition("\n")[2].strip()
+    return in_short(f"the engine did not start: {what}" + (f": {last}" if last and "signal" not in what else ""))

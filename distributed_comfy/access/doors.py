@@ -1,6 +1,7 @@
 """Opens and shuts the door of the embedded servers: its address, its ports, its certificates; `state.door` is the process that does it."""
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -21,6 +22,10 @@ _ELSEWHERE = ("192.0.2.1", 9)
 """An address of a net that is for documentation: nothing is sent to it, the system only says how it would."""
 DEFAULT_PORT = 47_380
 """Of the state server; that of the blob server is the next one."""
+_LISTEN_REMEDIES = {
+    errno.EADDRINUSE: "; end the program that listens there, or take another port: `distributed-comfy invite --port N`",
+    errno.EADDRNOTAVAIL: "; give an address that this computer has",
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ def _try_port(address: str, port: int) -> int:
             probe.bind((address, port))
         except OSError as error:
             name = "--port" if port else "--bind"
-            raise SettingInvalid(name=name, reason=f"cannot listen on {address} port {port}: {error.strerror}") from error
+            reason = f"cannot listen on {address} port {port}: {error.strerror}{_LISTEN_REMEDIES.get(error.errno or 0, '')}"
+            raise SettingInvalid(name=name, reason=reason) from error
         return int(probe.getsockname()[1])
 
 

@@ -19,6 +19,7 @@ from distributed_comfy.errors import (
     OrderRefused,
     PictureNotHere,
     ResultNotHere,
+    SettingInvalid,
     SettingsWrong,
     WorkerFieldsWrong,
     WorkersFileWrong,
@@ -38,6 +39,9 @@ _TRACE_CHARACTERS = 20_000
 def split_remedy(error: DistributedComfyError) -> tuple[str, str]:
     """What is wrong, and what to do: the sentence's own last part, else what follows the first semicolon in a fact."""
     template, text = error.sentence, str(error)
+    option = str(error.fields.get("name", "")) if isinstance(error, SettingInvalid) else ""
+    if option.startswith("--"):  # of the command line, which a page does not have
+        return split_text(text.removeprefix(f"{option}: "))
     before, between, after = template.rpartition(_BETWEEN)
     if between and before:
         try:

@@ -105,7 +105,8 @@ def state_of(found: WorkerSources) -> str:
         return "stopping" if own == "ending" else "draining"
     if state == "busy" and found.row.drained:
         return "draining"
-    return "starting" if phase == "starting" and state in ("lost", "down") else state
+    of_another = found.kept is not None and found.row.facts.pid != found.kept.pid  # one that died, and whose lease still runs
+    return "starting" if phase == "starting" and (of_another or state in ("lost", "down")) else state
 
 
 def why(found: WorkerSources, state: str) -> tuple[str, str]:
@@ -121,6 +122,8 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
     reason, remedy = split_text("" if said == STARTING else said)
     if state == "down" and not reason:
         reason, remedy = "its engine does not run now", "wait a moment: it starts again; if it stays so, look into its log"
+    elif state == "down" and remedy:
+        remedy += "; if that does not help, look into its log"
     if reason and state in ("failed", "backing-off", "down", "starting") and not remedy:
         remedy = "look into its log for what it said last"
     if _KILLED in reason and state in ("backing-off", "down", "starting"):

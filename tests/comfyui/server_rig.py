@@ -103,17 +103,18 @@ class ComfyServer:
             install_door(find_place(self.base, comfy.root), str(PROJECT))
 
     # -- the process -----------------------------------------------------------------------------------------------------
-    def start(self, *arguments: str, wait: bool = True, **environment: str) -> ComfyServer:
+    def start(self, *arguments: str, wait: bool = True, port: int = 0, **environment: str) -> ComfyServer:
         """Start it as a user would, and wait until it answers.
 
         Args:
             arguments: more of ComfyUI's.
             wait: otherwise `wait_until_it_answers` is called later.
+            port: 0: a free one.
             environment: more variables, of `distributed_comfy.settings` for example.
         """
         from tests.conftest import free_port
 
-        port = free_port()
+        port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [
             self.python, str(self.comfy.root / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port),

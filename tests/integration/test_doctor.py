@@ -6,13 +6,18 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
 from distributed_comfy.orchestrator.doctor import probe
-from distributed_comfy.orchestrator.doctor.workers import check_workers
+from distributed_comfy.orchestrator.doctor.workers import check_worker, check_workers
+from distributed_comfy.planning.requirements import capability_hash
+from distributed_comfy.state.keys import Keys
 from tests.cluster_rig import Rig
 from tests.command_line import PROJECT, CommandLine, Finished, pictures, slow, until
 
@@ -123,6 +128,40 @@ def test_a_worker_that_does_not_take_its_probe_is_told(builtin_rig: Rig, monkeyp
     builtin_rig.wait_idle()
     assert keys(builtin_rig) - before == set(), "its job was cancelled and forgotten"
     builtin_rig.run(pictures(), items=4)
+
+
+def test_a_worker_that_describes_itself_anew_before_it_takes_its_probe_is_called_again(builtin_rig: Rig) -> None:
+    builtin_rig.wait_idle()
+    cluster = builtin_rig.cluster
+    (two,) = cluster.workers.workers(["two"])
+    capability = cluster.matching.capabilities()[two.capability]
+    incarnation = cluster.client.hget(Keys(cluster.settings.key_prefix)("worker", "two"), "inc")
+    pid = builtin_rig.workers["two"].process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            looks = pool.submit(check_worker, cluster, "two", threading.Event())
+            until(lambda: cluster.workers.workers(["two"])[0].state == "ticketed")
+            other = replace(capability, tags=("another",))
+            cluster.workers.register(two.facts, str(incarnation), capability_hash(other), other)
+            os.kill(pid, signal.SIGCONT)
+            assert "a probe item came back right in" in looks.result().found
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        cluster.workers.register(two.facts, str(incarnation), two.capability, capability)
+
+
+def test_a_worker_that_takes_its_probe_and_does_not_finish_it_is_told(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    builtin_rig.wait_idle()
+    monkeypatch.setattr(probe, "_ANSWER_S", 3.0)
+    engine = psutil.Process(builtin_rig.workers["two"].process.pid).children()[0]
+    engine.suspend()
+    try:
+        looked_at = check_worker(builtin_rig.cluster, "two", threading.Event())
+    finally:
+        engine.resume()
+    assert looked_at.level == "fail" and looked_at.found == "took a probe item and has not finished it within 3 s"
+    builtin_rig.wait_idle()
 
 
 def test_servers_that_do_not_answer_are_named_without_their_password(line: CommandLine) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from distributed_comfy.settings import read_settings
@@ -173,6 +175,17 @@ def test_a_dead_engine_is_told_with_its_end(desk: Desk) -> None:
     again = desk.when("one", lambda status: status.state == "idle")
     assert again.last_error is not None and again.last_error.code == "engine_died" and again.items_failed == 0
     assert again.engine_pid != first.engine_pid and again.pid == first.pid
+
+
+def test_an_engine_that_is_killed_as_it_starts_is_told_in_one_sentence(desk: Desk) -> None:
+    first = desk.ready("one")
+    worker = psutil.Process(first.pid)
+    os.kill(first.engine_pid, signal.SIGKILL)
+    (starting,) = until(lambda: [child for child in worker.children() if child.pid != first.engine_pid])
+    starting.kill()
+    down = desk.when("one", lambda status: status.state == "down" and "did not start" in status.reason)
+    assert re.fullmatch(r"the engine did not start: it ended with signal 9 \(SIGKILL\); it starts again after \d s", down.reason)
+    desk.when("one", lambda status: status.state == "idle")
 
 
 def test_a_failed_item_is_the_last_error(shared: Desk) -> None:

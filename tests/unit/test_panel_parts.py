@@ -14,6 +14,7 @@ from distributed_comfy.errors import (
     NoAgent,
     OrderRefused,
     RedisUnreachable,
+    SettingInvalid,
     WorkerFieldsWrong,
     WorkersFileWrong,
     WorkerUnknown,
@@ -157,6 +158,8 @@ BUSY = replace(ROW, state="busy", claims=("0123456789ab-3",))
         (WorkerSources("w", KEPT, row=BUSY, status=replace(STATUS, state="ending")), "stopping", "yellow"),
         (WorkerSources("w", row=replace(ROW, state="lost")), "lost", "red"),
         (WorkerSources("w", replace(KEPT, phase="starting"), row=replace(ROW, state="lost")), "starting", "yellow"),
+        (WorkerSources("w", replace(KEPT, phase="starting", pid=7, reason="it was killed"), row=ROW), "starting", "red"),
+        (WorkerSources("w", replace(KEPT, phase="starting", pid=7), row=BUSY), "starting", "yellow"),
     ],
 )
 def test_a_worker_has_one_state_one_colour_and_red_has_a_reason_and_a_remedy(found: WorkerSources, state: str, colour: str) -> None:
@@ -167,6 +170,19 @@ def test_a_worker_has_one_state_one_colour_and_red_has_a_reason_and_a_remedy(fou
         assert shown["reason"] and shown["remedy"]
     if colour == "green":
         assert not shown["reason"]
+
+
+def test_a_worker_whose_engine_ends_again_and_again_is_said_to_have_a_log() -> None:
+    status = replace(STATUS, state="down", reason="the engine ended with signal 9 (SIGKILL); it starts again after 3 s")
+    shown = shown_worker(WorkerSources("w", KEPT, row=replace(ROW, state="down"), status=status))
+    assert shown["reason"] == "the engine ended with signal 9 (SIGKILL)"
+    assert shown["remedy"] == "it starts again after 3 s; if that does not help, look into its log"
+
+
+def test_what_belongs_to_the_command_line_is_left_out_of_an_error() -> None:
+    error = SettingInvalid(name="--port", reason="cannot listen on 192.0.2.2 port 47380: Address already in use; end the program")
+    assert split_remedy(error) == ("cannot listen on 192.0.2.2 port 47380: Address already in use", "end the program")
+    assert split_remedy(SettingInvalid(name="DC_PORT", reason="too high"))[0] == "DC_PORT: too high"
 
 
 def test_workers_are_offered_only_orders_that_make_sense_to_whoever_keeps_them() -> None:

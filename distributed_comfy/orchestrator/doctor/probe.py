@@ -4,7 +4,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy
@@ -27,6 +27,8 @@ PROBE_SETTINGS: Mapping[str, object] = {"owner_ttl_s": 60.0, "job_ttl_s": 60, "b
 
 _ANSWER_S = 20.0
 _POLL_S = 0.03
+_CALL_S = 0.5
+"""How often the worker is called again: one that has described itself anew meanwhile serves only what matches its new description."""
 _COLOUR = 0x336699
 _SIDE_PX = 16
 _PROMPT = {
@@ -41,6 +43,8 @@ class _Answer:
 
     wrong: str | None
     """Empty: all is right; None: there was no answer in time."""
+    taken: bool = False
+    """Of one without an answer: whether the worker had it."""
 
 
 def check_by_probe(cluster: Cluster, probes: ProbeTable, worker: WorkerState, capability: Capability, stop: threading.Event) -> Finding:
@@ -60,6 +64,8 @@ def check_by_probe(cluster: Cluster, probes: ProbeTable, worker: WorkerState, ca
         answer = _run(cluster, probes, name, capability, stop)
     except (DistributedComfyError, redis.RedisError) as error:
         return fail(check, f"a probe item could not be followed: {error}", "see what is said about the Redis above")
+    if answer.wrong is None and answer.taken:
+        return fail(check, f"took a probe item and has not finished it within {_ANSWER_S:.0f} s", log_remedy)
     if answer.wrong is None:
         return _unanswered(cluster, check, name, log_remedy)
     if answer.wrong:
@@ -86,12 +92,13 @@ def _run(cluster: Cluster, probes: ProbeTable, worker: str, capability: Capabili
     needs = Requirement(capability.engine, plan.requirement.node_classes, tags=(f"doctor-{job_id}",))
     try:
         cluster.jobs.submit(_submission(cluster, plan, job_id, needs), owner)
-        probes.pin(signature(needs), worker)
-        state = _wait(cluster, job_id, stop)
+        state = _wait(cluster, job_id, stop, lambda: probes.pin(signature(needs), worker))
         done = cluster.jobs.result(job_id, 0)
         if done is not None:
             return _Answer(_why_wrong(cluster, done[1], worker))
-        return _Answer(f"failed: {from_wire(state.error)}" if state.error else None)
+        if state.error:
+            return _Answer(f"failed: {from_wire(state.error)}")
+        return _Answer(None, taken=state.state == "running")
     finally:
         _remove(cluster, probes, job_id)
 
@@ -113,12 +120,15 @@ def _submission(cluster: Cluster, plan: JobPlan, job_id: str, needs: Requirement
     return Submission(record, plan.items, prompts, signature(needs))
 
 
-def _wait(cluster: Cluster, job_id: str, stop: threading.Event) -> JobState:
-    deadline = time.monotonic() + _ANSWER_S
-    state = cluster.jobs.job_state(job_id)
-    while not state.ended and time.monotonic() < deadline and not stop.wait(_POLL_S):
+def _wait(cluster: Cluster, job_id: str, stop: threading.Event, call: Callable[[], object]) -> JobState:
+    deadline, call_at = time.monotonic() + _ANSWER_S, 0.0
+    while True:
+        if time.monotonic() >= call_at:
+            call()
+            call_at = time.monotonic() + _CALL_S
         state = cluster.jobs.job_state(job_id)
-    return state
+        if state.ended or time.monotonic() >= deadline or stop.wait(_POLL_S):
+            return state
 
 
 def _remove(cluster: Cluster, probes: ProbeTable, job_id: str) -> None:

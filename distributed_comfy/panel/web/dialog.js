@@ -57,6 +57,14 @@ export class DialogPlace {
     });
   }
 
+  /**
+   * Where what had the focus is gone, keys would go to the page around: ComfyUI takes Escape for itself.
+   * @param {ShadowRoot} root
+   */
+  keepFocus(root) {
+    if (this.stack.length && !root.activeElement) [...root.querySelectorAll("dialog")].at(-1)?.focus();
+  }
+
   /** @param {(isHere: boolean) => import("./dom.js").Child} notices shown in the newest, which lies above everything else */
   view(notices) {
     return this.stack.map(({ number, parts }, place) =>
@@ -66,6 +74,7 @@ export class DialogPlace {
           key: `dialog-${number}`,
           class: parts.wide ? "dialog wide" : "dialog",
           "aria-label": parts.title,
+          tabindex: -1,
           born: showModal,
           oncancel: (/** @type {Event} */ event) => {
             event.preventDefault();

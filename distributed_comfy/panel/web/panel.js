@@ -89,6 +89,7 @@ export class Panel {
     const dialogs = this.dialog.view((isHere) => this.notices.view(isHere));
     const parts = [this.header(), this.tabs(), this.trouble(), this.main(), dialogs, this.notices.view(!dialogs.length)];
     patch(this.root, [h("div", { key: "panel", class: `panel ${this.kind}` }, parts)]);
+    this.dialog.keepFocus(this.root);
   }
 
   /** @param {Section} section */

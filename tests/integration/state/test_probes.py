@@ -34,6 +34,16 @@ def test_pinned_twice_is_pinned_once(cluster: Cluster, probes: ProbeTable) -> No
     assert cluster.tickets == ["w"]
 
 
+def test_a_worker_that_describes_itself_anew_is_called_when_it_is_pinned_again(cluster: Cluster, probes: ProbeTable) -> None:
+    cluster.join("v", "w")
+    cluster.submit("a", needs=NEEDS)
+    probes.pin(SIGNATURE, "w")
+    cluster.join("w", has=("Sampler", "Another"))
+    assert cluster.claim("w") is None, "what it was pinned as is gone"
+    assert probes.pin(SIGNATURE, "w")
+    assert cluster.claim("v") is None and cluster.taken("w") == "a"
+
+
 def test_each_worker_can_be_tried_at_the_same_time(cluster: Cluster, probes: ProbeTable) -> None:
     cluster.join("v", "w")
     for job, worker in (("a", "v"), ("b", "w")):
