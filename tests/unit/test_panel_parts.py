@@ -173,9 +173,9 @@ def test_a_worker_has_one_state_one_colour_and_red_has_a_reason_and_a_remedy(fou
 
 
 def test_a_worker_whose_engine_ends_again_and_again_is_said_to_have_a_log() -> None:
-    status = replace(STATUS, state="down", reason="the engine ended with signal 9 (SIGKILL); it starts again after 3 s")
+    status = replace(STATUS, state="down", reason="the engine ended with signal 11 (SIGSEGV); it starts again after 3 s")
     shown = shown_worker(WorkerSources("w", KEPT, row=replace(ROW, state="down"), status=status))
-    assert shown["reason"] == "the engine ended with signal 9 (SIGKILL)"
+    assert shown["reason"] == "the engine ended with signal 11 (SIGSEGV)"
     assert shown["remedy"] == "it starts again after 3 s; if that does not help, look into its log"
 
 

@@ -161,7 +161,8 @@ def test_orders_that_end_work_are_carried_out_while_doctors_and_agents_hold_all_
 
     async def scene() -> dict[str, Any]:
         jobs = SimpleNamespace(cancel=lambda _job, _reason: None, jobs=dict, pause=lambda _job: None)
-        place = SimpleNamespace(master=None, cluster=lambda: SimpleNamespace(jobs=jobs), settings=SimpleNamespace(submitter="me"))
+        settings = SimpleNamespace(submitter="me", config="settings.json")
+        place = SimpleNamespace(master=None, cluster=lambda: SimpleNamespace(jobs=jobs), settings=settings, own=settings)
         panel = Panel(cast("Place", place))
         monkeypatch.setattr(panel._doctor, "report", hold)
         monkeypatch.setattr(panel._details, "job", lambda job_id, _estimate: {"id": job_id})
