@@ -5,6 +5,8 @@ import errno
 import itertools
 import os
 import re
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +134,7 @@ def take_name(file: Path, path: Path) -> bool:
     Returns:
         False where the name is taken.
     Raises:
-        OSError: on another disk, or the folder may not be written.
+        OSError: the folder may not be written, or its disk is full.
     """
     try:
         if os.name == "nt":
@@ -143,10 +145,25 @@ def take_name(file: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
+        if error.errno == errno.EXDEV:
+            return _take_from_afar(file, path)
         if error.errno not in _NO_LINKS:
             raise
         return _take_in_two_steps(file, path)
     return True
+
+
+def _take_from_afar(file: Path, path: Path) -> bool:
+    """For a file on another disk: a copy that nobody looks for takes the name."""
+    copy = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        shutil.copy2(file, copy)
+        taken = take_name(copy, path)
+    finally:
+        copy.unlink(missing_ok=True)
+    if taken:
+        file.unlink()
+    return taken
 
 
 def _take_in_two_steps(file: Path, path: Path) -> bool:

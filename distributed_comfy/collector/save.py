@@ -209,7 +209,7 @@ class ResultSaver:
             for plan in plan_files(slot, placed):
                 place = SavedValue(index, node_id, slot, placed.list_index, plan.batch_index, Path())
                 key = f"{slot} {index if at < 0 else at} {node_id} {placed.list_index} {plan.batch_index}"
-                written = self._threads.submit(self._write, key, index, plan)
+                written = self._threads.submit(self._write, key, place, plan)
                 drawn.append(_Drawn(place, key, self._prefix_of(place, plan), plan.suffix, written))
         return drawn
 
@@ -219,11 +219,22 @@ class ResultSaver:
         own = self._prefixes.own.get(place.node_id, "")
         return f"{filled_prefix(own, width, height) if own else self._prefixes.common}{_MIDDLES[place.slot]}"
 
-    def _write(self, key: str, index: int, plan: FilePlan) -> tuple[Path, bool]:
+    def _planned(self, place: SavedValue) -> FilePlan:
+        """The file of a place, from what the spool has of its item now."""
+        placed = values_of_item(place.index, self._spool.result(place.index), place.node_id, place.slot)
+        plans = [plan for value in placed if value.list_index == place.list_index for plan in plan_files(place.slot, value)]
+        return next(plan for plan in plans if plan.batch_index == place.batch_index)
+
+    def _write(self, key: str, place: SavedValue, plan: FilePlan) -> tuple[Path, bool]:
         """Write one file under a name that nobody looks for, unless it is in the folder already; see `_Drawn.written`."""
         if (saved := self._before.find(key)) is not None:
             return saved, True
-        tensor, texts = self._spool.array(index, plan.ref), self._metadata.of_item(index)
+        try:
+            tensor = self._spool.array(place.index, plan.ref)
+        except (KeyError, FileNotFoundError):  # a later claim's result has taken the place of the one that this was planned from
+            plan = self._planned(place)
+            tensor = self._spool.array(place.index, plan.ref)
+        texts = self._metadata.of_item(place.index)
         return _write_partial(self._spool.partial, lambda path: plan.write(path, tensor, texts)), False
 
     def _finish(self, index: int) -> None:

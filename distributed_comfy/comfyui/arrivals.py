@@ -44,21 +44,31 @@ class Arrivals:
         self._stop = threading.Event()
         self._taken: set[int] = set()
         self._told: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._over = False
+        self._begun = self._over = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"arrivals of {record.job_id}")
         self._saver: ResultSaver | None = None
-        self._error: DistributedComfyError | None = None
+        self._error: Exception | None = None
         if self._saving:
             places = [(plan.node_id, slot) for plan in self._saving for slot in plan.slots]
             prefixes = Prefixes(own={plan.node_id: plan.save_prefix for plan in self._saving})
             names = _NamesBesideNodes(self._output, saves, self._stop)
             self._saver = ResultSaver(spool, places, names, metadata=metadata, prefixes=prefixes)
 
+    def begin(self) -> None:
+        """A node waits for the job: save what is here, and what arrives from now on; returns at once.
+
+        Not before: ComfyUI may have in its cache what a prompt that waits would give, and has saved it then; or the prompt is deleted.
+        """
+        if self._saver is not None:
+            self._begun = True
+            self._do(self._take_told)
+
     def add(self, index: int) -> None:
-        """An item is in the spool: begin to save it; returns at once."""
+        """An item is in the spool; returns at once."""
         if self._saver is not None and index < self._record.generated:
             self._told.put(index)
-            self._do(self._take_told)
+            if self._begun:
+                self._do(self._take_told)
 
     def shown(self, node_id: str) -> dict[str, Any]:
         """What a node of ComfyUI shows of the files of this collector, once all of them are saved; empty where it saves none.
@@ -83,7 +93,7 @@ class Arrivals:
         """Save what is here, and no more after that; what cannot be saved is told in the log, and stays in the spool."""
         if self._saver is None:
             return
-        done = self._do(lambda: self._finish(complete=False))
+        done = self._do(lambda: self._finish(complete=False)) if self._begun else self._do(self._saver.give_up)
         if done is not None:
             done.result()
         self._thread.shutdown(wait=True)
@@ -106,10 +116,12 @@ class Arrivals:
                 return
             try:
                 work()
-            except DistributedComfyError as error:
+            except Exception as error:
                 self._error = error
                 assert self._saver is not None
                 self._saver.give_up()
+                if not isinstance(error, DistributedComfyError):
+                    log.exception("job %s: what has arrived could not be saved; please report it", self._record.job_id)
 
         return run
 
@@ -125,8 +137,8 @@ class Arrivals:
         assert self._saver is not None
         for index in indexes:
             if index not in self._taken:
-                self._taken.add(index)
                 self._saver.add(index)
+                self._taken.add(index)
 
     def _finish(self, *, complete: bool = True) -> None:
         assert self._saver is not None

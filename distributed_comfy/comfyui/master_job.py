@@ -109,6 +109,8 @@ class MasterJob:
             if self._asked or self._over.is_set():
                 return
             self._asked, phase = True, self.phase
+        if self._arrivals is not None:
+            self._arrivals.begin()
         if phase in ("deferred", "queued"):
             self._spawn(self.enter if phase == "deferred" else self._collect)
         self._listen()
@@ -405,6 +407,8 @@ class MasterJob:
         settings, tell, ensure = cluster.settings, self.progress, partial(queued.inputs.ensure, record.input_files)
         tiles = TileLimits(blob_bytes=settings.blob_limit_bytes, workers=CapableWorkers(cluster, record), on_planned=tell.tiles_planned)
         arrivals = self._arrivals = self._arrivals or arrivals_of(self.accepted, self._places, queued, spool)
+        if self._asked:
+            arrivals.begin()
 
         def item_done(index: int, result: ItemResult) -> None:
             tell.item_done(index, result)
@@ -432,8 +436,7 @@ class MasterJob:
         spool = self._open_spool(entered) if self._spool is not None or entered.queued.resumed else None
         if self._arrivals is not None:
             self._arrivals.close()
-        # A deleted prompt leaves nothing but what another one left before it.
-        keep = self._keep or (self._deleted and entered.queued.resumed is not None)
+        keep = self._keep or (self._deleted and entered.queued.resumed is not None)  # a deleted one leaves what another one left before it
         if spool is not None and keep and spool.items():
             spool.mark_ended()
             spool.close()

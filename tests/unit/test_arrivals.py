@@ -1,6 +1,7 @@
 """Files of a collector with a ``save_prefix``: there while the job runs, by item, beside what nodes save, and never twice."""
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -37,10 +38,13 @@ class Place:
         self.saves = SaveWatch(self.paths, self.nodes)
         self.spool = open_spool(root / "spool")
 
-    def arrivals(self, items: int, prefix: str = "pic", **more: Any) -> Arrivals:
+    def arrivals(self, items: int, prefix: str = "pic", *, asked: bool = True, **more: Any) -> Arrivals:
         record = job_record(items)
         record = replace(record, collectors=tuple(replace(plan, save_prefix=prefix, **more) for plan in record.collectors))
-        return Arrivals(self.spool, record, FileMetadata(PROMPT, seeds=tuple(map(str, range(items)))), self.output, self.saves)
+        found = Arrivals(self.spool, record, FileMetadata(PROMPT, seeds=tuple(map(str, range(items)))), self.output, self.saves)
+        if asked:
+            found.begin()
+        return found
 
     def arrive(self, arrivals: Arrivals, *indexes: int) -> None:
         for index in indexes:
@@ -90,6 +94,68 @@ def test_without_a_prefix_nothing_is_saved_and_nothing_shown(place: Place) -> No
     assert arrivals.shown(COLLECTOR) == {}
     arrivals.close()
     assert not place.output.exists()
+
+
+def test_nothing_is_saved_of_a_prompt_whose_node_never_asks(place: Place) -> None:
+    """ComfyUI has what it would give in its cache, or its user has taken it out of the queue."""
+    arrivals = place.arrivals(2, asked=False)
+    place.arrive(arrivals, 0, 1)
+    time.sleep(0.2)
+    arrivals.close()
+    assert not place.output.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("arrivals")]
+
+
+def test_what_arrived_before_the_node_asked_is_saved_then(place: Place) -> None:
+    arrivals = place.arrivals(2, asked=False)
+    place.arrive(arrivals, 0)
+    arrivals.begin()
+    eventually(lambda: place.names() == ["pic_00001_.png"])
+    place.arrive(arrivals, 1)
+    assert len(arrivals.shown(COLLECTOR)["images"]) == 2
+
+
+def test_a_result_that_is_replaced_by_a_later_claims_while_it_is_saved_is_saved_all_the_same(place: Place) -> None:
+    arrivals = place.arrivals(1, asked=False)
+    place.arrive(arrivals, 0)
+    array, times = place.spool.array, []
+
+    def replaced_first(index: int, ref: Any) -> Any:
+        times.append(index)
+        if len(times) == 1:
+            place.spool.add(0, "later", image_result(place.store, "later", image(0)), place.store)
+        return array(index, ref)
+
+    place.spool.array = replaced_first  # type: ignore[method-assign]
+    arrivals.begin()
+    assert len(arrivals.shown(COLLECTOR)["images"]) == 1 and place.is_saved("pic_00001_.png", 0) and len(times) == 2
+
+
+def test_a_fault_of_ours_is_told_at_the_node_and_keeps_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrivals = place.arrivals(1)
+    monkeypatch.setattr(place.spool, "array", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    place.arrive(arrivals, 0)
+    with pytest.raises(MemoryError, match="no room"):
+        arrivals.shown(COLLECTOR)
+    arrivals.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("save", "arrivals"))]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second disk here")
+def test_the_output_folder_may_lie_on_another_disk_than_the_spool(place: Place) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dc-test-") as folder:
+        place.output = Path(folder)
+        if place.output.stat().st_dev == place.root.stat().st_dev:
+            pytest.skip("no second disk here")
+        arrivals = place.arrivals(2)
+        place.arrive(arrivals, 0, 1)
+        assert len(arrivals.shown(COLLECTOR)["images"]) == 2
+        assert place.names() == ["pic_00001_.png", "pic_00002_.png"] and place.is_saved("pic_00002_.png", 1)
+        again = place.arrivals(2)
+        for index in (0, 1):
+            again.add(index)
+        assert len(again.shown(COLLECTOR)["images"]) == 2 and len(place.names()) == 2, "what lies there is known again"
+        arrivals.close()
 
 
 def test_an_item_that_is_in_the_spool_and_was_not_told_yet_is_saved_too(place: Place) -> None:
