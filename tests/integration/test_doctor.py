@@ -116,15 +116,15 @@ def test_a_drained_worker_is_not_tried(line: CommandLine, builtin_rig: Rig) -> N
 def test_a_worker_that_does_not_take_its_probe_is_told(builtin_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     builtin_rig.wait_idle()
     before = keys(builtin_rig)
-    monkeypatch.setattr(probe, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(probe, "_ANSWER_S", 4.0)
     pid = builtin_rig.workers["two"].process.pid
     os.kill(pid, signal.SIGSTOP)
     try:
         looked_at = {finding.check: finding for finding in check_workers(builtin_rig.cluster, threading.Event())}
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert looked_at["worker one"].level == "ok"
-    assert looked_at["worker two"].level == "fail" and "did not take a probe item within 1 s" in looked_at["worker two"].found
+    assert looked_at["worker one"].level == "ok", looked_at
+    assert looked_at["worker two"].level == "fail" and "did not take a probe item within 4 s" in looked_at["worker two"].found
     builtin_rig.wait_idle()
     assert keys(builtin_rig) - before == set(), "its job was cancelled and forgotten"
     builtin_rig.run(pictures(), items=4)
