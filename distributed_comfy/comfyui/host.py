@@ -107,6 +107,12 @@ class ComfyHost:
         found = {"input": paths.get_input_directory(), "output": paths.get_output_directory(), "temp": paths.get_temp_directory()}
         return {name: Path(folder) for name, folder in found.items()}
 
+    @property
+    def user_folder(self) -> Path | None:
+        """Where it keeps what its users save; None in a version that keeps nothing."""
+        find = getattr(self.folder_paths, "get_user_directory", None)
+        return Path(find()) if find is not None else None
+
 
 def read_host() -> ComfyHost:
     """The ComfyUI of this process, which is loading its custom nodes or has done so.

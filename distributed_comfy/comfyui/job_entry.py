@@ -107,7 +107,8 @@ class JobEntry:
             ClusterUnavailable: this ComfyUI cannot run it, and there is no cluster.
         """
         parsed = replace(parse_prompt(self._accepted.needed), extra_pnginfo=self._accepted.extra_pnginfo)
-        title = title_of(self._accepted.planned, self._accepted.outputs, self._accepted.extra_pnginfo, time.time())
+        accepted, user_folder = self._accepted, self._places.host.user_folder
+        title = title_of(accepted.planned, accepted.outputs, accepted.extra_pnginfo, time.time(), user_folder=user_folder)
         given = GivenPrompt(parsed, Path.cwd(), title)
         options = SubmitOptions(resume_in=self._places.folder, outer=self._outer())
         lacking = ", ".join(self._accepted.foreign)

@@ -333,7 +333,8 @@ def install_ordinary(pack: Pack) -> None:
     host = pack.host
     folders = ComfyFolders(host.folder_paths)
     placer = FilePlacer(pack.saves, folders.__getitem__)
-    around = Surroundings(placer, host.server.send_sync, _knows_metadata(host.server), folders, host.preview_side_px)
+    knows = _knows_metadata(host.server)
+    around = Surroundings(placer, host.server.send_sync, knows, folders, host.preview_side_px, host.user_folder)
     ordinary = pack.ordinary = OrdinaryPrompts(pack, QueueConsumer(host.server.prompt_queue), around)
     pass_on = functools.partial(_ask_again, host)
     host.server.app.middlewares.append(interrupt_middleware(ordinary, pack.jobs, pass_on))

@@ -81,6 +81,8 @@ class Surroundings:
     """ComfyUI's ``input``, ``output`` and ``temp``."""
     preview_side_px: int
     """See `ComfyHost.preview_side_px`."""
+    user_folder: Path | None = None
+    """See `ComfyHost.user_folder`."""
 
 
 class OrdinaryRun:
@@ -181,7 +183,7 @@ class OrdinaryRun:
         extra = {"extra_pnginfo": taken.extra_data.get("extra_pnginfo")}
         parsed = parse_prompt({"prompt": taken.prompt, "extra_data": extra})
         options = SubmitOptions(engine=ENGINE, outputs=taken.targets, folders=self._around.folders, echoes=True, job_id=self.job_id)
-        title = title_of(taken.prompt, taken.targets, extra["extra_pnginfo"], time.time())
+        title = title_of(taken.prompt, taken.targets, extra["extra_pnginfo"], time.time(), user_folder=self._around.user_folder)
         job = submit_prompt(self._cluster, GivenPrompt(parsed, Path.cwd(), title), options, self._stopped)
         log.info("prompt %s runs on the cluster as job %s", taken.prompt_id, self.job_id)
         return job

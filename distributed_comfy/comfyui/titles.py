@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from distributed_comfy.comfyui.workflow_names import saved_name
 from distributed_comfy.messages import Prompt
 
 _LONGEST = 80
@@ -12,17 +14,18 @@ _SHOWN_OUTPUTS = 2
 _USUAL_PREFIX = "ComfyUI"
 
 
-def title_of(prompt: Prompt, outputs: Iterable[str], extra_pnginfo: Any, at_s: float) -> str:
-    """The workflow's name where it carries one, else what its output nodes save or are called; and the time, to tell runs apart.
+def title_of(prompt: Prompt, outputs: Iterable[str], extra_pnginfo: Any, at_s: float, *, user_folder: Path | None = None) -> str:
+    """The workflow's name where it has one, else what its output nodes save or are called; and the time, to tell runs apart.
 
     Args:
         prompt: in API format.
         outputs: ids of its output nodes.
         extra_pnginfo: what the editor sent along, with the ``workflow``; may be anything.
         at_s: when it was sent, in seconds since 1970.
+        user_folder: see `workflow_names.saved_name`.
     """
     workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
-    name = _named(workflow) or _of_outputs([prompt[one] for one in outputs if one in prompt])
+    name = _line(saved_name(user_folder, workflow)) or _named(workflow) or _of_outputs([prompt[one] for one in outputs if one in prompt])
     return f"{name or 'Prompt'}, {time.strftime('%H:%M', time.localtime(at_s))}"
 
 

@@ -33,7 +33,7 @@ def test_a_job_whose_servers_do_not_come_back_goes_on_here(
 
     monkeypatch.setattr(job_entry, "submit_again", submit_again)
     monkeypatch.setattr(job_entry, "PAUSE_S", 0.01)
-    host = SimpleNamespace(folders={}, cannot_add_nodes="")
+    host = SimpleNamespace(folders={}, cannot_add_nodes="", user_folder=None)
     places: Any = SimpleNamespace(cluster=lambda timeout_s: far, alone=alone, host=host, engine_version="", takes_part=lambda: True)
     entry = JobEntry(AcceptedPrompt("1", txt2img(), txt2img(), ("save",)), places, threading.Event())
     queued: Any = SimpleNamespace(record=SimpleNamespace(job_id="j", items=4))

@@ -1,7 +1,10 @@
 """How jobs of a ComfyUI are called."""
 from __future__ import annotations
 
+import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +35,26 @@ def test_a_job_is_called_like_its_workflow(workflow: dict[str, Any]) -> None:
 )
 def test_a_workflow_without_a_name_is_called_like_what_it_makes(extra: Any) -> None:
     assert title_of(SAVE, ["9"], extra, AT_S) == "Save Image, 14:05"
+
+
+def test_a_saved_workflow_is_called_like_its_file(tmp_path: Path) -> None:
+    ids = ["0b7e9a52-6f6f-4a53-8d1a-2f4b8b5f0c11", "0b7e9a52-6f6f-4a53-8d1a-2f4b8b5f0c22"]
+    folder = tmp_path / "default" / "workflows" / "mine"
+    folder.mkdir(parents=True)
+    for age_s, (name, content) in enumerate((
+        ("Lighthouse.json", {"id": ids[0], "revision": 0, "nodes": []}), ("Copy.json", {"id": ids[0]}), ("Other.json", {"id": ids[1]}),
+        ("old.json", {"last_node_id": 1, "id": ids[1]}),
+    )):  # fmt: skip
+        (folder / name).write_text(json.dumps(content))
+        os.utime(folder / name, (AT_S - age_s, AT_S - age_s))
+    (folder / "broken.json").write_bytes(b"\xff{")
+    (folder / "gone.json").symlink_to(folder / "nowhere")
+    sent = {"workflow": {"id": ids[0], "name": "inside"}}
+    assert title_of(SAVE, ["9"], sent, AT_S, user_folder=tmp_path) == "Lighthouse, 14:05"
+    assert title_of(SAVE, ["9"], {"workflow": {"id": ids[1]}}, AT_S, user_folder=tmp_path) == "Other, 14:05"
+    for unknown in ("", "0b7e9a52-6f6f-4a53-8d1a-2f4b8b5f0c33", 5, None):
+        assert title_of(SAVE, ["9"], {"workflow": {"id": unknown}}, AT_S, user_folder=tmp_path) == "Save Image, 14:05"
+    assert title_of(SAVE, ["9"], sent, AT_S, user_folder=tmp_path / "none") == "inside, 14:05"
 
 
 def test_the_name_that_a_user_gave_to_files_comes_before_titles() -> None:

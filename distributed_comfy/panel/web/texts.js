@@ -524,6 +524,9 @@ export const EDIT_WORDS = [
   [/use --device cpu, or install/, `press “${T.edit}” and choose cpu as its device, or install`],
   [/name another --device \([^)]*\)/, `press “${T.edit}” and choose another device`],
   [/see that the driver lists it/, `press “${T.edit}” and choose another device, or see that the driver lists it`],
-  [/or run it where there is more memory/, `run it where there is more memory, or give its worker --lowvram (“${T.edit}”)`],
+  [
+    /(give the worker --lowvram, )?or run it where there is more memory/,
+    `give the worker --lowvram (“${T.edit}”), or run it where there is more memory`,
+  ],
   [/set DC_COMFYUI_URL to the address/, `write into “${T.fields.url.label}” (“${T.edit}”) the address`],
 ];
