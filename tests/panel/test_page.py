@@ -422,7 +422,7 @@ def test_a_failed_job_shows_node_and_traceback(panel: PanelPage, rig: PanelRig) 
 
 
 def test_a_failed_job_is_tried_again_and_done(panel: PanelPage, rig: PanelRig) -> None:
-    job = submit(rig, "again", long(700, seed=300), "--items", "2")
+    job = submit(rig, "again", long(400, seed=300), "--items", "2")
     working = rig.page.wait_worker(FIRST, lambda worker: any(item["job"] == job for item in worker["items"]))
     for engine in psutil.Process(working["pid"]).children():
         engine.kill()
