@@ -9,12 +9,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -143,8 +144,11 @@ class Events:
 
     def close(self) -> None:
         """Leave."""
-        self._connection.sock and self._connection.sock.close()  # type: ignore[func-returns-value]
+        if self._connection.sock is not None:
+            with suppress(OSError):
+                self._connection.sock.shutdown(socket.SHUT_RDWR)  # closed alone it lives on while its thread waits for the next word
         self._response.close()
+        self._connection.close()
         self._thread.join(5)
 
     def _read(self) -> None:

@@ -422,7 +422,7 @@ def test_a_failed_job_shows_node_and_traceback(panel: PanelPage, rig: PanelRig) 
 
 
 def test_a_failed_job_is_tried_again_and_done(panel: PanelPage, rig: PanelRig) -> None:
-    job = submit(rig, "again", long(1500, seed=300), "--items", "2")
+    job = submit(rig, "again", long(400, seed=300), "--items", "2")
     working = rig.page.wait_worker(FIRST, lambda worker: any(item["job"] == job for item in worker["items"]))
     for engine in psutil.Process(working["pid"]).children():
         engine.kill()
@@ -435,7 +435,7 @@ def test_a_failed_job_is_tried_again_and_done(panel: PanelPage, rig: PanelRig) -
     assert "out of memory" in said and FIRST in said
     detail.locator("[data-order=retry]").click()
     detail.locator("header [data-state=running], header [data-state=pending]").first.wait_for(timeout=SHOWN_MS)
-    detail.locator("header [data-state=done]").wait_for(timeout=120_000)
+    detail.locator("header [data-state=done]").wait_for(timeout=200_000)
     assert not detail.locator(":scope > .banner.bad").count()
     until(lambda: detail.locator(".file").count() == 2)
     assert len(list((rig.folder / "again").glob("*.png"))) == 2
