@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -61,11 +62,11 @@ def _requirements() -> list[str]:
 
 
 def _make_environment(comfy: Comfy, folder: Path, needed: list[str]) -> None:
-    subprocess.run([comfy.python, "-m", "venv", str(folder)], check=True, timeout=START_TIMEOUT_S)
+    subprocess.run([comfy.python, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=START_TIMEOUT_S)
     libraries = [_libraries(comfy.python), str(PROJECT), _FEWER_COLLECTIONS]
     Path(_libraries(str(_interpreter(folder))), "comfyui-and-project.pth").write_text("\n".join(libraries) + "\n")
-    pip = [str(_interpreter(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needed]
-    subprocess.run(pip, check=True, timeout=600)
+    pip = [sys.executable, "-m", "pip", "--python", str(_interpreter(folder)), "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *needed], check=True, timeout=600)
 
 
 def _interpreter(folder: Path) -> Path:
