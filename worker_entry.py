@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from distributed_comfy.cli.main import main
+from distributed_comfy.__main__ import main
 
 if __name__ == "__main__":
-    main(["worker", *sys.argv[1:]])
+    sys.argv.insert(1, "worker")
+    main()

@@ -1,8 +1,9 @@
 """``distributed-comfy`` and ``python -m distributed_comfy``: the command line."""
 from __future__ import annotations
 
-import gc
 import signal
+
+from distributed_comfy.lasting_imports import end_without_collection, lasting_imports
 
 
 def main() -> None:
@@ -13,10 +14,9 @@ def main() -> None:
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nohup means it
     if handled:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    gc.disable()  # what imports make stays; a look through all of it at every thousandth object costs a tenth of their time
-    from distributed_comfy.cli.main import main as command_line
-
-    gc.enable()
+    end_without_collection()
+    with lasting_imports():
+        from distributed_comfy.cli.main import main as command_line
     if handled:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     command_line()

@@ -30,7 +30,7 @@ SHARED = {
 _WITH_COMFYUI_RIG = re.compile(r"\[(.*-)?comfyui(-.*)?\]$")
 
 SECONDS = {
-    "test_agent": 100, "test_workers_page": 90, "test_demo": 90, "test_upscale": 80, "test_benchmarks": 60, "test_relay_worker": 60,
+    "test_agent": 100, "test_workers_page": 70, "test_demo": 90, "test_upscale": 80, "test_benchmarks": 60, "test_relay_worker": 60,
     "test_run_command": 50, "test_worker_status": 50, "test_jobs_commands": 50, "test_partitions": 45, "test_worker_command": 40,
     "test_joined_host": 40, "test_monitoring": 40, "test_resume": 40, "test_frame_options": 40, "test_engine_death": 40,
     "test_invites": 35, "test_killed_processes": 30, "test_outages": 30, "test_agent_outages": 30, "test_attached_worker": 30,
@@ -40,7 +40,7 @@ SECONDS = {
     "test_cut_rules": 15, "test_forged_orders": 15, "test_door_visits": 15, "test_state_machine": 15, "test_local_items": 10,
     "test_contact_sheet": 10, "test_hostile_messages": 10, "test_private_redis": 10, "test_shipping": 10,
     "test_tile_items": 10, "test_pack_session": 40, "test_faults": 45, "test_soak": 40,
-    COMFYUI_WORKERS: 400, COMFYUI_ENGINES: 150, "test_ordinary_bad_days": 100, "test_master_bad_days": 90, "test_pack_start": 90,
+    COMFYUI_WORKERS: 400, COMFYUI_ENGINES: 150, "test_ordinary_bad_days": 100, "test_master_bad_days": 60, "test_pack_start": 90,
     "test_ordinary_prompts": 60, "test_ordinary_files": 40, "test_pack_routes": 30, "test_saved_workflows": 30, "test_upscale_command": 30,
     "test_prompts_of_before": 20, COMFYUI_MASTERS: 250, "test_attach_pack": 120,
     "test_master_loses_redis": 60, "test_master_ends": 60, "test_two_gpus": 60, "test_offer_in_browser": 40, "test_watchdogs": 40,

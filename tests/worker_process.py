@@ -11,17 +11,21 @@ import time
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from distributed_comfy.cli.logs import set_up_logging
-from distributed_comfy.cli.output import Output
-from distributed_comfy.messages import JobRecord
-from distributed_comfy.orchestrator.worker import engine_options, servers_to_serve
-from distributed_comfy.settings import read_settings
-from distributed_comfy.state.workers import WorkerTable
-from tasks.consumer import run_worker
+from distributed_comfy.lasting_imports import end_without_collection, lasting_imports
+
+with lasting_imports():
+    from distributed_comfy.cli.logs import set_up_logging
+    from distributed_comfy.cli.output import Output
+    from distributed_comfy.messages import JobRecord
+    from distributed_comfy.orchestrator.worker import engine_options, servers_to_serve
+    from distributed_comfy.settings import read_settings
+    from distributed_comfy.state.workers import WorkerTable
+    from tasks.consumer import run_worker
 
 
 def main() -> int:
     """Be a worker by the environment, until standard input closes; TEST_JOIN is the token of an invitation."""
+    end_without_collection()
     signal.signal(signal.SIGUSR1, _hang)
     signal.signal(signal.SIGUSR2, lambda *_: setattr(WorkerTable, "renew", _hang))
     settings = read_settings()

@@ -16,6 +16,7 @@ import click
 from distributed_comfy.cli.output import Output
 from distributed_comfy.config_file import nearest
 from distributed_comfy.errors import DistributedComfyError, SettingInvalid
+from distributed_comfy.lasting_imports import lasting_imports
 from distributed_comfy.orchestrator.doctor.packages import refuse_foreign_packages
 from distributed_comfy.settings import variable
 
@@ -49,7 +50,8 @@ class Commands(click.Group):
             return None
         if cmd_name != _REPORTS_FOREIGN_PACKAGES:
             refuse_foreign_packages()
-        return self._lazy[cmd_name][0]()
+        with lasting_imports():
+            return self._lazy[cmd_name][0]()
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does; a misspelt command is told the nearest one."""

@@ -38,10 +38,11 @@ def main() -> None:
     # Python put this file's folder first, and its modules would hide others of the same names.
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or os.curdir) != own]
     sys.path += [path for path in paths if path not in sys.path]
-    _require()
     del sys.argv[1:]  # ComfyUI and its nodes read arguments
-    gc.disable()  # as in `distributed_comfy.__main__`: what imports make stays
+    gc.disable()  # as in `distributed_comfy.lasting_imports`, which cannot be imported yet
+    _require()
     process = importlib.import_module("distributed_comfy.engine.process")
+    gc.freeze()
     gc.enable()
     process.main(pipe_in, pipe_out)
 

@@ -30,6 +30,8 @@ CPU = HostDevice("cpu", platform.processor() or platform.machine())
 """What every host has."""
 
 _ASK_TORCH = """
+import gc
+gc.disable()
 import json, torch
 found = []
 def add(kind, module):
@@ -43,7 +45,9 @@ elif hasattr(torch, "xpu") and torch.xpu.is_available():
 elif torch.backends.mps.is_available():
     found.append(["mps", "", 0])
 print("\\nDEVICES", json.dumps(found))
+gc.freeze()
 """
+"""Without the garbage collector, as in `distributed_comfy.lasting_imports`, which that interpreter may not have."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from distributed_comfy.cpu_list import format_cpus, parse_cpus
 from distributed_comfy.engine.locate import choose_device, choose_engine, find_comfyui, find_interpreter
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.errors import SettingInvalid
+from distributed_comfy.lasting_imports import lasting_imports
 from distributed_comfy.orchestrator.arguments import split_arguments
 from distributed_comfy.orchestrator.servers import Servers, cluster_servers
 from distributed_comfy.pack_token import token_path
@@ -36,7 +37,8 @@ def serve(settings: Settings, *, join: str = "", end_with_stdin: bool = False) -
         TokenUnreadable: what was given to join with is no token.
         ClusterUnavailable: no Redis, or it does not let this host in.
     """
-    from tasks.consumer import run_worker  # Celery's worker half, which the other commands need not load
+    with lasting_imports():
+        from tasks.consumer import run_worker  # Celery's worker half, which the other commands need not load
 
     if settings.worker_name != slug(settings.worker_name):
         reason = f"a name has only a-z, 0-9, - and _ (it is {settings.worker_name!r}; {slug(settings.worker_name)!r} would do)"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distributed_comfy.errors import DistributedComfyError
+from distributed_comfy.lasting_imports import end_without_collection
 from distributed_comfy.relay.address import relay_address
 from distributed_comfy.relay.dialing import Dialer, make_session
 from distributed_comfy.relay.forwarder import Forwarder
@@ -31,6 +32,7 @@ class LineHandler(logging.Handler):
 
 def main() -> int:
     """Forward until standard input closes; exit status 1 where the relay could not be reached at all."""
+    end_without_collection()
     order = Order(**json.loads(sys.stdin.buffer.readline() or b"{}"))
     logging.basicConfig(level=order.level, handlers=[LineHandler()])
     return asyncio.run(_forward(order))

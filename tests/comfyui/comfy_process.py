@@ -1,6 +1,7 @@
 """A real ComfyUI tree, folders for it, and an engine in a process of its own."""
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -15,6 +16,7 @@ import numpy
 import pytest
 
 from distributed_comfy.engine.options import EngineOptions
+from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import Capability, RunRequest, from_plain, to_plain
 
 PROJECT = Path(__file__).parents[2]
@@ -31,11 +33,26 @@ class Comfy:
 
 def make_base_directory(comfy: Comfy, folder: Path) -> Path:
     """Write the tiny model and the node packs into ``folder``."""
-    subprocess.run([comfy.python, str(PROJECT / "examples" / "tiny_model.py"), str(folder)], check=True, timeout=START_TIMEOUT_S)
+    shutil.copytree(_tiny_model(comfy), folder, dirs_exist_ok=True)
     for pack in ("probe_nodes.py", "tile_probes.py", "uneven_nodes.py"):
         shutil.copyfile(Path(__file__).with_name(pack), folder / "custom_nodes" / pack)
     shutil.copyfile(PROJECT / "tests" / "rule_nodes.py", folder / "custom_nodes" / "rule_nodes.py")
     (folder / "input").mkdir()
+    return folder
+
+
+def _tiny_model(comfy: Comfy) -> Path:
+    """What examples/tiny_model.py writes; made once, in the project's ``.venv``, for it imports torch."""
+    script = PROJECT / "examples" / "tiny_model.py"
+    sources = [path.read_text(encoding="utf-8") for path in (script, script.with_name("tiny_nodes.py"))]
+    mark = hashlib.sha256(json.dumps([comfy.python, *sources]).encode()).hexdigest()[:12]
+    folder = PROJECT / ".venv" / f"tiny-model-{mark}"
+    with FileLock(PROJECT / ".venv" / "comfyui.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            subprocess.run([comfy.python, str(script), str(partial)], check=True, timeout=START_TIMEOUT_S)
+            partial.rename(folder)
     return folder
 
 

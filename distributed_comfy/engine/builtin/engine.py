@@ -1,7 +1,6 @@
 """The built-in engine: API-format prompts over a few torch and Pillow nodes, without ComfyUI."""
 from __future__ import annotations
 
-import gc
 import importlib.util
 import runpy
 from pathlib import Path
@@ -21,6 +20,7 @@ from distributed_comfy.engine.device_memory import device_memory
 from distributed_comfy.engine.folders import WorkFolders, set_aside, written_files
 from distributed_comfy.engine.options import EngineOptions, NodeProvider
 from distributed_comfy.errors import EngineStartFailed, SinkDidNotRun
+from distributed_comfy.lasting_imports import lasting_imports
 from distributed_comfy.messages import Capability, Prompt, RunRequest
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.workflow.classes import SINK_CLASS
@@ -123,11 +123,8 @@ class BuiltinEngine:
 
 def load_torch() -> None:
     """Import torch, the way this engine computes with it; called again it does nothing more."""
-    gc.disable()  # as in `distributed_comfy.__main__`: what imports make stays
-    try:
+    with lasting_imports():
         import torch
-    finally:
-        gc.enable()
 
     # Sums of large tensors are split among threads, so their last bits would depend on the number; on busy cores it is faster, too.
     torch.set_num_threads(1)
