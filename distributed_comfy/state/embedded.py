@@ -31,7 +31,7 @@ from distributed_comfy.settings import redact_url
 from distributed_comfy.state.connection import is_recent_enough
 from distributed_comfy.state.keeper import Order, Runtime, live_owners, runtime_file
 from distributed_comfy.state.providers import PROVIDERS, ServerProvider, install_remedy, program_version
-from distributed_comfy.state.server_process import end_leftover, probe
+from distributed_comfy.state.server_process import end_leftover, is_at_work, probe
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ _END_TIMEOUT_S = 15.0
 _LEAST_STATE_BYTES = 2**29
 _BOUNDS_CLIENTS = 7
 """First version that knows ``maxmemory-clients``."""
-_PROBES = 5
+_PATIENCE_S = 1.0
+"""How long servers that do not answer are asked again."""
+_KEPT_PATIENCE_S = 12.0
+"""The same while their keeper lives, which may just start one again."""
 _PROBE_INTERVAL_S = 0.2
 _FOLDER = "redis"
 _PRIVATE_PREFIX = "distributed-comfy-redis-"
@@ -202,9 +205,15 @@ def _leave(folder: Path, owner: FileLock) -> None:
 
 
 def _running(folder: Path) -> Runtime | None:
-    """The servers that can be used, if both answer."""
-    runtime = _written(folder)
-    return runtime if runtime and all(_is_alive(url) for url in (runtime.state_url, runtime.blob_url)) else None
+    """The servers that can be used, if both answer; they get a few chances."""
+    started_s = time.monotonic()
+    while runtime := _written(folder):
+        if _is_alive(folder / "state", runtime.state_url) and _is_alive(folder / "blobs", runtime.blob_url):
+            return runtime
+        if time.monotonic() - started_s > (_KEPT_PATIENCE_S if _is_kept(folder) else _PATIENCE_S):
+            break
+        time.sleep(_PROBE_INTERVAL_S)
+    return None
 
 
 def _written(folder: Path) -> Runtime | None:
@@ -216,14 +225,19 @@ def _written(folder: Path) -> Runtime | None:
         return None
 
 
-def _is_alive(url: str) -> bool:
-    """Whether the server accepts its password; a busy one gets a few chances."""
+def _is_alive(folder: Path, url: str) -> bool:
+    """Whether the server of this folder accepts its password, which nobody else is told."""
     parts = urlsplit(url)
-    for _ in range(_PROBES):
-        if probe(parts.port or 0, parts.password or "") != "gone":
-            return True
-        time.sleep(_PROBE_INTERVAL_S)
-    return False
+    return probe(parts.port or 0, parts.password or "", lambda: is_at_work(folder)) != "gone"
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a keeper lives; only under ``start.lock``, as no other must come just now."""
+    keeper = FileLock(folder / "keeper.lock")
+    if keeper.try_acquire():
+        keeper.release()
+        return False
+    return True
 
 
 def _end_unusable(folder: Path) -> None:

@@ -96,6 +96,8 @@ class Keeper:
         self._owner_gone = owner_gone
         self._end_asked = threading.Event()
         self._parent_pid = os.getppid()
+        self._entered: tuple[int, ...] = ()
+        """The process ids in the runtime file; none before that is there."""
         self._last_owner_s = time.monotonic()
         shared = not order.private
         state = {"appendonly": "yes", "appendfsync": "everysec", **_bounds(order, order.state_memory_bytes)}
@@ -126,21 +128,36 @@ class Keeper:
         return runtime
 
     def _write_runtime(self) -> Runtime:
-        pids = (os.getpid(), self._state.pid, self._blobs.pid)
-        runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, pids)
+        runtime = Runtime(self._state.url, self._blobs.url, self._order.provider, self._pids())
         write_secret(runtime_file(self._folder), json.dumps(asdict(runtime)))
+        self._entered = runtime.pids
         return runtime
+
+    def _pids(self) -> tuple[int, ...]:
+        return os.getpid(), self._state.pid, self._blobs.pid
+
+    def _enter_new_pids(self) -> None:
+        """Write down the processes of servers that were started again; later, where somebody is coming or going just now.
+
+        Under the lock, under which the file is removed, so that it does not come back.
+        """
+        if self._pids() == self._entered:
+            return
+        lock = FileLock(self._folder / "start.lock")
+        if lock.try_acquire():
+            try:
+                if runtime_file(self._folder).exists():
+                    self._write_runtime()
+            finally:
+                lock.release()
 
     def _free_servers(self) -> None:
         """See `StuckServerWatch`."""
         if time.monotonic() - self._looked_s < LOOK_INTERVAL_S:
             return
         self._looked_s = time.monotonic()
-        before = (self._state.pid, self._blobs.pid)
         for watch in self._watches:
             watch.look()
-        if before != (self._state.pid, self._blobs.pid) and runtime_file(self._folder).exists():
-            self._write_runtime()
 
     def _raise_dead(self) -> bool:
         """Start a server that died again, where it was; false where that is of no use: it died too often, or does not start.
@@ -161,8 +178,6 @@ class Keeper:
             except ServerStartFailed as error:
                 log.error("%s", error)
                 return False
-            if runtime_file(self._folder).exists():
-                self._write_runtime()
         return True
 
     def watch(self) -> None:
@@ -173,6 +188,7 @@ class Keeper:
             if self._door:
                 self._door.tend()
             self._free_servers()
+            self._enter_new_pids()
             if self._is_given_up() if self._order.private else self._nobody_came_back():
                 return
 
@@ -191,8 +207,13 @@ class Keeper:
         self._end_asked.set()
 
     def _is_given_up(self) -> bool:
+        """Whether nobody wants the servers any more."""
+        if self._end_asked.is_set() or (self._entered and not runtime_file(self._folder).exists()):
+            return True
+        if self._entered and not self._order.private:
+            return False  # whoever started them may be gone since; others own them, or nobody came back yet
         # The pipe alone is not enough: a child that the owner forked without exec holds it open.
-        return self._owner_gone.is_set() or self._end_asked.is_set() or os.getppid() != self._parent_pid
+        return self._owner_gone.is_set() or os.getppid() != self._parent_pid
 
     def _nobody_came_back(self) -> bool:
         """Whether no owner lived for so long that the servers end; owners that stop in good order do not leave it to this."""

@@ -4,6 +4,9 @@ In the server's folder: ``redis.conf``, ``users.acl`` (both 0600; the second wit
 ``server.log``, ``server.pid``, the data, and ``alive.lock``, which the server inherits and so holds for as long as it lives, whoever
 started it.  The server itself keeps ``users.acl`` (ACL SAVE), so that users that were invited outlive it; only the owner's password is new
 at each start, unless the server takes the place of one that died.
+
+Any user of this host may listen at a port that a dead server leaves.  So nobody is told a password there before the server has said in its
+log, which is new at each start, that the port is its own; and a server that moves to another port gets another password.
 """
 from __future__ import annotations
 
@@ -29,10 +32,18 @@ from distributed_comfy.file_lock import FileLock
 _READY_TIMEOUT_S = 120.0
 """Long enough to load a large append-only file."""
 _END_TIMEOUT_S = 5.0
+_PORT_TIMEOUT_S = 5.0
+"""How long a server that is started again waits for its port; an outgoing connection may have got the number."""
+_PORT_INTERVAL_S = 0.25
 _STARTS = 3
 """Another program may take the port between our look and the server's bind."""
+_LISTENS = b"Server initialized"
+"""What Redis and Valkey write when they have their ports, before they load their data."""
+_LOG_START_BYTES = 2**16
 _PR_SET_PDEATHSIG = 1
 _SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none, and terminates by SIGTERM
+
+_Said = Literal["gone", "busy", "ready"]
 
 
 class ServerProcess:
@@ -63,11 +74,12 @@ class ServerProcess:
 
     def is_stuck(self) -> bool:
         """Whether it answers that it does something else: runs a script for more than five seconds, by default."""
-        return probe(self._port, self._password) == "busy"
+        return self._probe() == "busy"
 
     def end_script(self) -> None:
-        """See `end_script`."""
-        end_script(self._port, self._password)
+        """End the script that it runs, where that has changed nothing yet; else, and where it runs none, without effect."""
+        with suppress(OSError):
+            _ask(self._port, self._password, "SCRIPT KILL", self._listens)
 
     @property
     def port(self) -> int:
@@ -80,34 +92,34 @@ class ServerProcess:
         return self._process.pid if self._process else 0
 
     def start(self, given_up: Callable[[], bool]) -> None:
-        """Start and wait until it answers, on another port if that one is taken.
+        """Start and wait until it answers, on another port, with another password, if that one is taken.
 
         Raises:
             ServerStartFailed: it ended, or does not answer, or ``given_up()`` became true.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for number in range(_STARTS):
-            lock = end_leftover(self.folder)
             if number or not self._port:
-                self._port = _free_port()
-            try:
-                self._launch(lock)
-            finally:
-                lock.release()  # the server holds it on, by inheritance
-            if self._wait_until_ready(given_up):
+                self._port, self._password = _free_port(), secrets.token_urlsafe(24)
+            if self._comes_up(given_up):
                 return
-        raise self._failed(f"it ended with status {self._process.returncode if self._process else None}")
+        raise self._ended()
 
     def restart(self, given_up: Callable[[], bool]) -> None:
-        """End it by force and start it again at its port with its password; what its disk has not heard of is lost.
+        """End it by force and start it again at its port with its password, never elsewhere; what its disk has not heard of is lost.
 
         Raises:
-            ServerStartFailed: see `start`.
+            ServerStartFailed: see `start`; or the port stayed taken.
         """
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self.start(given_up)
+        (self.folder / "server.pid").unlink(missing_ok=True)  # whoever holds the lock now only looks (`is_at_work`)
+        deadline = time.monotonic() + _PORT_TIMEOUT_S
+        while not self._comes_up(given_up):
+            if given_up() or time.monotonic() > deadline:
+                raise self._ended()
+            time.sleep(_PORT_INTERVAL_S)
 
     def is_running(self) -> bool:
         """Whether the process is there."""
@@ -123,6 +135,16 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _comes_up(self, given_up: Callable[[], bool]) -> bool:
+        """Start it once where it is to be; see `_wait_until_ready`."""
+        (self.folder / "server.log").unlink(missing_ok=True)  # before the lock is held, see `is_at_work`
+        lock = end_leftover(self.folder)
+        try:
+            self._launch(lock)
+        finally:
+            lock.release()  # the server holds it on, by inheritance
+        return self._wait_until_ready(given_up)
 
     def _launch(self, lock: FileLock) -> None:
         write_secret(self.folder / "redis.conf", self._config())
@@ -169,7 +191,7 @@ class ServerProcess:
         """True when it answers, False when it ended."""
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while self.is_running():
-            if probe(self._port, self._password) == "ready":
+            if self._probe() == "ready":
                 return True
             if given_up():
                 raise self._failed("the process that asked for it is gone")
@@ -177,6 +199,15 @@ class ServerProcess:
                 raise self._failed(f"it did not answer within {_READY_TIMEOUT_S:g} s")
             time.sleep(0.01)
         return False
+
+    def _probe(self) -> _Said:
+        return probe(self._port, self._password, self._listens)
+
+    def _listens(self) -> bool:
+        return self.is_running() and _says_that_it_listens(self.folder)
+
+    def _ended(self) -> ServerStartFailed:
+        return self._failed(f"it ended with status {self._process.returncode if self._process else None}")
 
     def _failed(self, reason: str) -> ServerStartFailed:
         lines = (self.folder / "server.log").read_text(errors="replace").split("\n")
@@ -205,26 +236,56 @@ def end_leftover(folder: Path) -> FileLock:
     raise ServerStartFailed(program="the server", reason=f"one of an earlier run still works in {folder} and cannot be ended")
 
 
-def end_script(port: int, password: str) -> None:
-    """End the script that a busy server runs, where that has changed nothing yet; else, and where it runs none, without effect."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
-        connection.sendall(b"AUTH %b\r\nSCRIPT KILL\r\n" % password.encode())
-        connection.recv(1024)
+def is_at_work(folder: Path) -> bool:
+    """Whether a server lives in this folder, whoever started it, and has its port.
 
-
-def probe(port: int, password: str) -> Literal["gone", "busy", "ready"]:
-    """What a server with this password on this loopback port says: nothing, that it loads or runs a script, or PONG."""
-    answer = b""
+    The lock first: once it is held for a new server, the log of the one before is gone.
+    """
+    lock = FileLock(folder / "alive.lock")
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
-            connection.sendall(b"AUTH %b\r\nPING\r\n" % password.encode())
-            while answer.count(b"\n") < 2 and (part := connection.recv(1024)):
-                answer += part
+        if lock.try_acquire():
+            lock.release()
+            return False
+    except FileNotFoundError:  # no such folder
+        return False
+    return _says_that_it_listens(folder)
+
+
+def probe(port: int, password: str, is_ours: Callable[[], bool]) -> _Said:
+    """What a server with this password on this loopback port says: nothing, that it loads or runs a script, or PONG.
+
+    Args:
+        port: where it was last.
+        password: goes only to a server of ours.
+        is_ours: asked when somebody has taken the connection: whether our server listens there, so that it can be nobody else.
+    """
+    try:
+        answer = _ask(port, password, "PING", is_ours)
     except OSError:
         return "gone"
     if not answer.startswith(b"+OK\r\n"):
         return "gone"
     return "ready" if answer == b"+OK\r\n+PONG\r\n" else "busy"
+
+
+def _ask(port: int, password: str, command: str, is_ours: Callable[[], bool]) -> bytes:
+    """The two answers to a login and a command, or none; see `probe`."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+        if not is_ours():
+            return b""
+        connection.sendall(f"AUTH {password}\r\n{command}\r\n".encode())
+        while answer.count(b"\n") < 2 and (part := connection.recv(1024)):
+            answer += part
+    return answer
+
+
+def _says_that_it_listens(folder: Path) -> bool:
+    try:
+        with (folder / "server.log").open("rb") as log:
+            return _LISTENS in log.read(_LOG_START_BYTES)
+    except FileNotFoundError:
+        return False
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -9,8 +9,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +23,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from distributed_comfy.errors import NoRedisServer, SettingInvalid
+from distributed_comfy.errors import NoRedisServer, RedisUnreachable, SettingInvalid
+from distributed_comfy.file_lock import FileLock
 from distributed_comfy.relay.requests import LARGEST_ARGUMENT_BYTES
 from distributed_comfy.state.connection import connect
 from distributed_comfy.state.embedded import EmbeddedRedis, default_blob_memory_bytes, start_embedded
@@ -107,11 +110,52 @@ def client(url: str) -> redis.Redis:
 
 
 def answers(url: str) -> bool:
-    with client(url) as one:
-        try:
+    try:
+        with client(url) as one:
             return bool(one.ping())
-        except redis.RedisError:
-            return False
+    except (redis.RedisError, RedisUnreachable):
+        return False
+
+
+class Stranger:
+    """Another user's program at a port that was a server's: says what a server says that lets one in, and keeps what it hears."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.heard: list[bytes] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                visitor, _ = self._listener.accept()
+                with visitor, suppress(OSError):
+                    visitor.settimeout(1.0)
+                    while said := visitor.recv(1024):
+                        self.heard.append(said)
+                        visitor.sendall(b"+OK\r\n+PONG\r\n")
+
+    def leave(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for a visitor
+        self._listener.close()
+
+
+@contextmanager
+def stranger_at(*urls: str) -> Iterator[list[Stranger]]:
+    strangers = [Stranger(place_of(url)[0]) for url in urls]
+    yield strangers
+    for stranger in strangers:
+        stranger.leave()
+
+
+def place_of(url: str) -> tuple[int, str]:
+    parts = urlsplit(url)
+    return parts.port or 0, parts.password or ""
+
+
+def pids_of(folder: Path) -> list[int]:
+    return list(json.loads((folder / "runtime.json").read_text())["pids"])
 
 
 @pytest.fixture
@@ -309,6 +353,71 @@ def test_a_server_that_died_is_started_again_where_its_clients_look_for_it(tmp_p
             one.ping()
 
 
+def test_servers_that_die_after_whoever_started_them_has_ended_are_started_again_for_the_others(tmp_path: Path) -> None:
+    starter = Owner(tmp_path, "shared")
+    starter.urls()
+    with start_embedded(tmp_path, private=False) as mine:
+        client(mine.state_url).set("job", "1")
+        time.sleep(1.1)  # the append-only file is synced
+        starter.stop()
+        for which in (1, 2):
+            before = pids_of(mine.folder)
+            os.kill(before[which], signal.SIGKILL)
+            assert eventually(lambda: pids_of(mine.folder)[which] != before[which], 30)  # noqa: B023
+            assert answers(mine.state_url) and answers(mine.blob_url)
+        assert client(mine.state_url).get("job") == b"1"
+        last = pids_of(mine.folder)
+    assert eventually(lambda: ended(last))
+
+
+class LoadsForLong:
+    """A provider of a server that takes a second for each key that it loads, once there is a file ``slow``."""
+
+    name = "slow"
+
+    def __init__(self, folder: Path) -> None:
+        self.slow = folder / "slow"
+        self._path = folder / "redis-server"
+        program = next(provider.find() for provider in PROVIDERS if provider.find())
+        options = "--key-load-delay 1000000 --loading-process-events-interval-bytes 1024"
+        self._path.write_text(f'#!/bin/sh\n[ -e {self.slow} ] && exec {program} "$@" {options}\nexec {program} "$@"\n')
+        self._path.chmod(0o755)
+
+    def find(self) -> Path | None:
+        return self._path
+
+
+def test_the_last_owner_that_leaves_while_a_server_loads_for_long_ends_both(tmp_path: Path) -> None:
+    provider = LoadsForLong(tmp_path)
+    first = start_embedded(tmp_path / "run", private=False, providers=[provider])
+    stored = client(first.state_url)
+    stored.mset({f"job{number}": "x" * 2000 for number in range(200)})
+    stored.bgrewriteaof()
+    assert eventually(lambda: list(first.folder.glob("state/appendonlydir/*.2.base.rdb")) != [], 20)
+    provider.slow.touch()
+    os.kill(first.pids[1], signal.SIGKILL)
+    log = first.folder / "state" / "server.log"
+    assert eventually(lambda: log.exists() and "Server initialized" in log.read_text() and "Ready" not in log.read_text(), 20)
+    with start_embedded(tmp_path / "run", private=False, providers=[provider]) as second:
+        assert (second.state_url, second.pids) == (first.state_url, first.pids), "one that loads is not taken for gone"
+    loading = int((first.folder / "state" / "server.pid").read_text())
+    first.stop()
+    assert eventually(lambda: ended([*first.pids, loading]))
+    assert not (first.folder / "runtime.json").exists()
+
+
+def test_the_runtime_file_that_an_owner_removed_does_not_come_back(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=False) as first:
+        with FileLock(first.folder / "start.lock"):  # as one that leaves
+            os.kill(first.pids[2], signal.SIGKILL)
+            assert eventually(lambda: answers(first.blob_url), 20)
+            time.sleep(0.3)
+            assert pids_of(first.folder) == list(first.pids), "written later, as somebody leaves just now"
+            (first.folder / "runtime.json").unlink()
+            assert eventually(lambda: ended(first.pids), 20)
+        assert not (first.folder / "runtime.json").exists()
+
+
 def test_servers_that_die_again_and_again_are_given_up(tmp_path: Path) -> None:
     with start_embedded(tmp_path, private=False) as first:
         runtime = first.folder / "runtime.json"
@@ -377,6 +486,50 @@ def test_another_redis_on_the_old_port_is_not_taken_for_ours(tmp_path: Path, red
     with start_embedded(tmp_path, private=False) as embedded:
         assert embedded.state_url != url
     assert client(redis_url).ping()
+
+
+@needs_linux
+def test_strangers_at_the_ports_of_dead_servers_are_told_no_password_and_not_taken_for_them(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=False) as first:
+        os.kill(first.pids[0], signal.SIGKILL)
+        assert eventually(lambda: ended(first.pids))
+        with stranger_at(first.state_url, first.blob_url) as strangers, start_embedded(tmp_path, private=False) as second:
+            assert client(second.state_url).ping() and client(second.blob_url).ping()
+            for before, after in ((first.state_url, second.state_url), (first.blob_url, second.blob_url)):
+                assert not set(place_of(before)) & set(place_of(after)), "another port, and another password"
+            assert [stranger.heard for stranger in strangers] == [[], []]
+
+
+def killed_and_replaced(embedded: EmbeddedRedis) -> Stranger:
+    """A stranger that was faster than the keeper."""
+    os.kill(embedded.pids[0], signal.SIGSTOP)
+    try:
+        os.kill(embedded.pids[1], signal.SIGKILL)
+        assert eventually(lambda: ended([embedded.pids[1]]))
+        return Stranger(place_of(embedded.state_url)[0])
+    finally:
+        os.kill(embedded.pids[0], signal.SIGCONT)
+
+
+def test_a_server_waits_for_its_port_and_goes_nowhere_else(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=False) as first:
+        stranger = killed_and_replaced(first)
+        assert eventually(lambda: "Address already in use" in (first.folder / "state" / "server.log").read_text(), 20)
+        stranger.leave()
+        assert eventually(lambda: pids_of(first.folder)[1] != first.pids[1], 20)
+        assert answers(first.state_url) and answers(first.blob_url)
+        assert stranger.heard == []
+
+
+def test_servers_end_where_a_stranger_keeps_the_port_of_one_and_new_ones_have_new_passwords(tmp_path: Path) -> None:
+    with start_embedded(tmp_path, private=False) as first:
+        stranger = killed_and_replaced(first)
+        with start_embedded(tmp_path, private=False) as second:  # comes while the keeper still tries
+            assert ended(first.pids)
+            assert client(second.state_url).ping() and client(second.blob_url).ping()
+            assert not set(place_of(first.state_url)) & set(place_of(second.state_url))
+            assert stranger.heard == []
+            stranger.leave()
 
 
 def test_a_server_that_an_earlier_run_left_behind_is_ended_before_a_new_one_uses_its_data(tmp_path: Path) -> None:
