@@ -109,7 +109,7 @@ class ServerProcess:
         """End it by force and start it again at its port with its password, never elsewhere; what its disk has not heard of is lost.
 
         Raises:
-            ServerStartFailed: see `start`; or the port stayed taken.
+            ServerStartFailed: see `start`; or the port stayed taken, or a stranger listens there, who has heard clients reconnect.
         """
         if self._process is not None:
             self._process.kill()
@@ -117,7 +117,7 @@ class ServerProcess:
         (self.folder / "server.pid").unlink(missing_ok=True)  # whoever holds the lock now only looks (`is_at_work`)
         deadline = time.monotonic() + _PORT_TIMEOUT_S
         while not self._comes_up(given_up):
-            if given_up() or time.monotonic() > deadline:
+            if given_up() or time.monotonic() > deadline or _somebody_listens(self._port):
                 raise self._ended()
             time.sleep(_PORT_INTERVAL_S)
 
@@ -294,6 +294,12 @@ def write_secret(path: Path, text: str) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
+
+
+def _somebody_listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2.0):
+        return True
+    return False
 
 
 def _free_port() -> int:

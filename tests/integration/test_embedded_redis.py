@@ -391,7 +391,7 @@ def test_the_last_owner_that_leaves_while_a_server_loads_for_long_ends_both(tmp_
     provider = LoadsForLong(tmp_path)
     first = start_embedded(tmp_path / "run", private=False, providers=[provider])
     stored = client(first.state_url)
-    stored.mset({f"job{number}": "x" * 2000 for number in range(200)})
+    stored.mset({f"job{number}": os.urandom(2000) for number in range(200)})  # which does not become shorter
     stored.bgrewriteaof()
     assert eventually(lambda: list(first.folder.glob("state/appendonlydir/*.2.base.rdb")) != [], 20)
     provider.slow.touch()
@@ -494,41 +494,44 @@ def test_strangers_at_the_ports_of_dead_servers_are_told_no_password_and_not_tak
         os.kill(first.pids[0], signal.SIGKILL)
         assert eventually(lambda: ended(first.pids))
         with stranger_at(first.state_url, first.blob_url) as strangers, start_embedded(tmp_path, private=False) as second:
-            assert client(second.state_url).ping() and client(second.blob_url).ping()
+            assert [stranger.heard for stranger in strangers] == [[], []]
+            assert answers(second.state_url) and answers(second.blob_url)
             for before, after in ((first.state_url, second.state_url), (first.blob_url, second.blob_url)):
                 assert not set(place_of(before)) & set(place_of(after)), "another port, and another password"
-            assert [stranger.heard for stranger in strangers] == [[], []]
 
 
-def killed_and_replaced(embedded: EmbeddedRedis) -> Stranger:
-    """A stranger that was faster than the keeper."""
+@contextmanager
+def without_state_server(embedded: EmbeddedRedis) -> Iterator[int]:
+    """The port of the state server, which is killed and not started again before the end of this."""
     os.kill(embedded.pids[0], signal.SIGSTOP)
     try:
         os.kill(embedded.pids[1], signal.SIGKILL)
         assert eventually(lambda: ended([embedded.pids[1]]))
-        return Stranger(place_of(embedded.state_url)[0])
+        yield place_of(embedded.state_url)[0]
     finally:
         os.kill(embedded.pids[0], signal.SIGCONT)
 
 
 def test_a_server_waits_for_its_port_and_goes_nowhere_else(tmp_path: Path) -> None:
-    with start_embedded(tmp_path, private=False) as first:
-        stranger = killed_and_replaced(first)
-        assert eventually(lambda: "Address already in use" in (first.folder / "state" / "server.log").read_text(), 20)
-        stranger.leave()
+    log = tmp_path / "redis" / "state" / "server.log"
+    with start_embedded(tmp_path, private=False) as first, socket.socket() as outgoing:
+        with without_state_server(first) as port:
+            outgoing.bind(("127.0.0.1", port))  # as a connection that got the number
+        assert eventually(lambda: log.exists() and "Address already in use" in log.read_text(), 20)
+        outgoing.close()
         assert eventually(lambda: pids_of(first.folder)[1] != first.pids[1], 20)
         assert answers(first.state_url) and answers(first.blob_url)
-        assert stranger.heard == []
 
 
-def test_servers_end_where_a_stranger_keeps_the_port_of_one_and_new_ones_have_new_passwords(tmp_path: Path) -> None:
+def test_servers_end_where_a_stranger_listens_at_the_port_of_one_and_new_ones_have_new_passwords(tmp_path: Path) -> None:
     with start_embedded(tmp_path, private=False) as first:
-        stranger = killed_and_replaced(first)
+        with without_state_server(first) as port:
+            stranger = Stranger(port)
         with start_embedded(tmp_path, private=False) as second:  # comes while the keeper still tries
-            assert ended(first.pids)
-            assert client(second.state_url).ping() and client(second.blob_url).ping()
-            assert not set(place_of(first.state_url)) & set(place_of(second.state_url))
             assert stranger.heard == []
+            assert eventually(lambda: ended(first.pids))
+            assert answers(second.state_url) and answers(second.blob_url)
+            assert not set(place_of(first.state_url)) & set(place_of(second.state_url))
             stranger.leave()
 
 

@@ -135,6 +135,18 @@ PROMISES: dict[str, Promise] = {
         "tests/integration/test_embedded_redis.py::test_a_server_that_died_is_started_again_where_its_clients_look_for_it[state-shared]",
         Mutation("distributed_comfy/state/keeper.py", "server.restart(self._is_given_up)", "return False"),
     ),
+    "dead servers are raised for every owner": Promise(
+        "Shared embedded servers that die are started again also when the process that started them first has ended.",
+        "tests/integration/test_embedded_redis.py::"
+        "test_servers_that_die_after_whoever_started_them_has_ended_are_started_again_for_the_others",
+        Mutation("distributed_comfy/state/keeper.py", "if self._entered and not self._order.private:", "if False:"),
+    ),
+    "strangers at old ports": Promise(
+        "A program of another user at the port of a dead embedded server is told no password by a start and is not taken for the server.",
+        "tests/integration/test_embedded_redis.py::"
+        "test_strangers_at_the_ports_of_dead_servers_are_told_no_password_and_not_taken_for_them",
+        Mutation("distributed_comfy/state/server_process.py", "if not is_ours():", "if False:"),
+    ),
     "names beside nodes": Promise(
         "What a collector saves as it arrives is never written over by a node of that ComfyUI that saves under the same name.",
         "tests/unit/test_arrivals.py::test_a_node_that_saves_under_the_same_name_is_waited_for_and_not_written_over",
