@@ -185,10 +185,10 @@ class Keeper:
         while runtime_file(self._folder).exists():
             if self._end_asked.wait(_POLL_INTERVAL_S) or not self._raise_dead():
                 return
+            self._enter_new_pids()
             if self._door:
                 self._door.tend()
             self._free_servers()
-            self._enter_new_pids()
             if self._is_given_up() if self._order.private else self._nobody_came_back():
                 return
 

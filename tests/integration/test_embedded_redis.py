@@ -343,6 +343,7 @@ def test_a_server_that_died_is_started_again_where_its_clients_look_for_it(tmp_p
         os.kill(first.pids[which], signal.SIGKILL)
         assert eventually(lambda: answers(first.state_url) and answers(first.blob_url) and ended([first.pids[which]]))
         assert client(first.state_url).get("job") == b"1"
+        assert eventually(lambda: pids_of(first.folder) != list(first.pids))
         written = json.loads((first.folder / "runtime.json").read_text())
         assert (written["state_url"], written["blob_url"]) == (first.state_url, first.blob_url)
         assert written["pids"][which] != first.pids[which] and written["pids"][3 - which] == first.pids[3 - which]
@@ -363,8 +364,8 @@ def test_servers_that_die_after_whoever_started_them_has_ended_are_started_again
         for which in (1, 2):
             before = pids_of(mine.folder)
             os.kill(before[which], signal.SIGKILL)
-            assert eventually(lambda: pids_of(mine.folder)[which] != before[which], 30)  # noqa: B023
-            assert answers(mine.state_url) and answers(mine.blob_url)
+            assert eventually(lambda: ended([before[which]]) and answers(mine.state_url) and answers(mine.blob_url), 20)  # noqa: B023
+            assert eventually(lambda: pids_of(mine.folder)[which] != before[which])  # noqa: B023
         assert client(mine.state_url).get("job") == b"1"
         last = pids_of(mine.folder)
     assert eventually(lambda: ended(last))
