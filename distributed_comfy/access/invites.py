@@ -25,11 +25,14 @@ from distributed_comfy.access.users import ServerUsers, hashed, names_overlap
 from distributed_comfy.errors import HostNotInvitable, InviteUnknown
 from distributed_comfy.settings import slug
 from distributed_comfy.state.connection import HOST_USER
+from distributed_comfy.state.hosts import heard_ms
 from distributed_comfy.state.keys import Keys
 
 log = logging.getLogger(__name__)
 
 _SECRET_BYTES = 32
+_NO_KEY = -2
+"""What PTTL answers where there is none."""
 _JOINED = re.compile(r"(\d{1,14})\|(\d{1,14})", re.ASCII)
 _OF_A_WORKER = ("lease", "starting", "memory", "status", "log")
 """Keys that a host's user writes for its own workers alone, and may have written to last for ever."""
@@ -51,7 +54,7 @@ class Invite:
     joined_ms: int = 0
     """When it came first; 0: not yet."""
     seen_ms: int = 0
-    """When it connected last."""
+    """When it connected last; of `Invites.all` when it, or its agent, was heard of last."""
     connections: int = 0
     """That it has to the state server now."""
 
@@ -158,7 +161,7 @@ class Invites:
         """Every invited host, oldest first; users that a server has lost are made again."""
         self.sweep()
         connections = self._servers[0].connections()
-        found = [replace(invite, connections=connections.get(invite.user, 0)) for invite in self._read()]
+        found = [replace(invite, connections=connections.get(invite.user, 0), seen_ms=self._seen_ms(invite)) for invite in self._read()]
         self._restore(found)
         return sorted(found, key=lambda invite: (invite.created_ms, invite.name))
 
@@ -240,7 +243,8 @@ class Invites:
         """What a host has told of itself and its workers, and the orders that it has not taken."""
         workers = f"{self._keys('worker', '*').split('*')[0]}{name}-"
         found = [key for key in self._client.scan_iter(f"{workers}*", count=1000) if key.rpartition(":")[2] in _OF_A_WORKER]
-        return [self._keys("host", name), self._keys("seal", name), f"{self._prefix}celery:host.{name}", *found]
+        own = [self._keys(record, name) for record in ("host", "heard", "seal")]
+        return [*own, f"{self._prefix}celery:host.{name}", *found]
 
     def _restore(self, invites: list[Invite]) -> None:
         """A server without a file for its users forgets them when it restarts."""
@@ -256,6 +260,16 @@ class Invites:
             invite = Invite(**json.loads(text))
             first_ms, last_ms = self._joined(invite)
             yield replace(invite, joined_ms=first_ms, seen_ms=last_ms)
+
+    def _seen_ms(self, invite: Invite) -> int:
+        """When its agent was heard of last, or else when it connected; nothing that is said of it lies ahead of the server's clock."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.exists(self._keys("host", invite.name))
+        pipe.pttl(self._keys("heard", invite.name))
+        lives, left_ms = pipe.execute()
+        now_ms = self.now_ms()
+        heard = heard_ms(left_ms, now_ms) if left_ms != _NO_KEY else 0
+        return now_ms if lives else min(now_ms, max(invite.seen_ms, heard))
 
     def _joined(self, invite: Invite) -> tuple[int, int]:
         """When a host came first and last; what it wrote itself and cannot be read says no more than that it came."""

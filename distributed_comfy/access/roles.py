@@ -72,6 +72,7 @@ STATE_KEYS: Mapping[str, Rights] = {
     # An agent says that its host is there, and answers orders to it.
     "hosts": Rights("rw", "rw", "r"),
     "host": Rights("", "rw", "r", host="rw"),
+    "heard": Rights("", "rw", "r", host="rw"),
     "answer": Rights("", "rw", "r", host="rw"),
     "seal": Rights("", "rw", host="w"),  # whoever can read it can give orders to the host
     # Only the owner of the server invites and revokes.

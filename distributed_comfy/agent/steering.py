@@ -44,8 +44,15 @@ def order_without_agent(cluster: Cluster, order: HostOrder) -> HostAnswer:
         WorkerUnknown: there is no such worker.
         OrderRefused: that would not do what was asked.
     """
+    if order.verb == "remove" and (host := cluster.hosts.forget_worker(order.worker)):
+        text = f"worker {order.worker} is forgotten; it is there again when host {host} is, unless it is removed there"
+        return HostAnswer(order.order_id, host, text, {"worker": order.worker, "host": host})
     found = cluster.workers.workers([order.worker])
     if not found:
+        for gone in cluster.hosts.known()[1]:
+            if any(own.name == order.worker for own in gone.record.workers):
+                reason = f"host {gone.record.host} is not heard of any more; start `distributed-comfy up` there, or look at its network"
+                raise OrderRefused(what=f"workers {order.verb} {order.worker}", reason=reason)
         raise WorkerUnknown(name=order.worker)
     facts = found[0].facts
     if reason := _why_not(order, facts):
@@ -55,6 +62,20 @@ def order_without_agent(cluster: Cluster, order: HostOrder) -> HostAnswer:
     text = f"worker {order.worker} {'finishes its item and ends; ' + after if heard else 'did not hear it; try again'}"
     told = {"worker": order.worker, "host": facts.host, "started_by": facts.started_by, "heard": heard}
     return HostAnswer(order.order_id, facts.host, text, told)
+
+
+def forget_host(cluster: Cluster, host: str) -> str:
+    """Miss a host no longer that is not heard of any more; what was done, for people.
+
+    Raises:
+        OrderRefused: its agent lives, or nothing is known of it.
+    """
+    if cluster.hosts.host(host) is not None:
+        reason = f"its agent lives; end `distributed-comfy up` there, or shut it out with `distributed-comfy invite revoke {host}`"
+        raise OrderRefused(what=f"hosts forget {host}", reason=reason)
+    if not cluster.hosts.forget(host):
+        raise OrderRefused(what=f"hosts forget {host}", reason="no host of this name is missed; `distributed-comfy hosts list` has them")
+    return f"host {host} is forgotten; it is there again when its agent is"
 
 
 def _why_not(order: HostOrder, facts: WorkerFacts) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from distributed_comfy.agent.steering import give
-from distributed_comfy.cli.cluster import connected
+from distributed_comfy.agent.steering import forget_host, give
+from distributed_comfy.cli.cluster import ago, connected
 from distributed_comfy.cli.commands import json_option
 from distributed_comfy.cli.output import Output
 from distributed_comfy.errors import NoAgent
@@ -29,14 +29,21 @@ def hosts() -> None:
 @json_option
 @click.pass_obj
 def list_hosts(output: Output, /) -> None:
-    """All hosts whose agents live."""
+    """All hosts whose agents live, and those that are not heard of any more."""
     with connected(output) as cluster:
-        found = cluster.hosts.hosts()
+        found, gone = cluster.hosts.hosts(), cluster.hosts.known()[1]
+        now_ms = cluster.hosts.now_ms()
     output.result([to_plain(record) for record in found])
-    if not found:
+    if found:
+        output.table(("HOST", "DEVICES", "WORKERS", "USER", "SYSTEM", "VERSION"), [_row(record) for record in found])
+    elif not gone:
         output.say(_NOBODY)
-        return
-    output.table(("HOST", "DEVICES", "WORKERS", "USER", "SYSTEM", "VERSION"), [_row(record) for record in found])
+    for host in gone:
+        name = host.record.host
+        output.say(
+            f"{name} has not been heard of for {ago(now_ms, host.seen_ms)}; start `distributed-comfy up` there, or look at its network; "
+            f"`distributed-comfy hosts forget {name}` if it does not come back"
+        )
 
 
 @hosts.command()
@@ -58,6 +65,18 @@ def show(output: Output, /, host: str | None) -> None:
     for worker in record.workers:
         if worker.reason:
             output.say(f"{worker.name}: {worker.reason}")
+
+
+@hosts.command()
+@click.argument("host")
+@json_option
+@click.pass_obj
+def forget(output: Output, /, host: str) -> None:
+    """Show a host no longer that is not heard of any more; by itself that happens after a day."""
+    with connected(output) as cluster:
+        text = forget_host(cluster, host)
+    output.result({"host": host, "text": text})
+    output.say(text)
 
 
 @hosts.command()

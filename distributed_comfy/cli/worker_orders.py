@@ -239,6 +239,7 @@ def _host_name(cluster: Cluster, host: str | None) -> str:
 
 def _without_agent(output: Output, cluster: Cluster, order: HostOrder) -> None:
     known = {worker.facts.name for worker in cluster.workers.workers()}
+    known |= {own.name for gone in cluster.hosts.known()[1] for own in gone.record.workers}
     if order.worker not in known:
         raise unknown_worker(order.worker, worker_states(cluster))
     answer = order_without_agent(cluster, order)

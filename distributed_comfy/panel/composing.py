@@ -8,15 +8,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from distributed_comfy.agent.up import find_local_agent
+from distributed_comfy.agent.up import agent_runs, find_local_agent
 from distributed_comfy.messages import parse_item_id
 from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Findings, Pulse
 from distributed_comfy.panel.rows import RowMaker
+from distributed_comfy.panel.server_looks import Server
 from distributed_comfy.panel.steps import StepPlace, StepView
 from distributed_comfy.panel.unserved import Words
-from distributed_comfy.panel.worker_views import WorkerSources, shown_host, shown_worker
+from distributed_comfy.panel.worker_views import WorkerSources, shown_host, shown_worker, unknown_worker
 from distributed_comfy.state.records import HostRecord, HostWorker, JobState
 
 _FEW_BUSY = 10
@@ -42,7 +43,7 @@ class Composer:
         self._tunnel = tunnel
         self._workers: dict[str, tuple[WorkerSources, dict[str, Any] | None]] = {}
         """None: there is nothing to show of it."""
-        self._hosts: dict[str, tuple[HostRecord, bool, dict[str, Any] | None]] = {}
+        self._hosts: dict[str, tuple[HostRecord, tuple[bool, int], dict[str, Any] | None]] = {}
         self._rows = RowMaker()
         self._jobs: dict[str, tuple[tuple[Estimate, bool, Words], JobState, dict[str, Any] | None]] = {}
         self._starts: dict[str, int] = {}
@@ -50,9 +51,11 @@ class Composer:
         self._paces: dict[str, Pace] = {}
         self._steps: Mapping[StepPlace, StepView] = {}
         self._steps_at = 0.0
+        self._down: dict[str, int] = {}
+        """Servers that do not answer -> when they did last."""
         self._able = -1
         """Workers that take items, at the last estimate."""
-        self._local = False
+        self._local = self._runs = False
         self._local_at = 0.0
 
     def compose(self, pulse: Pulse, steps: Mapping[StepPlace, StepView]) -> dict[str, Any]:
@@ -64,21 +67,29 @@ class Composer:
         if pulse.jobs_changed or able != self._able:
             self._able = able
             self._estimate(found)
-        servers = self._place.servers()
-        return {
+        servers, host = self._place.servers(), self._place.settings.host_name
+        state, blobs = (self._health(name, server, found.now_ms) for name, server in (("state", found.state), ("blobs", found.blobs)))
+        composed = {
             "servers": {
                 "shown": servers.shown if servers else "", "embedded": bool(servers and servers.embedded),
-                "invited_to": servers.invited_to if servers else "", "one": bool(servers and servers.one),
-                "state": found.state.shown(), "blobs": found.blobs.shown(),
+                "invited_to": servers.invited_to if servers else "", "one": bool(servers and servers.one), "state": state, "blobs": blobs,
             },
             "hosts": self._shown_hosts(found), "workers": workers, "jobs": self._shown_jobs(found),
             "master": master.shown() if master else None, "invites": found.invites, "tunnel": self._tunnel(),
+            "agent": "here" if host in found.hosts else "elsewhere" if self._runs else "none",
         }  # fmt: skip
+        return composed if found.state.up else out_of_date(composed, state["down_since_ms"])
+
+    def _health(self, name: str, server: Server, now_ms: int) -> dict[str, Any]:
+        if server.up:
+            self._down.pop(name, None)
+        return {**server.shown(), "down_since_ms": 0 if server.up else self._down.setdefault(name, now_ms)}
 
     def _look_around(self) -> None:
         """Whether this user's own agent runs here, whose orders need nobody's leave."""
         if time.monotonic() >= self._local_at:
             self._local = find_local_agent(self._place.settings) is not None
+            self._runs = self._local and agent_runs(self._place.settings)
             self._local_at = time.monotonic() + _LOCAL_S
 
     def _may_configure(self, record: HostRecord) -> bool:
@@ -92,7 +103,8 @@ class Composer:
         return self._steps
 
     def _shown_workers(self, found: Findings, steps: Mapping[StepPlace, StepView]) -> dict[str, dict[str, Any]]:
-        kept = {own.name: (record, own) for record in found.hosts.values() for own in record.workers}
+        records = [*(host.record for host in found.gone.values()), *found.hosts.values()]
+        kept = {own.name: (record, own) for record in records for own in record.workers}
         made = {}
         for name in sorted({*found.rows, *kept}):
             record, own = kept.get(name, (None, None))
@@ -122,7 +134,8 @@ class Composer:
             {place: replace(step, preview=b"") for place, step in told.items()} if claims else None,
             self._next_start(name, own, found.now_ms),
             host == self._place.settings.host_name,
-            record is not None and self._may_configure(record),
+            record is not None and record.host in found.hosts and self._may_configure(record),
+            found.gone[record.host].seen_ms if record is not None and record.host not in found.hosts else 0,
         )
 
     def _next_start(self, name: str, own: HostWorker | None, now_ms: int) -> int:
@@ -137,15 +150,16 @@ class Composer:
         return self._starts[name]
 
     def _shown_hosts(self, found: Findings) -> dict[str, dict[str, Any]]:
-        made = {}
-        for name, record in found.hosts.items():
-            may, before = self._may_configure(record), self._hosts.get(name)
-            if before is not None and before[0] == record and before[1] == may:
+        made, gone = {}, {name: host for name, host in found.gone.items() if name not in found.hosts}
+        for name, record in {**found.hosts, **{name: host.record for name, host in gone.items()}}.items():
+            since_ms, before = gone[name].seen_ms if name in gone else 0, self._hosts.get(name)
+            how = (not since_ms and self._may_configure(record), since_ms)
+            if before is not None and before[0] == record and before[1] == how:
                 made[name] = before
             else:
                 here = name == self._place.settings.host_name
-                shown = self._rows.make(f"host {name}", partial(shown_host, record, here=here, configurable=may))
-                made[name] = (record, may, shown)
+                make = partial(shown_host, record, here=here, configurable=how[0], gone_ms=since_ms)
+                made[name] = (record, how, self._rows.make(f"host {name}", make))
         self._hosts = made
         return {name: shown for name, (_, _, shown) in made.items() if shown is not None}
 
@@ -172,6 +186,11 @@ class Composer:
                 made[job_id] = (facts, state, shown)
         self._jobs = made
         return {job_id: shown for job_id, (_, _, shown) in made.items() if shown is not None}
+
+
+def out_of_date(state: dict[str, Any], since_ms: int) -> dict[str, Any]:
+    """A state of which nothing has been heard since: how the workers are is not known."""
+    return {**state, "workers": {name: unknown_worker(shown, since_ms) for name, shown in state["workers"].items()}}
 
 
 def _written(record: HostRecord, name: str) -> dict[str, Any] | None:

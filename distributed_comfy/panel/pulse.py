@@ -21,7 +21,7 @@ from distributed_comfy.panel.words import told
 from distributed_comfy.state.connection import in_our_words, setting_of
 from distributed_comfy.state.figures import KINDS
 from distributed_comfy.state.keys import Keys
-from distributed_comfy.state.records import HostRecord, JobState, WorkerState
+from distributed_comfy.state.records import GoneHost, HostRecord, JobState, WorkerState
 from distributed_comfy.state.status import WorkerStatus
 from distributed_comfy.state.tallies import histogram
 from tasks.cluster import Cluster
@@ -32,6 +32,7 @@ _ROWS_S = 1.0
 _JOBS_S = 2.0
 """Between two looks at jobs of which no mark says that anything happened."""
 _SERVERS_S = 5.0
+_STILL_MS = 1500
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Findings:
     now_ms: int = 0
     rows: dict[str, WorkerState] = field(default_factory=dict)
     hosts: dict[str, HostRecord] = field(default_factory=dict)
+    gone: dict[str, GoneHost] = field(default_factory=dict)
+    """Hosts that are not heard of any more, by name."""
     statuses: dict[str, WorkerStatus] = field(default_factory=dict)
     jobs: dict[str, JobState] = field(default_factory=dict)
     unserved: dict[str, Words] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class Pulse:
         self.found = Findings()
         self.jobs_changed = True
         """Whether the last look found anything else about jobs."""
+        self._looked_at = 0.0
         self._now = now
         self._named: set[str] = set()
         """Of workers and guests, at the last look at their rows."""
@@ -72,6 +76,11 @@ class Pulse:
         self._due: dict[str, float] = {}
         self._blobs = BlobServer()
         self._unserved = Unserved()
+
+    @property
+    def now_ms(self) -> int:
+        """Redis time of now, also while it is away; 0 before the first look."""
+        return self.found.now_ms + round((self._now() - self._looked_at) * 1000) if self.found.now_ms else 0
 
     def look(self, cluster: Cluster) -> None:
         """Read what is due.
@@ -108,7 +117,7 @@ class Pulse:
         if names:
             pipe.mget([keys("status", name) for name in names])
         clock, counters, tallies, count, active, workers, *texts = _reply(cluster, pipe.execute)
-        self.found.now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
+        self.found.now_ms, self._looked_at = int(clock[0]) * 1000 + int(clock[1]) // 1000, self._now()
         self._take_statuses(dict(zip(names, texts[0], strict=True)) if names else {})
         self._look_at_jobs(cluster, keys, (tuple(counters), tuple(sorted(tallies.items()))), (count, counters[0]), active)
         self.found.item_s = _item_s({name: int(value) for name, value in tallies.items()})
@@ -140,7 +149,14 @@ class Pulse:
         rows = cluster.workers.workers(sorted(names))
         self._named = names
         self.found.rows = {row.facts.name: without_lease(row) for row in rows if row.capability or row.state != "lost"}
-        self.found.hosts = {record.host: record for record in cluster.hosts.living()}
+        living, gone = cluster.hosts.known()
+        self.found.hosts = {record.host: record for record in living}
+        self.found.gone = {host.record.host: self._steady(host) for host in gone}
+
+    def _steady(self, host: GoneHost) -> GoneHost:
+        """With the time of before, where it is the same but for what a look takes: pages are told only what differs."""
+        before = self.found.gone.get(host.record.host)
+        return before if before and before.record == host.record and abs(before.seen_ms - host.seen_ms) < _STILL_MS else host
 
     # -- jobs ------------------------------------------------------------------------------------------------------------
     def _look_at_jobs(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from distributed_comfy.errors import JobUnknown, NoMaster, WorkerFieldsWrong, WorkerUnknown
+from distributed_comfy.errors import JobUnknown, NoMaster, OrderRefused, WorkerFieldsWrong, WorkerUnknown
 from distributed_comfy.orchestrator.inviting import InviteOptions
 from distributed_comfy.panel.answering import SECRET, Handler, Judge, Threads, answered, body, told_as_json
 from distributed_comfy.panel.bodies import BadRequest, number_of
@@ -104,6 +104,13 @@ class Panel:
     async def get_hosts(self, _request: web.Request) -> web.StreamResponse:
         """Hosts alone."""
         return told_as_json({"hosts": (await self.threads.quick(self.watch.state))["hosts"]})
+
+    async def forget_host(self, request: web.Request) -> web.StreamResponse:
+        """One that is not heard of any more."""
+        name = request.match_info["name"]
+        if name != slug(name):
+            raise OrderRefused(what=f"host {name[:100]}", reason="no host is called so")
+        return await self._ordered(self._workers.forget_host, name)
 
     async def list_settings(self, _request: web.Request) -> web.StreamResponse:
         """Timeouts and limits."""

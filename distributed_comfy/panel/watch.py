@@ -19,7 +19,7 @@ import redis
 
 from distributed_comfy import __version__
 from distributed_comfy.errors import DistributedComfyError, PanelFault, StateNotRead
-from distributed_comfy.panel.composing import Composer
+from distributed_comfy.panel.composing import Composer, out_of_date
 from distributed_comfy.panel.job_items import WatchedItems
 from distributed_comfy.panel.job_views import Estimate
 from distributed_comfy.panel.place import Place
@@ -38,7 +38,7 @@ _QUIET_AFTER_S = 3.0
 _LINGER_S = 10.0
 _RETRY_S = 1.0
 _KEPT_CHANGES = 64
-_PARTS = ("servers", "master", "invites", "tunnel")
+_PARTS = ("servers", "master", "invites", "tunnel", "agent")
 _TABLES = ("hosts", "workers", "jobs")
 
 
@@ -91,8 +91,8 @@ class Watch:
 
     @property
     def now_ms(self) -> int:
-        """Redis time of the last look; 0 before."""
-        return self._pulse.found.now_ms
+        """Redis time of now, also while it is away; 0 before the first look."""
+        return self._pulse.now_ms
 
     def jobs(self) -> Mapping[str, JobState]:
         """All jobs, as they were at the last look."""
@@ -225,8 +225,9 @@ class Watch:
             failure, before = told(self._fault(error)), self._state
             if not before:
                 return {}
-            servers = before["servers"]
-            return {**before, "servers": {**servers, "state": {**servers["state"], "up": False, "error": failure}}}
+            servers, since_ms = before["servers"], before["servers"]["state"]["down_since_ms"] or self.now_ms
+            health = {**servers["state"], "up": False, "error": failure, "down_since_ms": since_ms}
+            return out_of_date({**before, "servers": {**servers, "state": health}}, since_ms)
 
     def _publish(self) -> bool:
         """Tell pages what is different; whether anything is."""
@@ -241,7 +242,7 @@ class Watch:
                 return False
             self._revision += 1
             if not first:
-                now_ms = self._pulse.found.now_ms
+                now_ms = self._pulse.now_ms
                 self._changes.append(Change(self._revision, {"revision": self._revision, "now_ms": now_ms, **differs}, items))
             self._changed.notify_all()
             for listener in tuple(self._listeners):
@@ -250,7 +251,7 @@ class Watch:
 
     def _snapshot(self) -> dict[str, Any]:
         return {
-            "revision": self._revision, "instance": self._instance, "now_ms": self._pulse.found.now_ms, "version": __version__,
+            "revision": self._revision, "instance": self._instance, "now_ms": self._pulse.now_ms, "version": __version__,
             "host": self._place.settings.host_name, "user": self._place.settings.submitter, "kind": self._place.kind, **self._state,
         }  # fmt: skip
 

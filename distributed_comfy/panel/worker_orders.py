@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from distributed_comfy.agent.configuration import wrong_fields
-from distributed_comfy.agent.steering import give, keeper_of, order_without_agent
+from distributed_comfy.agent.steering import forget_host, give, keeper_of, order_without_agent
 from distributed_comfy.errors import DistributedComfyError, OrderRefused, WorkerFieldsWrong, WorkerUnknown
 from distributed_comfy.host_messages import HostVerb
 from distributed_comfy.orchestrator.arguments import split_arguments
@@ -85,6 +85,10 @@ class WorkerOrders:
     def remove(self, name: str) -> dict[str, Any]:
         """Take a worker off its host; errors as of `edit`."""
         return self._by_agent("remove", name)
+
+    def forget_host(self, name: str) -> dict[str, Any]:
+        """Show a host no longer that is not heard of any more; errors as of `agent.steering.forget_host`."""
+        return {"host": name, "text": forget_host(self._place.cluster(), name)}
 
     # -- running ---------------------------------------------------------------------------------------------------------
     def order(self, name: str, order: str, *, at_once: bool = False) -> dict[str, Any]:

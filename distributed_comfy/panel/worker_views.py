@@ -58,6 +58,8 @@ class WorkerSources:
     next_start_ms: int = 0
     here: bool = False
     editable: bool = False
+    gone_ms: int = 0
+    """When its agent was heard of last, where it is not any more."""
 
     @property
     def host(self) -> str:
@@ -82,7 +84,7 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     kept = found.kept
     return {
         "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": "red" if fails else _COLOURS[state],
-        "reason": reason, "remedy": remedy, "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
+        "reason": reason, "remedy": remedy, "since_ms": _since_ms(found, state),
         "next_start_ms": found.next_start_ms if state == "backing-off" else 0, "keeper": starter, "guest": guest,
         "orders": [] if guest else orders_of(found, state), "editable": found.editable and kept is not None,
         "enabled": kept.enabled if kept else True, "outdated": bool(kept and kept.outdated), "restarts": kept.restarts if kept else 0,
@@ -92,9 +94,21 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def unknown_worker(shown: Mapping[str, Any], since_ms: int) -> dict[str, Any]:
+    """The same worker while nobody can say how it is."""
+    reason = "nothing is heard of the cluster now, so nobody can say how it is"
+    return {
+        **shown, "state": "unknown", "colour": "grey", "reason": reason, "remedy": "", "since_ms": since_ms, "next_start_ms": 0,
+    }  # fmt: skip
+
+
 def state_of(found: WorkerSources) -> str:
     """One word: the agent's for what has no process that could speak, else the table's, unless the worker's own says more."""
     phase = found.kept.phase if found.kept else ""
+    if found.gone_ms:  # what ran on when its agent fell silent says so itself
+        if found.row is None and phase not in ("disabled", "stopped"):
+            return "lost"
+        phase = "" if found.row is not None else phase
     if phase in ("disabled", "failed", "backing-off", "stopping", "stopped"):
         return phase
     own = found.status.state if found.status else ""
@@ -112,6 +126,9 @@ def state_of(found: WorkerSources) -> str:
 def why(found: WorkerSources, state: str) -> tuple[str, str]:
     """Why a worker does not work, and what to do."""
     said = (found.kept.reason if found.kept else "") or (found.status.reason if found.status else "")
+    if state == "lost" and found.gone_ms:
+        reason = f"gives no sign of life any more, nor does its computer, {found.keeper}; what it had runs elsewhere"
+        return reason, f"start `distributed-comfy up` on {found.keeper}, or look at its network"
     if state == "lost":
         where = f"look whether {found.host} is on and its network leads to the Redis, and whether the worker runs there"
         return "gives no sign of life any more; what it had runs elsewhere", where
@@ -133,14 +150,17 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
 
 def orders_of(found: WorkerSources, state: str) -> list[str]:
     """What it can be told now."""
-    if found.kept is not None:
+    if found.kept is not None and not found.gone_ms:
         return list(_KEPT_ORDERS[state])
     ends = _ENDINGS.get(found.starter, ()) if state not in ("stopping", "lost") else ()
     return [*ends, *_OTHER_ORDERS.get(state, ())]
 
 
-def _is_its_own(state: str) -> bool:
-    return state not in ("disabled", "failed", "backing-off", "stopped", "lost")
+def _since_ms(found: WorkerSources, state: str) -> int:
+    if state == "lost" and found.gone_ms:
+        return found.gone_ms
+    own = state not in ("disabled", "failed", "backing-off", "stopped", "lost")
+    return found.status.since_ms if found.status and own else 0
 
 
 def _engine(found: WorkerSources) -> dict[str, Any]:
@@ -199,7 +219,7 @@ def _last_error(error: LastError) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shown_host(record: HostRecord, *, here: bool, configurable: bool) -> dict[str, Any]:
+def shown_host(record: HostRecord, *, here: bool, configurable: bool, gone_ms: int = 0) -> dict[str, Any]:
     """As ``Host`` of openapi.json."""
     used: dict[str, list[str]] = {}
     for worker in record.workers:
@@ -213,7 +233,7 @@ def shown_host(record: HostRecord, *, here: bool, configurable: bool) -> dict[st
             {"name": each.name, "model": each.model, "memory_bytes": each.memory_bytes, "used_by": sorted(used.get(each.name, ()))}
             for each in record.devices
         ],
-        "resources": _rounded(asdict(record.resources)) if record.resources else None,
+        "resources": _rounded(asdict(record.resources)) if record.resources else None, "gone_ms": gone_ms,
     }  # fmt: skip
 
 

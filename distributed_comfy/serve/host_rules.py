@@ -191,7 +191,7 @@ class _StateForms:
     def _agent(self) -> list[tuple[str, Form]]:
         """The host's agent: its record, the answers to its orders, and their queue; it gives no orders to others."""
         own = self._broker(rb"host\." + self._host + _PRIORITY)
-        record = self._of_table("host", self._host)
+        record, heard = self._of_table("host", self._host), self._of_table("heard", self._host)
         answer = re.compile(_like_pair(self._keys("answer", "*", "+").encode(), self._host, _ID))
         name, joined, seal = re.compile(self._host), self._of_table("joined", self._host), self._of_table("seal", self._host)
         return [
@@ -199,7 +199,8 @@ class _StateForms:
             *[("GET", form(key)) for key in (record, answer)],
             ("PUBLISH", form(answer, open_end=True)),
             ("SET", form(seal, re.compile(rb"[0-9a-f]{32} [0-9a-f]{64}"), "PX", _NUMBER)),
-            *[("DEL", form(key)) for key in (record, seal)],
+            ("SET", form(heard, re.compile(rb".{1,65536}", re.DOTALL), "PX", _NUMBER)),  # a large one would be for nobody to read
+            *[("DEL", form(key)) for key in (record, seal, heard)],
             *[(change, form(self._keys("hosts"), name)) for change in ("SADD", "SREM")],
             ("GET", form(joined)),  # when it came first, and last
             ("SET", form(joined, re.compile(rb"[0-9|]{1,60}"))),

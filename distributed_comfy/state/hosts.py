@@ -1,7 +1,10 @@
 """The agents of hosts in the state Redis: who lives, what each says of its host, and what it answered to orders.
 
-A record is at the same time the sign of life: it vanishes with the lease.  An answer is kept for a while under the id of its order, so
-that one that is delivered twice gets the same one; whoever waits also hears of it on a channel of the same name.
+A record is at the same time the sign of life: it vanishes with the lease.  What was said last lies beside it for a day, so that a host
+which lost its power is missed; an agent that ends in good order takes it along.
+
+An answer is kept for a while under the id of its order, so that one that is delivered twice gets the same one; whoever waits also hears
+of it on a channel of the same name.
 
 An invited host writes its own record, and could name workers of other hosts there to be sent their orders: what it says of any but its
 own is left out.
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,7 +24,7 @@ from distributed_comfy.host_messages import HostAnswer
 from distributed_comfy.messages import dump, load
 from distributed_comfy.settings import Settings
 from distributed_comfy.state.readable import ReadableRecords
-from distributed_comfy.state.records import HostRecord
+from distributed_comfy.state.records import GoneHost, HostRecord
 from distributed_comfy.state.scripts import Scripts
 from distributed_comfy.state.workers import to_ms
 
@@ -29,6 +33,10 @@ _LOOK_S = 0.5
 """How often whoever waits looks for an answer of which the message was lost."""
 _TAKE_POLL_S = 0.1
 _SEAL_TIMEOUT_S = 2.0
+_HEARD_MS = 86_400_000
+"""For how long a host is missed."""
+_HEARD_BYTES = 65_536
+"""More of what a host said last is neither kept nor read."""
 
 
 class HostTable:
@@ -73,6 +81,7 @@ class HostTable:
         pipe.set(self._keys("seal", record.host), f"{record.incarnation} {seal}", px=self._lease_ms)
         pipe.sadd(self._keys("hosts"), record.host)
         self._scripts.reply(pipe.execute)
+        self._note(record)
 
     def renew(self, record: HostRecord, seal: str) -> HostRecord | None:
         """Say that the agent lives, and how its host is.
@@ -88,13 +97,14 @@ class HostTable:
         pipe.set(self._keys("seal", record.host), f"{record.incarnation} {seal}", px=self._lease_ms)
         pipe.sadd(self._keys("hosts"), record.host)  # a Redis that came back empty
         before, _, _ = self._scripts.reply(pipe.execute)
+        self._note(record)
         other = self._read(record.host, before)
         return other if other is not None and other.incarnation != record.incarnation else None
 
     def leave(self, host: str) -> None:
         """The agent ends."""
         pipe = self._client.pipeline(transaction=False)
-        for name in ("host", "seal"):
+        for name in ("host", "seal", "heard"):
             pipe.delete(self._keys(name, host))
         pipe.srem(self._keys("hosts"), host)
         self._scripts.reply(pipe.execute)
@@ -121,15 +131,69 @@ class HostTable:
         return found if isinstance(found, HostRecord) else None
 
     def hosts(self) -> list[HostRecord]:
-        """The records of all living agents, by host; those that died leave the list."""
-        living, dead = self._look()
-        if dead:  # one that comes back enters itself again
+        """The records of all living agents, by host; those that died leave the list, once nobody misses them any more."""
+        living, silent = self._look()
+        missed = {gone.record.host for gone in self._missed(silent)}
+        if dead := [name for name in silent if name not in missed]:  # one that comes back enters itself again
             self._scripts.reply(lambda: self._client.srem(self._keys("hosts"), *dead))
         return living
 
     def living(self) -> list[HostRecord]:
         """The same for whoever may only read."""
         return self._look()[0]
+
+    def known(self) -> tuple[list[HostRecord], list[GoneHost]]:
+        """The same, and hosts that fell silent within the last day without a farewell; for whoever may only read."""
+        living, silent = self._look()
+        return living, self._missed(silent)
+
+    def forget(self, host: str) -> bool:
+        """Miss a host no longer; whether it was missed.  One that lives is there again as soon as it speaks."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.delete(self._keys("heard", host))
+        if not self._scripts.reply(lambda: self._client.exists(self._keys("host", host))):
+            pipe.srem(self._keys("hosts"), host)
+        return bool(self._scripts.reply(pipe.execute)[0])
+
+    def forget_worker(self, worker: str) -> str:
+        """Miss a worker of a host that is gone no longer, and the host neither where that was its last; the host, empty where none is."""
+        for gone in self.known()[1]:
+            left = tuple(own for own in gone.record.workers if own.name != worker)
+            if len(left) == len(gone.record.workers):
+                continue
+            host, text = gone.record.host, dump(replace(gone.record, workers=left))
+            if left:
+                self._scripts.reply(lambda: self._client.set(self._keys("heard", host), text, xx=True, keepttl=True))  # noqa: B023 - at once
+            else:
+                self.forget(host)
+            return host
+        return ""
+
+    def _note(self, record: HostRecord) -> None:
+        """Let this be what is kept of a host that falls silent."""
+        text = dump(short := replace(record, configuration={}, resources=None))
+        if len(text.encode()) > _HEARD_BYTES:
+            text = dump(replace(short, devices=(), workers=()))
+        with suppress(RedisForbids):  # a user of before this key
+            self._scripts.reply(lambda: self._client.set(self._keys("heard", record.host), text, px=_HEARD_MS))
+
+    def _missed(self, names: list[str]) -> list[GoneHost]:
+        """Those of these silent hosts that ended without a farewell, apart from what this process cannot read or may not see."""
+        if not names:
+            return []
+        pipe = self._client.pipeline(transaction=False)
+        pipe.time()
+        for name in names:
+            pipe.getrange(self._keys("heard", name), 0, _HEARD_BYTES - 1)
+            pipe.pttl(self._keys("heard", name))
+        (seconds, micros), *replies = self._scripts.reply(lambda: _unless_failed(pipe.execute(raise_on_error=False)))
+        now_ms, invited = int(seconds) * 1000 + int(micros) // 1000, self._invited()
+        found = []
+        for name, text, left_ms in zip(names, replies[::2], replies[1::2], strict=True):
+            record = self._believed(name, text or None, is_guest=name in invited)
+            if isinstance(record, HostRecord):
+                found.append(GoneHost(record, heard_ms(left_ms, now_ms)))
+        return found
 
     def _look(self) -> tuple[list[HostRecord], list[str]]:
         """Records of the living, apart from those that this process cannot read or may not see; and the names of those that died."""
@@ -203,6 +267,17 @@ class HostTable:
                 if left_s <= 0:
                     raise AgentSilent(host=host, seconds=f"{timeout_s:g}")
                 self._scripts.reply(lambda: channel.get_message(timeout=min(_LOOK_S, left_s)))  # noqa: B023 - called at once
+
+
+def heard_ms(left_ms: Any, now_ms: int) -> int:
+    """When a host was heard of last.
+
+    Args:
+        left_ms: what is left of the time for which it is missed; it may have set another one, and may be a refusal.
+        now_ms: of the same clock.
+    """
+    left = left_ms if isinstance(left_ms, int) else 0
+    return now_ms - _HEARD_MS + min(max(left, 0), _HEARD_MS)
 
 
 def _record_of(host: str, text: str) -> HostRecord:

@@ -66,6 +66,7 @@ _TEMPLATES = {
     "queue": "queue:{}:{}:{}",  # level, signature, submitter: ZSET job -> running, then age
     "hosts": "hosts",  # SET of hosts whose agents were heard of
     "host": "host:{}",  # STRING with PX: the record of a host's agent, its sign of life
+    "heard": "heard:{}",  # STRING with PX: what a host's agent said last, for a day after it fell silent without a farewell
     "answer": "host:{}:answer:{}",  # STRING with PX: an agent's answer to an order; also the channel that tells of it
     "seal": "seal:{}",  # STRING with PX: an agent's incarnation, and with what orders to it are signed, made up at each start
     "worker": "worker:{}:facts",

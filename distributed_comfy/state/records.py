@@ -215,6 +215,16 @@ class HostRecord:
 
 
 @dataclass(frozen=True)
+class GoneHost:
+    """A host of which nothing is heard any more, though its agent has not said that it ends."""
+
+    record: HostRecord
+    """What its agent said last, without configuration and resources."""
+    seen_ms: int
+    """Redis time of that."""
+
+
+@dataclass(frozen=True)
 class Claim:
     """An item that is this worker's to run."""
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -32,7 +33,7 @@ def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_s
     with ExitStack() as first, ExitStack() as ending:
         first.enter_context(running_redis(redis_server.program, tmp_path / "one", port=port))
         rig = ending.enter_context(panel_rig(folder, DC_REDIS_URL=url, DC_BLOB_URL=url))
-        rig.up(pc1_one={"device": "cpu"})
+        up = rig.up(pc1_one={"device": "cpu"})
         rig.page.wait_worker("pc1-one", lambda worker: worker["state"] == "idle", 90)
         with rig.page.events() as events:
             events.wait(lambda state: state["servers"]["state"]["up"])
@@ -40,13 +41,23 @@ def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_s
             down = events.wait(lambda state: not (found := state["servers"]["state"])["up"] and found)
             assert events.state["servers"]["one"]  # so a page says it once
             assert down["error"]["code"] == "redis_unreachable" and down["error"]["remedy"]
-            assert events.state["workers"]["pc1-one"]["name"] == "pc1-one"  # as it was known last
+            unknown = events.wait(lambda state: (found := state["workers"]["pc1-one"])["state"] == "unknown" and found)
+            assert (unknown["colour"], unknown["device"]) == ("grey", "cpu"), "all but its state is as it was known last"
+            assert unknown["since_ms"] == down["down_since_ms"] > 0
+            asked_ms = rig.page.state()["now_ms"]
+            assert down["down_since_ms"] <= asked_ms < rig.page.state()["now_ms"], "the clock goes on"
             refused = rig.page.ask("POST", "/workers/pc1-one/orders", {"order": "stop"})
             assert refused.status == 503 and refused.error["remedy"]
             assert rig.page.state()["servers"]["state"]["up"] is False
             ending.enter_context(running_redis(redis_server.program, tmp_path / "two", port=port))
             events.wait(lambda state: state["servers"]["state"]["up"])
             events.wait(lambda state: state["workers"].get("pc1-one", {}).get("state") == "idle", 90)
+            assert events.state["servers"]["state"]["down_since_ms"] == 0 and events.state["agent"] == "here"
+            assert rig.end(up) == 0
+            events.wait(lambda state: state["agent"] == "none")
+            rig.line.environment["DC_KEY_PREFIX"] = "other:"  # of another cluster
+            rig.up()
+            events.wait(lambda state: state["agent"] == "elsewhere")
         assert "Traceback" not in rig.said()
         rig.close()  # before the server that was started last
 
@@ -121,6 +132,68 @@ def test_a_worker_that_cannot_start_is_red_and_says_why(rig: PanelRig, name: str
         assert found["colour"] == "red" and found["remedy"], found
     finally:
         rig.page.post(f"/workers/pc1-{name}", method="DELETE")
+
+
+def findings_of(rig: PanelRig) -> dict[str, dict[str, Any]]:
+    """What the doctor says, by what it looked at."""
+    return {finding["check"]: finding for finding in rig.page.post("/doctor", {"engine": False}, timeout_s=120)["findings"]}
+
+
+def test_the_doctor_lists_workers_that_do_not_run_with_reason_and_remedy(rig: PanelRig) -> None:
+    rig.page.post("/workers", {"name": "pc1-bad", "fields": WRONG[0][1]})
+    rig.page.post("/workers", {"name": "pc1-ending", "fields": {"device": "cpu", "comfyui_path": "/nowhere", "engine": "comfyui"}})
+    try:
+        for name in ("pc1-bad", "pc1-ending"):
+            rig.page.wait_worker(name, lambda worker: worker["state"] in ("failed", "backing-off"), 90)
+        found = findings_of(rig)
+        bad, ending, off = (found[f"worker {name}"] for name in ("pc1-bad", "pc1-ending", "pc1-one"))
+        assert (bad["level"], bad["worker"]) == ("fail", "pc1-bad") and "cuda:7" in bad["found"] and bad["remedy"]
+        assert ending["level"] == "fail" and "/nowhere" in ending["found"] + ending["remedy"] and ending["remedy"]
+        assert off["level"] == "ok" and "by its user" in off["found"]
+        done = rig.line.run("doctor", "--no-engine", "--json")
+        assert done.status == 1 and {"worker pc1-bad", "worker pc1-ending"} <= {
+            finding["check"] for finding in done.json["findings"] if finding["level"] == "fail"
+        }
+    finally:
+        for name in ("pc1-bad", "pc1-ending"):
+            rig.page.post(f"/workers/{name}", method="DELETE")
+
+
+def test_a_computer_that_loses_its_power_is_missed_until_it_is_forgotten_or_back(rig: PanelRig) -> None:
+    far = rig.folder / "far"
+    far.mkdir()
+    workers = {"pc2-one": {"device": "cpu"}, "pc2-off": {"device": "cpu", "enabled": False}}
+    (far / "workers.json").write_text(json.dumps({"workers": workers}))
+    rig.line.environment.update(DC_HOST="pc2", DC_WORKERS_FILE=str(far / "workers.json"))
+    try:
+        up = rig.start("far.log", "up")
+        rig.page.wait_worker("pc2-one", lambda worker: worker["state"] == "idle", 90)
+        assert rig.page.state()["hosts"]["pc2"]["gone_ms"] == 0
+        assert rig.page.ask("DELETE", "/hosts/pc2").status == 409, "it lives"
+        os.killpg(up.pid, signal.SIGKILL)
+        lost = rig.page.wait_worker("pc2-one", lambda worker: worker["state"] == "lost" and worker["since_ms"], 60)
+        state = rig.page.state()
+        gone = state["hosts"]["pc2"]
+        assert gone["gone_ms"] == lost["since_ms"] and 0 < state["now_ms"] - gone["gone_ms"] < 60_000
+        assert (gone["configurable"], lost["colour"], lost["orders"], lost["editable"]) == (False, "red", [], False)
+        assert "pc2" in lost["reason"] and "distributed-comfy up" in lost["remedy"]
+        assert state["workers"]["pc2-off"]["state"] == "disabled" and state["agent"] == "here"
+        host = findings_of(rig)["host pc2"]
+        assert host["level"] == "fail" and "pc2-one" in host["found"] and "distributed-comfy up" in host["remedy"]
+        refused = rig.page.ask("POST", "/workers/pc2-one/orders", {"order": "start"})
+        assert refused.status == 409 and "pc2" in refused.error["message"]
+        assert "pc2 has not been heard of" in rig.line.run("hosts", "list").out
+        assert rig.line.run("workers", "remove", "pc2-off").status == 0
+        assert until(lambda: rig.page.worker("pc2-off") is None)
+        assert "pc2" in rig.page.post("/hosts/pc2", method="DELETE")["text"]
+        assert until(lambda: "pc2" not in (now := rig.page.state())["hosts"] and "pc2-one" not in now["workers"])
+        assert rig.page.ask("DELETE", "/hosts/pc2").status == 409
+        again = rig.start("far.log", "up")
+        rig.page.wait_worker("pc2-one", lambda worker: worker["state"] == "idle", 90)
+        assert rig.end(again) == 0
+        assert until(lambda: "pc2" not in rig.page.state()["hosts"]), "after a farewell nobody misses it"
+    finally:
+        rig.line.environment.update(DC_HOST="pc1", DC_WORKERS_FILE=str(rig.folder / "workers.json"))
 
 
 def test_a_worker_of_nobodys_agent_says_who_must_be_asked(rig: PanelRig) -> None:

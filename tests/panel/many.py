@@ -37,6 +37,11 @@ class Many:
     def __init__(self, workers: int, jobs: int, seed: int = 1) -> None:
         self._random = random.Random(seed)
         self.revision = 1
+        self.down_since_ms = 0
+        """Since when Redis is away; 0: it is not."""
+        self.gone: dict[str, int] = {}
+        """Hosts that are not heard of any more, and since when."""
+        self.agent = "here"
         self.workers = {worker["name"]: worker for worker in (self._worker(number) for number in range(workers))}
         self.jobs = {job["id"]: job for job in (self._job(number) for number in range(jobs))}
         self.items = {str(index): self._item(index) for index in range(48)}
@@ -44,21 +49,37 @@ class Many:
     @property
     def state(self) -> dict[str, Any]:
         """As `/state` gives it."""
-        health = {"up": True, "error": None, "version": "7.0.15", "used_bytes": 40 * MIB, "limit_bytes": None, "kept": True}
         hosts = sorted({worker["host"] for worker in self.workers.values()})
         return {
             "revision": self.revision, "instance": "many", "now_ms": now_ms(), "version": "0.0", "host": "pc0", "user": "me",
             "kind": "serve",
-            "servers": {
-                "shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "one": False, "state": health, "blobs": health,
-            },
-            "hosts": {name: self._host(name) for name in hosts}, "workers": self.workers, "jobs": self.jobs, "master": None, "invites": 0,
-            "tunnel": {"state": "closed", "url": "", "since_ms": 0, "error": None},
+            "servers": self.servers, "hosts": {name: self._host(name) for name in hosts}, "workers": self.told(), "jobs": self.jobs,
+            "master": None, "invites": 0,
+            "tunnel": {"state": "closed", "url": "", "since_ms": 0, "error": None}, "agent": self.agent,
         }  # fmt: skip
+
+    @property
+    def servers(self) -> dict[str, Any]:
+        """One that is both."""
+        error = {"code": "redis_unreachable", "message": "the state Redis does not answer", "remedy": "look whether it runs"}
+        health = {
+            "up": not self.down_since_ms, "error": error if self.down_since_ms else None, "version": "7.0.15", "used_bytes": 40 * MIB,
+            "limit_bytes": None, "kept": True, "down_since_ms": self.down_since_ms,
+        }  # fmt: skip
+        return {"shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "one": False, "state": health, "blobs": health}
+
+    def told(self) -> dict[str, Any]:
+        """Workers as pages are told of them."""
+        if not self.down_since_ms:
+            return self.workers
+        unknown = {"state": "unknown", "colour": "grey", "reason": "nothing is heard", "remedy": "", "since_ms": self.down_since_ms}
+        return {name: {**worker, **unknown} for name, worker in self.workers.items()}
 
     def move(self) -> dict[str, Any]:
         """A quarter of a second of a busy cluster: as `change` tells it."""
         self.revision += 1
+        if self.down_since_ms:
+            return {"revision": self.revision, "now_ms": now_ms(), "servers": self.servers, "workers": self.told()}
         workers = self._random.sample(sorted(self.workers), len(self.workers) // 2)
         active = [job for job in self.jobs.values() if job["state"] == "running"]
         for name in workers:
@@ -69,7 +90,8 @@ class Many:
             moved = {**counts, "done": done, "pending": counts["total"] - done - counts["running"]}
             self.jobs[job["id"]] = {**job, "counts": moved, "ends_ms": now_ms() + 60_000}
         return {
-            "revision": self.revision, "now_ms": now_ms(), "workers": {name: self.workers[name] for name in workers},
+            "revision": self.revision, "now_ms": now_ms(), "servers": self.servers,
+            "workers": {name: self.workers[name] for name in workers},
             "jobs": {job["id"]: self.jobs[job["id"]] for job in active},
         }  # fmt: skip
 
@@ -139,6 +161,7 @@ class Many:
         return {
             "name": name, "here": name == "pc0", "user": "me", "version": "0.0", "system": "Linux x86_64", "cpus": 32, "devices": devices,
             "workers": [worker["name"] for worker in own], "configurable": True, "resources": resources,
+            "gone_ms": self.gone.get(name, 0),
         }  # fmt: skip
 
     def detail(self, job_id: str) -> dict[str, Any]:

@@ -556,6 +556,11 @@ def test_redis_that_stops_is_said_and_forgotten_when_it_is_back(panel: PanelPage
         banner = panel.page.locator(".panel > .banner.bad")
         banner.wait_for(timeout=SHOWN_MS)
         assert "Redis" in banner.inner_text()
+        panel.wait_state(FIRST, "unknown")
+        assert "Unknown since" in panel.card(FIRST).inner_text() and panel.card(FIRST).locator("[data-order=stop]").is_disabled()
+        assert "ready" not in panel.page.locator(".top .summary").inner_text()
+        panel.section("Help")
+        panel.page.locator(".report.old").wait_for()
         panel.section("This computer")
         panel.page.locator("[data-server=state].red").wait_for(timeout=SHOWN_MS)
     finally:

@@ -120,7 +120,8 @@ _PAGE_WORDS = """async (said) => {
 _WRONG = """async (one) => {
   const { whatIsWrong } = await import("/distributed/v2/ui/help_view.js");
   const down = { up: false, error: null };
-  return whatIsWrong({ servers: { one, state: down, blobs: down }, workers: {}, master: null, tunnel: {} }).map(({ what }) => what);
+  const state = { servers: { one, state: down, blobs: down }, hosts: {}, workers: {}, master: null, tunnel: {} };
+  return whatIsWrong(state, 0).map(({ what }) => what);
 }"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
@@ -172,6 +173,11 @@ def file(name: str, media_type: str, item: int | None = None) -> dict[str, Any]:
 def failure(code: str, message: str) -> dict[str, Any]:
     """What a server answers that does not do it."""
     return {"error": {"code": code, "message": message, "remedy": ""}}
+
+
+def refuse(panel: PanelPage, place: str, status: int, words: str) -> None:
+    """Let the server answer that there."""
+    panel.page.route(place, lambda route: route.fulfill(status=status, json=failure("some_code", words)))
 
 
 def with_files(panel: PanelPage, many: Many, job: str, files: list[dict[str, Any]], **more: Any) -> None:
@@ -369,6 +375,131 @@ def test_a_worker_without_settings_here_keeps_the_words_for_a_terminal(panel: Pa
 def test_every_button_that_is_named_in_a_remedy_is_an_order_of_the_command_line(panel: PanelPage) -> None:
     said = panel.page.evaluate(_PAGE_WORDS, [f"`distributed-comfy workers {name} pc1`" for name in (order.name for order in ORDERS)])
     assert [words for words in said if "distributed-comfy" in words] == []
+
+
+# -- who is silent -------------------------------------------------------------------------------------------------------
+def away(panel: PanelPage, many: Many, *, back: bool = False) -> None:
+    """Let Redis go, or come back."""
+    many.down_since_ms = 0 if back else now_ms() - 60_000
+    panel.page.locator(f".top .link.{'open' if back else 'away'}").wait_for()
+
+
+@pytest.fixture
+def redis_comes_back(many: Many) -> Iterator[None]:
+    """Whatever a test finds."""
+    yield
+    many.down_since_ms = 0
+    many.gone.clear()
+    many.agent = "here"
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+def test_while_redis_is_away_no_worker_is_said_to_be_ready_and_nothing_can_be_ordered(panel: PanelPage, many: Many) -> None:
+    summary = panel.page.locator(".top .summary")
+    assert " of 2 workers ready" in summary.inner_text()
+    away(panel, many)
+    card = panel.page.locator("[data-worker]").first
+    card.locator("[data-state=unknown]", has_text="Unknown since").wait_for()
+    assert "2 workers, unknown since" in summary.inner_text() and "ready" not in summary.inner_text()
+    assert "Redis has not answered since" in panel.page.locator(".panel > .banner.bad").inner_text()
+    buttons = card.locator("footer > button")
+    assert buttons.count() >= 2 and all(buttons.nth(number).is_disabled() for number in range(buttons.count()))
+    assert all(panel.page.locator(f"[data-action={name}]").is_disabled() for name in ("add", "import", "clear-all"))
+    card.locator("[data-order=more]").click()
+    assert card.locator("[role=menuitem]").evaluate_all("entries => entries.map((entry) => entry.dataset.order)") == ["facts"]
+    panel.page.keyboard.press("Escape")
+    away(panel, many, back=True)
+    panel.page.locator("[data-worker] [data-state=unknown]").first.wait_for(state="detached")
+    panel.page.locator(".panel > .banner.bad").wait_for(state="detached")
+    assert " of 2 workers ready" in summary.inner_text()
+    assert not buttons.first.is_disabled()
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+def test_what_was_said_of_an_outage_goes_with_it_and_what_was_found_before_is_old(panel: PanelPage, many: Many) -> None:
+    found = {"healthy": True, "findings": [{"check": "state Redis", "level": "ok", "found": "answers", "remedy": "", "worker": ""}]}
+    panel.page.route("**/doctor", lambda route: route.fulfill(json=found))
+    panel.section("Help")
+    panel.action("doctor")
+    panel.page.locator(".report").wait_for()
+    assert not panel.page.locator(".report.old").count()
+    panel.section("Workers")
+    for status, words in ((503, "Redis is away"), (409, "it refuses that")):
+        refuse(panel, "**/orders", status, words)
+        panel.action("clear-all")
+        panel.page.locator(".notice.error", has_text=words).wait_for()
+    away(panel, many)
+    panel.section("Help")
+    panel.page.locator(".report.old", has_text="This is old").wait_for()
+    assert panel.page.locator(".notice.error").count() == 2
+    away(panel, many, back=True)
+    panel.page.locator(".notice.error", has_text="Redis is away").wait_for(state="detached")
+    assert panel.page.locator(".notice.error", has_text="it refuses that").count(), "which has nothing to do with it"
+    assert panel.page.locator(".report.old").count()
+    panel.action("doctor")
+    panel.page.locator(".report.old").wait_for(state="detached")
+
+
+def test_messages_cover_no_button_of_a_dialog(panel: PanelPage) -> None:
+    refuse(panel, "**/orders", 409, "it is refused, " + "for a reason that takes very many words, " * 20)
+    panel.action("clear-all")
+    panel.page.locator(".notice.error").wait_for()
+    panel.action("add")
+    for width, height in ((1280, 900), (360, 640)):
+        panel.page.set_viewport_size({"width": width, "height": height})
+        last = panel.page.locator("dialog .end button").last
+        last.wait_for()
+        panel.page.locator("dialog .notice.error", has_text="very many words").wait_for()
+        last.click(trial=True)  # fails where something else lies over it
+    panel.page.set_viewport_size({"width": 1400, "height": 900})
+    panel.close_dialogs()
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+def test_a_computer_that_is_not_heard_of_says_since_when_and_can_be_forgotten(panel: PanelPage, many: Many) -> None:
+    many.gone["pc0"] = now_ms() - 180_000
+    before = {name: dict(worker) for name, worker in many.workers.items()}
+    lost = {"state": "lost", "colour": "red", "reason": "its computer, pc0, is not heard of any more", "remedy": "look", "items": [],
+            "orders": [], "editable": False, "since_ms": many.gone["pc0"]}  # fmt: skip
+    try:
+        for name in many.workers:
+            many.workers[name] = {**many.workers[name], **lost}
+        panel.page.reload()
+        note = panel.page.locator("[data-gone=pc0]")
+        note.wait_for()
+        assert "Not heard of since" in note.inner_text() and "3 min" in note.inner_text()
+        assert panel.page.locator(".top .summary").inner_text().startswith("0 of 2 workers ready")
+        assert panel.page.get_by_role("tab", name="Help").locator(".count").inner_text() == "1", "the computer, and not its workers as well"
+        panel.section("Help")
+        card = panel.page.locator(".card.red", has_text="Not heard of since")
+        assert card.locator("h3").inner_text() == "pc0"
+        asked: list[str] = []
+        done = {"host": "pc0", "text": "host pc0 is forgotten"}
+        panel.page.route("**/hosts/pc0", lambda route: (asked.append(route.request.method), route.fulfill(json=done)))
+        card.locator("[data-forget=pc0]").click()
+        panel.action("confirm")
+        panel.page.locator(".notice.done", has_text="is forgotten").wait_for()
+        assert asked == ["DELETE"]
+        panel.section("This computer")
+        panel.page.locator("[data-gone=pc0]").wait_for()
+    finally:
+        many.workers.update(before)
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+@pytest.mark.parametrize(("agent", "words"), [("none", "does not run here"), ("elsewhere", "end it with Ctrl+C")])
+def test_without_an_agent_of_this_computer_the_page_says_so_with_the_command(
+    panel: PanelPage, many: Many, agent: str, words: str
+) -> None:
+    assert not panel.page.locator("[data-agent]").count()
+    many.agent = agent
+    panel.page.reload()
+    note = panel.page.locator(f"[data-agent={agent}]")
+    note.wait_for()
+    assert words in note.inner_text() and "distributed-comfy up" in note.locator("code").inner_text()
+    assert "Nobody looks after its workers" in note.inner_text()
+    panel.section("This computer")
+    panel.page.locator(f"[data-agent={agent}]").wait_for()
 
 
 # -- files and pictures --------------------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ def test_a_worker_of_another_host_is_seen_steered_and_read_like_an_own_one(hosts
     page = hosts[0].page
     found = page.state()["workers"][FAR]
     assert found["host"] == "pc2" and not found["here"] and found["editable"] and found["keeper"] == "agent"
-    assert page.get("/invites")["invites"][0]["joined_ms"] > 0
+    invite, state = page.get("/invites")["invites"][0], page.state()
+    assert 0 < invite["joined_ms"] < invite["seen_ms"] and state["now_ms"] - invite["seen_ms"] < 10_000, "it is there, and not only was"
     log = page.get(f"/workers/{FAR}/log")
     with page.events(f"/workers/{FAR}/log/stream?after={log['last_id']}") as lines:
         assert page.post(f"/workers/{FAR}/orders", {"order": "probe"})["finding"]["level"] == "ok"
@@ -152,8 +153,12 @@ def test_a_host_that_is_cut_off_is_said_to_be_and_comes_back_by_itself(hosts: tu
             lost = events.wait(lambda state: (found := state["workers"].get(FAR, {})).get("state") == "lost" and found, 60)
             assert lost["colour"] == "red" and lost["host"] == "pc2" and "no sign of life" in lost["reason"]
             assert "pc2" in lost["remedy"] and "network" in lost["remedy"]
+            gone = events.wait(lambda state: (found := state["hosts"]["pc2"])["gone_ms"] and found)
             time.sleep(10)
             assert events.state["workers"][FAR]["state"] == "lost"  # as long as nobody knows that it is gone for good
+            assert events.state["hosts"]["pc2"]["gone_ms"] == gone["gone_ms"]
+            invite = rig.page.get("/invites")["invites"][0]
+            assert abs(invite["seen_ms"] - gone["gone_ms"]) < 3_000, "when it was heard of, and not when it joined"
             refused = rig.page.ask("POST", f"/workers/{FAR}/orders", {"order": "restart"})
             assert refused.status in (409, 503) and "pc2" in refused.error["message"] and refused.error["remedy"]
         finally:
@@ -186,8 +191,9 @@ def test_a_host_that_is_cut_off_is_red_on_the_page_until_it_is_back(hosts: tuple
         red.locator(".reason", has_text="no sign of life").wait_for(timeout=SHOWN_MS)
         assert "pc2" in red.locator(".remedy").inner_text() and "network" in red.locator(".remedy").inner_text()
         panel.section("Help")
-        panel.page.locator(".card.red h3", has_text=FAR).wait_for()
+        panel.page.locator(".card.red h3", has_text=re.compile("^pc2$")).wait_for()
         panel.section("Workers")
+        panel.page.locator("[data-gone=pc2]", has_text="Not heard of since").wait_for()
     finally:
         far.host.mend("master")
     panel.wait_state(FAR, "idle", timeout_ms=120_000)

@@ -160,6 +160,10 @@ BUSY = replace(ROW, state="busy", claims=("0123456789ab-3",))
         (WorkerSources("w", replace(KEPT, phase="starting"), row=replace(ROW, state="lost")), "starting", "yellow"),
         (WorkerSources("w", replace(KEPT, phase="starting", pid=7, reason="it was killed"), row=ROW), "starting", "red"),
         (WorkerSources("w", replace(KEPT, phase="starting", pid=7), row=BUSY), "starting", "yellow"),
+        (WorkerSources("w", KEPT, keeper="pc2", gone_ms=5), "lost", "red"),
+        (WorkerSources("w", replace(KEPT, phase="failed", reason="no GPU"), keeper="pc2", gone_ms=5), "lost", "red"),
+        (WorkerSources("w", replace(KEPT, phase="stopped"), keeper="pc2", gone_ms=5), "stopped", "grey"),
+        (WorkerSources("w", replace(KEPT, phase="stopped"), keeper="pc2", row=BUSY, gone_ms=5), "busy", "green"),
     ],
 )
 def test_a_worker_has_one_state_one_colour_and_red_has_a_reason_and_a_remedy(found: WorkerSources, state: str, colour: str) -> None:
@@ -193,6 +197,7 @@ def test_workers_are_offered_only_orders_that_make_sense_to_whoever_keeps_them()
     assert {"stop", "start", "enable"} & set(by("systemd")) == set() and "restart" in by("systemd")
     assert "stop" in by("hand") and "restart" not in by("hand") and "edit" not in by("hand")
     assert by("comfyui") == []
+    assert shown_worker(WorkerSources("w", KEPT, keeper="pc2", gone_ms=5))["orders"] == []
     assert not shown_worker(WorkerSources("w", row=ROW, editable=True))["editable"]
 
 
@@ -286,7 +291,7 @@ def test_every_job_is_as_the_contract_has_it(state: Any) -> None:
 
 # -- what is told --------------------------------------------------------------------------------------------------------
 def parts(**changes: Any) -> dict[str, Any]:
-    return {"servers": {}, "master": None, "invites": 0, "tunnel": {}, "hosts": {}, "workers": {}, "jobs": {}, **changes}
+    return {"servers": {}, "master": None, "invites": 0, "tunnel": {}, "agent": "here", "hosts": {}, "workers": {}, "jobs": {}, **changes}
 
 
 def test_only_what_differs_is_told_and_what_is_gone_is_null() -> None:

@@ -14,6 +14,7 @@ import redis
 from distributed_comfy.access.token import JoinToken
 from distributed_comfy.errors import DistributedComfyError, InviteRefused
 from distributed_comfy.orchestrator.doctor.findings import Finding, fail, ok, warn
+from distributed_comfy.orchestrator.doctor.kept_workers import check_kept, not_running
 from distributed_comfy.orchestrator.doctor.redis_settings import CLOCK_LIMIT_S
 from distributed_comfy.state.keys import Keys
 from distributed_comfy.state.records import WorkerState
@@ -114,7 +115,14 @@ def _workers(cluster: Cluster, token: JoinToken) -> Iterator[Finding]:
         yield warn("agent", "none runs here", "run `distributed-comfy up`, unless workers of this host are started one by one")
     else:
         yield ok("agent", f"runs with pid {agent.pid}: {', '.join(f'{each.name} {each.phase}' for each in agent.workers) or 'no worker'}")
-    mine = [worker for worker in cluster.workers.workers() if worker.facts.name.startswith(f"{token.host}-")]
+    records = [agent] if agent else []
+    resting = not_running(records)
+    mine = [
+        worker
+        for worker in cluster.workers.workers()
+        if worker.facts.name.startswith(f"{token.host}-") and worker.facts.name not in resting
+    ]
+    yield from check_kept(records, [worker.facts.name for worker in mine])
     if not mine:
         yield warn("workers", "none of this host is on the table", "run `distributed-comfy up`; its terminal says what keeps a worker back")
     for worker in mine:

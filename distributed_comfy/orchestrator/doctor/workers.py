@@ -12,6 +12,7 @@ from distributed_comfy.cpu_list import parse_cpus
 from distributed_comfy.errors import WorkerUnknown
 from distributed_comfy.messages import Capability
 from distributed_comfy.orchestrator.doctor.findings import Finding, ok, warn
+from distributed_comfy.orchestrator.doctor.kept_workers import check_gone, check_kept, not_running
 from distributed_comfy.orchestrator.doctor.probe import check_by_probe
 from distributed_comfy.planning.requirements import is_model_name
 from distributed_comfy.state.probes import ProbeTable
@@ -29,17 +30,21 @@ _MODELS_SHOWN = 6
 
 
 def check_workers(cluster: Cluster, stop: threading.Event) -> list[Finding]:
-    """One finding for each worker, then their differences; one in all where there is none."""
+    """One finding for each worker, running or kept by an agent, and each host that is missed, then differences; one in all for none."""
     reap_once(cluster, secrets.token_hex(8))
-    workers = cluster.workers.workers()
+    records, gone = cluster.hosts.known()
+    resting = not_running(records)
+    workers = [worker for worker in cluster.workers.workers() if worker.facts.name not in resting]
+    kept = [*check_gone(gone, cluster.hosts.now_ms()), *check_kept(records, [worker.facts.name for worker in workers])]
     if not workers:
-        return [warn(_CHECK, "none is running", "start one on each GPU with `distributed-comfy worker`")]
+        none = warn(_CHECK, "none is running", "start one on each GPU with `distributed-comfy up`, or do what is said of those there are")
+        return [*kept, none]
     probes = ProbeTable(cluster.client, cluster.settings.key_prefix, functools.partial(send_tickets, cluster.app))
     known = cluster.matching.capabilities()
     with ThreadPoolExecutor(_PROBES_AT_ONCE, thread_name_prefix="doctor-probe") as pool:
         found = list(pool.map(lambda worker: _check(cluster, probes, worker, known.get(worker.capability), stop), workers))
     pairs = [(worker.facts, known[worker.capability]) for worker in workers if worker.capability in known]
-    return [*found, *check_differences(pairs), *check_cores([worker.facts for worker in workers])]
+    return [*kept, *found, *check_differences(pairs), *check_cores([worker.facts for worker in workers])]
 
 
 def check_worker(cluster: Cluster, name: str, stop: threading.Event) -> Finding:

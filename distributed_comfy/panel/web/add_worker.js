@@ -265,7 +265,8 @@ class Adding {
 
   /** @param {import("./api_types.js").NewInvite} invite */
   invited(invite) {
-    const hasCome = this.state.hosts[invite.host];
+    const host = this.state.hosts[invite.host];
+    const hasCome = host && !host.gone_ms;
     return [
       h("p", { key: "say" }, T.runThere(invite.host)),
       h("ol", { key: "steps" }, h("li", null, T.installThere), h("li", null, T.joinThere, commandBox(invite.command, T.joinThere))),

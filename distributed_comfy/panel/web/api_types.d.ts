@@ -31,6 +31,8 @@ export type ServerHealth = {
   limit_bytes: number | null;
   /** Whether it writes its data to disk; null: not known. */
   kept: boolean | null;
+  /** While it does not answer: when it did last; else 0. */
+  down_since_ms: number;
 };
 
 /** Where everything meets. */
@@ -67,7 +69,7 @@ export type Resources = {
   disk_free_bytes: number;
 };
 
-/** A host with a living agent. */
+/** A host with a living agent, or one whose agent fell silent within the last day without having ended in good order. */
 export type Host = {
   name: string;
   /** Whether it is the one that serves this page. */
@@ -84,7 +86,12 @@ export type Host = {
   /** Whether workers can be added, edited and removed from here. */
   configurable: boolean;
   resources: Resources | null;
+  /** When its agent was heard of last, where it is not any more; 0: it lives. */
+  gone_ms: number;
 };
+
+/** The agent (`distributed-comfy up`) of the host that serves this page. here: the cluster hears of it; elsewhere: it runs, and the cluster does not hear of it; none: it does not run. */
+export type OwnAgent = "here" | "elsewhere" | "none";
 
 /** How much of its device is used, by whomever. */
 export type DeviceUse = {
@@ -148,8 +155,8 @@ export type LastError = {
   index: number | null;
 };
 
-/** disabled, stopped: nobody starts it; failed: cannot work as it is configured; backing-off: ended by itself and is started again at `next_start_ms`; starting: its engine is not ready; draining: finishes what it has; drained: gets nothing; down: its engine starts again; stopping: it was asked to end; lost: gives no sign of life. */
-export type WorkerState = "disabled" | "stopped" | "failed" | "backing-off" | "starting" | "idle" | "busy" | "draining" | "drained" | "down" | "stopping" | "lost";
+/** disabled, stopped: nobody starts it; failed: cannot work as it is configured; backing-off: ended by itself and is started again at `next_start_ms`; starting: its engine is not ready; draining: finishes what it has; drained: gets nothing; down: its engine starts again; stopping: it was asked to end; lost: gives no sign of life; unknown: Redis is away since `since_ms`, and nobody can say; all else is what was known last, and it obeys no order. */
+export type WorkerState = "disabled" | "stopped" | "failed" | "backing-off" | "starting" | "idle" | "busy" | "draining" | "drained" | "down" | "stopping" | "lost" | "unknown";
 
 export type WorkerOrder = "start" | "stop" | "restart" | "drain" | "resume" | "enable" | "disable" | "clear-memory" | "look" | "probe";
 
@@ -367,6 +374,7 @@ export type Invite = {
   expires_ms: number;
   /** 0: not yet. */
   joined_ms: number;
+  /** When it was heard of last; 0: never. */
   seen_ms: number;
   /** Now. */
   connections: number;
@@ -473,6 +481,7 @@ export type State = {
   /** Number of invited hosts; -1: this process may not know. */
   invites: number;
   tunnel: Tunnel;
+  agent: OwnAgent;
 };
 
 /** Data of the event `snapshot`: a State, and the items of the watched job. */
@@ -502,6 +511,7 @@ export type Snapshot = {
   /** Number of invited hosts; -1: this process may not know. */
   invites: number;
   tunnel: Tunnel;
+  agent: OwnAgent;
   /** By job: that of `?job=`; else empty. */
   items: Record<string, Record<string, Item>>;
 };
@@ -517,6 +527,7 @@ export type Change = {
   master?: Master | null;
   invites?: number;
   tunnel?: Tunnel;
+  agent?: OwnAgent;
   items?: Record<string, Record<string, Item | null>>;
 };
 

@@ -5,6 +5,7 @@ import { ago, bytes, percent } from "./format.js";
 import { openAdd } from "./add_worker.js";
 import { inPageWords, remedyLine } from "./page_words.js";
 import { changeSettings, showSettings } from "./settings_view.js";
+import { agentNote, goneNote, lacksAgent } from "./silent.js";
 import { T } from "./texts.js";
 import { tunnelView } from "./tunnel_view.js";
 import { bar } from "./worker_card.js";
@@ -231,6 +232,7 @@ function hostsCard(panel, state) {
     { key: "hosts", class: "card", "aria-label": T.computers },
     h("h2", null, T.computers),
     hosts.length === 0 && h("p", { class: "muted" }, T.noHosts),
+    lacksAgent(state) && h("div", { key: "own" }, h("p", null, h("strong", null, T.sections.computer)), agentNote(state)),
     h(
       "ul",
       { class: "plain-list" },
@@ -243,9 +245,11 @@ function hostsCard(panel, state) {
             { class: "row wrap" },
             h("strong", null, host.name),
             host.here && h("span", { class: "tag" }, T.thisComputer),
+            host.gone_ms > 0 && h("span", { class: "tag" }, T.gone.tag),
             h("span", { class: "muted small" }, T.hostFacts(host.system, host.cpus, host.workers.length)),
           ),
           h("p", { class: "small muted" }, host.devices.map((device) => T.deviceChoice(device)).join(", ")),
+          host.gone_ms > 0 && goneNote(panel, host),
           host.resources &&
             h(
               "p",
@@ -258,8 +262,8 @@ function hostsCard(panel, state) {
     h(
       "div",
       { class: "row wrap" },
-      button(T.addComputer, () => openAdd(panel, "network"), { "data-action": "invite" }),
-      state.invites !== 0 && button(T.showInvites(state.invites), () => showInvites(panel)),
+      button(T.addComputer, () => openAdd(panel, "network"), { "data-action": "invite", disabled: panel.isAway }),
+      state.invites !== 0 && button(T.showInvites(state.invites), () => showInvites(panel), { disabled: panel.isAway }),
     ),
   );
 }

@@ -10,7 +10,7 @@ import { T } from "./texts.js";
  * @param {import("./store.js").State} state
  */
 export function firstSteps(panel, state) {
-  const hasAgent = Object.values(state.hosts).some((host) => host.here);
+  const hasAgent = Object.values(state.hosts).some((host) => host.here && !host.gone_ms);
   return h(
     "div",
     { key: "first-steps", class: "empty" },

@@ -3,25 +3,28 @@ import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago } from "./format.js";
 import { inPageWords, remedyLine } from "./page_words.js";
+import { forgetButton, goneWords } from "./silent.js";
 import { T } from "./texts.js";
 
 /**
  * @typedef {import("./api_types.js").Finding} Finding
  * @typedef {import("./store.js").State} State
  *
- * @typedef {{key: string, what: string, words: string, remedy: string, worker: string}} Trouble
+ * @typedef {{key: string, what: string, words: string, remedy: string, worker: string, host?: string}} Trouble
  */
 
+const OLD_MS = 600_000;
 const RANK = { fail: 0, warn: 1, ok: 2 };
 const MARKS = { fail: "▲", warn: "◐", ok: "●" };
 const COLOURS = { fail: "red", warn: "yellow", ok: "green" };
 
 /**
- * Everything that is wrong now, as the state tells it.
+ * Everything that is wrong now, as the state tells it; what was lost with its computer is not counted once more.
  * @param {State} state
+ * @param {number} now_ms
  * @returns {Trouble[]}
  */
-export function whatIsWrong(state) {
+export function whatIsWrong(state, now_ms) {
   const { state: table, blobs, one } = state.servers;
   /** @type {(readonly ["one" | "state" | "blobs", import("./api_types.js").ServerHealth])[]} */
   const servers = one
@@ -30,7 +33,11 @@ export function whatIsWrong(state) {
         ["state", table],
         ["blobs", blobs],
       ];
-  const failed = Object.values(state.workers).filter((worker) => worker.colour === "red");
+  const gone = Object.values(state.hosts).filter((host) => host.gone_ms > 0);
+  const isMissed = (/** @type {string} */ name) => (state.hosts[name]?.gone_ms ?? 0) > 0;
+  const failed = Object.values(state.workers).filter(
+    (worker) => worker.colour === "red" && !(worker.state === "lost" && isMissed(worker.host)),
+  );
   const { master } = state;
   return [
     ...servers
@@ -43,6 +50,14 @@ export function whatIsWrong(state) {
         worker: "",
       })),
     ...(master?.session === "failed" ? [{ key: "master", what: T.master, words: master.reason, remedy: "", worker: "" }] : []),
+    ...gone.map((host) => ({
+      key: `host-${host.name}`,
+      what: host.name,
+      words: goneWords(host, now_ms),
+      remedy: T.gone.remedy,
+      worker: "",
+      host: host.name,
+    })),
     ...failed.map((worker) => ({
       key: `worker-${worker.name}`,
       what: worker.name,
@@ -61,7 +76,7 @@ export function whatIsWrong(state) {
  * @param {State} state
  */
 export function helpView(panel, state) {
-  const wrong = whatIsWrong(state);
+  const wrong = whatIsWrong(state, panel.store.now_ms);
   return [
     h(
       "section",
@@ -83,7 +98,7 @@ export function helpView(panel, state) {
           "data-action": "doctor",
         }),
       ),
-      panel.report && report(panel, panel.report.found, panel.report.at_ms),
+      panel.report && report(panel, panel.report),
     ),
     probes(panel, state),
     h(
@@ -100,7 +115,7 @@ export function helpView(panel, state) {
  * @param {State} state
  * @param {Trouble} trouble
  */
-function troubleCard(panel, state, { key, what, words, remedy, worker }) {
+function troubleCard(panel, state, { key, what, words, remedy, worker, host }) {
   const found = state.workers[worker];
   return h(
     "article",
@@ -108,6 +123,7 @@ function troubleCard(panel, state, { key, what, words, remedy, worker }) {
     h("h3", null, what),
     h("p", { class: "reason red" }, inPageWords(words, found?.editable)),
     remedyLine(remedy, found?.editable),
+    host && forgetButton(panel, host),
     found &&
       h(
         "footer",
@@ -124,22 +140,23 @@ function troubleCard(panel, state, { key, what, words, remedy, worker }) {
 function examine(panel) {
   return panel.act("doctor", async () => {
     const found = /** @type {import("./api_types.js").Report} */ (await panel.server.change("POST", "doctor"));
-    panel.report = { found, at_ms: panel.store.now_ms };
+    panel.report = { found, at_ms: panel.store.now_ms, isOld: false };
     return found.healthy ? T.healthy : undefined;
   });
 }
 
 /**
  * @param {import("./panel.js").Panel} panel
- * @param {import("./api_types.js").Report} found
- * @param {number} at_ms
+ * @param {NonNullable<import("./panel.js").Panel["report"]>} report
  */
-function report(panel, { findings }, at_ms) {
+function report(panel, { found: { findings }, at_ms, isOld }) {
+  const isDim = isOld || panel.store.now_ms - at_ms > OLD_MS;
   const sorted = [...findings].sort((one, other) => RANK[one.level] - RANK[other.level]);
   return h(
     "div",
-    { key: "report", class: "report" },
+    { key: "report", class: isDim ? "report old" : "report" },
     h("p", { class: "muted small" }, T.examined(ago(at_ms, panel.store.now_ms))),
+    isDim && h("p", { key: "old", class: "reason yellow", role: "status" }, T.reportOld),
     h(
       "ul",
       { class: "plain-list" },

@@ -1,13 +1,14 @@
-// Short messages about what has just happened; errors stay until they are dismissed.
+// Short messages about what has just happened; errors stay until they are dismissed, or until servers that were away are back.
 import { h } from "./dom.js";
 import { inPageWords, remedyLine } from "./page_words.js";
 import { T } from "./texts.js";
 
 const LIFE_MS = 6000;
 const MOST = 4;
+const AWAY = [0, 503]; // nobody answered, or not the server behind
 
 /**
- * @typedef {{id: number, kind: "done" | "error", words: string, remedy: string}} Notice
+ * @typedef {{id: number, kind: "done" | "error", words: string, remedy: string, passes: boolean}} Notice
  */
 
 /** The messages of one panel. */
@@ -28,17 +29,25 @@ export class Notices {
 
   /** @param {unknown} error */
   error(error) {
-    const { message, remedy = "" } = /** @type {{message: string, remedy?: string}} */ (error);
-    if (!this.list.some((each) => each.kind === "error" && each.words === message)) this.add("error", message, remedy);
+    const { message, remedy = "", status } = /** @type {{message: string, remedy?: string, status?: number}} */ (error);
+    if (this.list.some((each) => each.kind === "error" && each.words === message)) return;
+    this.add("error", message, remedy, status !== undefined && AWAY.includes(status));
+  }
+
+  /** The servers are back: what was said of their absence is over. */
+  heal() {
+    this.list = this.list.filter((each) => !each.passes);
+    this.changed();
   }
 
   /**
    * @param {"done" | "error"} kind
    * @param {string} words
    * @param {string} remedy
+   * @param {boolean} [passes] by itself, when the servers are back
    */
-  add(kind, words, remedy) {
-    const notice = { id: ++this.count, kind, words, remedy };
+  add(kind, words, remedy, passes = false) {
+    const notice = { id: ++this.count, kind, words, remedy, passes };
     this.list = [...this.list, notice].slice(-MOST);
     this.changed();
     return notice;

@@ -9,6 +9,7 @@ import { JobsPlace } from "./jobs_view.js";
 import { Notices } from "./notices.js";
 import { inPageWords } from "./page_words.js";
 import { Pictures } from "./pictures.js";
+import { Busy, timeOf } from "./silent.js";
 import { Store } from "./store.js";
 import { T } from "./texts.js";
 import { tokenForm } from "./token_form.js";
@@ -42,8 +43,13 @@ export class Panel {
     /** @type {Section} */
     this.section = "workers";
     /** Orders that are under way: `worker name` or `job id`. @type {Set<string>} */
-    this.busy = new Set();
-    /** What the last look at everything found. @type {{found: import("./api_types.js").Report, at_ms: number} | null} */
+    this.busy = new Busy(() => this.isAway);
+    /** Whether the servers were there when it was looked last. */
+    this.wasWell = true;
+    /**
+     * What the last look at everything found; old: servers have gone or come since.
+     * @type {{found: import("./api_types.js").Report, at_ms: number, isOld: boolean} | null}
+     */
     this.report = null;
     this.frame = 0;
     const changed = () => this.update();
@@ -85,7 +91,24 @@ export class Panel {
     });
   }
 
+  /** Whether Redis does not answer, so nothing can be told to anybody. */
+  get isAway() {
+    const { state } = this.store;
+    return state !== null && !state.servers.state.up;
+  }
+
+  /** Where servers have gone or come back, what was found before is old, and what was said of their absence is over. */
+  noteOutages() {
+    const { connection } = this.store;
+    const isWell = connection === "connecting" ? this.wasWell : connection === "open" && !this.isAway;
+    if (isWell === this.wasWell) return;
+    this.wasWell = isWell;
+    if (this.report) this.report.isOld = true;
+    if (isWell) this.notices.heal();
+  }
+
   show() {
+    this.noteOutages();
     const dialogs = this.dialog.view((isHere) => this.notices.view(isHere));
     const parts = [this.header(), this.tabs(), this.trouble(), this.main(), dialogs, this.notices.view(!dialogs.length)];
     patch(this.root, [h("div", { key: "panel", class: `panel ${this.kind}` }, parts)]);
@@ -127,13 +150,27 @@ export class Panel {
       "header",
       { class: "top row" },
       this.kind === "page" && h("h1", null, T.product),
-      h("p", { class: "muted grow summary" }, state ? T.summary(summaryOf(state)) : ""),
-      h("span", { class: `link ${this.store.connection}`, role: "status" }, T.connection[this.store.connection]),
+      h("p", { class: "muted grow summary" }, state ? this.summary(state) : ""),
+      this.link(),
     );
   }
 
+  /** @param {import("./store.js").State} state */
+  summary(state) {
+    const since_ms = state.servers.state.down_since_ms;
+    return this.isAway
+      ? T.summaryUnknown(Object.keys(state.workers).length, timeOf(since_ms, this.store.now_ms))
+      : T.summary(summaryOf(state));
+  }
+
+  link() {
+    const { connection } = this.store;
+    const isAway = connection === "open" && this.isAway;
+    return h("span", { class: `link ${isAway ? "away" : connection}`, role: "status" }, isAway ? T.redisAway : T.connection[connection]);
+  }
+
   tabs() {
-    const wrong = this.store.state ? whatIsWrong(this.store.state).length : 0;
+    const wrong = this.store.state ? whatIsWrong(this.store.state, this.store.now_ms).length : 0;
     return h(
       "div",
       {
@@ -197,7 +234,11 @@ export class Panel {
         button(T.tryNow, () => this.store.again()),
       );
     for (const health of state ? [state.servers.state, state.servers.blobs] : []) {
-      if (!health.up) return banner(T.redisDown, health.error?.message ?? "", health.error?.remedy ?? "");
+      if (!health.up) {
+        const since = health.down_since_ms ? T.redisDownSince(timeOf(health.down_since_ms, this.store.now_ms)) : T.redisDown;
+        const title = health.error?.code === "panel_fault" ? "" : since;
+        return banner(title, health.error?.message ?? "", health.error?.remedy ?? "");
+      }
     }
     return null;
   }

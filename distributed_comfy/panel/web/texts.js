@@ -65,6 +65,7 @@ export const T = {
     down: "Engine restarts",
     stopping: "Stopping",
     lost: "No sign of life",
+    unknown: "Unknown",
   },
   /** @type {Record<string, string>} */
   engines: { comfyui: "ComfyUI", builtin: "built-in engine, for tests", attach: "a running ComfyUI" },
@@ -427,6 +428,28 @@ export const T = {
   notSet: "not set",
   byDefault: (/** @type {string} */ value) => `By default ${value}.`,
 
+  // -- computers and servers that are silent
+  unknownSince: (/** @type {string} */ clock) => `Unknown since ${clock}`,
+  summaryUnknown: (/** @type {number} */ workers, /** @type {string} */ clock) =>
+    workers ? `${one(workers, "worker", "workers")}, unknown since ${clock}` : `Unknown since ${clock}`,
+  redisAway: "Redis is away",
+  redisDownSince: (/** @type {string} */ clock) => `Redis has not answered since ${clock}.`,
+  gone: {
+    tag: "not heard of",
+    words: (/** @type {string} */ clock, /** @type {string} */ ago) => `Not heard of since ${clock} (${ago}).`,
+    remedy: "Start `distributed-comfy up` there, or look at its network.",
+    forget: "Forget this computer",
+    forgetTitle: (/** @type {string} */ name) => `Forget ${name}?`,
+    forgetWords: "It and its workers are not shown any more. They are there again when `distributed-comfy up` runs there.",
+  },
+  ownAgent: {
+    none: "`distributed-comfy up` does not run here. Start it in a terminal, and leave that open:",
+    elsewhere:
+      "`distributed-comfy up` runs here, but this page's Redis does not hear of it. If it has just been started, wait a moment. If not, it is connected with another Redis: end it with Ctrl+C, and start it again:",
+    unwatched: "Nobody looks after its workers: one that ends is not started again.",
+  },
+  reportOld: "This is old: much may have changed since. Examine again.",
+
   // -- help
   wrongNow: "What is wrong now",
   allWell: "Nothing is wrong that this page knows of",
@@ -505,6 +528,7 @@ export const PAGE_WORDS = [
       return label ? `“${label}”${name ? ` (${name})` : ""}` : all;
     },
   ],
+  [/`distributed-comfy hosts forget [^`]*`/g, `press “${T.gone.forget}”`],
   [/raise DC_STALL_TIMEOUT_S if/, `raise the time for a silent engine (“${T.changeSettings}”) if`],
   [/look into its log for what it said last/, `press “${T.log}”: what it said last is at the end`],
   [/look into its log/, `press “${T.log}”`],

@@ -3,6 +3,7 @@ import { button } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago, bytes, duration, percent } from "./format.js";
 import { inPageWords, remedyLine } from "./page_words.js";
+import { timeOf } from "./silent.js";
 import { T } from "./texts.js";
 
 /**
@@ -39,7 +40,7 @@ export function workerCard(parts) {
   return h(
     "article",
     {
-      class: `card ${worker.colour}`,
+      class: `card ${worker.colour}${worker.state === "unknown" ? " unknown" : ""}`,
       "aria-label": T.cardLabel(worker.name, T.workerStates[worker.state]),
       "data-worker": worker.name,
     },
@@ -71,6 +72,7 @@ export function workerCard(parts) {
 function stateWords(worker, now_ms) {
   if (worker.state === "backing-off" && worker.next_start_ms > now_ms)
     return T.startsAgainIn(duration((worker.next_start_ms - now_ms) / 1000));
+  if (worker.state === "unknown" && worker.since_ms) return T.unknownSince(timeOf(worker.since_ms, now_ms));
   return T.workerStates[worker.state];
 }
 
@@ -210,7 +212,7 @@ function footer({ worker, isBusy, isOpen, place }) {
         disabled: isBusy,
         "data-order": first,
       }),
-    button(T.log, () => place.openLog(worker), { key: "log", "data-order": "log" }),
+    button(T.log, () => place.openLog(worker), { key: "log", "data-order": "log", disabled: worker.state === "unknown" }),
     worker.editable && button(T.edit, () => place.edit(worker), { key: "edit", disabled: isBusy, "data-order": "edit" }),
     h("span", { class: "grow" }),
     h(
@@ -240,7 +242,8 @@ function footer({ worker, isBusy, isOpen, place }) {
  * @param {import("./workers_view.js").WorkersPlace} place
  */
 function menu(worker, first, place) {
-  const orders = MENU_ORDERS.filter((order) => order !== first && worker.orders.includes(order));
+  const isKnown = worker.state !== "unknown";
+  const orders = MENU_ORDERS.filter((order) => isKnown && order !== first && worker.orders.includes(order));
   const entry = (/** @type {string} */ key, /** @type {string} */ label, /** @type {() => unknown} */ press, danger = false) =>
     h(
       "button",
@@ -267,9 +270,9 @@ function menu(worker, first, place) {
       onkeydown: (/** @type {KeyboardEvent} */ event) => moveInMenu(event, place),
     },
     orders.map((order) => entry(order, T.orders[order], () => place.order(worker, order))),
-    worker.orders.includes("stop") && worker.items.length > 0 && entry("stop-now", T.stopNow, () => place.stopNow(worker), true),
+    isKnown && worker.orders.includes("stop") && worker.items.length > 0 && entry("stop-now", T.stopNow, () => place.stopNow(worker), true),
     entry("facts", T.facts, () => place.showFacts(worker)),
-    worker.editable && entry("remove", T.remove, () => place.remove(worker), true),
+    isKnown && worker.editable && entry("remove", T.remove, () => place.remove(worker), true),
   );
 }
 

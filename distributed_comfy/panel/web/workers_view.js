@@ -5,6 +5,7 @@ import { h, memo } from "./dom.js";
 import { bytes } from "./format.js";
 import { openImport } from "./import_config.js";
 import { LogView } from "./log_view.js";
+import { agentNote, goneNote, lacksAgent } from "./silent.js";
 import { T } from "./texts.js";
 import { firstSteps } from "./first_steps.js";
 import { workerCard } from "./worker_card.js";
@@ -48,8 +49,8 @@ export class WorkersPlace {
     return h(
       "div",
       { key: "toolbar", class: "row wrap toolbar" },
-      button(T.addWorker, () => openAdd(panel), { class: "first", "data-action": "add" }),
-      button(T.import, () => openImport(panel), { "data-action": "import" }),
+      button(T.addWorker, () => openAdd(panel), { class: "first", "data-action": "add", disabled: panel.isAway }),
+      button(T.import, () => openImport(panel), { "data-action": "import", disabled: panel.isAway }),
       count > 0 && button(T.clearAll, () => this.clearAll(), { "data-action": "clear-all", disabled: panel.busy.has("all") }),
       count > FEW && this.filters(state),
     );
@@ -101,6 +102,7 @@ export class WorkersPlace {
     const shown = workers.filter((worker) => this.isShown(worker));
     if (!shown.length && workers.length) return null;
     const memory = host?.resources;
+    const isOwn = name === state.host && lacksAgent(state);
     return h(
       "section",
       { key: `host-${name}`, class: "host", "aria-label": T.hostLabel(name) },
@@ -109,14 +111,16 @@ export class WorkersPlace {
         { class: "row wrap" },
         name,
         (host?.here ?? name === state.host) && h("span", { class: "tag" }, T.thisComputer),
-        !host && h("span", { class: "tag" }, T.noAgent),
+        (!host || host.gone_ms > 0) && h("span", { class: "tag" }, host ? T.gone.tag : T.noAgent),
         h(
           "span",
           { class: "muted small" },
           memory && T.hostMemory(bytes(memory.memory_total_bytes - memory.memory_available_bytes), bytes(memory.memory_total_bytes)),
         ),
       ),
-      !workers.length && h("p", { class: "muted" }, T.hostWithoutWorkers),
+      host && host.gone_ms > 0 && goneNote(this.panel, host),
+      isOwn && agentNote(state),
+      !workers.length && host && !host.gone_ms && h("p", { class: "muted" }, T.hostWithoutWorkers),
       h(
         "div",
         { class: "cards" },
@@ -131,7 +135,7 @@ export class WorkersPlace {
    */
   card(state, worker) {
     const { busy, store } = this.panel;
-    const isBusy = busy.has(worker.name);
+    const isBusy = busy.has(worker.name); // so it is, too, while nobody can say how the worker is
     const isOpen = this.openMenu === worker.name;
     const now_ms = store.now_ms;
     const second = worker.items.length || worker.next_start_ms || worker.last_error ? Math.floor(now_ms / 1000) : 0;
@@ -236,7 +240,8 @@ export class WorkersPlace {
  */
 function hostsToShow(state, groups) {
   const shown = new Map(groups);
-  for (const name of Object.keys(state.hosts)) if (!shown.has(name)) shown.set(name, []);
+  const more = [...Object.keys(state.hosts), ...(lacksAgent(state) ? [state.host] : [])];
+  for (const name of more) if (!shown.has(name)) shown.set(name, []);
   return shown;
 }
 
