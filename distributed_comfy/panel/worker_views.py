@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed_comfy.messages import parse_item_id
+from distributed_comfy.panel.repairs import NONE, Repair, repair_of
 from distributed_comfy.panel.steps import StepView
 from distributed_comfy.panel.words import split_coded, split_text
 from distributed_comfy.state.records import HostRecord, HostWorker, WorkerState
@@ -58,6 +59,8 @@ class WorkerSources:
     next_start_ms: int = 0
     here: bool = False
     editable: bool = False
+    devices: tuple[str, ...] = ()
+    """Those of its host."""
 
     @property
     def host(self) -> str:
@@ -77,12 +80,16 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     """As ``Worker`` of openapi.json."""
     state, starter = state_of(found), found.starter
     reason, remedy = why(found, state)
+    repair = find_repair(found, state, reason)
+    if repair.field:
+        remedy = repair.remedy
     fails = state == "starting" and bool(reason)
     guest = starter == MASTER
     kept = found.kept
     return {
         "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": "red" if fails else _COLOURS[state],
-        "reason": reason, "remedy": remedy, "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
+        "reason": reason, "remedy": remedy, "repair": repair.field,
+        "since_ms": found.status.since_ms if found.status and _is_its_own(state) else 0,
         "next_start_ms": found.next_start_ms if state == "backing-off" else 0, "keeper": starter, "guest": guest,
         "orders": [] if guest else orders_of(found, state), "editable": found.editable and kept is not None,
         "enabled": kept.enabled if kept else True, "outdated": bool(kept and kept.outdated), "restarts": kept.restarts if kept else 0,
@@ -129,6 +136,13 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
     if _KILLED in reason and state in ("backing-off", "down", "starting"):
         remedy = _AFTER_A_KILL
     return reason, remedy
+
+
+def find_repair(found: WorkerSources, state: str, reason: str) -> Repair:
+    """The field of its settings without which it can only fail again, where it can be changed from a page."""
+    if state not in ("failed", "backing-off", "down", "starting") or not (found.editable and found.kept):
+        return NONE
+    return repair_of(reason, found.devices)
 
 
 def orders_of(found: WorkerSources, state: str) -> list[str]:
