@@ -4,6 +4,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelRig]:
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("no-such-gpu", {"device": "cuda:7", "engine": "comfyui"}, "cuda:7"),
-    ("no-such-folder", {"device": "cpu", "engine": "comfyui", "comfyui_path": "/nowhere/ComfyUI"}, "/nowhere/ComfyUI"),
+    ("no-such-folder", {"device": "cpu", "engine": "comfyui", "comfyui_path": ""}, "is not ComfyUI's folder"),
     ("nobody-there", {"device": "cpu", "engine": "attach", "comfyui_url": "http://127.0.0.1:9"}, "127.0.0.1:9"),
 ]
 
@@ -115,12 +116,39 @@ def test_a_port_that_is_taken_stops_serve_with_what_to_do(rig: PanelRig) -> None
 
 @pytest.mark.parametrize(("name", "fields", "named"), WRONG, ids=[name for name, _, _ in WRONG])
 def test_a_worker_that_cannot_start_is_red_and_says_why(rig: PanelRig, name: str, fields: dict[str, Any], named: str) -> None:
-    rig.page.post("/workers", {"name": f"pc1-{name}", "fields": fields})
+    given = {field: str(rig.folder / "ComfyUI") if field == "comfyui_path" else value for field, value in fields.items()}
+    tree = comfyui_folder(rig.folder / "ComfyUI")
+    rig.page.post("/workers", {"name": f"pc1-{name}", "fields": {**given, "enabled": False}})
+    shutil.rmtree(tree)  # that it is none is said by its host otherwise, before it is written down
+    rig.page.post(f"/workers/pc1-{name}/orders", {"order": "enable"})
     try:
         found = rig.page.wait_worker(f"pc1-{name}", lambda worker: named in worker["reason"] + worker["remedy"], 90)
         assert found["colour"] == "red" and found["remedy"], found
+        repair = {"no-such-gpu": "device", "no-such-folder": "comfyui_path"}.get(name, "")
+        assert found["repair"] == repair and (not repair or "press “Settings”" in found["remedy"])
     finally:
         rig.page.post(f"/workers/pc1-{name}", method="DELETE")
+
+
+def comfyui_folder(folder: Path) -> Path:
+    """What looks like ComfyUI's."""
+    folder.mkdir()
+    for name in ("main.py", "nodes.py"):
+        (folder / name).touch()
+    return folder
+
+
+def test_a_comfyui_that_is_not_there_is_refused_by_the_host_and_can_be_set_right(rig: PanelRig) -> None:
+    refused = rig.page.ask("PATCH", "/workers/pc1-one", {"fields": {"comfyui_path": "/nowhere/ComfyUI"}})
+    assert refused.status == 400 and "is not ComfyUI's folder" in refused.error["fields"]["comfyui_path"]
+    refused = rig.page.ask("POST", "/workers", {"name": "pc1-two", "fields": {"comfyui_python": "/nowhere/python"}})
+    assert refused.status == 400 and "is not a program" in refused.error["fields"]["comfyui_python"]
+    tree = comfyui_folder(rig.folder / "Another")
+    rig.page.post("/workers/pc1-one", {"fields": {"comfyui_path": str(tree), "comfyui_python": sys.executable}}, method="PATCH")
+    found = rig.page.wait_worker("pc1-one", lambda worker: worker["configuration"]["comfyui_path"] == str(tree))
+    assert found["configuration"]["comfyui_python"] == sys.executable
+    rig.page.post("/workers/pc1-one", {"fields": {"comfyui_path": None, "comfyui_python": None}}, method="PATCH")
+    rig.page.wait_worker("pc1-one", lambda worker: worker["configuration"]["comfyui_path"] == "")
 
 
 def test_a_worker_of_nobodys_agent_says_who_must_be_asked(rig: PanelRig) -> None:

@@ -39,13 +39,15 @@ class Many:
         self.revision = 1
         self.workers = {worker["name"]: worker for worker in (self._worker(number) for number in range(workers))}
         self.jobs = {job["id"]: job for job in (self._job(number) for number in range(jobs))}
+        self.away: set[str] = set()
+        """Hosts without an agent."""
         self.items = {str(index): self._item(index) for index in range(48)}
 
     @property
     def state(self) -> dict[str, Any]:
         """As `/state` gives it."""
         health = {"up": True, "error": None, "version": "7.0.15", "used_bytes": 40 * MIB, "limit_bytes": None, "kept": True}
-        hosts = sorted({worker["host"] for worker in self.workers.values()})
+        hosts = sorted({worker["host"] for worker in self.workers.values()} - self.away)
         return {
             "revision": self.revision, "instance": "many", "now_ms": now_ms(), "version": "0.0", "host": "pc0", "user": "me",
             "kind": "serve",

@@ -106,6 +106,7 @@ export class Panel {
    */
   async act(name, work) {
     if (this.busy.has(name)) return false;
+    const pressed = /** @type {HTMLElement | null} */ (this.root.activeElement);
     this.busy.add(name);
     this.update();
     try {
@@ -118,6 +119,8 @@ export class Panel {
     } finally {
       this.busy.delete(name);
       this.update();
+      // A button that waits loses the focus; it gets it back, unless that is elsewhere by now.
+      requestAnimationFrame(() => !this.root.activeElement && pressed?.isConnected && pressed.focus());
     }
   }
 
