@@ -81,6 +81,7 @@ def test_without_the_token_the_page_asks_for_it(panel: PanelPage, rig: PanelRig,
     try:
         other.goto(f"{rig.page.url}/")  # leads to the page
         other.get_by_label("Token").wait_for()
+        assert not other.get_by_text("refuses this token").count(), "there is none yet"
         other.get_by_text("distributed-comfy comfyui token").wait_for()
         other.get_by_label("Token").fill("no-such-token")
         other.get_by_role("button", name="Use it").click()
@@ -89,6 +90,15 @@ def test_without_the_token_the_page_asks_for_it(panel: PanelPage, rig: PanelRig,
         other.get_by_label("Token").fill(address)
         other.get_by_role("button", name="Use it").click()
         other.locator(".top .link.open").wait_for(timeout=SHOWN_MS)
+    finally:
+        other.close()
+
+
+def test_a_token_in_the_address_that_is_not_right_is_called_that(panel: PanelPage, address: str) -> None:
+    other = panel.page.context.new_page()
+    try:
+        other.goto(address[:-4])
+        other.get_by_role("alert").filter(has_text="refuses this token").wait_for()
     finally:
         other.close()
 

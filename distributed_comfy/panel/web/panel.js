@@ -36,8 +36,6 @@ export class Panel {
     this.server = server;
     this.kind = kind;
     this.useToken = useToken;
-    /** Whether a token was typed. */
-    this.isTyped = false;
     this.place = place;
     /** @type {Section} */
     this.section = "workers";
@@ -182,11 +180,8 @@ export class Panel {
     const { connection, error, state } = this.store;
     const failure = /** @type {import("./requests.js").Failure | null} */ (error);
     if (connection !== "open" && failure?.status === 401) {
-      const use = (/** @type {string} */ token) => {
-        this.isTyped = true;
-        this.useToken(token);
-      };
-      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, use, this.isTyped && connection === "refused"));
+      const isWrong = connection === "refused" && this.server.hadToken;
+      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, this.useToken, isWrong));
     }
     if (connection !== "open" && failure) {
       const again = button(T.tryNow, () => this.store.again());
