@@ -182,6 +182,9 @@ def test_a_worker_whose_engine_ends_again_and_again_is_said_to_have_a_log() -> N
     shown = shown_worker(WorkerSources("w", KEPT, row=replace(ROW, state="down"), status=status))
     assert shown["reason"] == "the engine ended with signal 11 (SIGSEGV)"
     assert shown["remedy"] == "it starts again after 3 s; if that does not help, look into its log"
+    killed = replace(status, reason="the engine ended with signal 9 (SIGKILL); it starts again after 3 s")
+    shown = shown_worker(WorkerSources("w", KEPT, row=replace(ROW, state="down"), status=killed))
+    assert shown["reason"] == "the engine ended with signal 9 (SIGKILL)" and "its computer was out of memory" in shown["remedy"]
 
 
 def test_what_belongs_to_the_command_line_is_left_out_of_an_error() -> None:
