@@ -16,6 +16,7 @@ class Repair:
 
 
 NONE = Repair()
+_VARIABLE = re.compile(r"\b(?:COMFYUI_PATH|DC_COMFYUI_PYTHON|DC_DEVICE): ")
 _MODULE = re.compile(r"No module named '?([\w.]+)")
 _ARGUMENTS = re.compile(
     r"error: (?:unrecognized arguments|argument |ambiguous option|the following arguments)|expected (?:one|at least one) argument"
@@ -48,3 +49,8 @@ def repair_of(reason: str, devices: Sequence[str] = ()) -> Repair:
         otherwise = ", or install for it a torch that can use this one" if _TORCH.search(reason) else ""
         return Repair("device", f"press “Settings” and choose another device{known}{otherwise}")
     return NONE
+
+
+def without_variable(reason: str) -> str:
+    """The same without the environment variable that the field stands for: whoever reads it has set none."""
+    return _VARIABLE.sub("", reason)

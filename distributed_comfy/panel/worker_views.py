@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed_comfy.messages import parse_item_id
-from distributed_comfy.panel.repairs import NONE, Repair, repair_of
+from distributed_comfy.panel.repairs import NONE, Repair, repair_of, without_variable
 from distributed_comfy.panel.steps import StepView
 from distributed_comfy.panel.words import split_coded, split_text
 from distributed_comfy.state.records import HostRecord, HostWorker, WorkerState
@@ -82,7 +82,7 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     reason, remedy = why(found, state)
     repair = find_repair(found, state, reason)
     if repair.field:
-        remedy = repair.remedy
+        reason, remedy = without_variable(reason), repair.remedy
     fails = state == "starting" and bool(reason)
     guest = starter == MASTER
     kept = found.kept

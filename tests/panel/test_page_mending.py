@@ -239,6 +239,23 @@ def test_a_cancelled_job_goes_on_with_the_rest_which_was_not_made(panel: PanelPa
     assert "5 of 12 items" in shown.locator("header").first.inner_text(), "the final stage was not asked for"
 
 
+def test_a_job_that_nobody_collects_has_a_button_for_that(panel: PanelPage, many: Many) -> None:
+    before = many.jobs[CANCELLED]
+    said = {"reason": "its owner is gone", "remedy": "`distributed-comfy jobs attach` takes it over"}
+    many.jobs[CANCELLED] = {**before, **said, "state": "parked", "ended_ms": 0, "orders": ["collect", "cancel"]}
+    sent: list[Any] = []
+    panel.page.route("**/orders", lambda route: (sent.append(route.request.post_data_json), route.fulfill(json={"text": "ok"}))[1])
+    try:
+        reload(panel)
+        shown = look_at_cancelled(panel)
+        assert shown.locator(".remedy").inner_text().endswith("“Collect it here” takes it over")
+        shown.get_by_role("button", name="Collect it here").click()
+        panel.said("ok")
+        assert sent == [{"order": "collect"}]
+    finally:
+        many.jobs[CANCELLED] = before
+
+
 def test_how_long_ago_a_job_ended_goes_on(panel: PanelPage, many: Many) -> None:
     many.jobs[CANCELLED] = {**many.jobs[CANCELLED], "ended_ms": now_ms() - 8000}
     reload(panel)

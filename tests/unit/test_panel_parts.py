@@ -214,6 +214,7 @@ def test_a_worker_that_can_only_fail_again_names_the_field_of_its_settings(reaso
     shown = shown_worker(WorkerSources("w", kept, editable=True, devices=("cuda:0", "cpu")))
     check(document()["components"]["schemas"]["Worker"], shown, "worker")
     assert shown["repair"] == field and words in shown["remedy"] and ";" not in shown["reason"]
+    assert "COMFYUI_P" not in shown["reason"], "nobody has set a variable"
     assert not field or "press “Settings”" in shown["remedy"]
     for label in re.findall("“(.*?)”", shown["remedy"]):
         assert f'"{label}"' in (WEB / "texts.js").read_text(encoding="utf-8"), "the form calls it otherwise"

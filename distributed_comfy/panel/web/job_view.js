@@ -221,6 +221,13 @@ export class JobPlace {
           disabled: isBusy,
           "data-order": "resume",
         }),
+      can("collect") &&
+        button(T.collectHere, () => this.order("collect"), {
+          key: "collect",
+          class: "first",
+          disabled: isBusy,
+          "data-order": "collect",
+        }),
       can("retry") &&
         button(job.state === "cancelled" ? T.goOnWithRest : T.jobOrders.retry, () => this.order("retry"), {
           key: "retry",

@@ -176,6 +176,7 @@ export const T = {
   needsTunnel: "Open the tunnel first: the command contains its address.",
   // -- jobs that were ended before they were done
   goOnWithRest: "Go on with the rest",
+  collectHere: "Collect it here",
   notMade: "not made",
   stagesToo: ", and the final stage",
   stagesThen: ", then the final stage",
@@ -513,6 +514,7 @@ const BUTTONS = {
   "workers logs": T.log,
   "workers list": T.sections.workers,
   "jobs list": T.sections.jobs,
+  "jobs attach": T.collectHere,
   doctor: T.runDoctor,
   "invite list": T.showInvites(0),
   invite: T.addComputer,
