@@ -17,7 +17,9 @@ class Repair:
 
 NONE = Repair()
 _VARIABLE = re.compile(r"\b(?:COMFYUI_PATH|DC_COMFYUI_PYTHON|DC_DEVICE): ")
-_MODULE = re.compile(r"No module named '?([\w.]+)")
+_MODULE = re.compile(r"No module named '?([\w.]+)|ComfyUI needs ([\w.]+), which")
+_AGAIN = "it starts again"
+"""What an engine's link says of what comes next."""
 _ARGUMENTS = re.compile(
     r"error: (?:unrecognized arguments|argument |ambiguous option|the following arguments)|expected (?:one|at least one) argument"
 )
@@ -27,11 +29,12 @@ _DEVICE = re.compile(
 _TORCH = re.compile(r"torch \S+.* cannot use")
 
 
-def repair_of(reason: str, devices: Sequence[str] = ()) -> Repair:
+def repair_of(reason: str, remedy: str = "", devices: Sequence[str] = ()) -> Repair:
     """What a worker that does not start for this reason needs.
 
     Args:
         reason: as its agent or itself says it.
+        remedy: the same, of what to do.
         devices: of its host.
     """
     if "COMFYUI_PATH" in reason or "is not ComfyUI's folder" in reason:
@@ -40,8 +43,10 @@ def repair_of(reason: str, devices: Sequence[str] = ()) -> Repair:
     if "DC_COMFYUI_PYTHON" in reason:
         return Repair("comfyui_python", "press “Settings” and choose “Python of ComfyUI”; empty: the one in ComfyUI's own folder")
     if missing := _MODULE.search(reason):
+        said = remedy.partition(_AGAIN)[0].strip(" ;")
+        install = said if said.startswith("run: ") else f"install {missing[1] or missing[2]} for its Python"
         where = "the one that has ComfyUI's packages"
-        return Repair("comfyui_python", f"install {missing[1]} for its Python, or press “Settings” and choose “Python of ComfyUI”: {where}")
+        return Repair("comfyui_python", f"{install}, or press “Settings” and choose “Python of ComfyUI”: {where}")
     if _ARGUMENTS.search(reason):
         return Repair("comfyui_args", "press “Settings” and correct “Extra arguments of ComfyUI”: it does not take what stands there")
     if _DEVICE.search(reason):

@@ -80,7 +80,7 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     """As ``Worker`` of openapi.json."""
     state, starter = state_of(found), found.starter
     reason, remedy = why(found, state)
-    repair = find_repair(found, state, reason)
+    repair = find_repair(found, state, reason, remedy)
     if repair.field:
         reason, remedy = without_variable(reason), repair.remedy
     fails = state == "starting" and bool(reason)
@@ -138,11 +138,11 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
     return reason, remedy
 
 
-def find_repair(found: WorkerSources, state: str, reason: str) -> Repair:
+def find_repair(found: WorkerSources, state: str, reason: str, remedy: str) -> Repair:
     """The field of its settings without which it can only fail again, where it can be changed from a page."""
     if state not in ("failed", "backing-off", "down", "starting") or not (found.editable and found.kept):
         return NONE
-    return repair_of(reason, found.devices)
+    return repair_of(reason, remedy, found.devices)
 
 
 def orders_of(found: WorkerSources, state: str) -> list[str]:

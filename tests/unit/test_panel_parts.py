@@ -202,6 +202,7 @@ PATH = "COMFYUI_PATH: /nope is not ComfyUI's folder (it has no main.py and nodes
         (PATH, "comfyui_path", "“ComfyUI's folder”"),
         ("DC_COMFYUI_PYTHON: /nope/python is not a program", "comfyui_python", "“Python of ComfyUI”"),
         ("the engine did not start: No module named 'torch'; it starts again after 7 s", "comfyui_python", "install torch"),
+        ("ComfyUI needs yaml, which /p does not have; run: /p -m pip install -r r", "comfyui_python", "run: /p -m pip install -r r, or"),
         ("it ended with exit status 1: main.py: error: unrecognized arguments: --fastt", "comfyui_args", "“Extra arguments of ComfyUI”"),
         ("main.py: error: argument --cache-lru: expected one argument", "comfyui_args", "“Extra arguments of ComfyUI”"),
         ("cuda:5 is not on this host, which has cuda:0, cpu; see that the driver lists it (nvidia-smi)", "device", "has cuda:0, cpu"),

@@ -276,7 +276,7 @@ export class JobPlace {
 
   /** @param {Job} job */
   async cancel(job) {
-    const words = T.cancelWords(job.counts.total - job.counts.done);
+    const words = T.cancelWords(Math.max(1, job.counts.total - job.counts.done - job.stages));
     if (await this.panel.dialog.confirm({ title: T.cancelTitle, words, action: T.jobOrders.cancel })) await this.order("cancel");
   }
 
