@@ -863,7 +863,7 @@ class ValidationRefused(ItemError):
     """The engine's validation refuses the prompt on every worker alike."""
 
     code = "validation_refused"
-    sentence = "the prompt is not valid: {details}"
+    sentence = "the prompt is not valid: {details}; correct it in ComfyUI, and run it again as a new job"
 
 
 class WorkerLacks(ItemError):

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
@@ -23,8 +23,14 @@ from distributed_comfy.settings import LogFormat, redact_url
 _Subject = tuple[str, str]
 _NOBODY: _Subject = ("", "")
 _SUBJECT: ContextVar[_Subject] = ContextVar("subject", default=_NOBODY)
-_DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) +(?:[\w.]+: )?", re.ASCII)
+_DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) +(?:[\w.]+:(?: |$))?", re.ASCII)
 """What stands before the message in a line of text of ours."""
+_BAR = re.compile(r"\d{1,3}%\|")
+_BAR_BEFORE_A_LINE = re.compile(r"^.*\d{1,3}%\|.*?(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} )")
+_ERROR = re.compile(
+    r"error|exception|\bfail|cannot|can't|could not|fatal|killed|abort|denied|refused|not found|no such|out of memory|segmentation", re.I
+)
+"""What a line has that tells of an error, where no level says so."""
 _NAMED = re.compile(r"\bitem ([0-9a-f]{12})-(\d+)\b|\bjob ([0-9a-f]{12})\b(?:,? item (\d+)\b)?", re.ASCII)
 
 
@@ -134,6 +140,19 @@ def level_and_text(line: str) -> tuple[str, str]:
             return "", line
     found = _DATED.match(line)
     return (found[1], line[found.end() :]) if found else ("", line)
+
+
+def complaint(lines: Iterable[str]) -> str:
+    """The last line of a log that tells of an error, for people; empty where none does.
+
+    What was merely logged, and the steps of a progress bar, are no cause of anything.
+    """
+    for line in reversed(list(lines)):
+        level, text = level_and_text(_BAR_BEFORE_A_LINE.sub("", line.rstrip().rpartition("\r")[2]))
+        text = text.strip()
+        if level in ("ERROR", "CRITICAL") or (not level and _ERROR.search(text) and not _BAR.search(text)):
+            return text
+    return ""
 
 
 # -- what does not come through logging ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from distributed_comfy.engine.host import Ended, EngineProcess, HostEvent
 from distributed_comfy.engine.options import EngineOptions
 from distributed_comfy.engine.protocol import Described, Failed, Finished, Preview, Progress, Said, Shipping, Started, Waits
 from distributed_comfy.errors import ComfyUIUnreachable, DistributedComfyError, EngineDied, EngineGaveUp, ItemInterrupted
+from distributed_comfy.log_lines import complaint
 from distributed_comfy.messages import Capability, ItemResult, RunRequest, item_id
 from distributed_comfy.state.records import DeviceMemory
 from distributed_comfy.state.status import EngineReport
@@ -202,8 +203,8 @@ class EngineLink:
 
 
 def _why_not(error: DistributedComfyError) -> str:
-    """Why it did not start, for a card: of a process that ended by itself also its last line, but not all that its log has."""
+    """Why it did not start, for a card: of a process that ended by itself also what its log complains of, but not all that it has."""
     if not isinstance(error, EngineGaveUp):
         return in_short(str(error))
-    what, last = str(error.fields["what"]), str(error.fields["log_tail"]).strip().rpartition("\n")[2].strip()
+    what, last = str(error.fields["what"]), complaint(str(error.fields["log_tail"]).splitlines())
     return in_short(f"the engine did not start: {what}" + (f": {last}" if last and "signal" not in what else ""))

@@ -47,7 +47,7 @@ SECONDS = {
     "test_housekeeping": 40, "test_cancel_stages": 30, "test_gone_for_good": 20, "test_video_tiles": 20, "test_queue_consumer": 10,
     "test_planned_tiles": 10, "test_faults_in_comfyui": 150, "test_drain": 15,
     "test_page": 190, "test_page_with_another_host": 60,
-    "test_page_troubles": 60, "test_page_with_many": 40, "test_panel_in_sidebar": 130, "test_panel_in_comfyui": 60,
+    "test_page_troubles": 60, "test_page_mending": 20, "test_page_with_many": 40, "test_panel_in_sidebar": 130, "test_panel_in_comfyui": 60,
     "test_panel": 60, "test_panel_bad_days": 60, "test_panel_load": 40, "test_panel_words": 45,
 }  # fmt: skip
 """Roughly, of one process on an idle machine; what is not here takes few. ``make test ARGS=--durations=50`` shows what is slow."""

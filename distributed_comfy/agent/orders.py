@@ -7,6 +7,7 @@ from typing import Any
 
 from distributed_comfy.agent.agent import Agent
 from distributed_comfy.agent.configuration import WorkerConfiguration, parse_worker, shown_configuration
+from distributed_comfy.agent.own_comfyui import check_comfyui
 from distributed_comfy.errors import OrderRefused, WorkerUnknown
 from distributed_comfy.host_messages import HostAnswer, HostOrder, is_signed
 from distributed_comfy.settings import slug
@@ -55,6 +56,9 @@ class HostOrders:
                 f'`distributed-comfy up --remote-configuration` or "remote_configuration": true in {agent.file.path}'
             )
             raise OrderRefused(what=f"workers {order.verb}", reason=reason)
+        fields = order.arguments.get("fields")
+        if order.verb in ("add", "edit") and isinstance(fields, dict):
+            check_comfyui(order.worker or "new", fields, agent.settings, agent.file.path.parent)  # disks may be slow: without the lock
         # What asks the table waits for a server that may hang, and whoever looks after the processes must not wait with it.
         with nullcontext() if order.verb in _ASKS else agent.lock:
             text = self._deeds[order.verb](order)

@@ -16,6 +16,11 @@ _AFTER_DRAIN_S = 30.0
 _SECOND_REQUEST_S = 0.5
 _SERVERS_GONE_S = 2.0
 """What it may take where its servers are gone for good."""
+_KILL = "signal 9"
+_KILLED = (
+    "it was killed from outside with {how}: by a user, or by the system for lack of main memory; it starts again by itself, and where "
+    "nobody has killed it, close other programs on its computer or run fewer workers there"
+)
 
 Launch = Callable[[], WorkerProcess]
 """Starts the worker's process; raises `OSError`."""
@@ -170,7 +175,8 @@ class SupervisedWorker:
             self._failed, self.reason = True, words or how
             log.error("worker %s: failed: %s", self.name, self.reason)
         elif self._wanted:
-            self._wait(f"it ended with {how}" + (f": {words}" if words else ""), now - self._started_at, now)
+            ended = _KILLED.format(how=how) if how.startswith(_KILL) else f"it ended with {how}" + (f": {words}" if words else "")
+            self._wait(ended, now - self._started_at, now)
 
     def _wait(self, reason: str, ran_s: float, now: float) -> None:
         wait_s = self._back_off.after(ran_s)

@@ -1,7 +1,6 @@
 """Starts ``distributed-comfy worker`` as a child process, finds its logs, and asks it to end; for `run` and for agents."""
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from distributed_comfy.log_lines import plain
+from distributed_comfy.log_lines import complaint, plain
 from distributed_comfy.settings import Settings
 
 WORKER_LOG = "worker.log"
@@ -27,9 +26,6 @@ os.execv(sys.argv[1], sys.argv[1:])
 _LOG_LINES = 15
 _TAIL_BYTES = 16 * 2**10
 _COMPLAINT = "error: "
-_LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) +")
-_LOGGED_AS_JSON = re.compile(r'\{"time": "[^"]*", "level": "(\w+)"')
-_HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
 def worker_folder(settings: Settings, name: str) -> Path:
@@ -86,22 +82,15 @@ def log_size(folder: Path) -> int:
 
 
 def last_words(folder: Path, since: int = 0) -> str:
-    """Why a worker says it ended: its last complaint, else its last line that tells of no other thing; empty where there is none.
+    """Why a worker says it ended: its last complaint, else its last line that tells of an error; empty where there is none.
 
     Args:
         folder: of the worker.
         since: `log_size` when it was started; what was there before, an earlier life has said.
     """
-    lines = [(_level(line), plain(line)) for line in _last_lines(folder / WORKER_LOG, since) if line.strip()]
-    complaints = [text for _, text in lines if text.startswith(_COMPLAINT)]
-    others = [text for level, text in lines if level not in _HARMLESS]
-    return _LOGGED.sub("", (complaints or others or [""])[-1]).removeprefix(_COMPLAINT)
-
-
-def _level(line: str) -> str:
-    """Of a line of a log, as text or as JSON; empty for any other line."""
-    found = _LOGGED.match(line) or _LOGGED_AS_JSON.match(line)
-    return found[1] if found else ""
+    lines = [line for line in _last_lines(folder / WORKER_LOG, since) if line.strip()]
+    complaints = [line for line in map(plain, lines) if line.startswith(_COMPLAINT)]
+    return complaints[-1].removeprefix(_COMPLAINT) if complaints else complaint(lines)
 
 
 def _last_lines(path: Path, since: int = 0) -> list[str]:

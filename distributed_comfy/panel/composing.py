@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed_comfy.agent.up import agent_runs, find_local_agent
 from distributed_comfy.messages import parse_item_id
-from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job
+from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job, with_time_for_a_collector
 from distributed_comfy.panel.place import Place
 from distributed_comfy.panel.pulse import Findings, Pulse
 from distributed_comfy.panel.rows import RowMaker
@@ -134,8 +134,9 @@ class Composer:
             {place: replace(step, preview=b"") for place, step in told.items()} if claims else None,
             self._next_start(name, own, found.now_ms),
             host == self._place.settings.host_name,
-            record is not None and record.host in found.hosts and self._may_configure(record),
-            found.gone[record.host].seen_ms if record is not None and record.host not in found.hosts else 0,
+            editable=record is not None and record.host in found.hosts and self._may_configure(record),
+            gone_ms=found.gone[record.host].seen_ms if record is not None and record.host not in found.hosts else 0,
+            devices=tuple(device.name for device in record.devices) if record else (),
         )
 
     def _next_start(self, name: str, own: HostWorker | None, now_ms: int) -> int:
@@ -175,7 +176,8 @@ class Composer:
     def _shown_jobs(self, found: Findings) -> dict[str, dict[str, Any]]:
         master, user, made = self._place.master, self._place.settings.submitter, {}
         own = set(master.jobs(over=True)) if master else set()
-        for job_id, state in found.jobs.items():
+        for job_id, told in found.jobs.items():
+            state = with_time_for_a_collector(told, found.now_ms)
             estimate, unserved = self._estimates.get(job_id, Estimate()), found.unserved.get(job_id, ("", ""))
             mine = job_id in own if master else state.submitter == user
             before, facts = self._jobs.get(job_id), (estimate, mine, unserved)

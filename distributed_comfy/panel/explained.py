@@ -28,11 +28,15 @@ _ARGUMENTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("--preview-method", "auto", "Shows the image while it is sampled; costs a little time.", _PREVIEWS),
     ("--fast", "", "Optimisations that may change images a little.", ()),
 )
+_OF_A_GPU = frozenset({*_VRAM, "--reserve-vram", "--force-fp16", "--fp16-vae", "--use-sage-attention", "--disable-smart-memory", "--fast"})
 
 
 def extra_arguments() -> list[dict[str, Any]]:
     """As ``ExtraArgument`` of openapi.json each."""
     return [
-        {"argument": argument, "value": value, "words": words, "excludes": [other for other in excludes if other != argument]}
+        {
+            "argument": argument, "value": value, "words": words, "excludes": [other for other in excludes if other != argument],
+            "gpu": argument in _OF_A_GPU,
+        }
         for argument, value, words, excludes in _ARGUMENTS
     ]

@@ -1,9 +1,14 @@
 """What a page tells jobs: one of them, those of this user or master, or all."""
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import redis
 
 from distributed_comfy.errors import DistributedComfyError, JobOwned, JobStateInvalid, JobUnknown
 from distributed_comfy.orchestrator.detach import attach_detached
@@ -16,6 +21,11 @@ from distributed_comfy.state.jobs import JobTable
 ORDERS = ("cancel", "retry", "pause", "resume", "priority", "collect")
 STARTING_ORDERS = ("retry", "collect")
 """Those that start a process; the others are done as soon as Redis has answered."""
+log = logging.getLogger(__name__)
+
+_LETS_GO_S = 20.0
+"""What an owner may take until it has seen that its job had ended."""
+_LOOK_S = 0.25
 _REASON = "cancelled in the panel"
 _LONGEST_REASON = 300
 _PRIORITIES = range(10)
@@ -94,8 +104,22 @@ class JobOrders:
 
     def _retry(self, jobs: JobTable, job_id: str) -> None:
         jobs.retry(job_id)
-        if not jobs.owner(job_id):
+        if jobs.owner(job_id):  # probably of the life before, and about to let go: then nobody would collect it
+            threading.Thread(target=self._collect_later, args=(jobs, job_id), name=f"collect-{job_id}", daemon=True).start()
+        else:
             self._collect(jobs, job_id)
+
+    def _collect_later(self, jobs: JobTable, job_id: str) -> None:
+        """Collect it once its owner lets go; one that is still there after a while goes on with it."""
+        give_up = time.monotonic() + _LETS_GO_S
+        try:
+            while jobs.owner(job_id):
+                if time.monotonic() > give_up:
+                    return
+                time.sleep(_LOOK_S)
+            self._collect(jobs, job_id)
+        except (DistributedComfyError, redis.RedisError) as error:  # it has ended meanwhile, or somebody else collects it
+            log.info("job %s is not collected here: %s", job_id, error)
 
     def _collect(self, jobs: JobTable, job_id: str) -> None:
         """Let a process of its own collect it, which goes on when this one ends: into the folder of before, where that is on this host."""

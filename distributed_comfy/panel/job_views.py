@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from distributed_comfy.errors import ValidationRefused
 from distributed_comfy.panel.unserved import Words
 from distributed_comfy.panel.words import item_error, split_text
 from distributed_comfy.state.records import JobState
@@ -13,6 +14,8 @@ _ORDERS = {
     "pending": ("cancel", "pause", "priority"), "running": ("cancel", "pause", "priority"), "paused": ("resume", "cancel", "priority"),
     "parked": ("collect", "cancel", "pause", "priority"), "done": (), "failed": ("retry",), "cancelled": ("retry",),
 }  # fmt: skip
+_COLLECTOR_MS = 20_000
+"""What a process may take that begins to collect a job."""
 _STILL_S = 2.0
 _STILL_PART = 0.1
 """An estimate that moves by less than this part of what is left, or these seconds, stays as it was told."""
@@ -41,13 +44,28 @@ class Pace:
 def shown_job(job_id: str, state: JobState, estimate: Estimate, *, mine: bool, unserved: Words = ("", "")) -> dict[str, Any]:
     """As ``Job`` of openapi.json."""
     reason, remedy = why(state) if state.ended or not unserved[0] else unserved
+    orders = [] if _is_invalid(state) else list(_ORDERS[state.state])
     return {
         "id": job_id, "title": state.title, "state": state.state, "reason": reason, "remedy": remedy, "user": state.submitter,
         "host": state.host, "mine": mine, "priority": state.priority, "created_ms": state.created_ms, "ended_ms": state.ended_ms,
         "counts": {name: state.counts[name] for name in ("total", "pending", "running", "done", "failed")}, "tiles": state.tiles,
-        "tiles_done": state.tiles_done, "position": estimate.position, "ends_ms": estimate.ends_ms,
-        "orders": list(_ORDERS[state.state]),
+        "tiles_done": state.tiles_done, "stages": state.stages, "retried": state.retried_ms > 0,
+        "position": estimate.position, "ends_ms": estimate.ends_ms,
+        "orders": orders,
     }  # fmt: skip
+
+
+def with_time_for_a_collector(state: JobState, now_ms: int) -> JobState:
+    """A job that has just been told to go on: who collects it is on the way, and nothing is wrong yet where nobody does."""
+    if state.state != "parked" or now_ms - state.retried_ms > _COLLECTOR_MS:
+        return state
+    return replace(state, state="pending", reason="")
+
+
+def _is_invalid(state: JobState) -> bool:
+    """Whether it can only fail again, wherever it runs."""
+    error = item_error(state.error)
+    return state.state == "failed" and error is not None and error["code"] == ValidationRefused.code
 
 
 def why(state: JobState) -> tuple[str, str]:

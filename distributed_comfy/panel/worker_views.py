@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed_comfy.messages import parse_item_id
+from distributed_comfy.panel.repairs import NONE, Repair, repair_of, without_variable
 from distributed_comfy.panel.steps import StepView
 from distributed_comfy.panel.words import split_coded, split_text
 from distributed_comfy.state.records import HostRecord, HostWorker, WorkerState
@@ -60,6 +61,8 @@ class WorkerSources:
     editable: bool = False
     gone_ms: int = 0
     """When its agent was heard of last, where it is not any more."""
+    devices: tuple[str, ...] = ()
+    """Those of its host."""
 
     @property
     def host(self) -> str:
@@ -79,12 +82,15 @@ def shown_worker(found: WorkerSources) -> dict[str, Any]:
     """As ``Worker`` of openapi.json."""
     state, starter = state_of(found), found.starter
     reason, remedy = why(found, state)
+    repair = find_repair(found, state, reason, remedy)
+    if repair.field:
+        reason, remedy = without_variable(reason), repair.remedy
     fails = state == "starting" and bool(reason)
     guest = starter == MASTER
     kept = found.kept
     return {
         "name": found.name, "host": found.host, "here": found.here, "state": state, "colour": "red" if fails else _COLOURS[state],
-        "reason": reason, "remedy": remedy, "since_ms": _since_ms(found, state),
+        "reason": reason, "remedy": remedy, "repair": repair.field, "since_ms": _since_ms(found, state),
         "next_start_ms": found.next_start_ms if state == "backing-off" else 0, "keeper": starter, "guest": guest,
         "orders": [] if guest else orders_of(found, state), "editable": found.editable and kept is not None,
         "enabled": kept.enabled if kept else True, "outdated": bool(kept and kept.outdated), "restarts": kept.restarts if kept else 0,
@@ -98,7 +104,8 @@ def unknown_worker(shown: Mapping[str, Any], since_ms: int) -> dict[str, Any]:
     """The same worker while nobody can say how it is."""
     reason = "nothing is heard of the cluster now, so nobody can say how it is"
     return {
-        **shown, "state": "unknown", "colour": "grey", "reason": reason, "remedy": "", "since_ms": since_ms, "next_start_ms": 0,
+        **shown, "state": "unknown", "colour": "grey", "reason": reason, "remedy": "", "repair": "", "since_ms": since_ms,
+        "next_start_ms": 0,
     }  # fmt: skip
 
 
@@ -146,6 +153,13 @@ def why(found: WorkerSources, state: str) -> tuple[str, str]:
     if _KILLED in reason and state in ("backing-off", "down", "starting"):
         remedy = _AFTER_A_KILL
     return reason, remedy
+
+
+def find_repair(found: WorkerSources, state: str, reason: str, remedy: str) -> Repair:
+    """The field of its settings without which it can only fail again, where it can be changed from a page."""
+    if state not in ("failed", "backing-off", "down", "starting") or not (found.editable and found.kept):
+        return NONE
+    return repair_of(reason, remedy, found.devices)
 
 
 def orders_of(found: WorkerSources, state: str) -> list[str]:

@@ -9,7 +9,7 @@ from distributed_comfy.state.records import JobState
 
 FIELDS = (
     "state", "parked", "paused", "running", "done", "total", "failed", "reason", "stuck_ms", "submitter", "base", "title", "host",
-    "created_ms", "ended_ms", "fatal", "tiles", "tiles_done",
+    "created_ms", "ended_ms", "fatal", "tiles", "tiles_done", "prepare", "last", "retried_ms",
 )  # fmt: skip
 """All that `job_state` reads."""
 
@@ -70,4 +70,6 @@ def job_state(fields: Mapping[str, str], error: dict[str, Any] | None) -> JobSta
         int(fields.get("fatal", -1)),
         number("tiles"),
         number("tiles_done"),
+        sum(fields.get(name, "") != "" for name in ("prepare", "last")),
+        number("retried_ms"),
     )

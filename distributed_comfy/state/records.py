@@ -61,6 +61,10 @@ class JobState:
     tiles: int = 0
     """How many of the items were added after submission."""
     tiles_done: int = 0
+    stages: int = 0
+    """How many of the items prepare or end the job, and were not asked for."""
+    retried_ms: int = 0
+    """When somebody let it go on after it had ended; 0: nobody has."""
 
     @property
     def ended(self) -> bool:

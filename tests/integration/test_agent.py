@@ -125,7 +125,7 @@ def test_a_killed_worker_is_started_again_after_a_wait_that_grows(line: CommandL
         pids.append(worker.pid)
         os.kill(worker.pid, signal.SIGKILL)
         waiting = agent.wait("pc1-cpu", "backing-off")
-        assert waiting.reason == "it ended with signal 9 (SIGKILL)" and waiting.next_start_s > restarts
+        assert waiting.reason.startswith("it was killed from outside with signal 9 (SIGKILL): ") and waiting.next_start_s > restarts
     last = agent.wait("pc1-cpu", "running", lambda worker: worker.restarts == 2)
     assert len({*pids, last.pid}) == 3
     assert agent.end(process) == 0

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelRig]:
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("no-such-gpu", {"device": "cuda:7", "engine": "comfyui"}, "cuda:7"),
-    ("no-such-folder", {"device": "cpu", "engine": "comfyui", "comfyui_path": "/nowhere/ComfyUI"}, "/nowhere/ComfyUI"),
+    ("no-such-folder", {"device": "cpu", "engine": "comfyui", "comfyui_path": ""}, "is not ComfyUI's folder"),
     ("nobody-there", {"device": "cpu", "engine": "attach", "comfyui_url": "http://127.0.0.1:9"}, "127.0.0.1:9"),
 ]
 
@@ -126,12 +127,26 @@ def test_a_port_that_is_taken_stops_serve_with_what_to_do(rig: PanelRig) -> None
 
 @pytest.mark.parametrize(("name", "fields", "named"), WRONG, ids=[name for name, _, _ in WRONG])
 def test_a_worker_that_cannot_start_is_red_and_says_why(rig: PanelRig, name: str, fields: dict[str, Any], named: str) -> None:
-    rig.page.post("/workers", {"name": f"pc1-{name}", "fields": fields})
+    given = {field: str(rig.folder / "ComfyUI") if field == "comfyui_path" else value for field, value in fields.items()}
+    tree = comfyui_folder(rig.folder / "ComfyUI")
+    rig.page.post("/workers", {"name": f"pc1-{name}", "fields": {**given, "enabled": False}})
+    shutil.rmtree(tree)  # that it is none is said by its host otherwise, before it is written down
+    rig.page.post(f"/workers/pc1-{name}/orders", {"order": "enable"})
     try:
         found = rig.page.wait_worker(f"pc1-{name}", lambda worker: named in worker["reason"] + worker["remedy"], 90)
         assert found["colour"] == "red" and found["remedy"], found
+        repair = {"no-such-gpu": "device", "no-such-folder": "comfyui_path"}.get(name, "")
+        assert found["repair"] == repair and (not repair or "press “Settings”" in found["remedy"])
     finally:
         rig.page.post(f"/workers/pc1-{name}", method="DELETE")
+
+
+def comfyui_folder(folder: Path) -> Path:
+    """What looks like ComfyUI's."""
+    folder.mkdir()
+    for name in ("main.py", "nodes.py"):
+        (folder / name).touch()
+    return folder
 
 
 def findings_of(rig: PanelRig) -> dict[str, dict[str, Any]]:
@@ -141,14 +156,15 @@ def findings_of(rig: PanelRig) -> dict[str, dict[str, Any]]:
 
 def test_the_doctor_lists_workers_that_do_not_run_with_reason_and_remedy(rig: PanelRig) -> None:
     rig.page.post("/workers", {"name": "pc1-bad", "fields": WRONG[0][1]})
-    rig.page.post("/workers", {"name": "pc1-ending", "fields": {"device": "cpu", "comfyui_path": "/nowhere", "engine": "comfyui"}})
+    tree = str(comfyui_folder(rig.folder / "Empty"))
+    rig.page.post("/workers", {"name": "pc1-ending", "fields": {"device": "cpu", "comfyui_path": tree, "engine": "comfyui"}})
     try:
         for name in ("pc1-bad", "pc1-ending"):
             rig.page.wait_worker(name, lambda worker: worker["state"] in ("failed", "backing-off"), 90)
         found = findings_of(rig)
         bad, ending, off = (found[f"worker {name}"] for name in ("pc1-bad", "pc1-ending", "pc1-one"))
         assert (bad["level"], bad["worker"]) == ("fail", "pc1-bad") and "cuda:7" in bad["found"] and bad["remedy"]
-        assert ending["level"] == "fail" and "/nowhere" in ending["found"] + ending["remedy"] and ending["remedy"]
+        assert ending["level"] == "fail" and ending["found"] and ending["remedy"]
         assert off["level"] == "ok" and "by its user" in off["found"]
         done = rig.line.run("doctor", "--no-engine", "--json")
         assert done.status == 1 and {"worker pc1-bad", "worker pc1-ending"} <= {
@@ -194,6 +210,19 @@ def test_a_computer_that_loses_its_power_is_missed_until_it_is_forgotten_or_back
         assert until(lambda: "pc2" not in rig.page.state()["hosts"]), "after a farewell nobody misses it"
     finally:
         rig.line.environment.update(DC_HOST="pc1", DC_WORKERS_FILE=str(rig.folder / "workers.json"))
+
+
+def test_a_comfyui_that_is_not_there_is_refused_by_the_host_and_can_be_set_right(rig: PanelRig) -> None:
+    refused = rig.page.ask("PATCH", "/workers/pc1-one", {"fields": {"comfyui_path": "/nowhere/ComfyUI"}})
+    assert refused.status == 400 and "is not ComfyUI's folder" in refused.error["fields"]["comfyui_path"]
+    refused = rig.page.ask("POST", "/workers", {"name": "pc1-two", "fields": {"comfyui_python": "/nowhere/python"}})
+    assert refused.status == 400 and "is not a program" in refused.error["fields"]["comfyui_python"]
+    tree = comfyui_folder(rig.folder / "Another")
+    rig.page.post("/workers/pc1-one", {"fields": {"comfyui_path": str(tree), "comfyui_python": sys.executable}}, method="PATCH")
+    found = rig.page.wait_worker("pc1-one", lambda worker: worker["configuration"]["comfyui_path"] == str(tree))
+    assert found["configuration"]["comfyui_python"] == sys.executable
+    rig.page.post("/workers/pc1-one", {"fields": {"comfyui_path": None, "comfyui_python": None}}, method="PATCH")
+    rig.page.wait_worker("pc1-one", lambda worker: worker["configuration"]["comfyui_path"] == "")
 
 
 def test_a_worker_of_nobodys_agent_says_who_must_be_asked(rig: PanelRig) -> None:

@@ -44,12 +44,14 @@ class Many:
         self.agent = "here"
         self.workers = {worker["name"]: worker for worker in (self._worker(number) for number in range(workers))}
         self.jobs = {job["id"]: job for job in (self._job(number) for number in range(jobs))}
+        self.away: set[str] = set()
+        """Hosts without an agent."""
         self.items = {str(index): self._item(index) for index in range(48)}
 
     @property
     def state(self) -> dict[str, Any]:
         """As `/state` gives it."""
-        hosts = sorted({worker["host"] for worker in self.workers.values()})
+        hosts = sorted({worker["host"] for worker in self.workers.values()} - self.away)
         return {
             "revision": self.revision, "instance": "many", "now_ms": now_ms(), "version": "0.0", "host": "pc0", "user": "me",
             "kind": "serve",
@@ -113,7 +115,8 @@ class Many:
         return {
             "name": f"{host}-cuda{number % 4}", "host": host, "here": host == "pc0", "state": state, "colour": colour,
             "reason": "device cuda:7 is not there: this host has cuda:0 to cuda:3" if wrong else "",
-            "remedy": "choose another device in its settings" if wrong else "", "since_ms": now_ms(), "next_start_ms": 0, "keeper": "agent",
+            "remedy": "choose another device in its settings" if wrong else "", "repair": "device" if wrong else "",
+            "since_ms": now_ms(), "next_start_ms": 0, "keeper": "agent",
             "guest": False,
             "orders": ["start", "disable"] if wrong else ["stop", "restart", "resume" if held else "drain", "clear-memory"],
             "editable": True, "enabled": True, "outdated": False, "restarts": number % 3, "device": f"cuda:{number % 4}",
@@ -138,7 +141,7 @@ class Many:
             "user": "me" if number % 2 else "ada", "host": "pc0", "mine": bool(number % 2), "priority": 5,
             "created_ms": now_ms() - number * 70_000, "ended_ms": ended,
             "counts": {"total": total, "pending": total - done - running - failed, "running": running, "done": done, "failed": failed},
-            "tiles": 0, "tiles_done": 0, "position": number - 19 if state == "pending" else 0, "ends_ms": 0,
+            "tiles": 0, "tiles_done": 0, "stages": 0, "retried": False, "position": number - 19 if state == "pending" else 0, "ends_ms": 0,
             "orders": ["cancel", "pause", "priority"] if number < 100 else [],
         }  # fmt: skip
 

@@ -81,6 +81,7 @@ def test_without_the_token_the_page_asks_for_it(panel: PanelPage, rig: PanelRig,
     try:
         other.goto(f"{rig.page.url}/")  # leads to the page
         other.get_by_label("Token").wait_for()
+        assert not other.get_by_text("refuses this token").count(), "there is none yet"
         other.get_by_text("distributed-comfy comfyui token").wait_for()
         other.get_by_label("Token").fill("no-such-token")
         other.get_by_role("button", name="Use it").click()
@@ -89,6 +90,15 @@ def test_without_the_token_the_page_asks_for_it(panel: PanelPage, rig: PanelRig,
         other.get_by_label("Token").fill(address)
         other.get_by_role("button", name="Use it").click()
         other.locator(".top .link.open").wait_for(timeout=SHOWN_MS)
+    finally:
+        other.close()
+
+
+def test_a_token_in_the_address_that_is_not_right_is_called_that(panel: PanelPage, address: str) -> None:
+    other = panel.page.context.new_page()
+    try:
+        other.goto(address[:-4])
+        other.get_by_role("alert").filter(has_text="refuses this token").wait_for()
     finally:
         other.close()
 
@@ -145,7 +155,7 @@ def test_the_button_of_a_long_form_stays_in_sight(panel: PanelPage) -> None:
     panel.page.set_viewport_size({"width": 1400, "height": 500})
     try:
         panel.action("add")
-        panel.page.locator("dialog [data-argument='--lowvram']").wait_for()
+        panel.page.locator("dialog [data-argument='--cache-lru']").wait_for()
         button = panel.page.locator("dialog [data-action=send]").bounding_box()
         assert button["y"] + button["height"] <= 500
     finally:
@@ -160,10 +170,26 @@ def test_what_the_server_refuses_stands_beside_the_field_too(panel: PanelPage) -
     panel.field_says("args", "shell")
 
 
+def test_a_wrong_folder_of_comfyui_is_refused_by_its_computer_beside_the_field(panel: PanelPage, rig: PanelRig) -> None:
+    panel.order(FIRST, "edit")
+    dialog = panel.page.locator("dialog")
+    dialog.get_by_label("ComfyUI's folder").fill("/nope/ComfyUI")
+    panel.action("save")
+    panel.field_says("tree", "/nope/ComfyUI is not ComfyUI's folder")
+    dialog.get_by_label("ComfyUI's folder").fill("")
+    dialog.get_by_label("Python of ComfyUI").fill("/nope/python")
+    panel.action("save")
+    panel.field_says("python", "/nope/python is not a program")
+    assert rig.page.worker(FIRST)["configuration"]["comfyui_path"] == ""  # type: ignore[index]
+
+
 def test_common_arguments_are_offered_and_exclude_each_other(panel: PanelPage) -> None:
     panel.order(FIRST, "edit")
     dialog = panel.page.locator("dialog")
     written = dialog.get_by_label("Extra arguments")
+    dialog.locator("[data-argument='--cache-lru']").wait_for()
+    assert not dialog.locator("[data-argument='--lowvram']").count(), "it has no GPU"
+    dialog.get_by_label("Device", exact=True).fill("cuda:0")
     for argument in ("--lowvram", "--reserve-vram"):
         dialog.locator(f"[data-argument='{argument}']").check()
     until(lambda: written.input_value() == "--lowvram --reserve-vram 2")

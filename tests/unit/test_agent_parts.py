@@ -179,7 +179,14 @@ def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:
         ("error: DC_DEVICE: must be cpu\nTraceback\n", "DC_DEVICE: must be cpu"),
         ("2026-11-28 20:05:25,739 INFO    starts\nImportError: no torch\n", "ImportError: no torch"),
         ("2026-11-28 20:05:25,739 ERROR   no engine\n2026-11-28 20:05:26,010 WARNING pc1-cpu is gone\n", "no engine"),
-        ('{"time": "t", "level": "ERROR", "message": "no engine"}\n{"time": "t", "level": "INFO", "message": "it ends"}\n', "no engine"),
+        (
+            '{"time": "t", "level": "ERROR", "logger": "x", "message": "no engine"}\n'
+            '{"time": "t", "level": "INFO", "logger": "x", "message": "it ends"}\n', "no engine",
+        ),
+        ("100%|████| 4/4 [00:00<00:00,  9.24it/s]2026-11-28 20:05:25,739 INFO    root: Requested to load TAESD\n", ""),
+        (" 75%|███ | 3/4 [00:00<00:00]\rTypeError: no such step\n100%|████| 4/4 [00:00<00:00]\nhello\n", "TypeError: no such step"),
+        ("100%|████| 4/4 [00:00<00:00]2026-11-28 20:05:25,739 ERROR   root: no disk\n", "no disk"),
+        ("usage: main.py\nmain.py: error: unrecognized arguments: --fastt\n", "main.py: error: unrecognized arguments: --fastt"),
     ],
 )
 def test_a_worker_that_ended_has_last_words(tmp_path: Path, text: str, words: str) -> None:

@@ -140,3 +140,8 @@ def test_too_much_at_once_is_skipped_and_counted(tmp_path: Path) -> None:
     path.write_bytes(b"x" * (READ_LIMIT_BYTES + 1000) + b"end\n")
     assert tail.read().endswith(b"xend\n") and tail.skipped_bytes == 1004
     assert tail.read() == b"" and tail.skipped_bytes == 0
+
+
+def test_a_message_that_begins_with_a_line_end_leaves_no_bare_name_of_its_logger() -> None:
+    lines = LineFolder().feed(b"2026-11-29 09:25:33,130 INFO root: \nImport times for custom nodes:\n", 0.0)
+    assert [text for _, text in lines] == ["Import times for custom nodes:"]

@@ -1,6 +1,7 @@
 """Parts of the panel that need no server: words, colours, places in the queue, differences, its contract and its files."""
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from distributed_comfy.errors import (
     OrderRefused,
     RedisUnreachable,
     SettingInvalid,
+    ValidationRefused,
     WorkerFieldsWrong,
     WorkersFileWrong,
     WorkerUnknown,
@@ -24,7 +26,7 @@ from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.panel.bodies import BadRequest
 from distributed_comfy.panel.contract import check_body, operations
 from distributed_comfy.panel.explained import extra_arguments
-from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job
+from distributed_comfy.panel.job_views import Estimate, Pace, Power, estimates, shown_job, with_time_for_a_collector
 from distributed_comfy.panel.page import page_file
 from distributed_comfy.panel.routes import Panel
 from distributed_comfy.panel.steps import Steps
@@ -135,6 +137,9 @@ def test_an_items_error_has_node_and_traceback_whatever_form_the_traceback_has()
     assert item_error(None) is None
 
 
+WEB = Path(__file__).parents[2] / "distributed_comfy" / "panel" / "web"
+
+
 # -- workers -------------------------------------------------------------------------------------------------------------
 KEPT = HostWorker("w", "running", "cpu")
 ROW = WorkerState(WorkerFacts("w", "pc1", "cpu", "builtin", started_by="agent"), "idle", capability="c")
@@ -181,12 +186,45 @@ def test_a_worker_whose_engine_ends_again_and_again_is_said_to_have_a_log() -> N
     shown = shown_worker(WorkerSources("w", KEPT, row=replace(ROW, state="down"), status=status))
     assert shown["reason"] == "the engine ended with signal 11 (SIGSEGV)"
     assert shown["remedy"] == "it starts again after 3 s; if that does not help, look into its log"
+    killed = replace(status, reason="the engine ended with signal 9 (SIGKILL); it starts again after 3 s")
+    shown = shown_worker(WorkerSources("w", KEPT, row=replace(ROW, state="down"), status=killed))
+    assert shown["reason"] == "the engine ended with signal 9 (SIGKILL)" and "its computer was out of memory" in shown["remedy"]
 
 
 def test_what_belongs_to_the_command_line_is_left_out_of_an_error() -> None:
     error = SettingInvalid(name="--port", reason="cannot listen on 192.0.2.2 port 47380: Address already in use; end the program")
     assert split_remedy(error) == ("cannot listen on 192.0.2.2 port 47380: Address already in use", "end the program")
     assert split_remedy(SettingInvalid(name="DC_PORT", reason="too high"))[0] == "DC_PORT: too high"
+
+
+PATH = "COMFYUI_PATH: /nope is not ComfyUI's folder (it has no main.py and nodes.py)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "field", "words"),
+    [
+        (PATH, "comfyui_path", "“ComfyUI's folder”"),
+        ("DC_COMFYUI_PYTHON: /nope/python is not a program", "comfyui_python", "“Python of ComfyUI”"),
+        ("the engine did not start: No module named 'torch'; it starts again after 7 s", "comfyui_python", "install torch"),
+        ("ComfyUI needs yaml, which /p does not have; run: /p -m pip install -r r", "comfyui_python", "run: /p -m pip install -r r, or"),
+        ("it ended with exit status 1: main.py: error: unrecognized arguments: --fastt", "comfyui_args", "“Extra arguments of ComfyUI”"),
+        ("main.py: error: argument --cache-lru: expected one argument", "comfyui_args", "“Extra arguments of ComfyUI”"),
+        ("cuda:5 is not on this host, which has cuda:0, cpu; see that the driver lists it (nvidia-smi)", "device", "has cuda:0, cpu"),
+        ("the engine did not start: torch 2.7 cannot use cuda:0; use --device cpu", "device", "install for it a torch"),
+        ("it ended with exit status 1: the disk is full", "", "look into its log"),
+    ],
+)
+def test_a_worker_that_can_only_fail_again_names_the_field_of_its_settings(reason: str, field: str, words: str) -> None:
+    kept = replace(KEPT, phase="failed", reason=reason)
+    shown = shown_worker(WorkerSources("w", kept, editable=True, devices=("cuda:0", "cpu")))
+    check(document()["components"]["schemas"]["Worker"], shown, "worker")
+    assert shown["repair"] == field and words in shown["remedy"] and ";" not in shown["reason"]
+    assert "COMFYUI_P" not in shown["reason"], "nobody has set a variable"
+    assert not field or "press “Settings”" in shown["remedy"]
+    for label in re.findall("“(.*?)”", shown["remedy"]):
+        assert f'"{label}"' in (WEB / "texts.js").read_text(encoding="utf-8"), "the form calls it otherwise"
+    assert shown_worker(WorkerSources("w", kept))["repair"] == "", "its settings cannot be changed from here"
+    assert shown_worker(WorkerSources("w", replace(kept, phase="stopped"), editable=True))["repair"] == ""
 
 
 def test_workers_are_offered_only_orders_that_make_sense_to_whoever_keeps_them() -> None:
@@ -287,6 +325,22 @@ def test_every_job_is_as_the_contract_has_it(state: Any) -> None:
     shown = shown_job("0123456789ab", job(state, reason="why; do this"), Estimate(), mine=True)
     check(document()["components"]["schemas"]["Job"], shown, "job")
     assert (shown["reason"], shown["remedy"]) == ("why", "do this") and ("retry" in shown["orders"]) == (state in ("failed", "cancelled"))
+
+
+def test_a_prompt_that_is_not_valid_is_not_offered_again_and_says_what_to_do() -> None:
+    refused = ValidationRefused(details="node 4 (KSampler): steps must be a number").to_wire()
+    shown = shown_job("0123456789ab", job("failed", error=refused), Estimate(), mine=True)
+    assert shown["orders"] == [] and shown["reason"].startswith("the prompt is not valid: node 4")
+    assert shown["remedy"] == "correct it in ComfyUI, and run it again as a new job"
+
+
+def test_a_job_that_has_just_been_told_to_go_on_is_not_called_parked_before_its_collector_can_be_there() -> None:
+    parked = job("parked", reason="its owner is gone", retried_ms=1_000_000)
+    fresh = with_time_for_a_collector(parked, 1_010_000)
+    assert (fresh.state, fresh.reason) == ("pending", "")
+    assert with_time_for_a_collector(parked, 1_030_000) is parked
+    never = job("parked", reason="its owner is gone")
+    assert with_time_for_a_collector(never, 1_700_000_000_000) is never
 
 
 # -- what is told --------------------------------------------------------------------------------------------------------

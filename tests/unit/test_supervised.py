@@ -93,6 +93,15 @@ def test_it_waits_after_a_failure_and_gives_up_on_bad_input(tmp_path: Path) -> N
     assert worker.phase(enabled=True) == "stopped" and worker.reason == ""
 
 
+def test_a_kill_from_outside_is_called_that_whatever_the_log_said_last(tmp_path: Path) -> None:
+    worker = supervise(tmp_path, "import os\nos.kill(os.getpid(), 9)", WAIT)
+    worker.start()
+    until(worker, lambda: worker.restarts)
+    assert worker.reason.startswith("it was killed from outside with signal 9 (SIGKILL): by a user, or by the system for lack of main ")
+    assert "last words" not in worker.reason and "fewer workers" in worker.reason
+    worker.stop()
+
+
 def test_the_reason_of_an_earlier_end_is_forgotten_once_it_runs(tmp_path: Path) -> None:
     worker = supervise(tmp_path, "raise SystemExit(0)", WAIT)
     worker.start()

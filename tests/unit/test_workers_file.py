@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distributed_comfy.agent.configuration import (
     relative_to,
     shown_configuration,
 )
+from distributed_comfy.agent.own_comfyui import check_comfyui
 from distributed_comfy.agent.up import populate, take_back
 from distributed_comfy.agent.workers_file import WorkersFile
 from distributed_comfy.errors import SettingInvalid, WorkersFileWrong
@@ -104,6 +106,28 @@ def test_paths_are_meant_from_the_files_folder(monkeypatch: pytest.MonkeyPatch) 
     assert (found.comfyui_path, found.comfyui_python) == ("/home/you/ComfyUI", "/etc/dc/venv/bin/python")
     named = WorkerConfiguration(comfyui_python="python3.12")
     assert relative_to(named, Path("/etc/dc")) == named, "a name without a folder is looked for in PATH"
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"comfyui_path": "/nope/ComfyUI"}, "comfyui_path"), ({"comfyui_path": "trees/none"}, "comfyui_path"),
+        ({"comfyui_python": "/nope/python"}, "comfyui_python"), ({"comfyui_path": "tree", "comfyui_python": "nope"}, "comfyui_python"),
+        ({"comfyui_path": "tree", "comfyui_python": sys.executable}, ""), ({"comfyui_path": None, "comfyui_python": ""}, ""),
+        ({"device": "cpu"}, ""), ({"comfyui_path": 3}, ""),
+    ],
+)  # fmt: skip
+def test_an_agent_looks_whether_a_named_comfyui_is_on_its_host(tmp_path: Path, fields: dict[str, Any], place: str) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("main.py", "nodes.py"):
+        (tmp_path / "tree" / name).touch()
+    wrong: list[str] = []
+    try:
+        check_comfyui("w", fields, Settings(host="pc9"), tmp_path)
+    except WorkersFileWrong as error:
+        wrong.append(str(error.fields["place"]))
+        assert "cannot be this on host pc9: " in str(error)
+    assert wrong == ([f"workers.w.{place}"] if place else [])
 
 
 def test_a_host_without_a_configuration_gets_a_worker_for_each_device() -> None:

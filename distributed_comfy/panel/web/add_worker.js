@@ -31,9 +31,10 @@ class Adding {
   constructor(panel, way) {
     this.panel = panel;
     this.way = way;
-    const draft = { name: "", device: this.freeDevice(""), args: "", enabled: true, tags: "", threads: "", url: "" };
+    const draft = { name: "", device: "", args: "", enabled: true, tags: "", threads: "", url: "", tree: "", python: "" };
     this.form = new FormState(panel, draft);
     this.name = "";
+    /** The computer that was chosen; empty: this one. */
     this.host = "";
     this.address = "127.0.0.1";
     this.port = "8188";
@@ -42,6 +43,7 @@ class Adding {
     this.bind = "";
     /** @type {import("./api_types.js").NewInvite | null} */
     this.invite = null;
+    this.form.draft.device = this.form.first.device = this.freeDevice();
   }
 
   get state() {
@@ -55,13 +57,13 @@ class Adding {
       .sort((one, other) => Number(other.here) - Number(one.here));
   }
 
+  /** Where the worker is to be: this computer as long as no other one was chosen, and nowhere while that has no agent. */
   get chosenHost() {
-    return this.hosts.find((host) => host.name === this.host) ?? this.hosts[0];
+    return this.hosts.find((host) => (this.host ? host.name === this.host : host.here));
   }
 
-  /** @param {string} host */
-  freeDevice(host) {
-    const devices = (this.state.hosts[host] ?? this.hosts[0])?.devices ?? [];
+  freeDevice() {
+    const devices = this.chosenHost?.devices ?? [];
     return (devices.find((device) => !device.used_by.length) ?? devices[0])?.name ?? "cpu";
   }
 
@@ -101,9 +103,14 @@ class Adding {
 
   content() {
     if (this.way === "network" || this.way === "cloud") return this.inviting();
-    if (!this.hosts.length)
-      return [h("p", null, Object.keys(this.state.hosts).length ? T.notConfigurable : T.startAgent), commandBox("distributed-comfy up")];
+    if (!this.chosenHost) return [this.noAgent(), this.hostField()];
     return this.way === "here" ? this.here() : this.existing();
+  }
+
+  /** What lets workers be added on this computer. */
+  noAgent() {
+    const words = this.hosts.length ? T.notHere : Object.keys(this.state.hosts).length ? T.notConfigurable : T.startAgent;
+    return h("div", { key: "no-agent" }, h("p", null, words), commandBox("distributed-comfy up"));
   }
 
   here() {
@@ -133,18 +140,20 @@ class Adding {
   }
 
   hostField() {
-    if (this.hosts.length < 2) return null;
-    return field(this.form, "host", T.fields.host, (props) =>
+    const here = this.hosts.find((host) => host.here);
+    if (this.hosts.length < (here ? 2 : 1)) return null;
+    return field(this.form, "host", here || this.host ? T.fields.host : T.otherHost, (props) =>
       h(
         "select",
         {
           ...props,
-          value: this.chosenHost?.name,
+          value: this.chosenHost?.name ?? "",
           onchange: (/** @type {Event} */ event) => {
             this.host = /** @type {HTMLSelectElement} */ (event.target).value;
-            this.form.set("device", this.freeDevice(this.host));
+            this.form.set("device", this.freeDevice());
           },
         },
+        !here && h("option", { key: "", value: "" }, T.chooseHost(this.state.host)),
         this.hosts.map((host) => h("option", { key: host.name, value: host.name }, host.here ? T.hereOption(host.name) : host.name)),
       ),
     );
@@ -206,8 +215,9 @@ class Adding {
 
   /** @param {import("./api_types.js").WorkerFields} fields */
   add(fields) {
-    if (!this.check()) return undefined;
-    const body = { name: this.name.trim(), host: this.chosenHost?.name ?? "", fields };
+    const host = this.chosenHost;
+    if (!host || !this.check()) return undefined;
+    const body = { name: this.name.trim(), host: host.name, fields };
     return this.panel.act("add", async () => {
       try {
         const answer = await this.panel.server.change("POST", "workers", body);
@@ -243,8 +253,10 @@ class Adding {
           class: "first",
           disabled: !canInvite || this.panel.busy.has("add"),
           "data-action": "invite",
+          "aria-describedby": canInvite ? undefined : "needs-tunnel",
         }),
       ),
+      !canInvite && h("p", { key: "needs-tunnel", id: "needs-tunnel", class: "small muted" }, T.needsTunnel),
     ];
   }
 

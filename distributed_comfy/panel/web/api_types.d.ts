@@ -173,6 +173,8 @@ export type Worker = {
   reason: string;
   /** What to do about it; empty where nothing is to be done. */
   remedy: string;
+  /** The field of `configuration` that keeps it from starting, and can be changed by PATCH; empty: none, as far as is known. */
+  repair: "" | "device" | "comfyui_args" | "comfyui_path" | "comfyui_python";
   /** When it entered the state; 0: not known. */
   since_ms: number;
   /** Of backing-off: Redis time of its next start; else 0. */
@@ -239,7 +241,9 @@ export type WorkerFields = {
   engine?: "comfyui" | "builtin" | "attach" | null;
   /** Of a running ComfyUI, for engine attach. */
   comfyui_url?: string | null;
+  /** ComfyUI's folder on that host, which looks whether it is one. */
   comfyui_path?: string | null;
+  /** The Python that runs ComfyUI there. */
   comfyui_python?: string | null;
   /** Extra arguments of ComfyUI: a list, or one text as in a shell. */
   comfyui_args?: Array<string> | string | null;
@@ -290,6 +294,10 @@ export type Job = {
   /** Of the items, how many are tiles. */
   tiles: number;
   tiles_done: number;
+  /** Of the items, how many prepare or end the job, and were not asked for: 0 to 2. */
+  stages: number;
+  /** Whether it was ended before it was done, and went on later. */
+  retried: boolean;
   /** Place in the queue: 1 is next; 0: it runs, is held back, or has ended. Estimated: users take turns. Exact to 20, then in steps of 10, from 200 in steps of 100. */
   position: number;
   /** Redis time at which it will probably be done; 0: not known. */
@@ -619,6 +627,8 @@ export type ExtraArgument = {
   words: string;
   /** Those it cannot stand beside. */
   excludes: Array<string>;
+  /** Whether it is of use on a GPU alone. */
+  gpu: boolean;
 };
 
 /** A setting of this process; it is read once, at the start. */

@@ -94,9 +94,17 @@ export class DialogPlace {
   }
 }
 
-/** @param {HTMLDialogElement} dialog */
+/**
+ * The focus goes to what is to be filled in, else to the first button, and only else to what closes it.
+ * @param {HTMLDialogElement} dialog
+ */
 function showModal(dialog) {
   dialog.showModal();
+  for (const wanted of ["[autofocus]", ".dialog-body :is(input, select, textarea):enabled", ".dialog-body button:enabled"]) {
+    const found = /** @type {HTMLElement | null} */ (dialog.querySelector(wanted));
+    found?.focus();
+    if (found) break;
+  }
   return () => dialog.close();
 }
 

@@ -48,7 +48,8 @@ export function roughly(seconds) {
  */
 export function ago(at_ms, now_ms) {
   const seconds = Math.max(0, (now_ms - at_ms) / 1000);
-  return seconds < 5 ? T.justNow : T.ago(duration(Math.round(seconds)));
+  if (seconds < 5) return T.justNow;
+  return T.ago(duration(seconds < 60 ? Math.round(seconds) : Math.floor(seconds / 60) * 60));
 }
 
 /**

@@ -5,6 +5,7 @@ import { ago } from "./format.js";
 import { inPageWords, remedyLine } from "./page_words.js";
 import { forgetButton, goneWords } from "./silent.js";
 import { T } from "./texts.js";
+import { needsSettings } from "./worker_card.js";
 
 /**
  * @typedef {import("./api_types.js").Finding} Finding
@@ -65,7 +66,7 @@ export function whatIsWrong(state, now_ms) {
       remedy: worker.remedy,
       worker: worker.name,
     })),
-    ...(state.tunnel.error
+    ...(state.tunnel.error && state.tunnel.state !== "failed" // one that could not be opened is said where it was tried
       ? [{ key: "tunnel", what: T.tunnel, words: state.tunnel.error.message, remedy: state.tunnel.error.remedy, worker: "" }]
       : []),
   ];
@@ -129,9 +130,17 @@ function troubleCard(panel, state, { key, what, words, remedy, worker, host }) {
         "footer",
         { class: "row wrap" },
         found.orders.includes("start") &&
-          button(T.orders.start, () => panel.workers.order(found, "start"), { class: "first", disabled: panel.busy.has(worker) }),
-        button(T.log, () => panel.workers.openLog(found)),
-        found.editable && button(T.edit, () => panel.workers.edit(found)),
+          button(T.orders.start, () => panel.workers.order(found, "start"), {
+            class: needsSettings(found) ? "" : "first",
+            disabled: panel.busy.has(worker),
+            "aria-label": T.actionOf(T.orders.start, worker),
+          }),
+        button(T.log, () => panel.workers.openLog(found), { "aria-label": T.actionOf(T.log, worker) }),
+        found.editable &&
+          button(T.edit, () => panel.workers.edit(found), {
+            class: needsSettings(found) ? "first" : "",
+            "aria-label": T.actionOf(T.edit, worker),
+          }),
       ),
   );
 }

@@ -1,6 +1,7 @@
 // Workers and settings out of the gpu_config.json of ComfyUI-Distributed: looked at first, then taken over.
 import { button } from "./dialog.js";
 import { h } from "./dom.js";
+import { inPageWords } from "./page_words.js";
 import { T } from "./texts.js";
 
 /**
@@ -89,7 +90,7 @@ function foundView({ workers, options, dropped, dry_run }) {
       h(
         "ul",
         { key: "list" },
-        dropped.map(({ place, why }) => h("li", { key: place }, h("code", null, place), " ", why)),
+        dropped.map(({ place, why }) => h("li", { key: place }, h("code", null, place), " ", inPageWords(why))),
       ),
     ],
   );

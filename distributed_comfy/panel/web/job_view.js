@@ -2,7 +2,7 @@
 import { button } from "./dialog.js";
 import { h, memo } from "./dom.js";
 import { ago, bytes, duration, percent } from "./format.js";
-import { colourOf, whenOf } from "./job_words.js";
+import { colourOf, itemsOf, whenOf, wordsOf } from "./job_words.js";
 import { inPageWords, remedyLine } from "./page_words.js";
 import { keepFile } from "./pictures.js";
 import { T } from "./texts.js";
@@ -134,10 +134,15 @@ export class JobPlace {
     return !results_complete && (results_here || !results_host || results_host === this.panel.store.state?.host);
   }
 
+  /** The job as it is known now. */
+  get job() {
+    return this.panel.store.state?.jobs[this.id] ?? this.detail?.job;
+  }
+
   view() {
     const { panel } = this;
     const told = panel.store.state?.jobs[this.id];
-    const job = told ?? this.detail?.job;
+    const { job } = this;
     this.refresh(told);
     const back = button(T.allJobs, () => panel.jobs.open(""), { key: "back", class: "back" });
     const failure = this.failure && failureBox(this.failure, () => void this.read());
@@ -178,7 +183,7 @@ export class JobPlace {
         "p",
         { class: "muted small" },
         [
-          T.items(done, total, failed),
+          itemsOf(job),
           running > 0 && T.runningNow(running),
           job.tiles > 0 && T.tiles(job.tiles_done, job.tiles),
           whenOf(job, now_ms),
@@ -216,8 +221,15 @@ export class JobPlace {
           disabled: isBusy,
           "data-order": "resume",
         }),
+      can("collect") &&
+        button(T.collectHere, () => this.order("collect"), {
+          key: "collect",
+          class: "first",
+          disabled: isBusy,
+          "data-order": "collect",
+        }),
       can("retry") &&
-        button(T.jobOrders.retry, () => this.order("retry"), {
+        button(job.state === "cancelled" ? T.goOnWithRest : T.jobOrders.retry, () => this.order("retry"), {
           key: "retry",
           class: "first",
           disabled: isBusy,
@@ -264,7 +276,7 @@ export class JobPlace {
 
   /** @param {Job} job */
   async cancel(job) {
-    const words = T.cancelWords(job.counts.total - job.counts.done);
+    const words = T.cancelWords(Math.max(1, job.counts.total - job.counts.done - job.stages));
     if (await this.panel.dialog.confirm({ title: T.cancelTitle, words, action: T.jobOrders.cancel })) await this.order("cancel");
   }
 
@@ -293,8 +305,10 @@ export class JobPlace {
         rowHeight: CELL_PX,
         perRow,
         row: (item, props) =>
-          memo(String(item.index), [item, props.style, props.tabindex, this.chosen === item.index, this.smallOf(item)], () =>
-            this.cell(item, props),
+          memo(
+            String(item.index),
+            [item, props.style, props.tabindex, this.chosen === item.index, this.smallOf(item), !!this.job?.ended_ms],
+            () => this.cell(item, props),
           ),
       }),
     );
@@ -322,14 +336,14 @@ export class JobPlace {
           "data-key": props["data-key"],
           "data-state": item.state,
           "aria-pressed": String(this.chosen === item.index),
-          "aria-label": T.itemLabel(item.index, T.itemStates[item.state], item.worker),
+          "aria-label": T.itemLabel(item.index, wordsOf(item, this.job), item.worker),
           onclick: choose,
         },
         path && this.panel.pictures.picture(path, "", "fill"),
         h(
           "span",
           { class: "cell-words" },
-          item.state === "done" && path ? String(item.index) : `${item.index} ${T.itemStates[item.state]}`,
+          item.state === "done" && path ? placeOf(item) : `${placeOf(item)} ${wordsOf(item, this.job)}`,
         ),
       ),
     );
@@ -347,7 +361,7 @@ export class JobPlace {
         "header",
         { class: "row" },
         h("h3", { class: "grow" }, T.itemTitle(item.index)),
-        h("span", { class: `state ${failed ? "red" : "grey"}` }, T.itemStates[item.state]),
+        h("span", { class: `state ${failed ? "red" : "grey"}` }, wordsOf(item, this.job)),
       ),
       h(
         "p",
@@ -429,6 +443,7 @@ export class JobPlace {
             detail.results.map((file) => this.file(file)),
           )
         : h("p", { class: "muted" }, this.whyNone(job, detail)),
+      job.retried && job.stages > 0 && detail.results.length > 0 && h("p", { key: "twice", class: "muted small" }, T.savedTwice),
       isHere && detail.results_folder && h("p", { class: "muted small" }, T.resultsFolder, h("code", null, detail.results_folder)),
     );
   }
@@ -517,6 +532,14 @@ export class JobPlace {
   }
 }
 
+/**
+ * What an item is called in its cell.
+ * @param {Item} item
+ */
+function placeOf({ index, kind }) {
+  return kind === "last" || kind === "prepare" ? T.itemKinds[kind] : String(index);
+}
+
 /** @param {ResultFile} file */
 function isPicture({ media_type }) {
   return media_type.startsWith("image/");
@@ -538,7 +561,7 @@ function errorBox(error) {
     { key: "error", class: "banner bad" },
     h("p", null, h("strong", null, inPageWords(error.message))),
     remedyLine(error.remedy),
-    h("p", { class: "small" }, [node, error.worker && T.onWorker(error.worker), error.code].filter(Boolean).join(" · ")),
+    h("p", { class: "small", title: error.code }, [node, error.worker && T.onWorker(error.worker)].filter(Boolean).join(" · ")),
     error.traceback &&
       h(
         "details",

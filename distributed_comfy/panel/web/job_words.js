@@ -12,6 +12,27 @@ export function colourOf({ state }) {
 }
 
 /**
+ * How many of its items are done; what prepares or ends a job was not asked for, and is named apart.
+ * @param {Job} job
+ */
+export function itemsOf({ counts, stages, tiles, tiles_done, state }) {
+  const total = counts.total - stages - tiles;
+  const done = Math.min(counts.done - tiles_done, total);
+  const more = stages && state !== "failed" && state !== "cancelled" ? (state === "done" ? T.stagesToo : T.stagesThen) : "";
+  return total > 0 ? T.items(done, total, counts.failed) + more : "";
+}
+
+/**
+ * How an item is; what an ended job has not made waits for nothing.
+ * @param {import("./api_types.js").Item} item
+ * @param {Job | undefined} job
+ */
+export function wordsOf({ state }, job) {
+  const waits = state === "blocked" || state === "pending" || state === "waiting" || state === "stopped";
+  return waits && job?.ended_ms ? T.notMade : T.itemStates[state];
+}
+
+/**
  * Its place in the queue and when it will be done, or when it was.
  * @param {Job} job
  * @param {number} now_ms

@@ -1,7 +1,7 @@
 // The section of jobs: the queue as a list of any length, and beside it (or instead, where it is narrow) one job.
 import { h, memo } from "./dom.js";
 import { percent } from "./format.js";
-import { colourOf, whenOf } from "./job_words.js";
+import { colourOf, itemsOf, whenOf } from "./job_words.js";
 import { JobPlace } from "./job_view.js";
 import { commandBox } from "./copy.js";
 import { T } from "./texts.js";
@@ -122,7 +122,6 @@ export class JobsPlace {
   /** @param {Job[]} jobs */
   list(jobs) {
     const now_ms = this.panel.store.now_ms;
-    const minute = Math.floor(now_ms / 60_000);
     return h(
       "div",
       { key: "rows", class: "window-place" },
@@ -134,7 +133,7 @@ export class JobsPlace {
         gap: GAP_PX,
         row: (job, props) => {
           const isOpen = job.id === this.detail.id;
-          const second = job.ended_ms ? minute : Math.floor(now_ms / 1000);
+          const second = Math.floor(job.ended_ms && now_ms - job.ended_ms > 60_000 ? now_ms / 15_000 : now_ms / 1000);
           return memo(job.id, [job, props.style, props.tabindex, props["aria-posinset"], props["aria-setsize"], isOpen, second], () =>
             this.row(job, props, isOpen, now_ms),
           );
@@ -173,7 +172,7 @@ export class JobsPlace {
       h(
         "div",
         { class: "row small muted" },
-        h("span", { class: "grow ellipsis" }, [T.items(done, total, failed), whenOf(job, now_ms)].filter(Boolean).join(" · ")),
+        h("span", { class: "grow ellipsis" }, [itemsOf(job), whenOf(job, now_ms)].filter(Boolean).join(" · ")),
         h("span", { class: "ellipsis" }, job.mine ? T.mine : job.user),
       ),
       h(

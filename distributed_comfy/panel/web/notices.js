@@ -19,6 +19,8 @@ export class Notices {
     /** @type {Notice[]} */
     this.list = [];
     this.count = 0;
+    /** What had the focus before it came to a message. @type {HTMLElement | null} */
+    this.before = null;
   }
 
   /** @param {string} words */
@@ -59,6 +61,28 @@ export class Notices {
     this.changed();
   }
 
+  /**
+   * Remember where the focus was before it came to a message.
+   * @param {FocusEvent} event
+   */
+  came({ relatedTarget }) {
+    if (relatedTarget instanceof HTMLElement && !relatedTarget.closest(".notices")) this.before = relatedTarget;
+  }
+
+  /**
+   * Dismiss a message; the focus goes to the next one, else back to where it was, else to what is chosen around it.
+   * @param {MouseEvent} event
+   * @param {number} id
+   */
+  leave({ currentTarget }, id) {
+    const closer = /** @type {HTMLElement} */ (currentTarget);
+    const around = closer.closest("dialog, .panel");
+    const next = [...(closer.closest(".notices")?.querySelectorAll("button") ?? [])].find((other) => other !== closer);
+    const back = this.before?.isConnected ? this.before : around?.querySelector("[aria-selected=true], button");
+    this.dismiss(id);
+    /** @type {HTMLElement | null | undefined} */ (next ?? back)?.focus();
+  }
+
   /** @param {boolean} isHere whether they are shown here; the places are there before what is said, or a screen reader misses that */
   view(isHere) {
     const shown = isHere ? this.list : [];
@@ -73,12 +97,14 @@ export class Notices {
 
   /** @param {Notice} notice */
   notice({ id, kind, words, remedy }) {
+    const leave = (/** @type {MouseEvent} */ event) => this.leave(event, id);
+    const came = (/** @type {FocusEvent} */ event) => this.came(event);
     return h(
       "div",
       { key: id, class: `notice ${kind}` },
       h("p", null, inPageWords(words)),
       remedyLine(remedy),
-      h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: () => this.dismiss(id) }, "✕"),
+      h("button", { class: "plain", type: "button", "aria-label": T.dismiss, onclick: leave, onfocus: came }, "✕"),
     );
   }
 }

@@ -37,8 +37,6 @@ export class Panel {
     this.server = server;
     this.kind = kind;
     this.useToken = useToken;
-    /** Whether a token was typed. */
-    this.isTyped = false;
     this.place = place;
     /** @type {Section} */
     this.section = "workers";
@@ -129,6 +127,7 @@ export class Panel {
    */
   async act(name, work) {
     if (this.busy.has(name)) return false;
+    const pressed = /** @type {HTMLElement | null} */ (this.root.activeElement);
     this.busy.add(name);
     this.update();
     try {
@@ -141,6 +140,8 @@ export class Panel {
     } finally {
       this.busy.delete(name);
       this.update();
+      // A button that waits loses the focus; it gets it back, unless that is elsewhere by now.
+      requestAnimationFrame(() => !this.root.activeElement && pressed?.isConnected && pressed.focus());
     }
   }
 
@@ -216,11 +217,8 @@ export class Panel {
     const { connection, error, state } = this.store;
     const failure = /** @type {import("./requests.js").Failure | null} */ (error);
     if (connection !== "open" && failure?.status === 401) {
-      const use = (/** @type {string} */ token) => {
-        this.isTyped = true;
-        this.useToken(token);
-      };
-      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, use, this.isTyped && connection === "refused"));
+      const isWrong = connection === "refused" && this.server.hadToken;
+      return h("div", { key: "token", class: "banner bad" }, tokenForm(this.kind, this.useToken, isWrong));
     }
     if (connection !== "open" && failure) {
       const again = button(T.tryNow, () => this.store.again());

@@ -38,6 +38,8 @@ export class Server {
   constructor(base, tokens) {
     this.base = base;
     this.tokens = tokens;
+    /** Whether the last request had one: then a refusal means that it is wrong, not that it is missing. */
+    this.hadToken = false;
   }
 
   /**
@@ -106,6 +108,7 @@ export class Server {
     if (answer.status === 401) {
       const another = await this.tokens.renew();
       if (another && another !== token) answer = await this.send(method, address, another, options);
+      this.hadToken = !!(another || token);
     }
     if (!answer.ok) throw await failureOf(answer);
     return answer;

@@ -165,6 +165,25 @@ export const T = {
   noJobsComfy:
     "Put a Distributed Collector and a Distributed Seed into your workflow (Browse Templates has examples), then press Run. The job appears here.",
 
+  // -- mending what does not start, and what is not there
+  actionOf: (/** @type {string} */ action, /** @type {string} */ name) => `${action}: ${name}`,
+  treeFact: "ComfyUI's folder",
+  pythonFact: "Python of ComfyUI",
+  byItsComputer: "chosen by its computer",
+  notHere:
+    "Nothing on this computer keeps workers now. To add one here, run this in a terminal and leave it open; then its devices can be chosen:",
+  chooseHost: (/** @type {string} */ name) => `${name} (this computer): not now`,
+  otherHost: { label: "Or on another computer", words: "One that has joined already." },
+  needsTunnel: "Open the tunnel first: the command contains its address.",
+  // -- jobs that were ended before they were done
+  goOnWithRest: "Go on with the rest",
+  collectHere: "Collect it here",
+  notMade: "not made",
+  stagesToo: ", and the final stage",
+  stagesThen: ", then the final stage",
+  savedTwice:
+    "This job was ended before it was done, and went on later. What had been collected until then was saved at once; the final stage saves everything by its own name. Pictures may therefore be here twice.",
+
   // -- the log of a worker
   logOf: (/** @type {string} */ name) => `Log of ${name}`,
   logSearch: "Search the log",
@@ -186,6 +205,14 @@ export const T = {
     threads: { label: "CPU threads", words: "Empty: chosen by itself." },
     enabled: { label: "Start it together with the others", words: "Otherwise it waits until you start it." },
     url: { label: "Address of the ComfyUI", words: "http://host:port" },
+    tree: {
+      label: "ComfyUI's folder",
+      words: "On the worker's computer: the folder with main.py and nodes.py. Empty: the one that its computer uses.",
+    },
+    python: {
+      label: "Python of ComfyUI",
+      words: "The program that runs it there, like /home/you/ComfyUI/.venv/bin/python. Empty: the one in ComfyUI's folder.",
+    },
     name: { label: "Name", words: "Small letters, digits, - and _. Empty: after the computer and the device." },
     newName: {
       label: "Name",
@@ -469,7 +496,7 @@ export const T = {
     {
       symptom: "A worker does not start",
       remedy:
-        "Its card says why. Its log (button Log) has the engine's own words at the end: a wrong path of ComfyUI, a missing Python package, too little memory, or a GPU number that does not exist.",
+        "Its card says why, and what is to be changed: its device, arguments, and the folder and Python of its ComfyUI are under Settings. For a missing Python package or too little memory, Log has the engine's own words.",
     },
     {
       symptom: "A worker that I started in a terminal cannot be started again from here",
@@ -510,6 +537,7 @@ const BUTTONS = {
   "workers logs": T.log,
   "workers list": T.sections.workers,
   "jobs list": T.sections.jobs,
+  "jobs attach": T.collectHere,
   doctor: T.runDoctor,
   "invite list": T.showInvites(0),
   invite: T.addComputer,

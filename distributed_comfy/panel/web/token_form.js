@@ -6,7 +6,7 @@ import { T } from "./texts.js";
 /**
  * @param {"page" | "comfyui"} kind
  * @param {(token: string) => void} use
- * @param {boolean} wasRefused whether one that was typed here is not right
+ * @param {boolean} wasRefused whether there is one, which is not right
  */
 export function tokenForm(kind, use, wasRefused) {
   return h(

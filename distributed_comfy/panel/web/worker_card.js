@@ -199,21 +199,53 @@ function facts({ worker, now_ms }) {
   ];
 }
 
+/**
+ * Whether a worker can only fail again until its settings are others.
+ * @param {Worker} worker
+ */
+export function needsSettings({ editable, repair, state }) {
+  return editable && (repair !== "" || state === "failed");
+}
+
 /** @param {CardParts} parts */
 function footer({ worker, isBusy, isOpen, place }) {
+  const mends = needsSettings(worker);
+  const again = worker.outdated && worker.orders.includes("restart");
   const first = FIRST_ORDERS.find((order) => worker.orders.includes(order) && !(order === "stop" && worker.keeper === "comfyui"));
+  const settings = button(T.edit, () => place.edit(worker), {
+    key: "edit",
+    class: mends ? "first" : "",
+    disabled: isBusy,
+    "data-order": "edit",
+    "aria-label": T.actionOf(T.edit, worker.name),
+  });
   return h(
     "footer",
     { class: "row wrap" },
+    mends && settings,
     first &&
       button(T.orders[first], () => place.order(worker, first), {
         key: first,
-        class: first === "start" || first === "resume" || first === "enable" ? "first" : "",
+        class: !mends && (first === "start" || first === "resume" || first === "enable") ? "first" : "",
         disabled: isBusy,
         "data-order": first,
+        "aria-label": T.actionOf(T.orders[first], worker.name),
       }),
-    button(T.log, () => place.openLog(worker), { key: "log", "data-order": "log", disabled: worker.state === "unknown" }),
-    worker.editable && button(T.edit, () => place.edit(worker), { key: "edit", disabled: isBusy, "data-order": "edit" }),
+    again &&
+      button(T.orders.restart, () => place.order(worker, "restart"), {
+        key: "restart",
+        class: "first",
+        disabled: isBusy,
+        "data-order": "restart",
+        "aria-label": T.actionOf(T.orders.restart, worker.name),
+      }),
+    button(T.log, () => place.openLog(worker), {
+      key: "log",
+      "data-order": "log",
+      disabled: worker.state === "unknown",
+      "aria-label": T.actionOf(T.log, worker.name),
+    }),
+    worker.editable && !mends && settings,
     h("span", { class: "grow" }),
     h(
       "div",
@@ -231,19 +263,19 @@ function footer({ worker, isBusy, isOpen, place }) {
         },
         "⋯",
       ),
-      isOpen && menu(worker, first ?? "", place),
+      isOpen && menu(worker, again ? [first, "restart"] : [first], place),
     ),
   );
 }
 
 /**
  * @param {Worker} worker
- * @param {string} first the order that has a button of its own
+ * @param {(Order | undefined)[]} shown orders that have a button of their own
  * @param {import("./workers_view.js").WorkersPlace} place
  */
-function menu(worker, first, place) {
+function menu(worker, shown, place) {
   const isKnown = worker.state !== "unknown";
-  const orders = MENU_ORDERS.filter((order) => isKnown && order !== first && worker.orders.includes(order));
+  const orders = MENU_ORDERS.filter((order) => isKnown && !shown.includes(order) && worker.orders.includes(order));
   const entry = (/** @type {string} */ key, /** @type {string} */ label, /** @type {() => unknown} */ press, danger = false) =>
     h(
       "button",
@@ -323,10 +355,11 @@ function moveInMenu(event, place) {
     if (event.key === "Escape") event.preventDefault();
     return;
   }
-  const step = /** @type {Record<string, number>} */ ({ ArrowDown: 1, ArrowUp: -1 })[event.key];
-  if (!step) return;
-  event.preventDefault();
   const entries = /** @type {HTMLElement[]} */ ([.../** @type {HTMLElement} */ (event.currentTarget).querySelectorAll("[role=menuitem]")]);
   const from = entries.indexOf(/** @type {HTMLElement} */ (event.target));
+  const steps = /** @type {Record<string, number>} */ ({ ArrowDown: 1, ArrowUp: -1, Home: -from, End: entries.length - 1 - from });
+  if (!(event.key in steps)) return;
+  event.preventDefault();
+  const step = steps[event.key];
   entries[(from + step + entries.length) % entries.length]?.focus();
 }

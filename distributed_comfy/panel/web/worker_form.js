@@ -10,9 +10,12 @@ import { T } from "./texts.js";
  * @typedef {import("./api_types.js").ExtraArgument} ExtraArgument
  * @typedef {import("./api_types.js").Device} Device
  *
- * @typedef {{name: string, device: string, args: string, enabled: boolean, tags: string, threads: string, url: string}} Draft
+ * @typedef {{name: string, device: string, args: string, enabled: boolean, tags: string, threads: string, url: string, tree: string,
+ *   python: string}} Draft
  */
 
+/** Names of the server that differ from those of the form. @type {Record<string, keyof Draft>} */
+const PLACES = { comfyui_args: "args", comfyui_url: "url", comfyui_path: "tree", comfyui_python: "python" };
 export const NAME = /^[a-z0-9_-]*$/;
 const DEVICE = /^(cpu|mps|(cuda|xpu):\d{1,3}(\s*,\s*(cuda|xpu):\d{1,3})*)$/;
 
@@ -30,6 +33,8 @@ export class FormState {
     this.wrong = {};
     /** What is wrong with all of it. @type {{message: string, remedy?: string} | null} */
     this.failure = null;
+    /** The field that the form is opened for, if it is for one. */
+    this.wanted = "";
     /** @type {ExtraArgument[]} */
     this.known = [];
     this.askArguments();
@@ -100,6 +105,8 @@ export class FormState {
     if (draft.tags !== first.tags) fields.tags = tagsOf(draft.tags);
     if (draft.threads !== first.threads) fields.threads = Number(draft.threads) || null;
     if (draft.url !== first.url) fields.comfyui_url = draft.url.trim() || null;
+    if (draft.tree !== first.tree) fields.comfyui_path = draft.tree.trim() || null;
+    if (draft.python !== first.python) fields.comfyui_python = draft.python.trim() || null;
     return fields;
   }
 }
@@ -108,7 +115,7 @@ export class FormState {
 function fieldOf(place) {
   const parts = place.split(".").filter((part) => !/^\d+$/.test(part));
   const name = parts[parts.length - 1] ?? "";
-  return { comfyui_args: "args", comfyui_url: "url" }[name] ?? name;
+  return PLACES[name] ?? name;
 }
 
 /** @param {string} text */
@@ -155,6 +162,7 @@ export function textField(form, name, more = {}) {
       autocomplete: "off",
       value: String(form.draft[name]),
       oninput: (/** @type {Event} */ event) => form.set(name, /** @type {HTMLInputElement} */ (event.target).value),
+      autofocus: form.wanted === name ? "" : undefined,
       ...more,
     }),
   );
@@ -203,12 +211,13 @@ export function deviceField(form, devices, own) {
  */
 export function argumentsField(form) {
   const words = () => form.draft.args.trim().split(/\s+/).filter(Boolean); // of now: two may be chosen before the next frame
+  const isOnCpu = form.draft.device.trim() === "cpu";
   return [
     textField(form, "args", { placeholder: "--lowvram" }),
     h(
       "ul",
       { key: "args-known", class: "arguments", "aria-label": T.commonArguments },
-      form.known.map((known) =>
+      form.known.filter((known) => !(isOnCpu && known.gpu) || words().includes(known.argument)).map((known) =>
         h(
           "li",
           { key: known.argument },
@@ -271,6 +280,7 @@ export function failureOf(form) {
  */
 export function openEdit(panel, worker) {
   const form = new FormState(panel, draftOf(worker));
+  form.wanted = fieldOf(worker.repair);
   const { name } = worker;
   const send = (/** @type {boolean} */ restart) => save(panel, form, name, restart);
   panel.dialog.open({
@@ -285,10 +295,11 @@ export function openEdit(panel, worker) {
           "form",
           { class: "form", onsubmit: (/** @type {Event} */ event) => (event.preventDefault(), void send(true)) },
           nameField(form, !!now?.pid),
-          deviceField(form, devices, name),
-          isAttached ? textField(form, "url") : argumentsField(form),
+          isAttached ? textField(form, "url") : deviceField(form, devices, name),
+          !isAttached && worker.configuration?.engine !== "builtin" && [textField(form, "tree"), textField(form, "python")],
+          !isAttached && argumentsField(form),
           textField(form, "tags"),
-          textField(form, "threads", { inputmode: "numeric" }),
+          !isAttached && textField(form, "threads", { inputmode: "numeric" }),
           enabledField(form),
           failureOf(form),
           h(
@@ -373,7 +384,7 @@ async function save(panel, form, name, restart) {
  * @returns {Draft}
  */
 function draftOf({ name, configuration, device, enabled }) {
-  const { device: devices = device, comfyui_args: args, tags, threads, comfyui_url } = configuration ?? {};
+  const { device: devices = device, comfyui_args: args, tags, threads, comfyui_url, comfyui_path, comfyui_python } = configuration ?? {};
   return {
     name,
     device: Array.isArray(devices) ? devices.join(", ") : (devices ?? ""),
@@ -382,6 +393,8 @@ function draftOf({ name, configuration, device, enabled }) {
     tags: (tags ?? []).join(", "),
     threads: threads ? String(threads) : "",
     url: comfyui_url ?? "",
+    tree: comfyui_path ?? "",
+    python: comfyui_python ?? "",
   };
 }
 

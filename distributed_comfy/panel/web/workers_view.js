@@ -245,6 +245,19 @@ function hostsToShow(state, groups) {
   return shown;
 }
 
+/**
+ * Where its ComfyUI is, as it is written down for it.
+ * @param {Worker} worker
+ * @returns {[string, string][]}
+ */
+function ownComfy({ engine, configuration }) {
+  if (!configuration || engine === "attach" || engine === "builtin") return [];
+  return [
+    [T.treeFact, configuration.comfyui_path || T.byItsComputer],
+    [T.pythonFact, configuration.comfyui_python || T.byItsComputer],
+  ];
+}
+
 /** @param {Worker | undefined} worker */
 function factList(worker) {
   if (!worker) return h("p", null, T.workerGone);
@@ -255,6 +268,7 @@ function factList(worker) {
     [T.factNames.device, [worker.device, worker.use?.name].filter(Boolean).join(" · ")],
     [T.factNames.device_class, worker.device_class],
     [T.factNames.engine, [worker.engine, worker.engine_version, worker.commit.slice(0, 10)].filter(Boolean).join(" ")],
+    ...ownComfy(worker),
     [T.factNames.version, worker.version],
     [T.factNames.pid, worker.pid || ""],
     [T.factNames.cores, worker.cores],

@@ -110,6 +110,7 @@ function orders.retry()
     job.failed, job.paused, job.parked = 0, 0, 0
     local again, gaps, tiles = to_run_again()
     job_set(job, 'failed', 'paused', 'parked')
+    call('HSET', K.job(id), 'retried_ms', NOW)
     for _, pair in ipairs(again) do
       local index, item = unpack(pair)
       call('HDEL', K.error(id), index)

@@ -26,7 +26,7 @@ from tests.state_proxy import CuttingProxy, proxy_before
 
 DIED = EngineDied(status="9", log_tail="")
 LACKS = WorkerLacks(worker="v", lacks="x")
-TIMES = ("created_ms", "ended_ms", "ticketed_ms", "since_ms", "warm_ms", "served_ms", "last_ms", "grace_ms", "parked")
+TIMES = ("created_ms", "ended_ms", "ticketed_ms", "since_ms", "warm_ms", "served_ms", "last_ms", "grace_ms", "parked", "retried_ms")
 TIMED = ("aging", "backoff", "ended")
 OF_ONE_CALL = ("reaper", "reaper-answer", "celery-task-meta-")
 
