@@ -105,9 +105,9 @@ class Distant:
         prompt = {"load": node("LoadImage", image=picture), "save": node("SaveImage", images=out("load"), filename_prefix="x")}
         return self.rig.begin(prompt, items=1, tags=("distant",), folders={"input": self.input})
 
-    def waits_for_its_file(self, job: RunningJob) -> bool:
-        """Whether the worker has the item and looks for its picture."""
-        return f"item {job.queued()}-0 starts" in self.process.log()
+    def says(self, job: RunningJob, what: str) -> bool:
+        """Whether the worker's log has this about the job's item."""
+        return f"item {job.queued()}-0 {what}" in self.process.log()
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +124,21 @@ def test_a_cancel_while_an_input_file_is_on_its_way_ends_job_and_work_at_once(di
     distant.blobs.stop()
     try:
         job = distant.begin(picture)
-        job.until(lambda: distant.waits_for_its_file(job))
+        job.until(lambda: distant.says(job, "starts"))
         began = time.monotonic()
         if by == "its owner":
             job.stop.set()
         else:
             rig.cluster.jobs.cancel(job.queued(), "enough")
         assert isinstance(job.wait().error, JobCancelled)
-        until(rig.is_idle, timeout_s=20)
+        until(lambda: distant.says(job, "is given back"), timeout_s=20)
         assert time.monotonic() - began < LIMIT_S
         assert not rig.executions(job.queued()), "no engine has seen the item"
+        another = rig.begin(pictures(), items=1, tags=("distant",))
+        another.until(lambda: rig.executions(another.queued()), timeout_s=5)
     finally:
         distant.blobs.go_on()
+    assert another.wait(30).done.error is None
     assert distant.begin(picture).wait(30).done.error is None, "what was given up is in nobody's way"
 
 
