@@ -14,6 +14,7 @@ class HeldClaims:
 
     def __init__(self) -> None:
         self._phases: dict[str, Phase] = {}
+        self._interrupted: set[str] = set()
         self._lock = threading.Lock()
 
     def new(self) -> str:
@@ -33,6 +34,18 @@ class HeldClaims:
         """The table has answered: the claim is over."""
         with self._lock:
             self._phases.pop(claim_id, None)
+            self._interrupted.discard(claim_id)
+
+    def interrupt(self, claim_id: str) -> None:
+        """Mark a claim whose item is to end, whoever works on it; ignored for one that is not held."""
+        with self._lock:
+            if claim_id in self._phases:
+                self._interrupted.add(claim_id)
+
+    def is_interrupted(self, claim_id: str) -> bool:
+        """Whether a claim is marked."""
+        with self._lock:
+            return claim_id in self._interrupted
 
     def all(self) -> list[str]:
         """Every claim id, for `renew`."""
@@ -40,12 +53,12 @@ class HeldClaims:
             return list(self._phases)
 
     def running(self) -> list[str]:
-        """Claims whose item the engine has."""
+        """Claims whose item the engine has, or whose files are on their way to it."""
         with self._lock:
             return [claim for claim, phase in self._phases.items() if phase in ("reserved", "started", "shipping")]
 
     def is_running(self, claim_id: str) -> bool:
-        """True where the engine has the item of this claim."""
+        """True where this claim is one of `running`."""
         with self._lock:
             return self._phases.get(claim_id) in ("reserved", "started", "shipping")
 

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextvars import copy_context
 from pathlib import Path
 
 from distributed_comfy.errors import BlobMissing, ItemInterrupted
@@ -15,31 +19,61 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 20.0
 """How long an item waits for a file that the blob store lost; the job's collector looks every few seconds and puts it back."""
 _PAUSE_S = 0.5
+_LOOK_S = 0.1
 
 
-def bring_inputs(cluster: Cluster, request: RunRequest, folder: Path) -> None:
+def bring_inputs(cluster: Cluster, request: RunRequest, folder: Path, is_wanted: Callable[[], bool]) -> None:
     """Have every file that the item loads in this host's cache.
+
+    They are fetched in a thread of their own: one that waits for a slow or silent server hears nothing for as long as the client tries.
+    What this item gives up, that thread leaves with the next piece that arrives.
 
     Args:
         cluster: open connections.
         request: the item.
         folder: the cache, `EngineOptions.cache_folder`.
+        is_wanted: whether the item is to run still.
     Raises:
         BlobMissing: nobody put a lost file back in time.
-        ItemInterrupted: the job ended while the item waited for one.
+        ItemInterrupted: the item is not wanted any more, or its job ended while it waited for a lost file.
         FileDamaged, CacheUnwritable, ConnectionLost: see `InputCache.fetch`.
     """
-    cache, give_up = InputCache(folder), time.monotonic() + PATIENCE_S
+    if not request.input_files:
+        return
+
+    def check() -> None:
+        if not is_wanted():
+            raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
+
+    brought: Future[None] = Future()
+
+    def bring() -> None:
+        try:
+            _bring(cluster, request, InputCache(folder), check)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the ticket's thread waits for it
+            brought.set_exception(error)
+        else:
+            brought.set_result(None)
+
+    threading.Thread(target=copy_context().run, args=(bring,), name="inputs", daemon=True).start()
+    while not wait([brought], _LOOK_S).done:
+        check()
+    brought.result()
+
+
+def _bring(cluster: Cluster, request: RunRequest, cache: InputCache, check: Callable[[], None]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
     for entry in request.input_files:
-        while not _fetched(cluster, cache, entry, may_wait=time.monotonic() < give_up):
+        while not _fetched(cluster, cache, entry, check, may_wait=time.monotonic() < give_up):
+            check()
             if cluster.jobs.job_state(request.job_id).ended:
                 raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
             time.sleep(_PAUSE_S)
 
 
-def _fetched(cluster: Cluster, cache: InputCache, entry: InputFile, *, may_wait: bool) -> bool:
+def _fetched(cluster: Cluster, cache: InputCache, entry: InputFile, check: Callable[[], None], *, may_wait: bool) -> bool:
     try:
-        cache.fetch(cluster.blobs, entry.file)
+        cache.fetch(cluster.blobs, entry.file, check)
     except BlobMissing:
         if not may_wait:
             raise

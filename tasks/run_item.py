@@ -100,8 +100,10 @@ def _run_claim(runtime: WorkerRuntime, claim: Claim, events: TicketEvents) -> st
         runtime.activity.begin(request)
         events.item_started(claim.job_id, spec, node_class_of(spec, request.prompt, request.original_prompt))
         log.info("item %s starts (attempt %d, seed %s)", item_id(claim.job_id, claim.index), claim.attempt, spec.seed or "-")
-        bring_inputs(runtime.cluster, request, runtime.engine.options.cache_folder)
+        bring_inputs(runtime.cluster, request, runtime.engine.options.cache_folder, lambda: runtime.is_wanted(claim.claim_id))
         future: Future[ItemResult] = runtime.engine.run(request)
+        if not runtime.is_wanted(claim.claim_id):  # since the last look; the engine knew nothing of it then
+            runtime.engine.interrupt(claim.claim_id)
         runtime.held.advance(claim.claim_id, "started")
         result = future.result()
     except DistributedComfyError as error:

@@ -133,9 +133,18 @@ class WorkerRuntime:
             time.sleep(0.05)
         for claim_id in self.held.running():
             log.info("worker %s: item %s (claim %s) is given back unfinished", self.name, self.engine.item_of(claim_id), claim_id)
-            self.engine.interrupt(claim_id)
+            self.interrupt(claim_id)
         while self.held.running() and time.monotonic() < deadline + 5:
             time.sleep(0.05)
+
+    def interrupt(self, claim_id: str) -> None:
+        """End an item that is held, whether its files are on their way or the engine has it."""
+        self.held.interrupt(claim_id)
+        self.engine.interrupt(claim_id)
+
+    def is_wanted(self, claim_id: str) -> bool:
+        """False for an item that was interrupted, and once the worker ends."""
+        return not self.stopped and not self.held.is_interrupted(claim_id)
 
     def stop(self) -> None:
         """End the engine, leave the table, end the threads."""
@@ -293,14 +302,14 @@ class WorkerRuntime:
         if not answer.alive:
             log.warning("worker %s was declared dead; it drops what it has and registers anew", self.name)
             for claim_id in self.held.running():
-                self.engine.interrupt(claim_id)
+                self.interrupt(claim_id)
             self.incarnation = uuid.uuid4().hex
             self._register_patiently()
             return
         for claim_id in answer.lost:
             if self.held.is_running(claim_id):
                 log.info("worker %s: item %s (claim %s) was cancelled", self.name, self.engine.item_of(claim_id), claim_id)
-                self.engine.interrupt(claim_id)
+                self.interrupt(claim_id)
         self._check_queue()
 
     def _check_queue(self) -> None:
@@ -378,7 +387,7 @@ class WorkerRuntime:
         """Every worker may say so, because any process may be the one that changes the table: it is believed where that is so."""
         if not self.held.is_running(claim_id) or self.cluster.workers.has_claim(self.name, claim_id):
             return
-        self.engine.interrupt(claim_id)
+        self.interrupt(claim_id)
 
     def _obey(self, order: str) -> None:
         if order == "look":

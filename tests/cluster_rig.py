@@ -29,6 +29,7 @@ from distributed_comfy.orchestrator.run import JobStart, RunOptions, SilentRepor
 from distributed_comfy.orchestrator.submit import SubmitOptions, read_prompt
 from distributed_comfy.state.records import WorkerState
 from distributed_comfy.transport.frames import decode_tensor
+from distributed_comfy.transport.shared_memory import job_key, open_shared_memory
 from tasks.cluster import Cluster
 
 PROJECT = Path(__file__).parents[1]
@@ -152,6 +153,12 @@ class JobReport(SilentReporter):
     def count(self, kind: str) -> int:
         """How often rule nodes of a class were called."""
         return sum(line.split(" ")[0] == kind for line in self.calls)
+
+
+def left_in_memory(job_id: str) -> set[str]:
+    """What this host's memory, which other tests use as well, holds of the job: its folder's files."""
+    memory = open_shared_memory()
+    return {path.name for path in (memory.root / job_key(job_id)).glob("*")} if memory is not None else set()
 
 
 class RunningJob:

@@ -180,6 +180,7 @@ class _Child:
         self._answer: Capability | DistributedComfyError | None = None
         self._answered = threading.Event()
         self._last_sign = time.monotonic()
+        self._works = False
         self._stalled_s = 0.0
         self._wanted = False
         self._over = False
@@ -274,7 +275,7 @@ class _Child:
 
     def _hear(self, event: Any) -> None:
         if isinstance(event, Beat):
-            self._last_sign = time.monotonic() - event.quiet_s
+            self._last_sign, self._works = time.monotonic() - event.quiet_s, event.quiet_s > 0
             self.memory = DeviceMemory(event.free_bytes, event.total_bytes) if event.total_bytes else None
         elif isinstance(event, Reported):
             self.report = event.report
@@ -297,12 +298,12 @@ class _Child:
         self._answered.set()
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill it when its work stalls; when it is dead, end what a node may have left holding the pipe."""
+        """Kill it when its work stalls, be it without a claim; when it is dead, end what a node may have left holding the pipe."""
         while process.poll() is None:
             if self.gone.wait(_WATCH_INTERVAL_S):
                 return
             quiet_s = time.monotonic() - self._last_sign
-            if self._claims and quiet_s > self._options.stall_timeout_s:
+            if (self._claims or self._works) and quiet_s > self._options.stall_timeout_s:
                 log.error("worker %s: no sign of life for %.0f s, ending the engine", self._options.worker, quiet_s)
                 self._stalled_s = quiet_s
                 kill_all(process)

@@ -149,11 +149,19 @@ class EngineChild:
     def _work(self, engine: Engine, shipper: Shipper, capability: Capability) -> None:
         while not isinstance(order := self._todo.get(), Close):
             if isinstance(order, Free):
-                engine.free()
+                self._free(engine)
             elif self._claims.advance(order.claim_id, Stage.RUNNING):
                 with subject(order.job_id, order.index):
                     self._execute(engine, order, lambda shipment: shipper.ship(shipment), capability)
         shipper.close()
+
+    def _free(self, engine: Engine) -> None:
+        """A device that does not answer must not keep the next item waiting without limit."""
+        self._executing.touch()
+        try:
+            engine.free()
+        finally:
+            self._executing.rest()
 
     def _execute(self, engine: Engine, request: RunRequest, ship: Callable[[Shipment], None], capability: Capability) -> None:
         """One item; an error that is none of ours ends the process, which the consumer reports with the log."""

@@ -7,7 +7,9 @@ import mimetypes
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Literal
@@ -28,6 +30,9 @@ from distributed_comfy.transport.blobs import BlobStore
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 2**20
+_LOCK_TRY_S = 0.2
+_LOCK_PATIENCE_S = 10.0
+"""How long whoever has the lock of a cache's folder may bring nothing into it; a chunk takes that long through a slow line."""
 _MEDIA_TYPES = {
     ".flac": "audio/flac",
     ".glb": "model/gltf-binary",
@@ -87,12 +92,17 @@ def store_file(store: BlobStore, source: FileSource, *, blob_name: str, job_id: 
     )
 
 
-def fetch_file(store: BlobStore, ref: FileRef, destination: Path, *, name: str = "") -> Path:
+def _go_on() -> None:
+    """The check of whoever lets a fetch run to its end."""
+
+
+def fetch_file(store: BlobStore, ref: FileRef, destination: Path, *, name: str = "", check: Callable[[], None] = _go_on) -> Path:
     """Write a file from the blob store into a folder; it appears there whole and checked, or not at all.
 
     Args:
         destination: the folder; it and the folders in the name are created.
         name: another name than the record's, with the same rules.
+        check: called for each piece that arrives; what it raises ends the fetch.
     Returns:
         The file's path; a file that was there before is replaced.
     Raises:
@@ -106,7 +116,7 @@ def fetch_file(store: BlobStore, ref: FileRef, destination: Path, *, name: str =
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_checked(store, ref, partial)
+            _write_checked(store, ref, partial, check)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -176,9 +186,14 @@ class InputCache:
         ending = PurePosixPath(ref.name).suffix
         return self.folder / ref.sha256[:2] / (ref.sha256 + (ending if re.fullmatch(r"\.\w{1,12}", ending, re.ASCII) else ""))
 
-    def fetch(self, store: BlobStore, ref: FileRef) -> Path:
+    def fetch(self, store: BlobStore, ref: FileRef, check: Callable[[], None] = _go_on) -> Path:
         """The file's path, after bringing its content here if it is not.
 
+        Whoever fetches a file already is waited for only while it brings something: it may have been stopped with the lock in its hand.
+        A content that comes twice so does no harm, for each appears whole.
+
+        Args:
+            check: called again and again, while another fetches and for each piece that arrives; what it raises ends the fetch.
         Raises:
             CacheUnwritable: the disk is full, the folder read-only...
             FileDamaged, BlobMissing, ConnectionLost: as `fetch_file`.
@@ -186,9 +201,11 @@ class InputCache:
         path = self.path_of(ref)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.parent / "lock"):
+            if self.has(ref):  # needs no lock, which somebody may hold for another file
+                return path
+            with _locked_if_it_moves(path.parent, check):
                 if not self.has(ref):
-                    fetch_file(store, ref, path.parent, name=path.name)
+                    fetch_file(store, ref, path.parent, name=path.name, check=check)
                     log.info("fetched input %s (%d bytes) as %s", ref.name, ref.size_bytes, path.name)
         except (OSError, OutputUnwritable) as error:
             raise CacheUnwritable(path=str(path), reason=_reason(error)) from error
@@ -200,6 +217,33 @@ class InputCache:
             return self.path_of(ref).stat().st_size == ref.size_bytes
         except FileNotFoundError:
             return False
+
+
+@contextmanager
+def _locked_if_it_moves(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """The lock of a cache's folder, or none where its holder has brought nothing for `_LOCK_PATIENCE_S`."""
+    lock, brought, give_up = FileLock(folder / "lock"), _arriving(folder), time.monotonic() + _LOCK_PATIENCE_S
+    while not lock.acquire(_LOCK_TRY_S):
+        check()
+        before, brought = brought, _arriving(folder)
+        if brought != before:
+            give_up = time.monotonic() + _LOCK_PATIENCE_S
+        elif time.monotonic() >= give_up:
+            log.warning("%s is locked by a process that has fetched nothing for %g s; fetching beside it", folder, _LOCK_PATIENCE_S)
+            break
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _arriving(folder: Path) -> dict[str, int]:
+    """Name and length of each file that is being fetched into a folder."""
+    found = {}
+    for path in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):  # it has arrived meanwhile
+            found[path.name] = path.stat().st_size
+    return found
 
 
 def _read(file: BinaryIO, size_bytes: int, update: Callable[[bytes], None]) -> Iterator[bytes]:
@@ -214,10 +258,11 @@ def _read(file: BinaryIO, size_bytes: int, update: Callable[[bytes], None]) -> I
         raise FileUnreadable(path=file.name, reason="it changed while it was read")
 
 
-def _write_checked(store: BlobStore, ref: FileRef, partial: Path) -> None:
+def _write_checked(store: BlobStore, ref: FileRef, partial: Path, check: Callable[[], None]) -> None:
     digest, found_bytes = hashlib.sha256(), 0
     with partial.open("xb") as file:
         for chunk in store.chunks(ref.blob):
+            check()
             found_bytes += len(chunk)
             if found_bytes > ref.size_bytes:
                 break

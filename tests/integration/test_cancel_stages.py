@@ -5,14 +5,19 @@ That ComfyUI's models stay loaded is shown in ``tests/comfyui/test_cluster_failu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy
 import pytest
+from PIL import Image
 
 from distributed_comfy.errors import JobCancelled
 from distributed_comfy.messages import Prompt
-from tests.cluster_rig import Rig, RunningJob
+from tests.cluster_rig import Rig, RunningJob, WorkerProcess
 from tests.command_line import pictures, until
+from tests.partition_proxy import PartitionProxy, network_to
 from tests.prompts import node, out
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
@@ -82,6 +87,59 @@ def test_a_cancel_ends_job_and_work_at_once_and_no_engine(builtin_rig: Rig, stag
     after = {pid for _, _, pid in builtin_rig.executions(next_one.job_id)}
     assert after <= engines or len(engines) == 1, "no engine was started anew"
     assert not list(builtin_rig.cluster.blob_client.scan_iter(f"*{job_id}*"))
+
+
+@dataclass(frozen=True)
+class Distant:
+    """A worker whose way to the blobs can stop."""
+
+    rig: Rig
+    process: WorkerProcess
+    blobs: PartitionProxy
+    input: Path
+
+    def begin(self, picture: str) -> RunningJob:
+        """A job for this worker, with a picture of this name that no worker has seen."""
+        pixels = numpy.random.default_rng(abs(hash(picture))).integers(256, size=(64, 64, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(self.input / picture)
+        prompt = {"load": node("LoadImage", image=picture), "save": node("SaveImage", images=out("load"), filename_prefix="x")}
+        return self.rig.begin(prompt, items=1, tags=("distant",), folders={"input": self.input})
+
+    def says(self, job: RunningJob, what: str) -> bool:
+        """Whether the worker's log has this about the job's item."""
+        return f"item {job.queued()}-0 {what}" in self.process.log()
+
+
+@pytest.fixture(scope="module")
+def distant(builtin_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distant]:
+    with network_to(builtin_rig.cluster.blob_url) as blobs:
+        process = builtin_rig.start("distant", blob_url=blobs.url, worker_tags="distant")[0]
+        yield Distant(builtin_rig, process, blobs, tmp_path_factory.mktemp("input"))
+        builtin_rig.stop("distant")
+
+
+@pytest.mark.parametrize("by", ["its owner", "somebody else"])
+def test_a_cancel_while_an_input_file_is_on_its_way_ends_job_and_work_at_once(distant: Distant, by: str) -> None:
+    rig, picture = distant.rig, f"{by}.png"
+    distant.blobs.stop()
+    try:
+        job = distant.begin(picture)
+        job.until(lambda: distant.says(job, "starts"))
+        began = time.monotonic()
+        if by == "its owner":
+            job.stop.set()
+        else:
+            rig.cluster.jobs.cancel(job.queued(), "enough")
+        assert isinstance(job.wait().error, JobCancelled)
+        until(lambda: distant.says(job, "is given back"), timeout_s=20)
+        assert time.monotonic() - began < LIMIT_S
+        assert not rig.executions(job.queued()), "no engine has seen the item"
+        another = rig.begin(pictures(), items=1, tags=("distant",))
+        another.until(lambda: rig.executions(another.queued()), timeout_s=5)
+    finally:
+        distant.blobs.go_on()
+    assert another.wait(30).done.error is None
+    assert distant.begin(picture).wait(30).done.error is None, "what was given up is in nobody's way"
 
 
 def drain(rig: Rig, drained: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from distributed_comfy.errors import JobCancelled, JobFailed
 from distributed_comfy.messages import Prompt
 from tasks.reaper import reap_once
 from tests.cluster_fixtures import open_rig
-from tests.cluster_rig import Rig
+from tests.cluster_rig import Rig, left_in_memory
 from tests.command_line import pictures, slow, until
 from tests.prompts import node, out
 
@@ -38,8 +39,9 @@ MIB = 2**20
 
 
 @pytest.fixture
-def rig(cluster_servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Two workers that have run something; temporary files of all processes go into one folder."""
+def rig(cluster_servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """Two workers that have run something; temporary files of all processes go into one folder.  A parameter is DC_SHARED_MEMORY."""
+    monkeypatch.setenv("DC_SHARED_MEMORY", getattr(request, "param", "0"))
     temporary = tmp_path / "rig" / "tmp"
     temporary.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -141,6 +143,26 @@ def test_a_cancelled_job_of_which_nothing_is_finished_leaves_nothing(rig: Rig, m
     finished = files_of(rig, report.out / SPOOL_FOLDER)
     assert bool(finished) == bool(report.arrived), "only what another try may use stays"
     settles(rig, {**before, "files": before["files"] | finished})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is used on Linux")
+@pytest.mark.parametrize("rig", ["1"], ids=["memory"], indirect=True)
+def test_no_end_of_a_job_leaves_anything_in_this_hosts_memory(rig: Rig) -> None:
+    before = quiet(rig)
+    done = rig.run(everything(), items=4)
+    assert done.done.error is None
+    failed = rig.run(failing(), items=2)
+    assert isinstance(failed.error, JobFailed)
+    job = rig.begin(slow(400), items=8)
+    job.until(lambda: left_in_memory(job.queued()) - {"lock"})
+    job.stop.set()
+    cancelled = job.wait()
+    assert isinstance(cancelled.error, JobCancelled)
+    kept = [path for report in (failed, cancelled) for path in files_of(rig, report.out / SPOOL_FOLDER)]
+    settles(rig, {**before, "files": before["files"].union(kept)})
+    assert not left_in_memory(done.job_id)
+    for report in (failed, cancelled):
+        assert left_in_memory(report.job_id) <= {"lock"}, "the empty folder goes two minutes later, with the next engine that looks"
 
 
 def files_of(rig: Rig, folder: Path) -> set[str]:

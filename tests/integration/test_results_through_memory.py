@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import redis
 
-from distributed_comfy.transport.shared_memory import job_key, open_shared_memory
 from tests.blob_server import BlobServer
 from tests.cluster_fixtures import open_rig
-from tests.cluster_rig import Rig
+from tests.cluster_rig import Rig, left_in_memory
 from tests.command_line import slow, until
 
 pytestmark = [pytest.mark.redis, pytest.mark.skipif(sys.platform != "linux", reason="shared memory is used on Linux")]
@@ -38,12 +37,6 @@ def received(rig: Rig) -> int:
         return int(stats["total_net_input_bytes"])
 
 
-def is_left(job_id: str) -> bool:
-    """Whether this host's memory, which other tests use as well, holds anything of the job."""
-    memory = open_shared_memory()
-    return memory is not None and (memory.root / job_key(job_id)).exists()
-
-
 def test_the_same_pictures_come_home_by_either_way_and_only_one_fills_the_redis(rig: Rig, request: pytest.FixtureRequest) -> None:
     sent = received(rig)
     done = rig.run(slow(0), items=ITEMS)
@@ -51,7 +44,7 @@ def test_the_same_pictures_come_home_by_either_way_and_only_one_fills_the_redis(
     assert len(batch) == ITEMS
     pictures, moved = batch.nbytes, received(rig) - sent
     assert (moved < pictures) == (os.environ["DC_SHARED_MEMORY"] == "1"), (moved, pictures)
-    assert not is_left(done.job_id)
+    assert not left_in_memory(done.job_id)
 
 
 def test_a_worker_that_is_killed_with_an_item_costs_nothing_and_leaves_nothing(rig: Rig) -> None:
@@ -61,4 +54,4 @@ def test_a_worker_that_is_killed_with_an_item_costs_nothing_and_leaves_nothing(r
     victim = next(state for state in rig.cluster.workers.workers() if state.claims)
     os.kill(victim.facts.pid, signal.SIGKILL)
     assert job.wait().batch("collect").tobytes() == undisturbed.tobytes()
-    assert not is_left(job.queued())
+    assert not left_in_memory(job.queued())

@@ -23,8 +23,8 @@ def measured() -> list[Measured]:
     return ROWS
 
 
-def _field(timing: Timing, servers: Any, folder: Path, names: tuple[str, ...]) -> Iterator[Field]:
-    field = Field(folder, servers.program, timing)
+def _field(timing: Timing, servers: Any, folder: Path, names: tuple[str, ...], *, shared_memory: bool = False) -> Iterator[Field]:
+    field = Field(folder, servers.program, timing, shared_memory=shared_memory)
     try:
         field.start(*names)
         yield field
@@ -36,6 +36,12 @@ def _field(timing: Timing, servers: Any, folder: Path, names: tuple[str, ...]) -
 def short_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     """Three workers, and leases of a second and a half."""
     yield from _field(SHORT, redis_server, tmp_path_factory.mktemp("short"), ("one", "two", "three"))
+
+
+@pytest.fixture(scope="module")
+def memory_field(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """As `short_field`, with results that go through the memory of this host, as they do by default."""
+    yield from _field(SHORT, redis_server, tmp_path_factory.mktemp("memory"), ("one", "two", "three"), shared_memory=True)
 
 
 @pytest.fixture(scope="session")

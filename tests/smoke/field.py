@@ -144,11 +144,13 @@ class Field:
     engine: str = "builtin"
     environment: Mapping[str, str] = field(default_factory=dict)
     """Of all workers."""
+    shared_memory: bool = False
+    """DC_SHARED_MEMORY of workers and masters."""
 
     def __post_init__(self) -> None:
         self.state = BlobServer(self.program, self.folder / "state", *STATE_OPTIONS)
         self.blobs = BlobServer(self.program, self.folder / "blobs")
-        settings = read_settings(key_prefix=PREFIX, cache_dir=self.folder / "cache", owner_ttl_s=5.0, **self.timing.settings)
+        settings = read_settings(key_prefix=PREFIX, cache_dir=self.folder / "cache", owner_ttl_s=5.0, **self._settings)
         self.cluster = open_cluster(settings, self.state.url, self.blobs.url)
         (self.folder / "rig").mkdir()
         self.rig = Rig(self.engine, self.cluster, self.folder / "rig", {"DC_THREADS": "1", **self.environment})
@@ -159,6 +161,11 @@ class Field:
         self._lines = 0
         self.start_s = 0.0
         """How long the workers took that were started last."""
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Of workers and masters."""
+        return {**self.timing.settings, "shared_memory": self.shared_memory}
 
     # -- workers -----------------------------------------------------------------------------------------------------------
     def start(self, *names: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: Any) -> list[WorkerProcess]:
@@ -177,7 +184,7 @@ class Field:
             address = far.near if far else "127.0.0.1"
             self.networks[name] = Network(*(PartitionProxy("127.0.0.1", server.port, address) for server in (self.state, self.blobs)))
         ways = {"redis_url": self.networks[name].state.url, "blob_url": self.networks[name].blobs.url, "allow_plaintext": "1"}
-        return self.rig.begin_worker(name, {**self.timing.settings, **ways, **settings}, environment, far.inside if far else ())
+        return self.rig.begin_worker(name, {**self._settings, **ways, **settings}, environment, far.inside if far else ())
 
     def _wait_for(self, worker: WorkerProcess) -> None:
         """Until it can claim."""
@@ -258,7 +265,7 @@ class Field:
         self._lines += 1
         folder = self.folder / f"line{self._lines}"
         folder.mkdir()
-        settings = {f"DC_{name.upper()}": str(value) for name, value in self.timing.settings.items()}
+        settings = {f"DC_{name.upper()}": str(value) for name, value in self._settings.items()}
         line = CommandLine(
             folder, DC_REDIS_URL=self.state.url, DC_BLOB_URL=self.blobs.url, DC_KEY_PREFIX=PREFIX, DC_OWNER_TTL_S="5", **settings
         )

@@ -5,13 +5,25 @@ import hashlib
 import multiprocessing
 import os
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distributed_comfy.errors import BlobMissing, CacheUnwritable, FileDamaged, FileTooLarge, FileUnreadable, OutputUnwritable
+from distributed_comfy.errors import (
+    BlobMissing,
+    CacheUnwritable,
+    FileDamaged,
+    FileTooLarge,
+    FileUnreadable,
+    ItemInterrupted,
+    OutputUnwritable,
+)
+from distributed_comfy.file_lock import FileLock
 from distributed_comfy.messages import FileRef
+from distributed_comfy.transport import files
 from distributed_comfy.transport.files import FileSource, InputCache, fetch_file, media_type, sha256_of, store_file
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
 
@@ -216,6 +228,87 @@ def test_an_input_is_fetched_once_by_several_processes(store: MemoryBlobStore, s
         process.join(30)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert reads.value == 1
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> InputCache:
+    return InputCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def held(store: MemoryBlobStore, source: FileSource, cache: InputCache) -> Iterator[FileLock]:
+    """The lock under which the content of `source` is fetched, held as by a worker that was stopped."""
+    folder = cache.path_of(stored(store, source)).parent
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock") as lock:
+        yield lock
+
+
+def cancelled() -> None:
+    raise ItemInterrupted(item_id="j-0")
+
+
+def test_whoever_waits_for_another_worker_that_fetches_hears_a_cancel(
+    store: MemoryBlobStore, source: FileSource, cache: InputCache, held: FileLock
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(ItemInterrupted):
+        cache.fetch(store, stored(store, source), cancelled)
+    assert time.monotonic() - began < 1
+    assert not cache.has(stored(store, source))
+
+
+def test_a_worker_that_was_stopped_while_it_fetched_does_not_hold_up_the_others(
+    store: MemoryBlobStore, source: FileSource, cache: InputCache, held: FileLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LOCK_PATIENCE_S", 0.5)
+    (held.path.parent / ".0123.part").write_bytes(CONTENT[:1000])
+    fetched = cache.fetch(store, stored(store, source))
+    assert fetched.read_bytes() == CONTENT
+    assert held.descriptor, "it went on without the lock"
+    assert sorted(path.name for path in fetched.parent.iterdir()) == sorted([".0123.part", "lock", fetched.name])
+
+
+def test_a_worker_that_fetches_slowly_is_waited_for(
+    source: FileSource, cache: InputCache, held: FileLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CountingStore(chunk_bytes=10_000)
+    ref = stored(store, source)
+    monkeypatch.setattr(files, "_LOCK_PATIENCE_S", 0.8)
+
+    def fetch_slowly() -> None:
+        partial = held.path.parent / ".0123.part"
+        for end in range(10):
+            partial.write_bytes(CONTENT[: 1000 * end])
+            time.sleep(0.2)
+        partial.write_bytes(CONTENT)
+        partial.replace(cache.path_of(ref))
+        held.release()
+
+    other = threading.Thread(target=fetch_slowly)
+    other.start()
+    assert cache.fetch(store, ref).read_bytes() == CONTENT
+    other.join()
+    assert store.reads == 0
+
+
+def test_a_file_that_is_there_needs_no_lock(store: MemoryBlobStore, source: FileSource, cache: InputCache, held: FileLock) -> None:
+    cache.path_of(stored(store, source)).write_bytes(CONTENT)
+    assert cache.fetch(store, stored(store, source), cancelled).read_bytes() == CONTENT
+
+
+def test_a_cancel_is_heard_between_two_pieces_of_a_file(store: MemoryBlobStore, source: FileSource, cache: InputCache) -> None:
+    looks = iter((False, False, True))
+
+    def check() -> None:
+        if next(looks):
+            cancelled()
+
+    with pytest.raises(ItemInterrupted):
+        cache.fetch(store, stored(store, source), check)
+    assert not cache.has(stored(store, source))
+    assert [path.name for path in cache.path_of(stored(store, source)).parent.iterdir()] == ["lock"]
+    assert cache.fetch(store, stored(store, source)).read_bytes() == CONTENT, "the lock is free"
 
 
 def test_a_cached_file_that_was_cut_short_is_fetched_again(store: MemoryBlobStore, source: FileSource, tmp_path: Path) -> None:

@@ -56,6 +56,25 @@ class Sleeps(Probe):
         time.sleep(float(text))
 
 
+class TakesLongToFree(Probe):
+    """Leaves an output in the engine's cache whose end takes some seconds, as on a device that does not answer."""
+
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = ("IMAGE", "CLINGING")
+
+    def run(self, text: str) -> Any:
+        return (*super().run(text), Clinging(float(text)))
+
+
+class Clinging:
+    """Ends when it has slept."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __del__(self) -> None:
+        time.sleep(self._seconds)
+
+
 class HoldsTheGil(Probe):
     """Sleeps in C without releasing the interpreter, so that no thread of the process runs; says so in a file, where one is named."""
 
@@ -125,6 +144,6 @@ class WritesNothing(Probe):
 def provide(context: Any) -> dict[str, type]:
     """The cluster's classes and the probes."""
     probes: tuple[type, ...] = (
-        Prints, Sleeps, HoldsTheGil, LeavesAChild, Crashes, ArgumentsSeen, TakesLong, WritesNothing,
+        Prints, Sleeps, TakesLongToFree, HoldsTheGil, LeavesAChild, Crashes, ArgumentsSeen, TakesLong, WritesNothing,
     )  # fmt: skip
     return {**node_classes(context), **{probe.__name__: probe for probe in probes}}

@@ -127,6 +127,34 @@ def test_an_engine_that_shows_no_sign_of_life_is_ended(engine: EngineMaker, kind
     assert recorded.wait(Ended).status == "signal 9 (SIGKILL)"
 
 
+def test_an_engine_that_hangs_as_it_frees_its_memory_is_ended_before_an_item_needs_it(engine: EngineMaker) -> None:
+    recorded = engine(stall_timeout_s=1.0, preload=True)
+    recorded.result(recorded.run(probe("TakesLongToFree", "60")))
+    began = time.monotonic()
+    recorded.process.free()
+    assert recorded.wait(Ended).status == "signal 9 (SIGKILL)"
+    assert 0.8 < time.monotonic() - began < 10
+    recorded.process.start(timeout_s=60)
+    recorded.result(recorded.run(SHORT))
+
+
+def test_an_item_that_waits_for_memory_to_be_freed_without_end_is_answered(engine: EngineMaker) -> None:
+    recorded = engine(stall_timeout_s=2.0, preload=True)
+    recorded.result(recorded.run(probe("TakesLongToFree", "60")))
+    recorded.process.free()
+    end = recorded.end(recorded.run(SHORT))
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, EngineStalled)
+
+
+def test_memory_that_is_freed_slowly_is_no_stall(engine: EngineMaker) -> None:
+    recorded = engine(stall_timeout_s=3.0, preload=True)
+    recorded.result(recorded.run(probe("TakesLongToFree", "1")))
+    recorded.process.free()
+    recorded.result(recorded.run(SHORT))
+    assert recorded.process.alive
+
+
 def test_a_frozen_process_is_a_stall_too(engine: EngineMaker) -> None:
     recorded = engine(stall_timeout_s=1.0, preload=True)
     claim_id = recorded.run(LONG)
