@@ -112,13 +112,26 @@ def _run_claim(runtime: WorkerRuntime, claim: Claim, events: TicketEvents) -> st
         _give_back(runtime, incarnation, claim, RemoteError(original_code=type(error).__name__, details=str(error)))
         raise
     runtime.held.advance(claim.claim_id, "ending")
-    if _patiently(runtime, lambda: runtime.cluster.workers.complete(runtime.name, incarnation, claim, result)):
+    if enter_result(runtime, incarnation, claim, result):
         runtime.activity.done()
         log.info("item %s is done in %.2f s", item_id(claim.job_id, claim.index), result.seconds)
         return f"done in {result.seconds:.2f} s"
-    _unlink(runtime, result)
     events.item_taken_away()
     raise Ignore("the item went elsewhere")
+
+
+def enter_result(runtime: WorkerRuntime, incarnation: str, claim: Claim, result: ItemResult) -> bool:
+    """Hand an item's result in; False where another worker has the item by now, and nothing of this result stays."""
+    if _patiently(runtime, lambda: runtime.cluster.workers.complete(runtime.name, incarnation, claim, result)):
+        return True
+    _say_gone(runtime, claim)
+    _unlink(runtime, result)
+    return False
+
+
+def _say_gone(runtime: WorkerRuntime, claim: Claim) -> None:
+    item = item_id(claim.job_id, claim.index)
+    log.info("worker %s: item %s (claim %s) went elsewhere; how it ended here does not count", runtime.name, item, claim.claim_id)
 
 
 def _patiently(runtime: WorkerRuntime, tell: Callable[[], T]) -> T:
@@ -206,6 +219,9 @@ def _give_back(runtime: WorkerRuntime, incarnation: str, claim: Claim, error: Di
     except (ClusterUnavailable, redis.RedisError) as lost:
         log.warning("item %s could not be given back (%s); its lease or the next sign of life does it", item, lost)
         outcome = "lost"
+    else:
+        if outcome == "lost":
+            _say_gone(runtime, claim)
     if isinstance(error, WorkerLacks):
         runtime.engine.describe()
     if how == "release" or outcome == "lost":

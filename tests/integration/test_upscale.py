@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ def picture(batch_size: int = 1, channels: int = 3, **inputs: Any) -> Prompt:
 
 SLOW = {"steps": 75}
 """Tiles that take long enough to be disturbed."""
+CANCELLED_S = 2.0
+"""How long a cancel may take."""
 
 
 def after(report: JobReport) -> list[NDArray[Any]]:
@@ -295,9 +298,11 @@ def test_frames_in_groups_have_the_bytes_of_the_whole_clip(builtin_rig: Rig, mon
 def test_a_cancel_in_mid_upscale_leaves_nothing_running_and_no_blob(builtin_rig: Rig) -> None:
     job = builtin_rig.begin(picture(**SLOW))
     job.until(lambda: sum(index >= 2 for index in job.report.arrived) >= 2)
+    began = time.monotonic()
     builtin_rig.cluster.jobs.cancel(job.queued(), "enough")
     assert isinstance(job.wait().error, JobCancelled)
     builtin_rig.wait_idle()
+    assert time.monotonic() - began < CANCELLED_S
     assert not list(builtin_rig.cluster.blob_client.scan_iter(f"*{job.report.job_id}*"))
 
 

@@ -3,22 +3,27 @@ from __future__ import annotations
 
 import time
 
-from tests.smoke.field import SEED, Ending, Field
-from tests.smoke.measured import Costs
+from tests.smoke.field import LONG, SEED, Ending, Field
+from tests.smoke.measured import TARGET_S, Costs
 from tests.smoke.scenario import scenario
 
 INDEX = 3
 
 
 def with_mishap(field: Field, order: str) -> Ending:
-    """A job in which one item does that."""
-    (field.mishaps / str(SEED + INDEX)).write_text(order)
+    """A job in which one item does that; it takes the order away just before."""
+    path = field.mishaps / str(SEED + INDEX)
+    path.write_text(order)
     job = field.begin()
     job.queued()
-    return field.ended(job, None, time.time())
+    job.until(lambda: not path.exists())
+    struck_at = time.time()
+    ending = field.ended(job, None, struck_at)
+    ending.index = INDEX
+    return ending
 
 
-@scenario("engine hangs", "a node makes no step any more", "stall limit")
+@scenario("engine hangs", "a node makes no step any more", "stall limit", costs=Costs(1, 1, again_s=LONG.stall_s + TARGET_S))
 def engine_hangs(field: Field) -> Ending:
     return with_mishap(field, "hang")
 

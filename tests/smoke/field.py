@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import time
@@ -44,7 +45,9 @@ class Timing:
     """Of an item, each of a tenth of a second."""
     items: int
     frozen_s: float
-    """How long what is frozen, or cut off, stays so."""
+    """How long a worker that is frozen stays so."""
+    cut_s: float
+    """How long a network that carries nothing stays so."""
     stall_s: float
     """After this long without a sign of life an engine is ended; above what it takes to start."""
     attempts: int = 3
@@ -61,10 +64,10 @@ class Timing:
         }  # fmt: skip
 
 
-SHORT = Timing(lease_s=1.5, renew_s=0.3, steps=4, items=9, frozen_s=3.0, stall_s=60.0, old_s=0.3)
-LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, stall_s=20.0)
+SHORT = Timing(lease_s=1.5, renew_s=0.3, steps=4, items=9, frozen_s=3.0, cut_s=3.0, stall_s=60.0, old_s=0.3)
+LONG = Timing(lease_s=6.0, renew_s=1.5, steps=10, items=24, frozen_s=60.0, cut_s=18.0, stall_s=20.0)
 """Lease and renewals as they are by default."""
-COMFYUI = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=8, frozen_s=4.0, stall_s=120.0)
+COMFYUI = Timing(lease_s=2.0, renew_s=0.5, steps=4, items=8, frozen_s=4.0, cut_s=4.0, stall_s=120.0)
 """The limit of a stall is that of a start, too, which takes real ComfyUI long beside other work."""
 
 
@@ -260,6 +263,10 @@ class Field:
         """The field's job, or another one, in a thread of this process."""
         return self.rig.begin(prompt or self.prompt(), items=items or self.timing.items, **options)
 
+    def items_for(self, seconds: float) -> int:
+        """How many items keep all workers busy for so long, and one that waits for its next lease, too."""
+        return math.ceil((seconds + self.timing.lease_s) * len(self.rig.workers) * 1000 / (self.timing.steps * STEP_MS))
+
     def command_line(self) -> CommandLine:
         """A user of this cluster, with ``graph.json`` in the folder."""
         self._lines += 1
@@ -326,6 +333,15 @@ class Field:
         """What a call of this script has in it."""
         return hashlib.sha1(script_source(name, PREFIX).encode()).hexdigest().encode()
 
+    def refused(self, job: RunningJob, hit: Hit) -> None:
+        """Wait until what a worker says too late is refused, which must be while its job goes on: else it would be refused anyway."""
+        late = f"{job.report.job_id}-{hit.index}"
+        job.until(lambda: f"worker {hit.worker.name} was declared dead" in hit.worker.log())
+        job.until(lambda: f"item {late} (claim {hit.claim}) went elsewhere" in hit.worker.log())
+        state, item = self.cluster.jobs.job_state(job.report.job_id), self.cluster.jobs.item_states(job.report.job_id)[hit.index]
+        assert not state.ended, f"the job was over before: {state}"
+        assert item.claim_id != hit.claim, item
+
     # -- measuring -----------------------------------------------------------------------------------------------------------
     def undisturbed(self, prompt: Prompt, items: int) -> Undisturbed:
         """The job of this prompt when nothing happens to it; run once."""
@@ -366,10 +382,11 @@ class Field:
             name, fault, items * len(ends), sum(lost for lost, _ in counts), sum(twice for _, twice in counts),
             executions=sum(self.executions(end) for end in ends),
             costs=ending.costs or costs,
-            wasted_s=spent_s - wanted.engine_s * len(left) / items * len(ends),
+            wasted_s=spent_s - wanted.engine_s * len(left) / items * len(ends) if wanted.engine_s else None,
             claimable_s=self._claimable_s(ending),
             identical=all(here.get(seed) == files for here in found for seed, files in left.items()),
             took_s=took_s,
+            hit=ending.index is not None,
         ))  # fmt: skip
 
     def executions(self, ending: Ending) -> int:

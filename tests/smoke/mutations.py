@@ -21,6 +21,8 @@ from tests.smoke.promises import PROMISES, Mutation
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 600.0
+MEANT = ("AssertionError", "assert ", "Failed: ")
+"""How the messages of failures begin that a test has asked for."""
 KEPT_OUT = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "*.egg-info", ".hypothesis")
 
 
@@ -29,7 +31,7 @@ class Outcome:
     """Of one run of a promise's test."""
 
     verdict: str
-    """``passes``, ``fails``, or what else became of it, in capitals."""
+    """``passes``, ``fails`` (by an assertion of its own), or what else became of it, in capitals."""
     says: str = ""
     """With which words it fails."""
 
@@ -51,8 +53,8 @@ def mutate(copy: Path, mutation: Mutation) -> None:
     path.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
 
 
-def play(copy: Path, test: str) -> Outcome:
-    """Run a test in the copy."""
+def play(copy: Path, test: str, raises: str = "") -> Outcome:
+    """Run a test in the copy; ``raises`` is as in `Promise`."""
     report = copy.parent / "report.xml"
     report.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(copy)}
@@ -63,27 +65,33 @@ def play(copy: Path, test: str) -> Outcome:
         return Outcome("DOES NOT END", f"within {LIMIT_S:.0f} s")
     if not report.exists():
         return Outcome("NO REPORT", f"{done.stdout}{done.stderr}"[-1000:])
-    return judge(ElementTree.parse(report))
+    return judge(ElementTree.parse(report), raises)
 
 
-def judge(report: ElementTree.ElementTree) -> Outcome:  # type: ignore[type-arg]
-    """What a report of pytest says."""
+def judge(report: ElementTree.ElementTree, raises: str) -> Outcome:  # type: ignore[type-arg]
+    """What a report of pytest says; what a test raises without meaning to, as an import, its rig or a library does, shows nothing."""
     found = {kind: report.findall(f".//testcase/{kind}") for kind in ("failure", "error", "skipped")}
     if found["failure"]:
-        return Outcome("fails", found["failure"][0].get("message", "").splitlines()[0][:120])
+        message = found["failure"][0].get("message", "").splitlines()[0]
+        return Outcome("fails" if is_meant(message, raises) else "RAISES", message[:120])
     if found["error"] or found["skipped"]:
         first = (found["error"] or found["skipped"])[0]
         return Outcome("BREAKS" if found["error"] else "IS SKIPPED", first.get("message", "")[:400])
     return Outcome("passes" if report.findall(".//testcase") else "IS NOT FOUND")
 
 
-def without(copy: Path, mutation: Mutation, test: str) -> Outcome:
+def is_meant(message: str, raises: str) -> bool:
+    """Whether a failure's first line is that of an assertion, of `pytest.fail`, or of the one error that is what the test looks out for."""
+    return message.startswith((*MEANT, f"{raises}: ") if raises else MEANT)
+
+
+def without(copy: Path, mutation: Mutation, test: str, raises: str = "") -> Outcome:
     """A promise's test without its protection: ``fails``, or what must not be."""
     whole = play(copy, test)
     if whole.verdict != "passes":
         return Outcome("FAILS WITH IT" if whole.verdict == "fails" else whole.verdict, whole.says)
     mutate(copy, mutation)
-    taken_out = play(copy, test)
+    taken_out = play(copy, test, raises)
     return Outcome("SURVIVES") if taken_out.verdict == "passes" else taken_out
 
 
@@ -94,7 +102,7 @@ def main(names: list[str]) -> int:
         assert promise.mutation is not None
         began = time.monotonic()
         with copy_of_the_project() as copy:
-            outcome = without(copy, promise.mutation, promise.test)
+            outcome = without(copy, promise.mutation, promise.test, promise.raises)
         seen += outcome.verdict == "fails"
         print(f"{outcome.verdict} {time.monotonic() - began:5.0f} s  {name} ({promise.mutation.file}): {outcome.says}", flush=True)  # noqa: T201
     print(f"{seen} of {len(chosen)} seen to fail")  # noqa: T201

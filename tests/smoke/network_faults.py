@@ -13,6 +13,8 @@ from tests.smoke.measured import NOTHING, Costs
 from tests.smoke.scenario import scenario
 
 FAST_MBIT = 1000.0
+BACK_S = 10.0
+"""What a worker may take to speak to its servers again: the kernel sends what it has not got through at ever longer intervals."""
 
 
 @scenario(
@@ -63,13 +65,17 @@ def replies_lost(field: Field) -> Ending:
     "silent connections are given up",
 )
 def cut_off(field: Field) -> Ending:
-    job = field.begin()
+    items = field.items_for(field.timing.cut_s + BACK_S)
+    job = field.begin(items=items)
     hit = field.hit(job.queued())
     network = field.networks[hit.worker.name]
     struck_at = strike(lambda: network.each(lambda way: way.stop()))
-    time.sleep(field.timing.frozen_s)
+    time.sleep(field.timing.cut_s)
     network.each(lambda way: way.renew())
-    return field.ended(job, hit, struck_at)
+    field.refused(job, hit)
+    ending = field.ended(job, hit, struck_at)
+    ending.items = items
+    return ending
 
 
 # -- lines of real packets ---------------------------------------------------------------------------------------------------
@@ -102,13 +108,17 @@ def carry_all(line: SlowLink) -> None:
 
 def broken_line(field: Field, breaking: Callable[[SlowLink], None], mending: Callable[[SlowLink], None]) -> Ending:
     """The line of one worker fails for a time while it has an item."""
+    items = field.items_for(field.timing.cut_s + BACK_S)
     with far_worker(field) as line:
-        job = field.begin()
+        job = field.begin(items=items)
         hit = field.hit(job.queued(), on=["far"])
         struck_at = strike(lambda: breaking(line))
-        time.sleep(field.timing.frozen_s)
+        time.sleep(field.timing.cut_s)
         mending(line)
-        return field.ended(job, hit, struck_at)
+        field.refused(job, hit)
+        ending = field.ended(job, hit, struck_at)
+    ending.items = items
+    return ending
 
 
 @scenario(

@@ -59,15 +59,19 @@ def all_killed(field: Field) -> Ending:
 
 @scenario("worker frozen", "SIGSTOP of a worker for longer than its lease, then SIGCONT", "lease", "late results are refused", short=True)
 def worker_frozen(field: Field) -> Ending:
-    job = field.begin()
+    """Its job goes on when it wakes up: an ended one would refuse its late words anyway."""
+    items = field.items_for(field.timing.frozen_s)
+    job = field.begin(items=items)
     hit = field.hit(job.queued())
     struck_at = strike(hit.freeze)
     try:
         time.sleep(field.timing.frozen_s)
     finally:
         hit.go_on()
-    until(lambda: field.rig.state(hit.worker.name), timeout_s=20)
-    return field.ended(job, hit, struck_at)
+    field.refused(job, hit)
+    ending = field.ended(job, hit, struck_at, timeout_s=150.0)
+    ending.items = items
+    return ending
 
 
 def kill_a_master(field: Field, line: CommandLine) -> str:

@@ -28,6 +28,8 @@ class Promise:
     mutation: Mutation | None
     why: str = ""
     """Why nothing can be taken out, where that is so."""
+    raises: str = ""
+    """The error by which the test fails without the protection, where it is no assertion: the one that the protection keeps away."""
 
 
 PROMISES: dict[str, Promise] = {
@@ -50,9 +52,14 @@ PROMISES: dict[str, Promise] = {
         Mutation(f"{SCRIPTS}/reap.lua", "if NOW >= grace and call('EXISTS', K.lease(name)) == 0 then", "if false then"),
     ),
     "late results are refused": Promise(
-        "Of two executions of an item one result counts; the other is refused, and its blobs are deleted.",
+        "Of two executions of an item one result counts; the other is refused.",
         f"{STATE}/test_item_ends.py::test_a_late_result_of_a_lost_claim_is_refused",
         Mutation(f"{SCRIPTS}/complete.lua", "or item.s ~= 'running' or item.c ~= claim then", "or item.s == 'done' then"),
+    ),
+    "blobs of late results": Promise(
+        "A result that is refused deletes its own blobs, and no others.",
+        f"{STATE}/test_item_ends.py::test_a_refused_result_takes_its_own_blobs_along_and_no_others",
+        Mutation("tasks/run_item.py", "    _unlink(runtime, result)\n", ""),
     ),
     "parked work": Promise(
         "A job without any worker waits for one.",
@@ -66,9 +73,14 @@ PROMISES: dict[str, Promise] = {
         Mutation(f"{SCRIPTS}/_ends.lua", "if item.a[class] >= max_attempts then return false end", ""),
     ),
     "memory is freed, then elsewhere": Promise(
-        "An item that runs out of memory runs once more on its worker after that has freed its memory, and then on another one.",
+        "An item that runs out of memory runs once more on its worker, and then on another one.",
         "tests/unit/test_how_items_go_back.py::test_an_item_that_runs_out_of_memory_twice_on_a_worker_goes_elsewhere",
         Mutation("tasks/run_item.py", 'return "elsewhere"', 'return "retry"'),
+    ),
+    "memory is freed": Promise(
+        "An engine that runs out of memory gives up all that it kept before its item goes back.",
+        "tests/unit/test_builtin_engine.py::test_full_memory_is_freed_and_can_be_tried_elsewhere[memory]",
+        Mutation("distributed_comfy/engine/builtin/executor.py", "            self.clear()\n", ""),
     ),
     "a full disk bars its worker": Promise(
         "A worker that cannot store an input file leaves the job to the others.",
@@ -160,6 +172,7 @@ PROMISES: dict[str, Promise] = {
         "While the state server is away engines go on; what they finish is entered when it is back.",
         "tests/integration/test_outages.py::test_a_finished_result_waits_for_a_table_that_is_away",
         Mutation("tasks/run_item.py", "if runtime.stopped or runtime.draining.is_set():", "if True:"),
+        raises="distributed_comfy.errors.RedisUnreachable",
     ),
     "results wait for the blob server": Promise(
         "A result that is on its way when the blob server dies is stored when it is back; its item does not run again.",
@@ -216,6 +229,7 @@ PROMISES: dict[str, Promise] = {
         "Leases are renewed on a state server that has no memory left.",
         f"{STATE}/test_leases_and_reaper.py::test_signs_of_life_work_on_a_server_that_is_full",
         Mutation(f"{SCRIPTS}/renew.lua", "if call('PEXPIRE', K.lease(name), ARGV[3]) == 0 then", "if true then"),
+        raises="distributed_comfy.errors.RedisRefusesWrites",
     ),
     "silent connections are given up": Promise(
         "A connection that died without a word is noticed, and another one takes its place.",

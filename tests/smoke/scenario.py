@@ -26,7 +26,7 @@ class Scenario:
     short: bool
     """Whether it is played with every run of the tests, too, at shorter times."""
     items: int
-    """Of its job in the table."""
+    """Of its job in the table, at least."""
 
 
 SCENARIOS: dict[str, Scenario] = {}

@@ -18,7 +18,7 @@ Fault = Callable[["Soak"], int]
 
 @dataclass
 class Soak:
-    """One job and what is done to it.
+    """One job and what is done to it; the n-th fault, and the pause before it, are the same with every run of a seed.
 
     Args:
         field: where.
@@ -35,7 +35,7 @@ class Soak:
     faults_s: float = float("inf")
 
     def __post_init__(self) -> None:
-        self.chance = random.Random(self.seed)
+        self.chance = random.Random()
         self.done: list[str] = []
         self._job: RunningJob | None = None
 
@@ -47,6 +47,7 @@ class Soak:
         while not self._is_over(job_id):
             assert time.time() - began < timeout_s, f"{self.done}\n{self.field.rig.logs()}"
             self.field.restart_ended()
+            self.chance = random.Random(f"{self.seed}/{len(self.done)}")  # a round that is left out, or a fault that misses, moves no other
             time.sleep(self.chance.uniform(*self.pause_s))
             if time.time() - began > self.faults_s or self._is_struck_enough(job_id):
                 continue
@@ -81,21 +82,24 @@ class Soak:
         time.sleep(self.field.timing.lease_s * self.chance.uniform(0.2, 1.8))
 
     def kill_engine(self) -> int:
-        if hit := self.hit():
-            kill(hit.engine)
+        if not (hit := self.hit()):
+            return 0
+        kill(hit.engine)
         return 1
 
     def kill_consumer(self) -> int:
-        if hit := self.hit():
-            kill(hit.worker.process)
-            hit.worker.process.wait()
+        if not (hit := self.hit()):
+            return 0
+        kill(hit.worker.process)
+        hit.worker.process.wait()
         return 1
 
     def freeze(self) -> int:
-        if hit := self.hit():
-            hit.freeze()
-            self.for_a_while()
-            hit.go_on()
+        if not (hit := self.hit()):
+            return 0
+        hit.freeze()
+        self.for_a_while()
+        hit.go_on()
         return 1
 
     def end_worker(self) -> int:
@@ -130,10 +134,11 @@ class Soak:
         return 0
 
     def kill_state(self) -> int:
+        """Each worker may have told it an item's end that it had not written yet, as in the row of that fault."""
         self.field.state.kill()
         time.sleep(self.chance.uniform(0.1, 1.0))
         self.field.state.start()
-        return 0
+        return len(self.field.rig.workers)
 
     def kill_blobs(self) -> int:
         """Each worker may have one result there, and the collector two that it fetches."""

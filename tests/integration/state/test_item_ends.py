@@ -2,10 +2,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from distributed_comfy.errors import EngineDied, OutOfMemory, ValidationRefused, WorkerLacks
+from distributed_comfy.messages import Capture, ItemResult, TensorRef
+from distributed_comfy.state.records import Claim
+from distributed_comfy.transport.memory_blobs import MemoryBlobStore
+from tasks.run_item import enter_result
+from tasks.runtime import WorkerRuntime
 from tests.integration.state.conftest import OpenCluster
 from tests.state_cluster import Cluster, result_of
 
@@ -63,6 +71,27 @@ def test_a_late_result_of_a_lost_claim_is_refused(cluster: Cluster) -> None:
     assert cluster.complete("w", fast)
     assert not cluster.complete("v", slow)
     assert cluster.jobs.result("a", 0) == (fast.claim_id, result_of(0))
+
+
+def test_a_refused_result_takes_its_own_blobs_along_and_no_others(cluster: Cluster) -> None:
+    blobs = MemoryBlobStore()
+
+    def enter(worker: str, claim: Claim) -> bool:
+        blob = blobs.put(claim.claim_id, [bytes(40)], size_bytes=40, job_id=claim.job_id)
+        value = TensorRef(blob, "float32", (10,), 40)
+        ours = SimpleNamespace(workers=cluster.workers, blobs=blobs)
+        runtime = SimpleNamespace(name=worker, cluster=ours, stopped=False, draining=threading.Event())
+        result = ItemResult(captures=(Capture("9", "images", 0, value),), worker=worker)
+        return enter_result(cast(WorkerRuntime, runtime), cluster.incarnations[worker], claim, result)
+
+    cluster.join("v", "w")
+    cluster.submit("a")
+    slow = cluster.take("v")
+    cluster.expire("v")
+    cluster.reap()
+    fast = cluster.take("w")
+    assert [enter("v", slow), enter("w", fast), enter("v", slow)] == [False, True, False]
+    assert blobs.exists([blobs.blob_id(claim.claim_id, 40) for claim in (slow, fast)]) == [False, True]
 
 
 def test_a_result_counts_while_the_lease_has_run_out_and_nobody_has_noticed(cluster: Cluster) -> None:
