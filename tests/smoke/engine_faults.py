@@ -17,8 +17,7 @@ def with_mishap(field: Field, order: str) -> Ending:
     job = field.begin()
     job.queued()
     job.until(lambda: not path.exists())
-    struck_at = time.time()
-    ending = field.ended(job, None, struck_at)
+    ending = field.ended(job, None, field.mishaps.stat().st_mtime)  # when it was taken away
     ending.index = INDEX
     return ending
 

@@ -61,6 +61,7 @@ def all_killed(field: Field) -> Ending:
 def worker_frozen(field: Field) -> Ending:
     """Its job goes on when it wakes up: an ended one would refuse its late words anyway."""
     items = field.items_for(field.timing.frozen_s)
+    field.undisturbed(field.prompt(), items)  # first, for a field may count what began since its last job did
     job = field.begin(items=items)
     hit = field.hit(job.queued())
     struck_at = strike(hit.freeze)

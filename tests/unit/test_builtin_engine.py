@@ -12,6 +12,7 @@ from PIL import Image
 
 from distributed_comfy.engine.builtin import create_engine
 from distributed_comfy.engine.builtin.engine import torch_version
+from distributed_comfy.engine.builtin.executor import Executor
 from distributed_comfy.engine.builtin.image_nodes import resized
 from distributed_comfy.errors import BlobMissing, EngineStartFailed, ItemInterrupted, NodeFailed, OutOfMemory, SinkDidNotRun
 from distributed_comfy.messages import Prompt, TensorRef
@@ -181,12 +182,15 @@ def test_a_node_that_raises_is_told_with_everything(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("how", ["memory", "allocator"])
-def test_full_memory_is_freed_and_can_be_tried_elsewhere(bench: Bench, how: str) -> None:
+def test_full_memory_is_freed_and_can_be_tried_elsewhere(bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed, clear = list[Executor](), Executor.clear
+    monkeypatch.setattr(Executor, "clear", lambda executor: (clear(executor), freed.append(executor)))
     bench.run(picture(), "9")
     prompt = {**picture(), "4": node("Breaks", how=how), "3": node("PreviewImage", images=out("4"))}
     with pytest.raises(OutOfMemory) as caught:
         bench.run(prompt, "9", "3")
     assert (caught.value.node_id, caught.value.retryable) == ("4", True)
+    assert len(freed) == 1, "what the device holds for nobody is given back to it"
     bench.run(picture(), "9")
     assert bench.counting.calls == ["SeededGenerator", "DistributedSink"]  # the cache was given up
 
