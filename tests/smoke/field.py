@@ -264,7 +264,7 @@ class Field:
         return self.rig.begin(prompt or self.prompt(), items=items or self.timing.items, **options)
 
     def items_for(self, seconds: float) -> int:
-        """How many items keep all workers busy for so long, and one that waits for its next lease, too."""
+        """How many items keep all workers busy for so long and for one lease more."""
         return math.ceil((seconds + self.timing.lease_s) * len(self.rig.workers) * 1000 / (self.timing.steps * STEP_MS))
 
     def command_line(self) -> CommandLine:
@@ -335,9 +335,7 @@ class Field:
 
     def refused(self, job: RunningJob, hit: Hit) -> None:
         """Wait until what a worker says too late is refused, which must be while its job goes on: else it would be refused anyway."""
-        late = f"{job.report.job_id}-{hit.index}"
-        job.until(lambda: f"worker {hit.worker.name} was declared dead" in hit.worker.log())
-        job.until(lambda: f"item {late} (claim {hit.claim}) went elsewhere" in hit.worker.log())
+        job.until(lambda: f"(claim {hit.claim}) went elsewhere" in hit.worker.log())
         state, item = self.cluster.jobs.job_state(job.report.job_id), self.cluster.jobs.item_states(job.report.job_id)[hit.index]
         assert not state.ended, f"the job was over before: {state}"
         assert item.claim_id != hit.claim, item
