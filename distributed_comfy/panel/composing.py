@@ -136,7 +136,7 @@ class Composer:
             host == self._place.settings.host_name,
             editable=record is not None and record.host in found.hosts and self._may_configure(record),
             gone_ms=found.gone[record.host].seen_ms if record is not None and record.host not in found.hosts else 0,
-            devices=tuple(device.name for device in record.devices) if record else (),
+            devices=_device_names(record) if record else (),
         )
 
     def _next_start(self, name: str, own: HostWorker | None, now_ms: int) -> int:
@@ -200,3 +200,8 @@ def _written(record: HostRecord, name: str) -> dict[str, Any] | None:
     workers = record.configuration.get("workers")
     found = workers.get(name) if isinstance(workers, dict) else None
     return found if isinstance(found, dict) else None
+
+
+def _device_names(record: HostRecord) -> tuple[str, ...]:
+    """Those that a host tells; what is none, a host that lies told."""
+    return tuple(name for device in record.devices if isinstance(name := getattr(device, "name", None), str))

@@ -53,7 +53,8 @@ def test_redis_away_is_told_with_a_remedy_and_everything_is_back_with_it(redis_s
             ending.enter_context(running_redis(redis_server.program, tmp_path / "two", port=port))
             events.wait(lambda state: state["servers"]["state"]["up"])
             events.wait(lambda state: state["workers"].get("pc1-one", {}).get("state") == "idle", 90)
-            assert events.state["servers"]["state"]["down_since_ms"] == 0 and events.state["agent"] == "here"
+            assert events.state["servers"]["state"]["down_since_ms"] == 0
+            events.wait(lambda state: state["agent"] == "here")
             assert rig.end(up) == 0
             events.wait(lambda state: state["agent"] == "none")
             rig.line.environment["DC_KEY_PREFIX"] = "other:"  # of another cluster
@@ -83,14 +84,15 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 def test_a_package_that_comfyui_needs_and_does_not_have_is_named_with_the_command_that_installs_it(rig: PanelRig) -> None:
-    tree = rig.folder / "ComfyUI"
+    tree = rig.folder / "Lacking"
     comfy_without_a_package(tree)
     fields = {"device": "cpu", "engine": "comfyui", "comfyui_path": str(tree), "comfyui_python": sys.executable}
     rig.page.post("/workers", {"name": "pc1-lacking", "fields": fields})
     try:
         found = rig.page.wait_worker("pc1-lacking", lambda worker: worker["state"] == "backing-off", 90)
         assert found["colour"] == "red" and f"ComfyUI needs no_such_package_1, which {sys.executable} does not have" in found["reason"]
-        assert found["remedy"] == f"run: {sys.executable} -m pip install -r {tree / 'requirements.txt'}"
+        assert found["remedy"].startswith(f"run: {sys.executable} -m pip install -r {tree / 'requirements.txt'}, or press “Settings”")
+        assert found["repair"] == "comfyui_python"
     finally:
         rig.page.post("/workers/pc1-lacking", method="DELETE")
 

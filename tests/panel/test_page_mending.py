@@ -204,7 +204,9 @@ def test_a_public_address_that_could_not_be_opened_is_no_trouble_of_now(panel: P
       const { whatIsWrong } = await import("/distributed/v2/ui/help_view.js");
       const health = { up: true, error: null };
       const error = { code: "tunnel_missing", message: "no cloudflared", remedy: "" };
-      const of = (state) => whatIsWrong({ servers: { state: health, blobs: health }, workers: {}, master: null, tunnel: { state, error } });
+      const of = (state) => whatIsWrong({
+        servers: { state: health, blobs: health }, hosts: {}, workers: {}, master: null, tunnel: { state, error },
+      });
       return ["failed", "ended"].map((state) => of(state).length);
     }"""
     assert panel.page.evaluate(script) == [0, 1]
