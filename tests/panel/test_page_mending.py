@@ -87,7 +87,7 @@ def test_no_other_computer_is_taken_for_this_one_while_that_has_no_agent(panel: 
         chooser = dialog.get_by_label("Or on another computer")
         assert chooser.locator("option").all_inner_texts() == ["pc0 (this computer): not now", "pc1"]
         chooser.select_option("pc1")
-        assert not dialog.locator("code", has_text="distributed-comfy up").count()
+        dialog.locator("code", has_text="distributed-comfy up").wait_for(state="detached")
         panel.action("send")
         dialog.wait_for(state="detached")
         assert [body["host"] for body in sent] == ["pc1"]
