@@ -1,6 +1,7 @@
 """Why a job waits of which nothing runs: no worker is there, or none has what it needs."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from distributed_comfy.errors import ClusterUnavailable, JobUnknown, MessageVersionUnknown
@@ -9,6 +10,8 @@ from distributed_comfy.orchestrator.waiting import needed_next, nobody_can_run, 
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.records import JobState
 from tasks.cluster import Cluster
+
+log = logging.getLogger(__name__)
 
 Words = tuple[str, str]
 """Why, and what to do; both empty where there is nothing to say."""
@@ -25,6 +28,7 @@ class Unserved:
     def __init__(self) -> None:
         self._records: dict[str, JobRecord | None] = {}
         """None: it cannot be read here, or is gone."""
+        self._told = False
 
     def look(self, cluster: Cluster, jobs: Mapping[str, JobState]) -> dict[str, Words]:
         """Words about those that nobody can run now."""
@@ -38,12 +42,21 @@ class Unserved:
         live, found = cluster.matching.live(), {}
         served: dict[Requirement | None, bool] = {}
         for job_id, record in self._records.items():
-            need = needed_next(record, jobs[job_id]) if record else None
-            if need not in served:
-                served[need] = _is_served(need, live)
-            if record and not served[need] and (error := nobody_can_run(record, jobs[job_id], live)):
-                found[job_id] = in_words(error)
+            try:
+                need = needed_next(record, jobs[job_id]) if record else None
+                if need not in served:
+                    served[need] = _is_served(need, live)
+                if record and not served[need] and (error := nobody_can_run(record, jobs[job_id], live)):
+                    found[job_id] = in_words(error)
+            except Exception:  # of what others have written; it is to take no other job from the page
+                self._tell(job_id)
         return found
+
+    def _tell(self, job_id: str) -> None:
+        """That something is wrong with a job; of the first one, and once."""
+        if not self._told:
+            log.exception("why job %s waits cannot be told; please report it", job_id)
+        self._told = True
 
 
 def why_unserved(cluster: Cluster, job_id: str, state: JobState) -> Words:

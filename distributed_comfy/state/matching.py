@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from distributed_comfy.messages import Capability, Requirement, load
@@ -64,13 +65,13 @@ class Matching:
         missing = [name for name in names if name not in known]
         if missing:
             texts = self._ask("hmget", "caps", missing)
-            known = {**known, **self._read(Capability, "capability", dict(zip(missing, texts, strict=True)))}
+            known = {**known, **self._read(_capability_of, "capability", dict(zip(missing, texts, strict=True)))}
         self._known = {name: known[name] for name in names if name in known}
         return dict(self._known)
 
-    def _read(self, kind: type[T], called: str, texts: Mapping[str, str | None]) -> dict[str, T]:
+    def _read(self, record_of: Callable[[str], T], called: str, texts: Mapping[str, str | None]) -> dict[str, T]:
         """Those records that are there, and of this version."""
-        found = {name: self._readable.read(f"{called} {name}", lambda: load(kind, text)) for name, text in texts.items() if text}  # noqa: B023
+        found = {name: self._readable.read(f"{called} {name}", lambda: record_of(text)) for name, text in texts.items() if text}  # noqa: B023
         return {name: record for name, record in found.items() if record is not None}
 
     def _ask(self, command: str, key: str, *args: object) -> Any:
@@ -78,7 +79,7 @@ class Matching:
         return self._scripts.reply(lambda: getattr(self._scripts.client, command)(name, *args))
 
     def _store(self, requirements: dict[str, str], capabilities: dict[str, Capability], compared: list[str]) -> None:
-        pairs = self._pairs(self._read(Requirement, "what jobs need as", requirements), capabilities)
+        pairs = self._pairs(self._read(partial(load, Requirement), "what jobs need as", requirements), capabilities)
         for start in range(0, len(pairs), _BATCH):
             self._scripts.transition("serve", 0, *pairs[start : start + _BATCH])
         if compared:
@@ -93,3 +94,19 @@ class Matching:
             if self._matches(requirement, capability)
             for part in (sig, name)
         ]
+
+
+def _capability_of(text: str) -> Capability:
+    """What a worker wrote; whoever looks a value up relies on each of its lists being there.
+
+    Raises:
+        MessageVersionUnknown: it is none.
+        ValueError: it names a list that it does not have.
+    """
+    capability = load(Capability, text)
+    lists = range(len(capability.choice_lists))
+    named = [index for inputs in capability.choices.values() for index in inputs.values()]
+    for index in (*named, *capability.model_lists.values()):
+        if index not in lists:
+            raise ValueError(f"it names list {index} of its {len(lists)} lists of values")
+    return capability
