@@ -13,7 +13,7 @@ import redis
 from celery._state import _set_task_join_will_block
 from celery.worker import state as celery_state
 
-from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown
+from distributed_comfy.errors import DistributedComfyError, MessageVersionUnknown, OrderRefused
 from distributed_comfy.host_messages import HostAnswer, HostOrder
 from distributed_comfy.messages import load
 from tasks.app import host_queue, make_app
@@ -136,5 +136,11 @@ class HostConsumer:
         except DistributedComfyError as error:
             log.info("order %s (%s %s) is refused: %s", order.order_id, order.verb, order.worker, error)
             answer = HostAnswer(order.order_id, self._host, error=error.to_wire())
+        except Exception as error:  # whoever gave the order is to hear of it at once
+            log.exception("order %s (%s %s) failed; please report it", order.order_id, order.verb, order.worker)
+            fault = f"{type(error).__name__}: {error}"[:200]
+            reason = f"its agent met a fault of its own ({fault}); look into its log, and please report it"
+            refused = OrderRefused(what=f"workers {order.verb} {order.worker}".rstrip(), reason=reason)
+            answer = HostAnswer(order.order_id, self._host, error=refused.to_wire())
         hosts.answer(answer)
         return "obeyed" if answer.error is None else "refused"

@@ -1,6 +1,7 @@
 """What a host's workers are like, as a person or a program writes it down: checked values, and words for what is wrong with others."""
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -210,10 +211,15 @@ def shown_configuration(configuration: HostConfiguration) -> dict[str, Any]:
 def relative_to(worker: WorkerConfiguration, folder: Path) -> WorkerConfiguration:
     """With paths as a shell would have made them: ``~`` is the user's home, others are meant from the file's folder."""
     tree, python = worker.comfyui_path, worker.comfyui_python
-    changes = {"comfyui_path": str(folder / Path(tree).expanduser())} if tree else {}
+    changes = {"comfyui_path": str(folder / os.path.expanduser(tree))} if tree else {}  # the home of nobody stays as it is
     if python and re.search(r"[/\\]", python):
-        changes["comfyui_python"] = str(folder / Path(python).expanduser())
+        changes["comfyui_python"] = str(folder / os.path.expanduser(python))
     return worker.model_copy(update=changes)
+
+
+def why_not_of_host(host: str, name: str) -> str:
+    """Why a worker of an invited host cannot be called so: nobody believes what the host says of others; empty where it can."""
+    return "" if name.startswith(f"{host}-") else f"must begin with {host}-, as all names of workers of host {host}"
 
 
 def _in_words(error: Mapping[str, Any]) -> tuple[str, str]:

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from typing import Any
 
 from distributed_comfy.agent.agent import Agent
-from distributed_comfy.agent.configuration import WorkerConfiguration, parse_worker, shown_configuration
+from distributed_comfy.agent.configuration import WorkerConfiguration, parse_worker, shown_configuration, why_not_of_host
 from distributed_comfy.agent.own_comfyui import check_comfyui
-from distributed_comfy.errors import OrderRefused, WorkerUnknown
+from distributed_comfy.errors import OrderRefused, WorkersFileWrong, WorkerUnknown
 from distributed_comfy.host_messages import HostAnswer, HostOrder, is_signed
 from distributed_comfy.settings import slug
 from tasks.names import default_worker_name
@@ -73,6 +73,7 @@ class HostOrders:
         agent = self._agent
         worker = parse_worker(order.arguments.get("fields", {}), order.worker or "new", "workers add")
         name = order.worker or self._free_name("attach" if worker.engine == "attach" else worker.device)
+        self._check_prefix(name, order.worker or "new")
         if name in agent.configuration.workers:
             raise OrderRefused(what=f"workers add {name}", reason="the host has a worker of this name; edit it, or choose another name")
         agent.change(lambda plain: plain["workers"].update({name: worker.model_dump(mode="json")}), "workers add")
@@ -108,6 +109,16 @@ class HostOrders:
             reason = "it runs, and is known by its name; stop it first"
         if reason:
             raise OrderRefused(what=f"worker {name} cannot be called {new[:60]!r}", reason=reason)
+        self._check_prefix(new, name)
+
+    def _check_prefix(self, new: str, place: str) -> None:
+        """
+        Raises:
+            WorkersFileWrong: the cluster that invited this host would not see a worker of this name.
+        """
+        host = self._agent.host
+        if self._agent.servers.invited_to and (wrong := why_not_of_host(host, new)):
+            raise WorkersFileWrong(source="workers", place=f"workers.{place[:60]}.name", reason=wrong)
 
     def _remove(self, order: HostOrder) -> str:
         agent, name = self._agent, order.worker

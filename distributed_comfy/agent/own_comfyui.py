@@ -23,14 +23,20 @@ def check_comfyui(worker: str, fields: Mapping[str, Any], settings: Settings, fo
         WorkersFileWrong: says of the first one what it must be.
     """
     said = {name: value for name in ("comfyui_path", "comfyui_python") if isinstance(value := fields.get(name), str) and value}
-    there = relative_to(WorkerConfiguration().model_copy(update=said), folder)
+    place = next(iter(said), "")
     try:
+        there = relative_to(WorkerConfiguration().model_copy(update=said), folder)
         if "comfyui_path" in said:
-            place = "comfyui_path"
             find_comfyui(settings.model_copy(update={"comfyui_path": Path(there.comfyui_path)}))
         if "comfyui_python" in said:
             place = "comfyui_python"
             find_interpreter(settings.model_copy(update={"comfyui_python": there.comfyui_python}), folder)
-    except SettingInvalid as error:
-        reason = f"cannot be this on host {settings.host_name}: {error.fields['reason']}"
+    except (SettingInvalid, OSError, RuntimeError, ValueError) as error:  # what is no path at all, too, and what this user may not see
+        reason = f"cannot be this on host {settings.host_name}: {_in_words(error)}"
         raise WorkersFileWrong(source="workers", place=f"workers.{worker}.{place}", reason=reason) from error
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, SettingInvalid):
+        return str(error.fields["reason"])
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)

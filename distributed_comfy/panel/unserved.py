@@ -48,7 +48,7 @@ class Unserved:
                     served[need] = _is_served(need, live)
                 if record and not served[need] and (error := nobody_can_run(record, jobs[job_id], live)):
                     found[job_id] = in_words(error)
-            except Exception:  # of what others have written; it is to take no other job from the page
+            except Exception:  # noqa: BLE001 - of what others have written: it is to take no other job from the page
                 self._tell(job_id)
         return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from distributed_comfy.agent.configuration import wrong_fields
+from distributed_comfy.agent.configuration import why_not_of_host, wrong_fields
 from distributed_comfy.agent.steering import forget_host, give, keeper_of, order_without_agent
 from distributed_comfy.errors import DistributedComfyError, OrderRefused, WorkerFieldsWrong, WorkerUnknown
 from distributed_comfy.host_messages import HostVerb
@@ -54,7 +54,10 @@ class WorkerOrders:
             shown = f"name must have only a-z, 0-9, - and _ ({slug(name) or 'gpu-0'} would do)"
             raise WorkerFieldsWrong(shown=shown, wrong={"name": shown.removeprefix("name ")})
         cluster = self._place.cluster()
-        answer = give(cluster, slug(host) or cluster.settings.host_name, order_for("add", name, fields=given))
+        host = slug(host) or cluster.settings.host_name
+        if name and cluster.hosts.is_invited(host) and (wrong := why_not_of_host(host, name)):
+            raise WorkerFieldsWrong(shown=f"name {wrong}", wrong={"name": wrong})
+        answer = give(cluster, host, order_for("add", name, fields=given))
         return _answered(answer.text, str(answer.facts.get("worker") or name) or _named_in(answer.text), answer.host)
 
     def edit(self, name: str, fields: Mapping[str, Any], *, restart: bool, new: str = "") -> dict[str, Any]:
@@ -77,6 +80,9 @@ class WorkerOrders:
         if new != slug(new):
             return f"must have only a-z, 0-9, - and _ ({slug(new) or 'gpu-0'} would do)"
         cluster = self._place.cluster()
+        host = keeper_of(cluster, name)
+        if host and cluster.hosts.is_invited(host) and (wrong := why_not_of_host(host, new)):
+            return wrong
         if keeper_of(cluster, new) or cluster.workers.workers([new]):
             return f"is taken: there is a worker {new}; choose another one"
         kept = (own for record in cluster.hosts.hosts() for own in record.workers if own.name == name)

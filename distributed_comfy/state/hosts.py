@@ -147,6 +147,10 @@ class HostTable:
         living, silent = self._look()
         return living, self._missed(silent)
 
+    def is_invited(self, host: str) -> bool:
+        """Whether a host was invited, as far as this process may know: its workers are called after it, and no others are believed."""
+        return host in self._invited()
+
     def forget(self, host: str) -> bool:
         """Miss a host no longer; whether it was missed.  One that lives is there again as soon as it speaks."""
         pipe = self._client.pipeline(transaction=False)

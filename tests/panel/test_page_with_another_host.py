@@ -144,6 +144,16 @@ def test_a_worker_of_another_host_is_seen_steered_and_read_like_an_own_one(hosts
     assert until(lambda: page.worker(MORE) is None)
 
 
+def test_a_worker_of_an_invited_host_is_called_after_it(hosts: tuple[HostRig, Far]) -> None:
+    rig, _ = hosts
+    for answer in (
+        rig.page.ask("POST", "/workers", {"host": "pc2", "name": "gpu2", "fields": {"device": "cpu", "enabled": False}}),
+        rig.page.ask("PATCH", f"/workers/{FAR}", {"fields": {}, "name": "foo"}),
+    ):
+        assert answer.status == 400 and answer.error["fields"] == {"name": "must begin with pc2-, as all names of workers of host pc2"}
+    assert rig.page.worker(FAR) is not None
+
+
 def test_a_host_that_is_cut_off_is_said_to_be_and_comes_back_by_itself(hosts: tuple[HostRig, Far]) -> None:
     rig, far = hosts
     with rig.page.events() as events:

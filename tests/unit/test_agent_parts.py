@@ -17,18 +17,21 @@ import psutil
 import pytest
 
 from distributed_comfy.agent.back_off import HEALTHY_S, BackOff
-from distributed_comfy.agent.configuration import WorkerConfiguration
+from distributed_comfy.agent.configuration import WorkerConfiguration, relative_to
 from distributed_comfy.agent.launching import Launcher, Plan
 from distributed_comfy.agent.orders import HostOrders
+from distributed_comfy.agent.own_comfyui import check_comfyui
 from distributed_comfy.agent.placement import Placement
 from distributed_comfy.agent.processes import SurvivingProcess, Survivor, process_start
 from distributed_comfy.agent.rotated_log import RotatedLog, cut_if_long, pump
 from distributed_comfy.agent.up import agent_servers
-from distributed_comfy.host_messages import HostOrder, is_signed, sign_order
+from distributed_comfy.errors import WorkersFileWrong, from_wire
+from distributed_comfy.host_messages import HostAnswer, HostOrder, is_signed, sign_order
 from distributed_comfy.messages import dump, load
 from distributed_comfy.orchestrator.servers import Servers
 from distributed_comfy.orchestrator.worker_command import last_words, log_size, start_worker
 from distributed_comfy.settings import Settings, read_settings
+from tasks.host_consumer import HostConsumer
 from tests.command_line import until
 
 
@@ -157,6 +160,51 @@ def test_orders_that_ask_a_server_hold_no_lock_while_it_hangs(verb: str) -> None
     agent.lock.release()
     answer.set()
     ordering.join(20)
+
+
+@pytest.mark.parametrize(("verb", "worker", "new"), [("add", "gpu2", ""), ("edit", "pc2-cpu", "foo"), ("edit", "pc2-cpu", "pc20-cpu")])
+def test_an_invited_host_gives_no_worker_a_name_that_nobody_would_see(verb: str, worker: str, new: str, tmp_path: Path) -> None:
+    agent: Any = SimpleNamespace(
+        lock=threading.RLock(), host="pc2", remote_configuration=True, settings=Settings(host="pc2"), servers=SimpleNamespace(invited_to="dc://x"),
+        configuration=SimpleNamespace(workers={}), worker=lambda name: SimpleNamespace(process=None, wanted=False),
+        file=SimpleNamespace(path=tmp_path / "workers.json"),
+    )  # fmt: skip
+    order = sign_order(HostOrder("1", verb, worker, {"fields": {}, "name": new}, 5), "secret")  # type: ignore[arg-type]
+    with pytest.raises(WorkersFileWrong) as refused:
+        HostOrders(agent, "secret").obey(order)
+    assert refused.value.fields["place"] == f"workers.{worker}.name" and "must begin with pc2-" in refused.value.fields["reason"]
+
+
+@pytest.mark.parametrize(
+    ("field", "path", "words"),
+    [
+        ("comfyui_path", "~nobody-such/ComfyUI", "is not ComfyUI's folder"),
+        ("comfyui_path", "n" * 300, "File name too long"),
+        ("comfyui_path", "/no\0where", "is not ComfyUI's folder"),
+        ("comfyui_python", "~nobody-such/python", "is not a program"),
+        ("comfyui_python", "/" + "n" * 300, "is not a program"),
+    ],
+)
+def test_a_path_that_can_be_none_is_told_of_its_field(tmp_path: Path, field: str, path: str, words: str) -> None:
+    with pytest.raises(WorkersFileWrong, match=words) as refused:
+        check_comfyui("pc1-cpu", {field: path}, Settings(host="pc1"), tmp_path)
+    assert refused.value.fields["place"] == f"workers.pc1-cpu.{field}"
+
+
+def test_a_worker_whose_folder_is_in_the_home_of_nobody_can_be_launched(tmp_path: Path) -> None:
+    assert relative_to(WorkerConfiguration(comfyui_path="~nobody-such/x"), tmp_path).comfyui_path == str(tmp_path / "~nobody-such/x")
+    assert relative_to(WorkerConfiguration(comfyui_path="~/x"), tmp_path).comfyui_path == str(Path.home() / "x")
+
+
+def test_an_order_that_fails_in_a_way_that_nobody_foresaw_is_answered() -> None:
+    def fail(_order: HostOrder) -> HostAnswer:
+        raise OSError("File name too long")
+
+    kept: list[HostAnswer] = []
+    cluster: Any = SimpleNamespace(hosts=SimpleNamespace(answered=lambda *_: None, now_ms=lambda: 1, answer=kept.append))
+    assert HostConsumer(cluster, "pc1", fail).take(dump(HostOrder("1", "add", "one", {}, 5))) == "refused"
+    (answer,) = kept
+    assert answer.order_id == "1" and answer.error is not None and "OSError: File name too long" in from_wire(answer.error).fields["reason"]
 
 
 def test_a_file_that_others_write_to_is_cut_in_place(tmp_path: Path) -> None:

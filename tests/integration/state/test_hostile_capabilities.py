@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distributed_comfy.messages import Capability, Requirement
-from distributed_comfy.panel import unserved
+from distributed_comfy.orchestrator.waiting import needed_next
 from distributed_comfy.panel.unserved import Unserved
 from distributed_comfy.planning.requirements import matches
 from distributed_comfy.state.matching import Matching
@@ -21,7 +21,8 @@ NEED = Requirement("", (LOADER,), ((LOADER, "ckpt_name", "one.safetensors"),))
 
 
 def register(cluster: Cluster, name: str, **changes: Any) -> None:
-    cluster.workers.register(WorkerFacts(name, "pc2", "cpu", "comfyui"), "life", f"cap-{name}", Capability("comfyui", "1", (LOADER,), **changes))
+    capability = Capability("comfyui", "1", (LOADER,), **changes)
+    cluster.workers.register(WorkerFacts(name, "pc2", "cpu", "comfyui"), "life", f"cap-{name}", capability)
 
 
 def matching_of(cluster: Cluster) -> Matching:
@@ -54,15 +55,13 @@ def test_a_list_that_is_not_there_stops_neither_matching_nor_the_page(cluster: C
 
 def test_a_job_about_which_nothing_can_be_said_takes_the_words_of_no_other(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = {name: cluster.jobs.job_state(name) for name in (cluster.submit(need, needs=(need,)) for need in ("Broken", "Sampler"))}
-    needed = unserved.needed_next
-
     def look(record: Any, state: Any) -> Requirement | None:
-        found = needed(record, state)
+        found = needed_next(record, state)
         if found and found.node_classes == ("Broken",):
             raise IndexError("tuple index out of range")
         return found
 
-    monkeypatch.setattr(unserved, "needed_next", look)
+    monkeypatch.setattr("distributed_comfy.panel.unserved.needed_next", look)
     asked: Any = SimpleNamespace(matching=matching_of(cluster), jobs=cluster.jobs)
     found = Unserved().look(asked, jobs)
     assert list(found) == [list(jobs)[1]] and "no worker" in next(iter(found.values()))[0]
