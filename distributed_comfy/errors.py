@@ -680,6 +680,16 @@ class StateNotRead(ClusterUnavailable):
     sentence = "the state of the cluster was not read within {seconds} s; check whether its Redis answers, and try again"
 
 
+class JobsNotEnded(ClusterUnavailable):
+    """The prompts of a ComfyUI were ended, and jobs of the cluster were to be."""
+
+    code = "jobs_not_ended"
+    sentence = (
+        "prompts of this ComfyUI that were ended: {prompts}; jobs of the cluster were not ended ({reason}); "
+        "look whether its Redis runs, and end them then"
+    )
+
+
 class PanelFault(ClusterUnavailable):
     """The panel met something that nobody foresaw; what it shows is what was known before."""
 

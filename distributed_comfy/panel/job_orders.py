@@ -4,13 +4,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from distributed_comfy.errors import DistributedComfyError, JobOwned, JobStateInvalid, JobUnknown
+from distributed_comfy.errors import DistributedComfyError, JobOwned, JobsNotEnded, JobStateInvalid, JobUnknown
 from distributed_comfy.orchestrator.detach import attach_detached
 from distributed_comfy.panel.bodies import BadRequest
 from distributed_comfy.panel.place import Place
@@ -72,6 +72,7 @@ class JobOrders:
         Raises:
             BadRequest: it says neither.
             JobUnknown, JobStateInvalid: as `order`, of one job.
+            JobsNotEnded: prompts were ended, and the server of the jobs does not answer.
         """
         master = self._place.master
         if what == "job":
@@ -83,20 +84,36 @@ class JobOrders:
             return {"jobs": [job_id], "prompts": prompts, "refused": {}}
         if what not in ("mine", "all"):
             raise BadRequest("what must be job, mine or all")
-        cluster = self._place.cluster()
-        live = {name: state for name, state in cluster.jobs.jobs().items() if not state.ended}
-        own = set(master.jobs()) if master is not None else {name for name, state in live.items() if state.submitter == self._user}
-        prompts = master.interrupt(None) if master is not None else 0
+        own = set(master.jobs()) if master is not None else set()
+        prompts = master.interrupt(None) if master is not None else 0  # first: no server needs to answer for that
+        try:
+            return {"prompts": prompts, **self._end_jobs(own, every=what == "all")}
+        except (DistributedComfyError, redis.RedisError) as error:
+            if master is None:
+                raise
+            raise JobsNotEnded(prompts=prompts, reason=told(error)["message"]) from error
+
+    def _end_jobs(self, own: Collection[str], *, every: bool) -> dict[str, Any]:
+        """End those jobs, or all, and those of this user where there is no master; which were ended, and which refused.
+
+        Args:
+            own: of this master, whose prompts were ended: its jobs end by that, too.
+            every: end those of others, too.
+        """
+        jobs = self._place.cluster().jobs
+        live = {name: state for name, state in jobs.jobs().items() if not state.ended}
+        if self._place.master is None:
+            own = {name for name, state in live.items() if state.submitter == self._user}
         ended, refused = [], {}
         for name in live:
-            if what == "all" or name in own:
+            if every or name in own:
                 try:
-                    self._cancel(cluster.jobs, name, "")
+                    self._cancel(jobs, name, "")
                     ended.append(name)
                 except DistributedComfyError as error:
                     if name not in own and not isinstance(error, JobUnknown):  # its prompt was interrupted, and it ended by that
                         refused[name] = told(error)
-        return {"jobs": ended, "prompts": prompts, "refused": refused}
+        return {"jobs": ended, "refused": refused}
 
     @property
     def _user(self) -> str:
