@@ -52,7 +52,7 @@ class Composer:
         self._steps: Mapping[StepPlace, StepView] = {}
         self._steps_at = 0.0
         self._down: dict[str, int] = {}
-        """Servers that do not answer -> when they did last."""
+        """Servers that do not answer -> when they did last; 0: not since somebody looks."""
         self._able = -1
         """Workers that take items, at the last estimate."""
         self._local = self._runs = False
@@ -68,7 +68,7 @@ class Composer:
             self._able = able
             self._estimate(found)
         servers, host = self._place.servers(), self._place.settings.host_name
-        state, blobs = (self._health(name, server, found.now_ms) for name, server in (("state", found.state), ("blobs", found.blobs)))
+        state, blobs = (self._health(name, server, pulse) for name, server in (("state", found.state), ("blobs", found.blobs)))
         composed = {
             "servers": {
                 "shown": servers.shown if servers else "", "embedded": bool(servers and servers.embedded),
@@ -80,10 +80,15 @@ class Composer:
         }  # fmt: skip
         return composed if found.state.up else out_of_date(composed, state["down_since_ms"])
 
-    def _health(self, name: str, server: Server, now_ms: int) -> dict[str, Any]:
+    def begin(self) -> None:
+        """Nobody has looked for a while, or another cluster is looked at: since when a server does not answer is not known."""
+        self._down.clear()
+
+    def _health(self, name: str, server: Server, pulse: Pulse) -> dict[str, Any]:
         if server.up:
             self._down.pop(name, None)
-        return {**server.shown(), "down_since_ms": 0 if server.up else self._down.setdefault(name, now_ms)}
+        answered_ms = pulse.found.now_ms if name in pulse.answered else 0
+        return {**server.shown(), "down_since_ms": 0 if server.up else self._down.setdefault(name, answered_ms)}
 
     def _look_around(self) -> None:
         """Whether this user's own agent runs here, whose orders need nobody's leave."""

@@ -66,6 +66,8 @@ class Pulse:
         self.found = Findings()
         self.jobs_changed = True
         """Whether the last look found anything else about jobs."""
+        self.answered: frozenset[str] = frozenset()
+        """Which of ``state`` and ``blobs`` have answered since `begin`."""
         self._looked_at = 0.0
         self._now = now
         self._named: set[str] = set()
@@ -82,6 +84,11 @@ class Pulse:
         """Redis time of now, also while it is away; 0 before the first look."""
         return self.found.now_ms + round((self._now() - self._looked_at) * 1000) if self.found.now_ms else 0
 
+    def begin(self) -> None:
+        """Nobody has looked for a while: how the servers were meanwhile is not known."""
+        self.answered = frozenset()
+        self._blobs.begin()
+
     def look(self, cluster: Cluster) -> None:
         """Read what is due.
 
@@ -90,12 +97,15 @@ class Pulse:
         """
         separate = cluster.redis_url != cluster.blob_url  # one may be away then while the other answers
         self.found.blobs = self._blobs.look(cluster) if separate else self.found.state
+        if separate and self._blobs.answered:
+            self.answered |= {"blobs"}
         try:
             self._look(cluster)
         except (DistributedComfyError, redis.RedisError) as error:
             self.fail(error)
             raise
         self.found.state.up, self.found.state.error = True, None
+        self.answered |= {"state"} if separate else {"state", "blobs"}
 
     def fail(self, error: DistributedComfyError | redis.RedisError) -> None:
         """The state server cannot be asked; all else stays as it was known last."""

@@ -49,6 +49,12 @@ class BlobServer:
         self._known = Server()
         self._thread: threading.Thread | None = None
         self._began = 0.0
+        self.answered = False
+        """Whether it did since `begin`."""
+
+    def begin(self) -> None:
+        """Nobody has looked for a while."""
+        self.answered = False
 
     def look(self, cluster: Cluster) -> Server:
         """How it was found last, and to be looked at again where that is due."""
@@ -66,6 +72,7 @@ class BlobServer:
         found = replace(self._known, up=True, error=None)
         try:
             examine(found, cluster.blob_client)
+            self.answered = True
         except redis.RedisError as error:
             found.up, found.error = False, told(in_our_words(error, _NAME, _SETTING) or error)
         except (OSError, ValueError, TypeError) as error:  # the connection was closed, or it is no Redis that answers

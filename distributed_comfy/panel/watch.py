@@ -168,6 +168,8 @@ class Watch:
 
     def _work(self) -> None:
         stop, changed_at = threading.Event(), time.monotonic()
+        self._pulse.begin()
+        self._composer.begin()
         threading.Thread(target=self.steps.listen, args=(self._place.cluster, stop), name="panel progress", daemon=True).start()
         try:
             while not self._is_over():
@@ -196,6 +198,7 @@ class Watch:
             cluster = self._place.cluster()
             if cluster is not self._looked_at:  # another cluster, of which nothing is known
                 self._looked_at, self._pulse = cluster, Pulse()
+                self._composer.begin()
             self._pulse.look(cluster)
             with self._changed:
                 watched = [job_id for job_id in self._watched if self._watched[job_id] > 0]
@@ -225,8 +228,9 @@ class Watch:
             failure, before = told(self._fault(error)), self._state
             if not before:
                 return {}
-            servers, since_ms = before["servers"], before["servers"]["state"]["down_since_ms"] or self.now_ms
-            health = {**servers["state"], "up": False, "error": failure, "down_since_ms": since_ms}
+            servers, health = before["servers"], before["servers"]["state"]
+            since_ms = self.now_ms if health["up"] else health["down_since_ms"]
+            health = {**health, "up": False, "error": failure, "down_since_ms": since_ms}
             return out_of_date({**before, "servers": {**servers, "state": health}}, since_ms)
 
     def _publish(self) -> bool:

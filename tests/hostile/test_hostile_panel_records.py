@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distributed_comfy import messages
-from distributed_comfy.errors import WorkerLost
+from distributed_comfy.errors import RedisUnreachable, WorkerLost
 from distributed_comfy.messages import Capture, ItemResult, TensorRef
 from distributed_comfy.orchestrator.progress import Step
 from distributed_comfy.panel.composing import Composer
@@ -292,6 +292,43 @@ def test_a_fault_of_the_panel_is_told_on_every_page_and_ends_nothing(tmp_path: P
             assert error["code"] == "panel_fault" and "ZeroDivisionError" in error["message"] and error["remedy"]
             monkeypatch.setattr(Composer, "compose", whole)
             assert _until(lambda: watch.state()["servers"]["state"]["up"] and not watch.state()["servers"]["state"]["error"])
+    finally:
+        watch.end()
+
+
+def test_since_when_a_server_is_away_is_told_only_where_somebody_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distributed_comfy.panel.watch._LINGER_S", 0.1)
+    monkeypatch.setattr("distributed_comfy.panel.watch._RETRY_S", 0.05)
+    monkeypatch.setattr(Steps, "listen", lambda _self, _cluster, stop: stop.wait(30))
+    clock, away = [1_000], [True]
+
+    def look(pulse: Pulse, _cluster: Any) -> None:
+        if away[0]:
+            raise RedisUnreachable(url="redis://pc1", reason="refused", setting="DC_REDIS_URL")
+        pulse.found.now_ms = clock[0]
+
+    monkeypatch.setattr(Pulse, "_look", look)
+    cluster: Any = SimpleNamespace(redis_url="redis://a", blob_url="redis://a")
+    watch = Watch(place(tmp_path, lambda: cast("Any", cluster)), dict)
+
+    def health() -> tuple[bool, int]:
+        servers = watch.state()["servers"]
+        assert servers["blobs"]["down_since_ms"] == servers["state"]["down_since_ms"]
+        return servers["state"]["up"], servers["state"]["down_since_ms"]
+
+    try:
+        with watch.viewing(lambda: None):
+            assert health() == (False, 0), "it never answered"
+            away[0] = False
+            assert _until(lambda: health() == (True, 0))
+            away[0] = True
+            assert _until(lambda: health() == (False, 1_000))
+            away[0] = False
+            assert _until(lambda: health() == (True, 0))
+        assert _until(lambda: watch._thread is None)
+        away[0], clock[0] = True, 9_000
+        with watch.viewing(lambda: None):
+            assert health() == (False, 0), "nobody looked while it fell silent"
     finally:
         watch.end()
 

@@ -54,6 +54,9 @@ def test_a_blob_server_that_answers_is_told_as_it_says() -> None:
     server, cluster = BlobServer(), cluster_with(lambda: INFO)
     assert until(lambda: server.look(cluster).version)
     assert server.look(cluster) == Server(True, None, "7.4.1", 5 * 2**20, None, True)
+    assert server.answered
+    server.begin()
+    assert not server.answered, "and it is not due yet"
 
 
 def test_a_blob_server_that_drops_packets_holds_nobody_and_counts_as_away_until_it_answers() -> None:

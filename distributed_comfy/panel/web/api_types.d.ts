@@ -31,7 +31,7 @@ export type ServerHealth = {
   limit_bytes: number | null;
   /** Whether it writes its data to disk; null: not known. */
   kept: boolean | null;
-  /** While it does not answer: when it did last; else 0. */
+  /** While it does not answer: when it did last, and 0 where it has not since anybody looks: since when is not known then. Else 0. */
   down_since_ms: number;
 };
 
