@@ -123,5 +123,4 @@ def failure(status: int, error: dict[str, Any]) -> web.Response:
 def refusal(refused: Refused) -> web.Response:
     """The same for somebody who may not ask."""
     message, remedy = split_text(refused.reason)
-    code = "token_wrong" if refused.status == web.HTTPUnauthorized.status_code else "foreign_origin"
-    return failure(refused.status, {"code": code, "message": message, "remedy": remedy})
+    return failure(refused.status, {"code": refused.code, "message": message, "remedy": remedy})

@@ -22,10 +22,11 @@ _USUAL_PORTS = {"http": 80, "https": 443, "": None}
 
 
 class Refused(Exception):
-    """The answer to a caller that may not have what it wants."""
+    """The answer to a caller that may not have what it wants; ``code`` where it is neither its token nor its site."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, code: str = "") -> None:
         super().__init__(reason)
+        self.code = code or ("token_wrong" if status == web.HTTPUnauthorized.status_code else "foreign_origin")
         self.status = status
         self.reason = reason
 

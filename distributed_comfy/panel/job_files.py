@@ -140,10 +140,11 @@ class JobFiles:
         master = self._place.master
         if master is None:
             return None
+        over = master.is_over(job_id)  # first: what it saves until then is among its files
         named = master.files(job_id)
         if named is not None:
             files = [found for path in named if (found := _found(Path(path))) is not None]
-            return _common(files, self._place.out, complete=master.is_over(job_id))
+            return _common(files, self._place.out, complete=over)
         spool = cluster.jobs.spool(job_id)
         if spool is not None and spool.host == self._place.settings.host_name and self._is_in_cache(spool):
             return JobResults(self._place.out, (), complete=state.ended)  # of a prompt from before this ComfyUI was started again

@@ -68,8 +68,11 @@ class Pulse:
         """Whether the last look found anything else about jobs."""
         self.answered: frozenset[str] = frozenset()
         """Which of ``state`` and ``blobs`` have answered since `begin`."""
+        self._back_at = float("-inf")
+        """When the state server was there again."""
         self._looked_at = 0.0
         self._now = now
+        self._was_away = False
         self._named: set[str] = set()
         """Of workers and guests, at the last look at their rows."""
         self._texts: dict[str, str] = {}
@@ -110,6 +113,7 @@ class Pulse:
     def fail(self, error: DistributedComfyError | redis.RedisError) -> None:
         """The state server cannot be asked; all else stays as it was known last."""
         self.found.state.up, self.found.state.error = False, told(error)
+        self._was_away = True
         self.jobs_changed = False
         self._due.clear()  # when it is back, everything may be different
         self._marks, self._listed = (), ()
@@ -128,6 +132,8 @@ class Pulse:
             pipe.mget([keys("status", name) for name in names])
         clock, counters, tallies, count, active, workers, *texts = _reply(cluster, pipe.execute)
         self.found.now_ms, self._looked_at = int(clock[0]) * 1000 + int(clock[1]) // 1000, self._now()
+        if self._was_away:
+            self._was_away, self._back_at = False, self._now()
         self._take_statuses(dict(zip(names, texts[0], strict=True)) if names else {})
         self._look_at_jobs(cluster, keys, (tuple(counters), tuple(sorted(tallies.items()))), (count, counters[0]), active)
         self.found.item_s = _item_s({name: int(value) for name, value in tallies.items()})
@@ -160,8 +166,11 @@ class Pulse:
         self._named = names
         self.found.rows = {row.facts.name: without_lease(row) for row in rows if row.capability or row.state != "lost"}
         living, gone = cluster.hosts.known()
-        self.found.hosts = {record.host: record for record in living}
-        self.found.gone = {host.record.host: self._steady(host) for host in gone}
+        hosts = {record.host: record for record in living}
+        if self._now() < self._back_at + cluster.settings.lease_ttl_s:  # leases ran out while nobody could renew them
+            hosts.update({name: self.found.hosts[name] for host in gone if (name := host.record.host) in self.found.hosts})
+        self.found.hosts = hosts
+        self.found.gone = {host.record.host: self._steady(host) for host in gone if host.record.host not in hosts}
 
     def _steady(self, host: GoneHost) -> GoneHost:
         """With the time of before, where it is the same but for what a look takes: pages are told only what differs."""

@@ -25,7 +25,7 @@ from distributed_comfy.panel.streams import Streams
 from distributed_comfy.panel.taking_over import take_over
 from distributed_comfy.panel.tunnels import LEADING, Tunnels
 from distributed_comfy.panel.watch import Watch
-from distributed_comfy.panel.worker_logs import LINES, LogQuery, LogReader
+from distributed_comfy.panel.worker_logs import ALL_LINES, LINES, LogQuery, LogReader
 from distributed_comfy.panel.worker_orders import WorkerOrders
 from distributed_comfy.settings import slug
 
@@ -164,8 +164,8 @@ class Panel:
     async def read_log(self, request: web.Request) -> web.StreamResponse:
         """The last lines, or those that were searched for."""
         lines = number_of(request, "lines", LINES)
-        if lines < 1:
-            raise BadRequest("lines must be 1 or more")
+        if not 1 <= lines <= ALL_LINES:
+            raise BadRequest(f"lines must be from 1 to {ALL_LINES}")
         search, level, source = (request.query.get(name, "") for name in ("search", "level", "source"))
         query = LogQuery(lines, search, level, source)
         return await self.threads.quick_json(self._logs.read, _worker(request), query)

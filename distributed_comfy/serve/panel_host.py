@@ -92,7 +92,8 @@ def add_panel(application: web.Application, place: ServePlace, *, allow_plain: b
 
     def judge(request: web.Request) -> None:
         if not allow_plain and not is_private(request):
-            raise Refused(403, "the connection is not encrypted; use https:// (or start serve with --allow-plain in a network you trust)")
+            reason = "the connection is not encrypted; use https:// (or start serve with --allow-plain in a network you trust)"
+            raise Refused(403, reason, "not_encrypted")
         callers.check_token(request)
 
     async def end(_application: web.Application) -> None:

@@ -73,7 +73,7 @@ def test_no_route_answers_a_page_of_another_site(rig: PanelRig, each: Declared, 
 
 def test_a_secret_in_the_clear_from_elsewhere_is_refused(rig: PanelRig) -> None:
     answer = rig.page.ask("GET", "/state", X_Forwarded_Proto="http")
-    assert answer.status == 403 and "https://" in answer.error["remedy"]
+    assert answer.status == 403 and answer.error["code"] == "not_encrypted" and "https://" in answer.error["remedy"]
     assert rig.page.ask("GET", "/state", X_Forwarded_Proto="https").status == 200
 
 
@@ -252,7 +252,8 @@ def test_a_log_is_read_searched_followed_and_saved(rig: PanelRig) -> None:
         rig.page.post("/workers/pc1-one/orders", {"order": "probe"})
         until(lambda: any(name == "lines" for name, _, _ in events.told))
     assert rig.page.ask("GET", "/workers/nobody/log").status == 404
-    assert rig.page.ask("GET", "/workers/pc1-one/log?lines=x").status == 400
+    for lines in ("x", "0", "-1", "20001", "1" + 30 * "0"):
+        assert rig.page.ask("GET", f"/workers/pc1-one/log?lines={lines}").status == 400
     assert rig.page.ask("GET", "/workers/pc1-one/log?level=LOUD").status == 400
 
 

@@ -259,6 +259,25 @@ def test_a_prompt_that_still_runs_has_its_results_here_and_none_yet(rig: Rig) ->
     assert rig.gives("ComfyUI_00001_.png") and not rig.gives("gone.png")
 
 
+def test_a_prompt_that_ends_during_the_look_has_all_its_files_or_is_not_complete(rig: Rig) -> None:
+    class Ending(Master):
+        """It saves its picture, and is over, right after it was first asked anything."""
+
+        asked = 0
+
+        def files(self, job_id: str) -> Sequence[str] | None:
+            self.asked += 1
+            return super().files(job_id) if self.asked > 1 else []
+
+        def is_over(self, _job_id: str) -> bool:
+            self.asked += 1
+            return self.asked > 1
+
+    rig.place.master = Ending([str(rig.write("late.png"))], over=True)
+    found = rig.shown()
+    assert not found["results_complete"] or [each["name"] for each in found["results"]] == ["late.png"]
+
+
 def test_a_prompt_without_files_or_from_before_a_restart_is_not_said_to_be_elsewhere(rig: Rig) -> None:
     rig.place.master = Master([], over=True)
     found = rig.shown()

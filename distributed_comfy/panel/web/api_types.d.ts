@@ -2,7 +2,7 @@
 
 /** What went wrong, in words for people. */
 export type Error = {
-  /** Stable; docs/errors.md lists them, beside `token_wrong`, `foreign_origin`, `request_wrong`, `not_found`. */
+  /** Stable; docs/errors.md lists them, beside `token_wrong`, `foreign_origin`, `not_encrypted`, `request_wrong`, `not_found`. */
   code: string;
   /** What is wrong. */
   message: string;
