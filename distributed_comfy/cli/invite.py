@@ -104,7 +104,7 @@ def _by_tunnel(output: Output, settings: Settings, options: InviteOptions, expir
         _show(output, invite_host(settings, replace(options, url=serving.join_url, check=False)), expires)
         output.remark("the tunnel is open for as long as this command runs; Ctrl-C shuts it")
 
-    interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(port=0, tunnel=True), ready, stop))
+    interruptibly(output, lambda stop: serve_relay(settings, ServeOptions(port=0, tunnel=True, only_tunnel=True), ready, stop))
 
 
 def _settings(output: Output) -> Settings:

@@ -179,7 +179,7 @@ class ComfyPlace:
 
     def lead_here(self, ready: Callable[[str], None], stop: threading.Event) -> None:
         """To a relay of its own, so that nobody comes to this ComfyUI by it."""
-        serve_relay(self.own, ServeOptions(port=0, tunnel=True), lambda serving: ready(serving.join_url), stop)
+        serve_relay(self.own, ServeOptions(port=0, tunnel=True, only_tunnel=True), lambda serving: ready(serving.join_url), stop)
 
 
 def add_panel(pack: Pack, callers: Callers) -> Panel:

@@ -70,6 +70,14 @@ class Tunnels:
         self._over.wait(_END_S)
         return self.shown()
 
+    def lose(self, error: TunnelEnded) -> None:
+        """Tell that the one with which this process was started has ended, unless another one was opened here."""
+        with self._lock:
+            if not self._over.is_set():
+                return
+            self._show("ended", error=told(error))
+        self._on_change()
+
     def halt(self) -> None:
         """Let it end; returns at once."""
         self._stop.set()

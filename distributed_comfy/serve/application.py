@@ -40,6 +40,8 @@ class ServeOptions:
     """See `Relay.allow_plain`."""
     tunnel: bool = False
     """Lead a public address here, see `serve.tunnel`."""
+    only_tunnel: bool = False
+    """Nobody comes by any other address: end with the tunnel."""
 
 
 def make_relay(servers: Servers, prefix: str, *, allow_plain: bool = False) -> Relay:

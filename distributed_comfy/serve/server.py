@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from aiohttp import web
 
+from distributed_comfy.errors import TunnelEnded
 from distributed_comfy.orchestrator.servers import Servers, redis_servers
 from distributed_comfy.orchestrator.sweeping import sweeping
 from distributed_comfy.panel.place import TakeOver
@@ -51,7 +53,7 @@ def serve_relay(
         taken_over: see `panel.place.Place.taken_over`; None: the relay alone, without the panel.
     Raises:
         SettingInvalid, ClusterUnavailable, TunnelMissing: at the start.
-        TunnelEnded: later, where its address has come to lead nowhere.
+        TunnelEnded: later, where its address has come to lead nowhere, and nobody comes by another one.
     """
     with redis_servers(settings) as servers, sweeping(servers, settings.key_prefix):
         site = Site(settings, options, servers, taken_over)
@@ -77,6 +79,20 @@ class Site:
             add_panel(application, place, allow_plain=self.options.allow_plain)
         return application
 
+    def go_on(self, application: web.Application, error: TunnelEnded) -> None:
+        """Tell that the tunnel has ended, where others still come by another address.
+
+        Raises:
+            TunnelEnded: nobody does.
+        """
+        if self.options.only_tunnel:
+            raise error
+        log.error("%s; serve goes on without it, for those who come by its other addresses", error)
+        if self.taken_over is not None:
+            from distributed_comfy.serve.panel_host import PANEL
+
+            application[PANEL].tunnels.lose(error)
+
     def panel_at(self, url: str) -> tuple[str, str]:
         """See `Serving.panel_url`, and its token."""
         if self.taken_over is None:
@@ -89,7 +105,8 @@ class Site:
 async def _serve(site: Site, ready: Callable[[Serving], None], stop: threading.Event) -> None:
     options, servers = site.options, site.servers
     with ExitStack() as ending:
-        async with listening(site.application(), options) as url:
+        application = site.application()
+        async with listening(application, options) as url:
             join_url, tunnel = url.replace("http", "ws", 1), None
             if options.tunnel:
                 opening = open_tunnel(url.replace("0.0.0.0", "127.0.0.1"), stop=stop)
@@ -100,20 +117,24 @@ async def _serve(site: Site, ready: Callable[[Serving], None], stop: threading.E
             if not options.tls_cert and not options.allow_plain and not is_loopback(options.host):
                 log.warning("%s is not encrypted, so logins are refused unless a proxy before it says that its clients use HTTPS", url)
             ready(Serving(url, join_url, servers, *site.panel_at(url)))
-            await _keep(tunnel, stop)
+            await _keep(tunnel, stop, partial(site.go_on, application))
 
 
-async def _keep(tunnel: Tunnel | None, stop: threading.Event) -> None:
+async def _keep(tunnel: Tunnel | None, stop: threading.Event, go_on: Callable[[TunnelEnded], None]) -> None:
     while not stop.is_set():
         await asyncio.sleep(_LOOK_S)
         if tunnel is not None and not stop.is_set():
-            tunnel.check()
+            try:
+                await asyncio.to_thread(tunnel.check)
+            except TunnelEnded as error:
+                tunnel = None
+                go_on(error)
 
 
 def _tunnel_to(settings: Settings) -> Callable[[Callable[[str], None], threading.Event], None]:
     """What leads a public address to a relay of its own, which has no panel."""
 
     def lead(ready: Callable[[str], None], stop: threading.Event) -> None:
-        serve_relay(settings, ServeOptions(port=0, tunnel=True), lambda serving: ready(serving.join_url), stop)
+        serve_relay(settings, ServeOptions(port=0, tunnel=True, only_tunnel=True), lambda serving: ready(serving.join_url), stop)
 
     return lead

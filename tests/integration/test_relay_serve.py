@@ -23,6 +23,7 @@ from distributed_comfy.errors import RelayTlsFailed, RelayUnreachable
 from distributed_comfy.relay.client import relay_urls
 from distributed_comfy.settings import read_settings
 from tests.command_line import PROJECT, until
+from tests.panel_rig import Page
 from tests.relay_rig import SECRET, USER, ServeProcess, health, make_certificate, make_user, served
 from tests.tunnel_program import WORDS, lives, stand_in
 
@@ -148,6 +149,24 @@ def test_a_tunnel_ends_with_serve_even_when_that_is_killed(environment: dict[str
         assert f"http://127.0.0.1:{process.port}" in arguments
         process.process.kill()
         until(lambda: not lives(int(pid)))
+
+
+def test_serve_goes_on_without_its_tunnel_and_says_so(environment: dict[str, str], tmp_path: Path) -> None:
+    stand_in(tmp_path, WORDS, lives=True)
+    own = {"XDG_CONFIG_HOME": str(tmp_path / "home"), "DC_RUNTIME_DIR": str(tmp_path / "run"), **environment}
+    with served(tmp_path, "--tunnel", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **own) as process:
+        printed = subprocess.run(
+            [sys.executable, "-m", "distributed_comfy", "comfyui", "token"], env={**os.environ, "PYTHONPATH": str(PROJECT), **own},
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        page = Page(process.url, printed.stdout.strip())
+        assert page.state()["tunnel"]["error"] is None
+        os.kill(int((tmp_path / "ran").read_text().partition(" ")[0]), signal.SIGKILL)
+        tunnel = until(lambda: (found := page.state()["tunnel"])["state"] == "ended" and found)
+        assert tunnel["error"]["code"] == "tunnel_ended" and "signal 9" in tunnel["error"]["message"] and tunnel["error"]["remedy"]
+        assert "serve goes on without it" in process.log() and process.process.poll() is None and health(process.url)["version"]
+        page.post("/tunnel")
+        until(lambda: page.state()["tunnel"]["state"] == "open")
 
 
 def test_an_invitation_by_a_tunnel_serves_for_as_long_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,9 @@ from distributed_comfy.panel.pulse import Pulse
 from distributed_comfy.panel.routes import Panel
 from distributed_comfy.panel.server_looks import BlobServer, Server
 from distributed_comfy.panel.tunnels import Tunnels
+from distributed_comfy.settings import Settings
 from distributed_comfy.state.job_rows import fatal_error
+from distributed_comfy.state.records import GoneHost, HostRecord
 from tasks.cluster import Cluster
 
 JOB = "0123456789ab"
@@ -118,6 +120,48 @@ def test_the_blob_server_is_looked_at_while_the_state_server_is_away() -> None:
     ask["fails"] = True
     pulse._blobs._began = -100.0  # the next look is due
     assert until(lambda: not look().up)
+
+
+def test_a_host_is_missed_only_a_lease_after_the_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, record = [100.0], HostRecord("pc2", "they", 1, "i")
+    known: list[Any] = [([record], [])]
+    away: Any = redis.ConnectionError("refused")
+    pulse = Pulse(lambda: now[0])
+    cluster: Any = SimpleNamespace(
+        hosts=SimpleNamespace(known=lambda: known[0]), workers=SimpleNamespace(workers=lambda _names: []), jobs=None, invites=None,
+        settings=Settings(lease_ttl_s=15), redis_url="redis://a", blob_url="redis://a", client=Answers(),
+    )  # fmt: skip
+    monkeypatch.setattr(pulse, "_look_at_jobs", lambda *_: None)
+    monkeypatch.setattr(pulse, "_look_at_servers", lambda *_: None)
+
+    def look(after_s: float) -> tuple[set[str], set[str]]:
+        now[0] += after_s
+        pulse.look(cluster)
+        return set(pulse.found.hosts), set(pulse.found.gone)
+
+    assert look(0) == ({"pc2"}, set())
+    pulse.fail(away)
+    known[0] = ([], [GoneHost(record, 5)])
+    assert look(60) == ({"pc2"}, set()), "its agent could not renew its lease"
+    assert look(14) == ({"pc2"}, set())
+    assert look(2) == (set(), {"pc2"}), "it did not come back"
+    known[0] = ([record], [])
+    assert look(2) == ({"pc2"}, set())
+    known[0] = ([], [GoneHost(record, 5)])
+    assert look(2) == (set(), {"pc2"}), "the server was there all the time"
+
+
+class Answers:
+    """A Redis without jobs and workers."""
+
+    def pipeline(self, **_: Any) -> Any:
+        return self
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_: None
+
+    def execute(self) -> list[Any]:
+        return [(1, 0), (None, None), {}, 0, set(), set()]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +265,23 @@ def test_a_tunnel_that_is_over_is_not_shown_as_open_whatever_ended_it(failure: B
     assert error["code"] == code and error["message"] and error["remedy"] and one.shown()["url"] == ""
     assert one.open()["since_ms"] == 5  # again
     assert until(lambda: one.shown()["state"] == state) and one.close() == {"state": "closed", "url": "", "since_ms": 5, "error": None}
+
+
+def test_the_end_of_a_tunnel_from_the_start_is_told_unless_another_one_is_open() -> None:
+    lost, ends = TunnelEnded(program="cloudflared", reason="it ended"), threading.Event()
+
+    def lead(ready: Callable[[str], None], _stop: threading.Event) -> None:
+        ready("wss://here")
+        ends.wait(20)
+
+    one = tunnels(lead)
+    one.lose(lost)
+    assert one.shown()["state"] == "ended" and one.shown()["error"]["code"] == "tunnel_ended"
+    one.open()
+    assert until(lambda: one.shown()["state"] == "open")
+    one.lose(lost)
+    assert one.shown()["state"] == "open"
+    ends.set()
 
 
 def test_a_tunnel_that_takes_long_to_close_is_not_called_closed_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
