@@ -109,9 +109,9 @@ class ComfyHost:
 
     @property
     def user_folder(self) -> Path | None:
-        """Where it keeps what its users save; None in a version that keeps nothing."""
+        """Where it keeps what its one user saves; None in older versions, and with ``--multi-user``: nobody says who sent a prompt."""
         find = getattr(self.folder_paths, "get_user_directory", None)
-        return Path(find()) if find is not None else None
+        return Path(find()) / "default" if find is not None and not getattr(self.args, "multi_user", False) else None
 
 
 def read_host() -> ComfyHost:

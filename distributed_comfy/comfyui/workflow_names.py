@@ -1,4 +1,4 @@
-"""The names under which ComfyUI's users have saved their workflows: a workflow with its id goes in, the name of its file comes out."""
+"""The names under which a user of ComfyUI has saved workflows: a workflow with its id goes in, the name of its file comes out."""
 from __future__ import annotations
 
 import re
@@ -17,7 +17,7 @@ def saved_name(user_folder: Path | None, workflow: Any) -> str:
     """What the tab of a workflow says in the editor; empty where it was not saved, or has no id, as those of older editors.
 
     Args:
-        user_folder: in which ComfyUI keeps what its users save; None: it keeps nothing.
+        user_folder: in which ComfyUI keeps what the sender saves; None: that is not known.
         workflow: as the editor sent it; may be anything.
     """
     wanted = workflow.get("id") if isinstance(workflow, dict) else None
@@ -29,7 +29,7 @@ def saved_name(user_folder: Path | None, workflow: Any) -> str:
 
 def _files(user_folder: Path) -> Iterator[Path]:
     try:
-        yield from user_folder.glob("*/workflows/**/*.json")
+        yield from user_folder.glob("workflows/**/*.json")
     except OSError:
         return
 

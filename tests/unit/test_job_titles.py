@@ -5,10 +5,12 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from distributed_comfy.comfyui.host import ComfyHost
 from distributed_comfy.comfyui.titles import title_of
 
 AT_S = time.mktime((2026, 3, 4, 14, 5, 59, 0, 0, -1))
@@ -39,8 +41,10 @@ def test_a_workflow_without_a_name_is_called_like_what_it_makes(extra: Any) -> N
 
 def test_a_saved_workflow_is_called_like_its_file(tmp_path: Path) -> None:
     ids = ["0b7e9a52-6f6f-4a53-8d1a-2f4b8b5f0c11", "0b7e9a52-6f6f-4a53-8d1a-2f4b8b5f0c22"]
-    folder = tmp_path / "default" / "workflows" / "mine"
+    folder, others = tmp_path / "default" / "workflows" / "mine", tmp_path / "somebody" / "workflows"
     folder.mkdir(parents=True)
+    others.mkdir(parents=True)
+    (others / "Theirs.json").write_text(json.dumps({"id": ids[0]}))
     for age_s, (name, content) in enumerate((
         ("Lighthouse.json", {"id": ids[0], "revision": 0, "nodes": []}), ("Copy.json", {"id": ids[0]}), ("Other.json", {"id": ids[1]}),
         ("old.json", {"last_node_id": 1, "id": ids[1]}),
@@ -50,11 +54,20 @@ def test_a_saved_workflow_is_called_like_its_file(tmp_path: Path) -> None:
     (folder / "broken.json").write_bytes(b"\xff{")
     (folder / "gone.json").symlink_to(folder / "nowhere")
     sent = {"workflow": {"id": ids[0], "name": "inside"}}
-    assert title_of(SAVE, ["9"], sent, AT_S, user_folder=tmp_path) == "Lighthouse, 14:05"
-    assert title_of(SAVE, ["9"], {"workflow": {"id": ids[1]}}, AT_S, user_folder=tmp_path) == "Other, 14:05"
+    assert title_of(SAVE, ["9"], sent, AT_S, user_folder=tmp_path / "default") == "Lighthouse, 14:05"
+    assert title_of(SAVE, ["9"], {"workflow": {"id": ids[1]}}, AT_S, user_folder=tmp_path / "default") == "Other, 14:05"
     for unknown in ("", "0b7e9a52-6f6f-4a53-8d1a-2f4b8b5f0c33", 5, None):
-        assert title_of(SAVE, ["9"], {"workflow": {"id": unknown}}, AT_S, user_folder=tmp_path) == "Save Image, 14:05"
+        assert title_of(SAVE, ["9"], {"workflow": {"id": unknown}}, AT_S, user_folder=tmp_path / "default") == "Save Image, 14:05"
     assert title_of(SAVE, ["9"], sent, AT_S, user_folder=tmp_path / "none") == "inside, 14:05"
+
+
+def test_only_where_a_comfyui_has_one_user_it_is_known_whose_folder_to_look_into(tmp_path: Path) -> None:
+    def folder_of(**options: bool) -> Path | None:
+        paths: Any = SimpleNamespace(get_user_directory=lambda: str(tmp_path))
+        unused: Any = None
+        return ComfyHost(unused, unused, unused, paths, unused, SimpleNamespace(**options), tmp_path, "0").user_folder
+
+    assert folder_of() == folder_of(multi_user=False) == tmp_path / "default" and folder_of(multi_user=True) is None
 
 
 def test_the_name_that_a_user_gave_to_files_comes_before_titles() -> None:
