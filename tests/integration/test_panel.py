@@ -375,11 +375,11 @@ def test_a_failed_job_tells_node_and_traceback(rig: PanelRig) -> None:
 
 # -- the cluster ---------------------------------------------------------------------------------------------------------
 def test_a_host_is_invited_and_shut_out(rig: PanelRig) -> None:
-    made = rig.page.post("/invites", {"name": "pc2", "bind": "127.0.0.1"})
+    made = rig.page.post("/invites", {"name": "pc2", "bind": "127.0.0.7"})
     assert made["command"].startswith("distributed-comfy up --join ") and made["host"] == "pc2"
     assert [each["host"] for each in rig.page.get("/invites")["invites"]] == ["pc2"]
     assert until(lambda: rig.page.state()["invites"] == 1)
-    again = rig.page.ask("POST", "/invites", {"name": "pc2", "bind": "127.0.0.1"})
+    again = rig.page.ask("POST", "/invites", {"name": "pc2", "bind": "127.0.0.7"})
     assert again.status == 400 and "already" in again.error["message"]
     assert rig.page.ask("POST", "/invites", {"name": "pc3", "expires_s": 1}).status == 400
     assert rig.page.ask("POST", "/invites", {"name": "pc3", "tunnel": True}).status == 409

@@ -244,7 +244,7 @@ def test_another_computer_gets_its_command_and_is_shut_out(panel: PanelPage) -> 
     panel.page.get_by_text("Another computer", exact=True).click()
     panel.page.get_by_label("Name of that computer").fill("pc9")
     panel.page.locator("dialog summary").click()
-    panel.page.get_by_label("Address of this computer").fill("127.0.0.1")
+    panel.page.get_by_label("Address of this computer").fill("127.0.0.8")
     panel.page.locator("dialog [data-action=invite]").click()
     panel.page.locator("dialog code", has_text="distributed-comfy up --join dc").wait_for(timeout=SHOWN_MS)
     panel.page.locator("dialog", has_text="Waiting for pc9").wait_for()
