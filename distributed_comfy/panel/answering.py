@@ -27,14 +27,15 @@ T = TypeVar("T")
 SECRET = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 """Headers of every answer: nobody on the way may keep it."""
 _BODY = "panel body"
-_QUICK, _LONG, _URGENT, _FOLLOWED, _JUDGING = 6, 6, 3, 8, 2
+_QUICK, _LONG, _URGENT, _FOLLOWED, _JUDGING, _DRAWING = 6, 6, 3, 8, 2, 2
 
 
 class Threads:
     """Where the panel waits for Redis: neither on the event loop nor in its usual pool, which belongs to others.
 
     What may last (an agent, the doctor, a tunnel) has a pool of its own, so that it keeps no page from its state; so have what ends
-    work, which is wanted most when all else hangs, logs that somebody follows, and the look whether a caller may ask at all.
+    work, which is wanted most when all else hangs, logs that somebody follows, and the look whether a caller may ask at all.  Files are
+    drawn small by two threads: each of them may hold a whole picture, and a page asks for hundreds.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,7 @@ class Threads:
         self._urgent = ThreadPoolExecutor(_URGENT, thread_name_prefix="panel-urgent")
         self._followed = ThreadPoolExecutor(_FOLLOWED, thread_name_prefix="panel-log")
         self._judging = ThreadPoolExecutor(_JUDGING, thread_name_prefix="panel-token")
+        self._drawing = ThreadPoolExecutor(_DRAWING, thread_name_prefix="panel-picture")
 
     async def quick(self, call: Callable[..., T], *given: Any) -> T:
         """What a call gives that waits for Redis alone."""
@@ -65,13 +67,17 @@ class Threads:
         """What a call gives that waits for the next lines of a log."""
         return await asyncio.get_running_loop().run_in_executor(self._followed, call, *given)
 
+    async def draw(self, call: Callable[..., T], *given: Any) -> T:
+        """What a call gives that decodes a picture."""
+        return await asyncio.get_running_loop().run_in_executor(self._drawing, call, *given)
+
     async def judge(self, judge: Judge, request: web.Request) -> None:
         """Let a judge look at a request: the token is in a file."""
         await asyncio.get_running_loop().run_in_executor(self._judging, judge, request)
 
     def end(self) -> None:
         """Begin nothing more."""
-        for pool in (self._quick, self._long, self._urgent, self._followed, self._judging):
+        for pool in (self._quick, self._long, self._urgent, self._followed, self._judging, self._drawing):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -90,6 +90,14 @@ class JobDetails:
         found = self._files.one(cluster, job_id, cluster.jobs.job_state(job_id), path)
         return found, media_type(found)
 
+    def thumbnail(self, job_id: str, path: str, side_px: int) -> Picture:
+        """One of `results` that is a picture, as a small one; errors as of `file`.
+
+        Raises:
+            PictureUnreadable: it is none that could be drawn here.
+        """
+        return _small(read_picture(self.file(job_id, path)[0]), side_px)
+
     # -- pictures --------------------------------------------------------------------------------------------------------
     def preview(self, job_id: str, index: int, side_px: int) -> Picture:
         """What an item's sampler shows while it runs, and what it made when it is done.
@@ -142,6 +150,10 @@ def _drawn(content: memoryview | bytes, ref: TensorRef | FileRef, limit_bytes: i
             raise FrameMalformed(reason=f"an image of shape {list(batch.shape)}")
         pixels = numpy.clip(numpy.nan_to_num(batch[0].astype(numpy.float32)) * 255 + 0.5, 0, 255).astype(numpy.uint8)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return _small(image, side_px)
+
+
+def _small(image: Image.Image, side_px: int) -> Picture:
     image.thumbnail((side_px, side_px))
     written = io.BytesIO()
     (image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGB")).save(written, "PNG")

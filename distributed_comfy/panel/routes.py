@@ -213,11 +213,9 @@ class Panel:
 
     async def get_preview(self, request: web.Request) -> web.StreamResponse:
         """A picture of an item."""
-        index, side = request.match_info["index"], number_of(request, "side", _SIDE_PX)
+        index, side = request.match_info["index"], _side(request)
         if not (index.isascii() and index.isdecimal() and len(index) <= 6):
             raise BadRequest("the item must be a number")
-        if side not in _SIDES_PX:
-            raise BadRequest(f"side must be from {_SIDES_PX[0]} to {_SIDES_PX[-1]}")
         picture = await self.threads.quick(self._details.preview, _job(request), int(index), side)
         return web.Response(body=picture.content, content_type=picture.media_type, headers=SECRET)
 
@@ -226,7 +224,10 @@ class Panel:
         return await self.threads.quick_json(self._details.results, _job(request))
 
     async def get_result(self, request: web.Request) -> web.StreamResponse:
-        """One of them; what a browser could run as a page of this site is only given to be saved."""
+        """One of them, or a small picture of it; what a browser could run as a page of this site is only given to be saved."""
+        if "side" in request.query:
+            picture = await self.threads.draw(self._details.thumbnail, _job(request), request.match_info["path"], _side(request))
+            return web.Response(body=picture.content, content_type=picture.media_type, headers=SECRET)
         path, kind = await self.threads.quick(self._details.file, _job(request), request.match_info["path"])
         saves = request.query.get("download", "") not in ("", "0", "false") or not kind.startswith(_SHOWN_INLINE) or "svg" in kind
         sandbox = {"Content-Security-Policy": "sandbox; default-src 'none'"}
@@ -313,6 +314,13 @@ def _job(request: web.Request) -> str:
     job_id = request.match_info["job"]
     _check_job(job_id)
     return job_id
+
+
+def _side(request: web.Request) -> int:
+    side = number_of(request, "side", _SIDE_PX)
+    if side not in _SIDES_PX:
+        raise BadRequest(f"side must be from {_SIDES_PX[0]} to {_SIDES_PX[-1]}")
+    return side
 
 
 def _worker(request: web.Request) -> str:

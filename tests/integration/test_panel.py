@@ -281,6 +281,12 @@ def test_a_job_is_watched_from_the_queue_to_its_files(rig: PanelRig) -> None:
     picture = rig.page.ask("GET", path)
     assert picture.headers["Content-Type"] == "image/png" and Image.open(io.BytesIO(picture.content)).size == (256, 256)
     assert "attachment" in rig.page.ask("GET", f"{path}?download=1").headers["Content-Disposition"]
+    small = rig.page.ask("GET", f"{path}?side=64")
+    assert small.headers["Content-Type"] == "image/png" and Image.open(io.BytesIO(small.content)).size == (64, 64)
+    assert [rig.page.ask("GET", f"{path}?side={side}").error["code"] for side in ("9000", "x", "")] == ["request_wrong"] * 3
+    Path(detail["results_folder"], "words.png").write_text("no picture")
+    wrong = rig.page.ask("GET", f"/jobs/{job_id}/results/words.png?side=64")
+    assert (wrong.status, wrong.error["code"]) == (400, "picture_unreadable")
 
 
 def test_results_cannot_leave_their_folder(rig: PanelRig) -> None:
@@ -297,6 +303,8 @@ def test_results_cannot_leave_their_folder(rig: PanelRig) -> None:
     for path in paths:
         answer = rig.page.ask("GET", f"/jobs/{job_id}/results/{path}")
         assert (answer.status, answer.error["code"]) == (404, "result_not_here"), path
+        small = rig.page.ask("GET", f"/jobs/{job_id}/results/{path}?side=64")
+        assert (small.status, small.error["code"]) == (404, "result_not_here"), path
     assert rig.page.ask("GET", "/jobs/000000000000/results/x.png").status == 404
 
 

@@ -38,7 +38,9 @@ class Many:
         self._random = random.Random(seed)
         self.revision = 1
         self.down_since_ms = 0
-        """Since when Redis is away; 0: it is not."""
+        """Since when Redis is away; 0: nobody knows."""
+        self.is_down = False
+        self.down_code = "redis_unreachable"
         self.gone: dict[str, int] = {}
         """Hosts that are not heard of any more, and since when."""
         self.agent = "here"
@@ -63,16 +65,16 @@ class Many:
     @property
     def servers(self) -> dict[str, Any]:
         """One that is both."""
-        error = {"code": "redis_unreachable", "message": "the state Redis does not answer", "remedy": "look whether it runs"}
+        error = {"code": self.down_code, "message": "the state Redis does not answer", "remedy": "look whether it runs"}
         health = {
-            "up": not self.down_since_ms, "error": error if self.down_since_ms else None, "version": "7.0.15", "used_bytes": 40 * MIB,
+            "up": not self.is_down, "error": error if self.is_down else None, "version": "7.0.15", "used_bytes": 40 * MIB,
             "limit_bytes": None, "kept": True, "down_since_ms": self.down_since_ms,
         }  # fmt: skip
         return {"shown": "redis://127.0.0.1:6379/0", "embedded": True, "invited_to": "", "one": False, "state": health, "blobs": health}
 
     def told(self) -> dict[str, Any]:
         """Workers as pages are told of them."""
-        if not self.down_since_ms:
+        if not self.is_down:
             return self.workers
         unknown = {"state": "unknown", "colour": "grey", "reason": "nothing is heard", "remedy": "", "since_ms": self.down_since_ms}
         return {name: {**worker, **unknown} for name, worker in self.workers.items()}
@@ -80,7 +82,7 @@ class Many:
     def move(self) -> dict[str, Any]:
         """A quarter of a second of a busy cluster: as `change` tells it."""
         self.revision += 1
-        if self.down_since_ms:
+        if self.is_down:
             return {"revision": self.revision, "now_ms": now_ms(), "servers": self.servers, "workers": self.told()}
         workers = self._random.sample(sorted(self.workers), len(self.workers) // 2)
         active = [job for job in self.jobs.values() if job["state"] == "running"]

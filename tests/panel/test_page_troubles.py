@@ -123,6 +123,58 @@ _WRONG = """async (one) => {
   const state = { servers: { one, state: down, blobs: down }, hosts: {}, workers: {}, master: null, tunnel: {} };
   return whatIsWrong(state, 0).map(({ what }) => what);
 }"""
+_LOG = """async (lines) => {
+  const { LogView } = await import("/distributed/v2/ui/log_view.js");
+  const place = document.body.appendChild(document.createElement("div"));
+  const log = new LogView(place, { name: "w", server: { read: () => new Promise(() => {}) }, failed: () => {} });
+  const said = async () => {
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    return place.querySelector(".log-note").textContent;
+  };
+  const choose = (onlyWrong) => ((log.wrong.checked = onlyWrong), log.filter());
+  const found = {};
+  log.take(lines);
+  log.tell("open");
+  await said();
+  choose(true);
+  found.found = await said();
+  log.take([{ ...lines[0], id: "9" }]);
+  found.later = await said();
+  log.tell("broken", new Error("It is gone."));
+  found.broken = await said();
+  choose(false);
+  found.cleared = await said();
+  log.tell("open");
+  found.live = await said();
+  log.end();
+  place.remove();
+  return found;
+}"""
+_MIDNIGHT = """async () => {
+  const { timeOf } = await import("/distributed/v2/ui/silent.js");
+  const { clock } = await import("/distributed/v2/ui/format.js");
+  const at_ms = new Date(2026, 0, 5, 0, 5).getTime();
+  const { toLocaleString, toLocaleTimeString } = Date.prototype;
+  const cycles = [];
+  const told = (method) => function (_, options) {
+    cycles.push(options.hour12 ?? options.hourCycle);
+    return method.call(this, "en-US", options);
+  };
+  Object.assign(Date.prototype, { toLocaleString: told(toLocaleString), toLocaleTimeString: told(toLocaleTimeString) });
+  const said = [timeOf(at_ms, at_ms), clock(at_ms)];
+  Object.assign(Date.prototype, { toLocaleString, toLocaleTimeString });
+  return { said, cycles };
+}"""
+_KEPT = """async ([count, size]) => {
+  const { Pictures } = await import("/distributed/v2/ui/pictures.js");
+  const pictures = new Pictures({ blob: async () => new Blob([new Uint8Array(size)]) }, () => {});
+  for (let number = 0; number < count; number += 1) await pictures.addressOf(`picture ${number}`);
+  const kept = [pictures.keptBytes, [...pictures.kept.keys()].at(-1)];
+  await pictures.addressOf("picture 0"); // of those that went, it comes again
+  const again = pictures.kept.has("picture 0");
+  pictures.end();
+  return { kept, again, ended: pictures.keptBytes };
+}"""
 _READ = """async () => {
   const { Server } = await import("/distributed/v2/ui/requests.js");
   const none = async () => "";
@@ -377,10 +429,45 @@ def test_every_button_that_is_named_in_a_remedy_is_an_order_of_the_command_line(
     assert [words for words in said if "distributed-comfy" in words] == []
 
 
+# -- where the focus is ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("words", ["job-0105", "no job at all"])
+def test_a_job_that_is_left_takes_the_focus_from_no_search_that_finds_it_later(panel: PanelPage, words: str) -> None:
+    panel.page.set_viewport_size({"width": 420, "height": 500})
+    try:
+        panel.section("Jobs")
+        panel.page.get_by_label("Find a job").fill(words)
+        panel.page.locator(".job-row[data-key=job-0000]").wait_for(state="detached")
+        panel.section("Workers")
+        panel.page.locator("[data-worker] .link-button").first.click()
+        panel.page.locator(".job-detail .back").click()
+        panel.page.locator(".job-detail").wait_for(state="detached")
+        search = panel.page.get_by_label("Find a job")
+        search.focus()
+        search.press_sequentially("job-0000", delay=30)
+        panel.page.locator(".job-row[data-key=job-0000]").wait_for()
+        assert search.input_value() == "job-0000" and panel.focused("aria-label") == "Find a job"
+    finally:
+        panel.page.set_viewport_size({"width": 1400, "height": 900})
+
+
+# -- logs ----------------------------------------------------------------------------------------------------------------
+def test_a_log_says_what_was_found_and_that_it_is_broken_whatever_is_searched_for(panel: PanelPage) -> None:
+    lines = [{"id": str(at), "at_ms": at, "level": "ERROR" if at % 2 else "INFO", "text": f"line {at}"} for at in range(1, 5)]
+    said = panel.page.evaluate(_LOG, lines)
+    assert said["found"] == "2 lines" and said["later"] == "3 lines"
+    assert said["broken"] == "3 lines · Not live now. It is gone. It is tried again."
+    assert said["cleared"] == "Not live now. It is gone. It is tried again." and said["live"].startswith("Live")
+
+
+def test_midnight_is_no_hour_24(panel: PanelPage) -> None:
+    said = panel.page.evaluate(_MIDNIGHT)  # with hour12 it depends on the browser
+    assert said == {"said": ["00:05", "00:05:00"], "cycles": ["h23", "h23"]}
+
+
 # -- who is silent -------------------------------------------------------------------------------------------------------
 def away(panel: PanelPage, many: Many, *, back: bool = False) -> None:
     """Let Redis go, or come back."""
-    many.down_since_ms = 0 if back else now_ms() - 60_000
+    many.is_down, many.down_since_ms = not back, 0 if back else now_ms() - 60_000
     panel.page.locator(f".top .link.{'open' if back else 'away'}").wait_for()
 
 
@@ -388,7 +475,7 @@ def away(panel: PanelPage, many: Many, *, back: bool = False) -> None:
 def redis_comes_back(many: Many) -> Iterator[None]:
     """Whatever a test finds."""
     yield
-    many.down_since_ms = 0
+    many.down_since_ms, many.is_down, many.down_code = 0, False, "redis_unreachable"
     many.gone.clear()
     many.agent = "here"
 
@@ -438,6 +525,88 @@ def test_what_was_said_of_an_outage_goes_with_it_and_what_was_found_before_is_ol
     assert panel.page.locator(".report.old").count()
     panel.action("doctor")
     panel.page.locator(".report.old").wait_for(state="detached")
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+def test_a_fault_of_the_panel_is_no_absence_of_redis_and_what_still_works_can_be_ordered(panel: PanelPage, many: Many) -> None:
+    many.down_code = "panel_fault"
+    away(panel, many)
+    assert panel.page.locator(".top .link").inner_text() == "State unknown"
+    assert "Redis" not in panel.page.locator(".panel > .banner.bad strong").inner_text()
+    card = panel.page.locator("[data-worker]").first
+    card.locator("[data-state=unknown]").wait_for()
+    buttons = card.locator("footer > button")
+    assert buttons.count() >= 2 and not any(buttons.nth(number).is_disabled() for number in range(buttons.count()))
+    card.locator("[data-order=more]").click()
+    card.locator("[role=menuitem][data-order=remove]").wait_for()
+    panel.page.keyboard.press("Escape")
+    panel.section("Jobs")
+    panel.page.get_by_label("Find a job").fill("job-0000")
+    panel.page.locator(".job-row[data-key=job-0000]").click()
+    assert panel.page.locator(".job-detail [data-order=cancel]").is_enabled()
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+def test_since_when_redis_is_away_is_only_said_where_it_is_known(panel: PanelPage, many: Many) -> None:
+    many.is_down, many.down_since_ms = True, 0
+    panel.page.locator(".top .link.away").wait_for()
+    assert panel.page.locator(".top .summary").inner_text() == "2 workers, unknown"
+    assert panel.page.locator(".panel > .banner.bad strong").inner_text() == "Redis does not answer."
+    assert panel.page.locator("[data-worker] [data-state=unknown]").first.inner_text().endswith("Unknown")
+    panel.section("This computer")
+    assert "since" not in panel.page.locator(".panel").inner_text().lower()
+
+
+@pytest.mark.usefixtures("redis_comes_back")
+def test_while_redis_is_away_a_file_is_fetched_and_an_interrupt_is_answered_by_the_server(panel: PanelPage, many: Many) -> None:
+    with_files(panel, many, LONG_AGO, [file("one.txt", "text/plain")])
+    refuse(panel, "**/results/*", 503, "the file is not read now")
+    refuse(panel, "**/master/interrupt", 503, "nothing is interrupted now")
+    detail = look_at(panel, LONG_AGO)
+    detail.get_by_role("button", name="Download one.txt").wait_for()
+    away(panel, many)
+    detail.get_by_role("button", name="Download one.txt").click()
+    panel.said("the file is not read now")
+    panel.section("This computer")
+    panel.action("interrupt-all")
+    panel.page.locator("dialog button.danger, dialog button.first").last.click()
+    panel.said("nothing is interrupted now")
+
+
+def test_a_file_that_is_being_fetched_is_not_fetched_again(panel: PanelPage, many: Many) -> None:
+    held: list[Any] = []
+    panel.page.route("**/results/*", lambda route: held.append(route))
+    with_files(panel, many, LONG_AGO, [file("one.txt", "text/plain")])
+    press = look_at(panel, LONG_AGO).get_by_role("button", name="Download one.txt")
+    press.click()
+    until(lambda: bool(panel.page.evaluate("1")) and bool(held))
+    assert press.is_disabled()
+    with panel.page.expect_download():
+        held[0].fulfill(body="x", content_type="text/plain")
+    until(press.is_enabled)
+
+
+@pytest.mark.parametrize("around", ["the page's own field", "nothing"])
+def test_an_order_that_ends_takes_the_focus_from_no_field_around_the_panel(panel: PanelPage, around: str) -> None:
+    held: list[Any] = []
+    panel.page.route("**/doctor", lambda route: held.append(route))
+    panel.section("Help")
+    panel.page.evaluate("document.body.prepend(Object.assign(document.createElement('textarea'), { id: 'prompt' }))")
+    try:
+        panel.action("doctor")
+        until(lambda: bool(panel.page.evaluate("1")) and bool(held))
+        if around != "nothing":
+            panel.page.locator("#prompt").focus()
+        held[0].fulfill(json={"healthy": True, "findings": []})
+        panel.page.locator(".report").wait_for()
+        panel.page.wait_for_function("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+        panel.page.keyboard.type("a b")
+        if around == "nothing":
+            assert panel.focused("data-action") == "doctor" and len(held) == 2
+        else:
+            assert panel.page.locator("#prompt").input_value() == "a b" and len(held) == 1
+    finally:
+        panel.page.evaluate("document.getElementById('prompt').remove()")
 
 
 def test_messages_cover_no_button_of_a_dialog(panel: PanelPage) -> None:
@@ -590,6 +759,41 @@ def test_a_picture_that_failed_is_tried_again(panel: PanelPage, many: Many) -> N
     detail = look_at(panel, LONG_AGO)
     detail.locator(".file img[data-state=missing]").wait_for(state="attached")
     detail.locator(".file img[data-state=shown]").wait_for()
+
+
+def test_pictures_are_fetched_small_until_one_is_looked_at(panel: PanelPage, many: Many) -> None:
+    asked: list[str] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.url.partition("/results/")[2])
+        route.fulfill(body=picture(1, 1), content_type="image/jpeg")
+
+    panel.page.route("**/preview?*", lambda route: route.fulfill(status=404, json=failure("picture_not_here", "it is gone")))
+    panel.page.route("**/results/*", answer)
+    with_files(panel, many, LONG_AGO, [file("own.jpg", "image/jpeg", item=3)])
+    detail = look_at(panel, LONG_AGO)
+    detail.locator(".cell[data-key='3'] img[data-state=shown]").wait_for()
+    detail.locator(".file img").scroll_into_view_if_needed()
+    detail.locator(".file img[data-state=shown]").wait_for()
+    assert {"own.jpg?side=128", "own.jpg?side=320"} == set(asked)
+    detail.locator(".picture-button").click()
+    panel.page.locator("dialog img[data-state=shown]").wait_for()
+    assert asked[-1] == "own.jpg"
+    panel.close_dialogs()
+
+
+def test_a_picture_that_cannot_be_drawn_small_can_still_be_looked_at(panel: PanelPage, many: Many) -> None:
+    panel.page.route("**/results/*", lambda route: route.fulfill(body=picture(1, 1), content_type="image/jpeg"))
+    refuse(panel, "**/results/*?side=*", 400, "it is of another format")
+    with_files(panel, many, LONG_AGO, [file("one.avif", "image/avif")])
+    look_at(panel, LONG_AGO).get_by_role("button", name="Look at one.avif").click()
+    panel.page.locator("dialog img[data-state=shown]").wait_for()
+    panel.close_dialogs()
+
+
+def test_pictures_are_kept_until_they_take_too_much_memory(panel: PanelPage) -> None:
+    size = 10 * 2**20
+    assert panel.page.evaluate(_KEPT, [8, size]) == {"kept": [6 * size, "picture 7"], "again": True, "ended": 0}
 
 
 def test_a_sound_is_played(panel: PanelPage, many: Many) -> None:

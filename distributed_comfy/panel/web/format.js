@@ -57,7 +57,7 @@ export function ago(at_ms, now_ms) {
  * @param {number} at_ms
  */
 export function clock(at_ms) {
-  return new Date(at_ms).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+  return new Date(at_ms).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 }
 
 /**

@@ -197,12 +197,12 @@ export class JobPlace {
         { class: "muted small" },
         [
           T.submitted(job.user, job.host, ago(job.created_ms, now_ms)),
-          this.detail?.owner && T.owner(this.detail.owner),
+          " · ",
           h("code", { key: "id" }, job.id),
-        ]
-          .flatMap((part) => (part ? [part, " · "] : []))
-          .slice(0, -1),
+        ],
       ),
+      this.detail?.owner &&
+        h("details", { key: "owner", class: "muted small" }, h("summary", null, T.facts), h("p", null, T.owner(this.detail.owner))),
     );
   }
 
@@ -397,7 +397,7 @@ export class JobPlace {
   smallOf(item) {
     if (this.hasPreview(item, 128)) return previewPath(this.id, item.index, item.preview, 128);
     const file = this.fileOf(item);
-    const path = file ? this.pathOf(file) : "";
+    const path = file ? this.thumbnailOf(file, 128) : "";
     return path && !this.panel.pictures.isLost(path) ? path : "";
   }
 
@@ -412,8 +412,9 @@ export class JobPlace {
       const path = previewPath(this.id, item.index, item.preview, 1024);
       return h("div", { key: "made", class: "large-picture" }, pictures.picture(path, T.previewOf(item.index), "large"));
     }
-    if (file && !pictures.isLost(this.pathOf(file)))
-      return h("div", { key: "made-file", class: "large-picture" }, pictures.picture(this.pathOf(file), file.name, "large"));
+    const large = file ? this.thumbnailOf(file, 1024) : "";
+    if (file && !pictures.isLost(large))
+      return h("div", { key: "made-file", class: "large-picture" }, pictures.picture(large, file.name, "large"));
     if (item.state !== "done") return null;
     return h("p", { key: "made-words", class: "muted" }, this.detail?.results.some(isPicture) ? T.previewInFiles : T.previewGone);
   }
@@ -462,6 +463,15 @@ export class JobPlace {
     return results_here ? T.noResults : T.resultsOfComfy;
   }
 
+  /**
+   * Where a small one of a picture is: whole ones are too large to be shown by the hundred.
+   * @param {ResultFile} file
+   * @param {number} side
+   */
+  thumbnailOf(file, side) {
+    return `${this.pathOf(file)}?side=${side}`;
+  }
+
   /** @param {ResultFile} file */
   pathOf(file) {
     return `jobs/${encodeURIComponent(this.id)}/results/${file.path.split("/").map(encodeURIComponent).join("/")}`;
@@ -470,15 +480,17 @@ export class JobPlace {
   /** @param {ResultFile} file */
   file(file) {
     const path = this.pathOf(file);
+    const thumbnail = this.thumbnailOf(file, 320);
+    const isThere = !this.panel.pictures.isLost(thumbnail);
     return h(
       "li",
       { key: file.path, class: "file" },
       isPicture(file) &&
-        !this.panel.pictures.isLost(path) &&
+        isThere &&
         h(
           "button",
           { type: "button", class: "picture-button", "aria-label": T.look(file.name), onclick: () => this.look(file, path) },
-          this.panel.pictures.picture(path, file.name, "fill"),
+          this.panel.pictures.picture(thumbnail, file.name, "fill"),
         ),
       h("span", { class: "ellipsis small", title: file.name }, file.name),
       h(
@@ -487,8 +499,12 @@ export class JobPlace {
         h("span", { class: "grow" }, [file.item !== null && T.ofItem(file.item), bytes(file.size_bytes)].filter(Boolean).join(" · ")),
         isFilm(file) &&
           button(T.play, () => this.look(file, path), { key: "play", class: "small-button", "aria-label": T.playOf(file.name) }),
+        isPicture(file) &&
+          !isThere &&
+          button(T.lookAt, () => this.look(file, path), { key: "look", class: "small-button", "aria-label": T.look(file.name) }),
         button(T.download, () => this.download(file, path), {
           key: "download",
+          disabled: this.panel.busy.has(`file ${file.path}`),
           class: "small-button",
           "aria-label": T.downloadOf(file.name),
         }),
@@ -517,7 +533,7 @@ export class JobPlace {
         h(
           "div",
           { key: "orders", class: "row end" },
-          button(T.download, () => this.download(file, path), { class: "first" }),
+          button(T.download, () => this.download(file, path), { class: "first", disabled: this.panel.busy.has(`file ${file.path}`) }),
         ),
       ],
     });

@@ -43,6 +43,7 @@ export class JobsPlace {
     const job = this.detail.id;
     if (!all.length && !job) return this.empty();
     const shown = all.filter((each) => this.isShown(each));
+    if (!shown.length) this.window.toFocus = "";
     return h(
       "div",
       { class: job ? "split has-detail" : "split" },

@@ -36,6 +36,8 @@ export class LogView {
     this.words = "";
     this.onlyWrong = false;
     this.frame = 0;
+    /** How the stream is, in words. */
+    this.link = T.logConnecting;
     this.build(place);
     this.stream = followEvents(
       (signal) => this.open(signal),
@@ -93,9 +95,18 @@ export class LogView {
    * @param {Error} [error]
    */
   tell(state, error) {
+    if (state === "open") this.link = T.logLive;
+    if (state === "broken" || state === "refused") this.link = T.logBroken(error?.message ?? "");
+    this.say();
+  }
+
+  /** What was found where something is searched for, and how the stream is where that is not as it should be. */
+  say() {
     if (!this.note) return;
-    if (state === "open") this.note.textContent = T.logLive;
-    if (state === "broken" || state === "refused") this.note.textContent = T.logBroken(error?.message ?? "");
+    const isSearched = this.words !== "" || this.onlyWrong;
+    const found = isSearched ? T.logFound(this.box?.querySelectorAll(".line:not([hidden])").length ?? 0) : "";
+    const words = [found, isSearched && this.link === T.logLive ? "" : this.link].filter(Boolean).join(" · ");
+    if (this.note.textContent !== words) this.note.textContent = words;
   }
 
   show() {
@@ -108,6 +119,7 @@ export class LogView {
     this.fresh = [];
     box.append(part);
     while (box.childElementCount > MOST_LINES) box.firstElementChild?.remove();
+    this.say();
     if (isAtEnd) this.toEnd();
   }
 
@@ -136,13 +148,11 @@ export class LogView {
   filter() {
     this.words = this.search?.value.trim().toLowerCase() ?? "";
     this.onlyWrong = this.wrong?.checked ?? false;
-    let shown = 0;
     for (const row of this.box?.children ?? []) {
       const line = /** @type {HTMLElement} */ (row);
       line.hidden = !this.fits(line);
-      if (!line.hidden) shown += 1;
     }
-    if (this.note) this.note.textContent = this.words || this.onlyWrong ? T.logFound(shown) : T.logLive;
+    this.say();
     this.toEnd();
   }
 

@@ -9,7 +9,7 @@ import { JobsPlace } from "./jobs_view.js";
 import { Notices } from "./notices.js";
 import { inPageWords } from "./page_words.js";
 import { Pictures } from "./pictures.js";
-import { Busy, timeOf } from "./silent.js";
+import { Busy, isSilent, timeOf } from "./silent.js";
 import { Store } from "./store.js";
 import { T } from "./texts.js";
 import { tokenForm } from "./token_form.js";
@@ -40,7 +40,7 @@ export class Panel {
     this.place = place;
     /** @type {Section} */
     this.section = "workers";
-    /** Orders that are under way: `worker name` or `job id`. @type {Set<string>} */
+    /** Orders that are under way: `worker name` or `job id`. */
     this.busy = new Busy(() => this.isAway);
     /** Whether the servers were there when it was looked last. */
     this.wasWell = true;
@@ -92,13 +92,19 @@ export class Panel {
   /** Whether Redis does not answer, so nothing can be told to anybody. */
   get isAway() {
     const { state } = this.store;
+    return state !== null && isSilent(state.servers.state);
+  }
+
+  /** Whether what is shown is what was known before, because nobody can say how everything is now. */
+  get isOld() {
+    const { state } = this.store;
     return state !== null && !state.servers.state.up;
   }
 
   /** Where servers have gone or come back, what was found before is old, and what was said of their absence is over. */
   noteOutages() {
     const { connection } = this.store;
-    const isWell = connection === "connecting" ? this.wasWell : connection === "open" && !this.isAway;
+    const isWell = connection === "connecting" ? this.wasWell : connection === "open" && !this.isOld;
     if (isWell === this.wasWell) return;
     this.wasWell = isWell;
     if (this.report) this.report.isOld = true;
@@ -126,7 +132,7 @@ export class Panel {
    * @returns {Promise<boolean>}
    */
   async act(name, work) {
-    if (this.busy.has(name)) return false;
+    if (this.busy.isUnderWay(name)) return false;
     const pressed = /** @type {HTMLElement | null} */ (this.root.activeElement);
     this.busy.add(name);
     this.update();
@@ -140,9 +146,14 @@ export class Panel {
     } finally {
       this.busy.delete(name);
       this.update();
-      // A button that waits loses the focus; it gets it back, unless that is elsewhere by now.
-      requestAnimationFrame(() => !this.root.activeElement && pressed?.isConnected && pressed.focus());
+      requestAnimationFrame(() => this.isFocusFree() && pressed?.isConnected && pressed.focus()); // which it has lost while it waited
     }
+  }
+
+  /** Whether nothing has the focus, neither in the panel nor around it: a field of ComfyUI keeps it. */
+  isFocusFree() {
+    const around = document.activeElement;
+    return !this.root.activeElement && (!around || around === document.body || around === this.place);
   }
 
   header() {
@@ -159,15 +170,16 @@ export class Panel {
   /** @param {import("./store.js").State} state */
   summary(state) {
     const since_ms = state.servers.state.down_since_ms;
-    return this.isAway
-      ? T.summaryUnknown(Object.keys(state.workers).length, timeOf(since_ms, this.store.now_ms))
+    return this.isOld
+      ? T.summaryUnknown(Object.keys(state.workers).length, since_ms ? timeOf(since_ms, this.store.now_ms) : "")
       : T.summary(summaryOf(state));
   }
 
   link() {
     const { connection } = this.store;
-    const isAway = connection === "open" && this.isAway;
-    return h("span", { class: `link ${isAway ? "away" : connection}`, role: "status" }, isAway ? T.redisAway : T.connection[connection]);
+    const isOld = connection === "open" && this.isOld;
+    const why = this.isAway ? T.redisAway : T.stateUnknown;
+    return h("span", { class: `link ${isOld ? "away" : connection}`, role: "status" }, isOld ? why : T.connection[connection]);
   }
 
   tabs() {
@@ -234,8 +246,7 @@ export class Panel {
     for (const health of state ? [state.servers.state, state.servers.blobs] : []) {
       if (!health.up) {
         const since = health.down_since_ms ? T.redisDownSince(timeOf(health.down_since_ms, this.store.now_ms)) : T.redisDown;
-        const title = health.error?.code === "panel_fault" ? "" : since;
-        return banner(title, health.error?.message ?? "", health.error?.remedy ?? "");
+        return banner(isSilent(health) ? since : "", health.error?.message ?? "", health.error?.remedy ?? "");
       }
     }
     return null;

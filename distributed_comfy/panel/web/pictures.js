@@ -1,7 +1,7 @@
-// Pictures behind the token: fetched when they come into sight, a few at a time, kept as object addresses until there are too many.
+// Pictures behind the token: fetched when they come into sight, a few at a time, kept as object addresses until they take too much memory.
 import { h } from "./dom.js";
 
-const MOST_KEPT = 300;
+const MOST_KEPT_BYTES = 64 * 2 ** 20;
 const AT_A_TIME = 4;
 const PAUSES_MS = [2000, 8000, 30_000]; // before a picture that did not come is tried again
 
@@ -16,8 +16,9 @@ export class Pictures {
     this.changed = changed;
     /** Paths of those that are not there, or did not come however often they were tried. @type {Set<string>} */
     this.lost = new Set();
-    /** @type {Map<string, string>} path -> object address; the one used last is at the end */
+    /** By path; the one used last is at the end. @type {Map<string, {address: string, size: number}>} */
     this.kept = new Map();
+    this.keptBytes = 0;
     /** @type {Map<Element, () => void>} */
     this.waiting = new Map();
     /** @type {(() => Promise<void>)[]} */
@@ -96,7 +97,8 @@ export class Pictures {
       image.dataset.state = "shown";
     } catch (error) {
       if (image.dataset.path === path) image.dataset.state = "missing";
-      const pause_ms = /** @type {{status?: number}} */ (error).status === 404 ? 0 : PAUSES_MS[failures];
+      const status = /** @type {{status?: number}} */ (error).status;
+      const pause_ms = status === 404 || status === 400 ? 0 : PAUSES_MS[failures];
       if (pause_ms) setTimeout(() => this.enqueue(() => this.load(image, path, failures + 1)), pause_ms);
       else this.lose(path);
     }
@@ -154,22 +156,32 @@ export class Pictures {
     if (known) {
       this.kept.delete(path);
       this.kept.set(path, known);
-      return known;
+      return known.address;
     }
-    const address = URL.createObjectURL(await this.server.blob(path));
-    this.kept.set(path, address);
-    for (const [old, oldAddress] of this.kept) {
-      if (this.kept.size <= MOST_KEPT) break;
-      URL.revokeObjectURL(oldAddress);
-      this.kept.delete(old);
+    const content = await this.server.blob(path);
+    this.drop(path); // fetched twice at the same time
+    const picture = { address: URL.createObjectURL(content), size: content.size };
+    this.kept.set(path, picture);
+    this.keptBytes += picture.size;
+    for (const old of this.kept.keys()) {
+      if (this.keptBytes <= MOST_KEPT_BYTES || old === path) break;
+      this.drop(old);
     }
-    return address;
+    return picture.address;
+  }
+
+  /** @param {string} path */
+  drop(path) {
+    const old = this.kept.get(path);
+    if (!old) return;
+    URL.revokeObjectURL(old.address);
+    this.kept.delete(path);
+    this.keptBytes -= old.size;
   }
 
   end() {
     this.sight.disconnect();
-    for (const address of this.kept.values()) URL.revokeObjectURL(address);
-    this.kept.clear();
+    for (const path of this.kept.keys()) this.drop(path);
   }
 }
 

@@ -12,9 +12,22 @@ import { T } from "./texts.js";
  */
 
 const DAY_MS = 86_400_000;
-const WITHOUT_REDIS = new Set(["doctor", "settings", "tunnel"]);
+const WITHOUT_REDIS = new Set(["doctor", "settings", "tunnel", "master", "interrupt"]);
+const FILE = "file ";
+const SILENT_CODES = new Set(["redis_unreachable", "redis_busy", "redis_refused", "state_not_read", "joined_unreachable", "relay_unreachable"]);
 
-/** Names of what is under way; while Redis is away nothing that needs it can be begun. */
+/**
+ * Whether it is the server that does not answer; else what reads it has a fault of its own, and orders may still arrive.
+ * @param {import("./api_types.js").ServerHealth} health
+ */
+export function isSilent({ up, error }) {
+  return !up && (error === null || SILENT_CODES.has(error.code));
+}
+
+/**
+ * Names of what is under way; while Redis is away nothing that needs it can be begun.
+ * @extends {Set<string>}
+ */
 export class Busy extends Set {
   /** @param {() => boolean} isAway */
   constructor(isAway) {
@@ -23,8 +36,16 @@ export class Busy extends Set {
   }
 
   /** @param {string} name */
+  isUnderWay(name) {
+    return super.has(name);
+  }
+
+  /**
+   * Whether it cannot be begun now.
+   * @param {string} name
+   */
   has(name) {
-    return super.has(name) || (this.isAway() && !WITHOUT_REDIS.has(name));
+    return super.has(name) || (this.isAway() && !WITHOUT_REDIS.has(name) && !name.startsWith(FILE));
   }
 }
 
@@ -35,7 +56,7 @@ export class Busy extends Set {
  */
 export function timeOf(at_ms, now_ms) {
   /** @type {Intl.DateTimeFormatOptions} */
-  const minute = { hour: "2-digit", minute: "2-digit", hour12: false };
+  const minute = { hour: "2-digit", minute: "2-digit", hourCycle: /** @type {const} */ ("h23") };
   const day = now_ms - at_ms < DAY_MS / 2 ? minute : { ...minute, day: /** @type {const} */ ("numeric"), month: /** @type {const} */ ("short") };
   return new Date(at_ms).toLocaleString(undefined, day);
 }

@@ -75,7 +75,7 @@ export const T = {
   vram: "VRAM",
   ram: "Memory",
   memoryOf: (/** @type {string} */ label, /** @type {string} */ used, /** @type {string} */ total) => `${label} ${used} of ${total}`.trim(),
-  load: (/** @type {number} */ part) => `${part} % busy`,
+  load: (/** @type {number} */ part, /** @type {boolean} */ isCpu) => `${isCpu ? "CPU" : "GPU"} ${part} % busy`,
   itemOf: (/** @type {number} */ index, /** @type {string} */ job) => `Item ${index} of ${job}`,
   itemKinds: { generate: "One seed", whole: "Whole prompt", prepare: "Image to upscale", tile: "Tile", last: "Final stage" },
   step: (/** @type {number} */ value, /** @type {number} */ maximum) => `step ${value} of ${maximum}`,
@@ -235,7 +235,8 @@ export const T = {
   addressWrong: "Write a host name or an IP address, without http:// and without the port.",
   portWrong: "Write a whole number from 1 to 65535.",
   devicesThere: "Those of the computer",
-  deviceUsed: (/** @type {string} */ names) => `Used by ${names} already; two workers share its memory.`,
+  argumentsExample: "none; for example: --lowvram",
+  deviceUsed: (/** @type {string} */ names) => `Used by ${names} already; workers on one device share its memory.`,
   /** @param {{name: string, model: string, memory_bytes: number}} device */
   deviceChoice: ({ name, model, memory_bytes }) =>
     [name, model, memory_bytes ? `${Math.round(memory_bytes / 2 ** 30)} GB` : ""].filter(Boolean).join(" · "),
@@ -347,6 +348,7 @@ export const T = {
   fileNotShown: "It cannot be shown. See whether the file is still there, or download it.",
   play: "Play",
   playOf: (/** @type {string} */ name) => `Play ${name}`,
+  lookAt: "Look",
   look: (/** @type {string} */ name) => `Look at ${name}`,
   download: "Download",
   downloadOf: (/** @type {string} */ name) => `Download ${name}`,
@@ -458,7 +460,8 @@ export const T = {
   // -- computers and servers that are silent
   unknownSince: (/** @type {string} */ clock) => `Unknown since ${clock}`,
   summaryUnknown: (/** @type {number} */ workers, /** @type {string} */ clock) =>
-    workers ? `${one(workers, "worker", "workers")}, unknown since ${clock}` : `Unknown since ${clock}`,
+    [workers ? `${one(workers, "worker", "workers")}, unknown` : "Unknown", clock && `since ${clock}`].filter(Boolean).join(" "),
+  stateUnknown: "State unknown",
   redisAway: "Redis is away",
   redisDownSince: (/** @type {string} */ clock) => `Redis has not answered since ${clock}.`,
   gone: {

@@ -147,12 +147,9 @@ function move(window, event, keys, rowHeight, perRow) {
 
 /** @param {ListWindow} window */
 function focusWanted(window) {
-  if (!window.toFocus || !window.box) return;
-  const row = [...window.box.querySelectorAll("[data-key]")].find(
-    (each) => /** @type {HTMLElement} */ (each).dataset.key === window.toFocus,
-  );
-  if (row) {
-    window.toFocus = "";
-    /** @type {HTMLElement} */ (row).focus({ preventScroll: true });
-  }
+  const { toFocus, box } = window;
+  window.toFocus = ""; // a row that comes into sight later is not waited for: the focus may be in a field by then
+  if (!toFocus || !box) return;
+  const row = [...box.querySelectorAll("[data-key]")].find((each) => /** @type {HTMLElement} */ (each).dataset.key === toFocus);
+  /** @type {HTMLElement | undefined} */ (row)?.focus({ preventScroll: true });
 }

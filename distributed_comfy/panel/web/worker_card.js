@@ -14,6 +14,7 @@ import { T } from "./texts.js";
  * @property {Worker} worker
  * @property {Record<string, import("./api_types.js").Job>} jobs
  * @property {boolean} isBusy an order is under way
+ * @property {boolean} isAway Redis does not answer
  * @property {boolean} isOpen its menu
  * @property {number} now_ms
  * @property {import("./workers_view.js").WorkersPlace} place
@@ -97,7 +98,7 @@ function why(worker) {
 }
 
 /** @param {Worker} worker */
-function memoryBar({ use, host_use }) {
+function memoryBar({ device, use, host_use }) {
   const own = use?.used_bytes != null && use.total_bytes ? { label: T.vram, used: use.used_bytes, total: use.total_bytes } : null;
   const shown = own ?? (host_use?.total_bytes ? { label: T.ram, used: host_use.used_bytes, total: host_use.total_bytes } : null);
   if (!shown) return null;
@@ -110,7 +111,7 @@ function memoryBar({ use, host_use }) {
       "div",
       { class: "row small" },
       h("span", { class: "grow" }, T.memoryOf(shown.label, bytes(shown.used), bytes(shown.total))),
-      load != null && h("span", null, T.load(load)),
+      load != null && h("span", null, T.load(load, device === "cpu")),
     ),
     bar(part, shown.label, part > 92 ? "full" : ""),
   );
@@ -208,7 +209,7 @@ export function needsSettings({ editable, repair, state }) {
 }
 
 /** @param {CardParts} parts */
-function footer({ worker, isBusy, isOpen, place }) {
+function footer({ worker, isBusy, isAway, isOpen, place }) {
   const mends = needsSettings(worker);
   const again = worker.outdated && worker.orders.includes("restart");
   const first = FIRST_ORDERS.find((order) => worker.orders.includes(order) && !(order === "stop" && worker.keeper === "comfyui"));
@@ -242,7 +243,7 @@ function footer({ worker, isBusy, isOpen, place }) {
     button(T.log, () => place.openLog(worker), {
       key: "log",
       "data-order": "log",
-      disabled: worker.state === "unknown",
+      disabled: isAway,
       "aria-label": T.actionOf(T.log, worker.name),
     }),
     worker.editable && !mends && settings,
@@ -263,7 +264,7 @@ function footer({ worker, isBusy, isOpen, place }) {
         },
         "⋯",
       ),
-      isOpen && menu(worker, again ? [first, "restart"] : [first], place),
+      isOpen && menu(worker, again ? [first, "restart"] : [first], isAway, place),
     ),
   );
 }
@@ -271,11 +272,11 @@ function footer({ worker, isBusy, isOpen, place }) {
 /**
  * @param {Worker} worker
  * @param {(Order | undefined)[]} shown orders that have a button of their own
+ * @param {boolean} isAway
  * @param {import("./workers_view.js").WorkersPlace} place
  */
-function menu(worker, shown, place) {
-  const isKnown = worker.state !== "unknown";
-  const orders = MENU_ORDERS.filter((order) => isKnown && !shown.includes(order) && worker.orders.includes(order));
+function menu(worker, shown, isAway, place) {
+  const orders = MENU_ORDERS.filter((order) => !isAway && !shown.includes(order) && worker.orders.includes(order));
   const entry = (/** @type {string} */ key, /** @type {string} */ label, /** @type {() => unknown} */ press, danger = false) =>
     h(
       "button",
@@ -302,9 +303,9 @@ function menu(worker, shown, place) {
       onkeydown: (/** @type {KeyboardEvent} */ event) => moveInMenu(event, place),
     },
     orders.map((order) => entry(order, T.orders[order], () => place.order(worker, order))),
-    isKnown && worker.orders.includes("stop") && worker.items.length > 0 && entry("stop-now", T.stopNow, () => place.stopNow(worker), true),
+    !isAway && worker.orders.includes("stop") && worker.items.length > 0 && entry("stop-now", T.stopNow, () => place.stopNow(worker), true),
     entry("facts", T.facts, () => place.showFacts(worker)),
-    isKnown && worker.editable && entry("remove", T.remove, () => place.remove(worker), true),
+    !isAway && worker.editable && entry("remove", T.remove, () => place.remove(worker), true),
   );
 }
 

@@ -213,7 +213,7 @@ export function argumentsField(form) {
   const words = () => form.draft.args.trim().split(/\s+/).filter(Boolean); // of now: two may be chosen before the next frame
   const isOnCpu = form.draft.device.trim() === "cpu";
   return [
-    textField(form, "args", { placeholder: "--lowvram" }),
+    textField(form, "args", { placeholder: T.argumentsExample }),
     h(
       "ul",
       { key: "args-known", class: "arguments", "aria-label": T.commonArguments },

@@ -134,14 +134,14 @@ export class WorkersPlace {
    * @param {Worker} worker
    */
   card(state, worker) {
-    const { busy, store } = this.panel;
+    const { busy, isAway, store } = this.panel;
     const isBusy = busy.has(worker.name); // so it is, too, while nobody can say how the worker is
     const isOpen = this.openMenu === worker.name;
     const now_ms = store.now_ms;
     const second = worker.items.length || worker.next_start_ms || worker.last_error ? Math.floor(now_ms / 1000) : 0;
     const titles = worker.items.map((item) => state.jobs[item.job]?.title).join();
-    const make = () => workerCard({ worker, jobs: state.jobs, isBusy, isOpen, now_ms, place: this });
-    return memo(worker.name, [worker, isBusy, isOpen, second, titles], make);
+    const make = () => workerCard({ worker, jobs: state.jobs, isBusy, isAway, isOpen, now_ms, place: this });
+    return memo(worker.name, [worker, isBusy, isAway, isOpen, second, titles], make);
   }
 
   // -- the menu of a card -------------------------------------------------------------------------------------------
