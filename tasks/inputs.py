@@ -41,8 +41,10 @@ def bring_inputs(cluster: Cluster, request: RunRequest, folder: Path, is_wanted:
     if not request.input_files:
         return
 
+    given_up = threading.Event()  # whoever waited has gone: what it says of its item after that is of another claim, or of none
+
     def check() -> None:
-        if not is_wanted():
+        if given_up.is_set() or not is_wanted():
             raise ItemInterrupted(item_id=item_id(request.job_id, request.index))
 
     brought: Future[None] = Future()
@@ -56,8 +58,11 @@ def bring_inputs(cluster: Cluster, request: RunRequest, folder: Path, is_wanted:
             brought.set_result(None)
 
     threading.Thread(target=copy_context().run, args=(bring,), name="inputs", daemon=True).start()
-    while not wait([brought], _LOOK_S).done:
-        check()
+    try:
+        while not wait([brought], _LOOK_S).done:
+            check()
+    finally:
+        given_up.set()
     brought.result()
 
 

@@ -46,6 +46,8 @@ _LONGEST_PATIENCE_TICKS = 24
 _JOBS_REMEMBERED = 16
 _ITEMS_REMEMBERED = 64
 _JOIN_S = 2.0
+_ON_THE_WAY = "whose files are on their way"
+"""Of items that the engine does not know yet."""
 
 
 class WorkerRuntime:
@@ -132,7 +134,8 @@ class WorkerRuntime:
         while self.held.running() and time.monotonic() < deadline:
             time.sleep(0.05)
         for claim_id in self.held.running():
-            log.info("worker %s: item %s (claim %s) is given back unfinished", self.name, self.engine.item_of(claim_id), claim_id)
+            item = self.engine.item_of(claim_id) or _ON_THE_WAY
+            log.info("worker %s: item %s (claim %s) is given back unfinished", self.name, item, claim_id)
             self.interrupt(claim_id)
         while self.held.running() and time.monotonic() < deadline + 5:
             time.sleep(0.05)
@@ -308,7 +311,7 @@ class WorkerRuntime:
             return
         for claim_id in answer.lost:
             if self.held.is_running(claim_id):
-                log.info("worker %s: item %s (claim %s) was cancelled", self.name, self.engine.item_of(claim_id), claim_id)
+                log.info("worker %s: item %s (claim %s) was cancelled", self.name, self.engine.item_of(claim_id) or _ON_THE_WAY, claim_id)
                 self.interrupt(claim_id)
         self._check_queue()
 

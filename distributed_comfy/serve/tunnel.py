@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -74,7 +75,8 @@ class Tunnel:
             status = self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:  # it has closed its output, and lives
             return f"it says nothing more; its last words: {' / '.join(self._last)!r}"
-        how = f"by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"with exit status {status}"
+        by_signal = os.name == "posix" and _SIGNALLED < status <= _SIGNALLED + 64
+        how = f"by signal {status - _SIGNALLED}" if by_signal else f"with exit status {status}"
         return f"it ended {how}" + (f" after saying {' / '.join(self._last)!r}" if self._last else "")
 
     def _hear(self, lines: IO[str]) -> None:

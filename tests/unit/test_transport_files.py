@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +23,11 @@ from distributed_comfy.errors import (
     OutputUnwritable,
 )
 from distributed_comfy.file_lock import FileLock
-from distributed_comfy.messages import FileRef
+from distributed_comfy.messages import FileRef, InputFile, RunRequest
 from distributed_comfy.transport import files
 from distributed_comfy.transport.files import FileSource, InputCache, fetch_file, media_type, sha256_of, store_file
 from distributed_comfy.transport.memory_blobs import MemoryBlobStore
+from tasks.inputs import bring_inputs
 
 LIMIT_BYTES = 2**24
 CONTENT = bytes(range(256)) * 9000  # more than two reads
@@ -309,6 +311,31 @@ def test_a_cancel_is_heard_between_two_pieces_of_a_file(store: MemoryBlobStore, 
     assert not cache.has(stored(store, source))
     assert [path.name for path in cache.path_of(stored(store, source)).parent.iterdir()] == ["lock"]
     assert cache.fetch(store, stored(store, source)).read_bytes() == CONTENT, "the lock is free"
+
+
+def test_a_fetch_that_its_item_has_given_up_ends_with_the_next_piece_whatever_comes_after(source: FileSource, cache: InputCache) -> None:
+    """The mark of an interrupted claim goes when the item is given back: the fetch must not take that for a word that it is wanted."""
+    piece, asked, go_on = threading.Event(), [], threading.Event()
+
+    class Slow(MemoryBlobStore):
+        def chunks(self, blob: str) -> Any:
+            for chunk in super().chunks(blob):
+                asked.append(blob)
+                if len(asked) == 2:
+                    piece.set()
+                    go_on.wait(30)
+                yield chunk
+
+    store = Slow(chunk_bytes=10_000)
+    loaded = tuple(InputFile(str(number), "image", stored(store, source)) for number in range(2))
+    request = RunRequest("claim", "job", 0, "generate", {}, (), {}, input_files=loaded)
+    cluster: Any = SimpleNamespace(blobs=store)
+    with pytest.raises(ItemInterrupted):
+        bring_inputs(cluster, request, cache.folder, lambda: not piece.is_set() or go_on.is_set())
+    (fetching,) = [thread for thread in threading.enumerate() if thread.name == "inputs"]
+    go_on.set()
+    fetching.join(10)
+    assert not fetching.is_alive() and len(asked) == 2 and not cache.has(loaded[0].file)
 
 
 def test_a_cached_file_that_was_cut_short_is_fetched_again(store: MemoryBlobStore, source: FileSource, tmp_path: Path) -> None:

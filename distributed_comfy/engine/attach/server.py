@@ -32,8 +32,8 @@ _GOOD = 200
 _UNKNOWN_USER = (401, 403)
 TOO_LARGE = 413
 """Field ``status`` of `ComfyUIUnreachable` where a file is over ComfyUI's ``--max-upload-size``."""
-BAD_GATEWAY = 502
 NOT_FOUND = 404
+BAD_GATEWAY = 502
 """From here on it is a proxy that answers, for a ComfyUI that does not."""
 
 REFUSED, SILENT = "refused", "silent"

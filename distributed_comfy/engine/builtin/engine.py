@@ -1,6 +1,7 @@
 """The built-in engine: API-format prompts over a few torch and Pillow nodes, without ComfyUI."""
 from __future__ import annotations
 
+import functools
 import importlib.util
 import runpy
 from pathlib import Path
@@ -121,6 +122,7 @@ class BuiltinEngine:
         return RunOutcome(captures, files, outputs, tuple(node_id for node_id in sinks if node_id not in filled))
 
 
+@functools.cache
 def load_torch() -> None:
     """Import torch, the way this engine computes with it; called again it does nothing more."""
     with lasting_imports():

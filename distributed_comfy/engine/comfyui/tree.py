@@ -164,11 +164,13 @@ def _once_logged(start: Callable[[], Any]) -> Any:
     root = logging.getLogger()
     if not root.handlers:
         return start()
+    handlers = list(root.handlers)  # a script of a node pack may take them away
     vars(root)["addHandler"] = lambda _handler: None  # not taken away afterwards only: what is logged meanwhile would be there twice
     try:
         return start()
     finally:
         del vars(root)["addHandler"]
+        root.handlers[:] = handlers
 
 
 def _start(main: Any) -> tuple[asyncio.AbstractEventLoop, Any, Any]:
