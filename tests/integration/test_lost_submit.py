@@ -36,6 +36,7 @@ class Host:
     """A ComfyUI, as far as a submission looks at it."""
 
     cannot_add_nodes = ""
+    user_folder = None
 
     def __init__(self, folder: Path) -> None:
         self.folders = dict.fromkeys(("input", "output", "temp"), folder)

@@ -483,7 +483,7 @@ def redis_comes_back(many: Many) -> Iterator[None]:
 @pytest.mark.usefixtures("redis_comes_back")
 def test_while_redis_is_away_no_worker_is_said_to_be_ready_and_nothing_can_be_ordered(panel: PanelPage, many: Many) -> None:
     summary = panel.page.locator(".top .summary")
-    assert " of 2 workers ready" in summary.inner_text()
+    until(lambda: " of 2 workers ready" in summary.inner_text())
     away(panel, many)
     card = panel.page.locator("[data-worker]").first
     card.locator("[data-state=unknown]", has_text="Unknown since").wait_for()
@@ -498,7 +498,7 @@ def test_while_redis_is_away_no_worker_is_said_to_be_ready_and_nothing_can_be_or
     away(panel, many, back=True)
     panel.page.locator("[data-worker] [data-state=unknown]").first.wait_for(state="detached")
     panel.page.locator(".panel > .banner.bad").wait_for(state="detached")
-    assert " of 2 workers ready" in summary.inner_text()
+    until(lambda: " of 2 workers ready" in summary.inner_text())
     assert not buttons.first.is_disabled()
 
 
@@ -580,7 +580,7 @@ def test_a_file_that_is_being_fetched_is_not_fetched_again(panel: PanelPage, man
     press = look_at(panel, LONG_AGO).get_by_role("button", name="Download one.txt")
     press.click()
     until(lambda: bool(panel.page.evaluate("1")) and bool(held))
-    assert press.is_disabled()
+    until(press.is_disabled)
     with panel.page.expect_download():
         held[0].fulfill(body="x", content_type="text/plain")
     until(press.is_enabled)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,6 @@ from distributed_comfy.engine.comfyui.failures import FailureWatch
 from distributed_comfy.engine.comfyui.launch import tree_arguments, tree_commit
 from distributed_comfy.engine.comfyui.listener import CLIENT_ID, ClientListener
 from distributed_comfy.engine.comfyui.outputs import plain_outputs, take_files
-from distributed_comfy.engine.comfyui.tree import _once_logged
 from distributed_comfy.engine.comfyui.warm import WarmNodes
 from distributed_comfy.engine.endings import cached_nodes, ending, node_failure
 from distributed_comfy.engine.folders import WorkFolders
@@ -288,22 +286,3 @@ def test_inputs_that_a_class_checks_by_itself_are_told() -> None:
             return True
 
     assert self_validated_inputs(One) == {"cls", "image"} and self_validated_inputs(All) is None and self_validated_inputs(int) == set()
-
-
-def test_what_comfyui_logs_while_it_starts_is_there_once(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before, own = list(root.handlers), logging.StreamHandler(sys.stderr)
-    root.handlers[:] = [own]
-
-    def start() -> str:
-        logging.getLogger().addHandler(logging.StreamHandler(sys.stderr))  # as ComfyUI's own set-up does
-        logging.getLogger().warning("Set vram state to: DISABLED")
-        return "main"
-
-    try:
-        assert _once_logged(start) == "main" and root.handlers == [own]
-        root.addHandler(logging.NullHandler())
-        assert len(root.handlers) == 2, "afterwards as ever"
-    finally:
-        root.handlers[:] = before
-    assert capsys.readouterr().err == "Set vram state to: DISABLED\n"

@@ -162,15 +162,11 @@ def _import_main(root: Path) -> Any:
 def _once_logged(start: Callable[[], Any]) -> Any:
     """Run ``start`` without letting it add a second handler for the same lines; its log level stays, the user's arguments set it."""
     root = logging.getLogger()
-    if not root.handlers:
-        return start()
-    handlers = list(root.handlers)  # a script of a node pack may take them away
-    vars(root)["addHandler"] = lambda _handler: None  # not taken away afterwards only: what is logged meanwhile would be there twice
-    try:
-        return start()
-    finally:
-        del vars(root)["addHandler"]
+    handlers = list(root.handlers)
+    result = start()
+    if handlers:
         root.handlers[:] = handlers
+    return result
 
 
 def _start(main: Any) -> tuple[asyncio.AbstractEventLoop, Any, Any]:
