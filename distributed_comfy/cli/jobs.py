@@ -57,13 +57,15 @@ def list_jobs(output: Output, /) -> None:
     with connected(output) as cluster:
         found, now_ms, live = cluster.jobs.jobs(), redis_now_ms(cluster), cluster.matching.live()
         found = {job_id: _with_reason(cluster, job_id, state, live) for job_id, state in found.items()}
+        errors = cluster.jobs.errors([job_id for job_id, state in found.items() if state.state == "failed"])
+        found = {job_id: replace(state, error=errors.get(job_id) or state.error) for job_id, state in found.items()}
     output.result([{"job": job_id, **_job_json(state)} for job_id, state in found.items()])
     if not found:
         output.say("no jobs; `distributed-comfy run PROMPT.json` submits one")
         return
     rows = [
         (job_id, state.state, _done(state), str(state.counts["running"]), state.submitter, str(state.priority), state.title,
-         f"{ago(now_ms, state.created_ms)} ago", state.reason)
+         f"{ago(now_ms, state.created_ms)} ago", _note(state))
         for job_id, state in found.items()
     ]  # fmt: skip
     right = ("DONE", "RUNNING", "PRIORITY")
@@ -146,8 +148,7 @@ def _sum_up(output: Output, name: str, alike: list[int], shown: list[int], items
 
 def _item_row(spec: ItemSpec, item: ItemState) -> tuple[str, ...]:
     name = f"{spec.index} ({_STAGES[spec.kind]})" if spec.kind in _STAGES else str(spec.index)
-    text = " ".join(str(from_wire(item.error)).split()) if item.error else ""
-    short = text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…"
+    short = _in_short(item.error) if item.error else ""
     return (name, spec.seed, item.state, item.worker, str(item.attempts or ""), short)
 
 
@@ -261,6 +262,16 @@ def _with_reason(cluster: Cluster, job_id: str, state: JobState, live: Mapping[s
 def _say_state(output: Output, cluster: Cluster, job_id: str, text: str) -> None:
     output.result({"job": job_id, **_job_json(cluster.jobs.job_state(job_id))})
     output.say(f"job {job_id} {text}")
+
+
+def _note(state: JobState) -> str:
+    """Why it waits or has ended, in a line."""
+    return f"{state.reason}: {_in_short(state.error)}" if state.error else state.reason
+
+
+def _in_short(error: dict[str, Any]) -> str:
+    text = " ".join(str(from_wire(error)).split())
+    return text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…"
 
 
 def _done(state: JobState) -> str:

@@ -160,6 +160,23 @@ def test_a_job_that_nobody_can_run_is_queued_says_why_and_is_given_up_in_time(li
     assert state(builtin_rig, job_id) == "cancelled"
 
 
+def test_a_failed_job_is_listed_with_its_item_its_node_its_worker_and_the_reason(line: CommandLine, builtin_rig: Rig) -> None:
+    prompt = pictures()
+    prompt["bad"] = node("RuleFail", images=out("make"), seed=out("seed"), bad_seed=11)
+    prompt["seed"]["inputs"]["seed"] = 10
+    prompt["collect"]["inputs"]["images"] = out("bad")
+    before = set(builtin_rig.cluster.jobs.jobs())
+    assert line.run("run", line.write("graph.json", prompt), "--items", "2", "--out", "made").status == 1
+    (job_id,) = set(builtin_rig.cluster.jobs.jobs()) - before
+    listed = {job["job"]: job for job in line.run("jobs", "list", "--json").json}[job_id]
+    assert (listed["state"], listed["reason"]) == ("failed", "item 1 failed") and "seed 11 brings no luck" in str(listed["error"])
+    assert "item 1 failed: node bad (RuleFail) raised" in line.run("jobs", "list", COLUMNS="300").out
+    shown = line.run("jobs", "show", job_id).out
+    assert "seed 11 brings no luck" in shown and "RuleFail" in shown and "item 1" in shown
+    item = line.run("jobs", "show", job_id, "--json").json["items"][1]
+    assert item["state"] == "failed" and item["worker"] in builtin_rig.workers and "seed 11 brings no luck" in str(item["error"])
+
+
 def test_a_paused_job_gets_nothing_until_it_is_resumed(line: CommandLine, builtin_rig: Rig) -> None:
     started = detach(line, slow(100), "--items", "100", "--out", "made")
     job_id = started["job"]
